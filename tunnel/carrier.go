@@ -1,0 +1,202 @@
+// Package tunnel is sessions over carriers: the authenticated relationship of
+// one client with one server, whose datagrams and streams travel over whatever
+// connections are attached to it at the time. It knows nothing of SOCKS: the
+// body of a record and the address of a stream are bytes to it.
+package tunnel
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"time"
+)
+
+// ALPN is the application protocol both carriers negotiate (RFC 7301).
+const ALPN = "wmproxy/1"
+
+// Kind names a transport.
+type Kind uint8
+
+// The kinds of carrier; the numbers stand on the wire.
+const (
+	KindQUIC  Kind = 1
+	KindYamux Kind = 2
+	KindPipe  Kind = 3
+)
+
+func (k Kind) String() string {
+	switch k {
+	case KindQUIC:
+		return "quic"
+	case KindYamux:
+		return "yamux"
+	case KindPipe:
+		return "pipe"
+	}
+	return fmt.Sprintf("kind %d", uint8(k))
+}
+
+// Carrier is one connection to the peer that has passed TLS and the handshake.
+// Everything a session sends goes through this interface; quic.go, yamux.go and
+// pipe.go implement it and one suite of tests runs on all three.
+type Carrier interface {
+	Kind() Kind
+	LocalAddr() net.Addr
+	RemoteAddr() net.Addr
+
+	// MaxBundle is the size in bytes of the largest bundle that SendBundle takes
+	// now. It may grow and shrink with the path; it is at least MinBundle.
+	MaxBundle() int
+
+	// SendBundle hands over one bundle of at most MaxBundle bytes. It does not
+	// keep b. It may wait until the transport has room, never longer than the
+	// carrier lives. One goroutine at a time calls it. If the path shrank below
+	// len(b) it returns *BundleTooLargeError and the carrier lives on; any other
+	// error means that the carrier has ended.
+	SendBundle(b []byte) error
+
+	// ReceiveBundles waits until at least one bundle has arrived, puts as many as
+	// are there without further waiting into dst and returns how many. The
+	// bundles may be used, and written to, until the next call. One goroutine at
+	// a time calls it. Bundles arrive unchanged; over QUIC some are lost.
+	ReceiveBundles(dst [][]byte) (int, error)
+
+	// Control is the reliable, ordered stream for control messages. Reads and
+	// writes on it each belong to one goroutine.
+	Control() io.ReadWriter
+
+	// OpenStream opens a stream to the peer. It does not wait for the peer, but
+	// for as long as ctx lives it may wait for the peer's stream limit.
+	OpenStream(ctx context.Context) (Stream, error)
+
+	// AcceptStream returns the next stream that the peer opened.
+	AcceptStream(ctx context.Context) (Stream, error)
+
+	// Close ends the carrier and tells the peer code and reason where the
+	// transport can. It unblocks every other call and returns once the carrier's
+	// goroutines have ended. Further calls do nothing.
+	Close(code ErrorCode, reason string)
+
+	// Done is closed when the carrier has ended, for whatever reason.
+	Done() <-chan struct{}
+
+	// Err says why the carrier ended; nil while it lives. A peer's Close is a
+	// *CloseError, our own is net.ErrClosed.
+	Err() error
+}
+
+// Stream is one two-way byte stream. One goroutine may read and one write at the
+// same time; the other methods may be called from any.
+type Stream interface {
+	// Read returns io.EOF only after the peer's CloseWrite, when all it wrote
+	// has been read. A stream that was reset, or whose carrier ended, returns a
+	// *ResetError instead, never io.EOF.
+	Read(p []byte) (int, error)
+
+	// Write waits while the peer does not read. After the peer's reset or the
+	// carrier's end it returns a *ResetError.
+	Write(p []byte) (int, error)
+
+	// CloseWrite ends our half cleanly; reading goes on. Further calls do nothing.
+	CloseWrite() error
+
+	// Reset abandons both halves and unblocks Read and Write on both sides.
+	// It never waits. Where both halves have ended cleanly it only frees the stream.
+	// Every user of a stream calls it once done, clean or not.
+	Reset(code ErrorCode)
+
+	// SetDeadline bounds the Reads and Writes under way and those to come, which
+	// then return os.ErrDeadlineExceeded. The zero time means no bound.
+	SetDeadline(t time.Time) error
+}
+
+// Pending is a connection that has passed TLS and nothing else: it can carry the
+// handshake, and then become a Carrier or be refused.
+type Pending interface {
+	Kind() Kind
+	LocalAddr() net.Addr
+	RemoteAddr() net.Addr
+
+	// Protocol is the negotiated ALPN; a server may find anything here.
+	Protocol() string
+
+	// ExportKey returns n bytes of keying material (RFC 8446 section 7.5) that
+	// are the same on both ends of this connection and of no other.
+	ExportKey(label string, n int) ([]byte, error)
+
+	// Handshake is the byte stream for Hello and Welcome. On the server it waits
+	// for the client to open it. ctx bounds the call and every Read and Write after it until Start.
+	Handshake(ctx context.Context) (io.ReadWriter, error)
+
+	// Start turns the connection into a carrier. Both ends call it after the handshake,
+	// and neither touches the handshake stream or Pending again.
+	// The deadline of ctx bounds Start alone; its later end does not touch the carrier.
+	Start(ctx context.Context) (Carrier, error)
+
+	// Close refuses the connection instead. It tells the peer where the transport
+	// can, does not wait for it, and may be called at any time before Start.
+	Close(code ErrorCode, reason string)
+}
+
+// MinBundle is the smallest MaxBundle of any carrier in bytes: what fits into
+// one DATAGRAM frame on a path of 1200-byte QUIC packets (RFC 9000 section 14).
+const MinBundle = 1100
+
+// MaxBundleSize is the largest bundle any carrier takes or sends in bytes. On
+// yamux a datagram waits behind at most one such write.
+const MaxBundleSize = 16 << 10
+
+// ErrorCode says why a carrier or a stream ended. On QUIC it is the application
+// error code (RFC 9000 section 20.2).
+type ErrorCode uint64
+
+// Error codes; the numbers stand on the wire.
+const (
+	CodeNone            ErrorCode = 0 // normal end
+	CodeShutdown        ErrorCode = 1 // the process ends
+	CodeProtocol        ErrorCode = 2 // the peer broke the protocol
+	CodeVersion         ErrorCode = 3 // no version in common
+	CodeALPN            ErrorCode = 4 // wrong or missing ALPN
+	CodeAuth            ErrorCode = 5 // unknown user or wrong token
+	CodeTimeout         ErrorCode = 6 // a deadline passed
+	CodeLimit           ErrorCode = 7 // a limit was reached
+	CodeSession         ErrorCode = 8 // the session is gone or its proof is wrong
+	CodeReplaced        ErrorCode = 9 // a newer carrier took this one's place
+	CodeInternal        ErrorCode = 10
+	CodeConnectionReset ErrorCode = 11 // the TCP connection behind a stream was reset
+)
+
+// CloseError is the reason a peer gave for ending a carrier or refusing a connection.
+type CloseError struct {
+	Code   ErrorCode
+	Reason string // a sentence from the peer: show it quoted
+}
+
+func (e *CloseError) Error() string {
+	return fmt.Sprintf("the peer closed the connection with code %d: %q", uint64(e.Code), e.Reason)
+}
+
+// ResetError is returned by a stream that did not end cleanly.
+type ResetError struct {
+	Code  ErrorCode
+	Cause error // what ended the carrier, where that is the reason; may be nil
+}
+
+func (e *ResetError) Error() string {
+	if e.Cause != nil {
+		return fmt.Sprintf("stream reset: %v", e.Cause)
+	}
+	return fmt.Sprintf("stream reset with code %d", uint64(e.Code))
+}
+
+func (e *ResetError) Unwrap() error { return e.Cause }
+
+// BundleTooLargeError says that the path no longer carries a bundle of this size.
+type BundleTooLargeError struct {
+	Max int // bytes
+}
+
+func (e *BundleTooLargeError) Error() string {
+	return fmt.Sprintf("bundle larger than the path's %d bytes", e.Max)
+}
