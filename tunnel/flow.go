@@ -1,8 +1,9 @@
 package tunnel
 
 import (
-	"context"
 	"fmt"
+	"sync"
+	"sync/atomic"
 
 	"wmproxy/internal/udpio"
 )
@@ -32,10 +33,14 @@ func (c EndCode) String() string {
 	return fmt.Sprintf("end code %d", uint64(c))
 }
 
+// MaxFlows bounds the flows of one session.
+const MaxFlows = 1 << 16
+
 // FlowHandler takes what the peer sends on one flow.
 type FlowHandler interface {
 	// Receive takes datagrams in the order they arrived. The slices may be used,
-	// and written to, until it returns. One goroutine at a time calls it, and it must not wait.
+	// and written to, until it returns. One goroutine at a time calls it, and it
+	// must not wait. It may still be running when End or Forget returns.
 	Receive(bodies [][]byte)
 
 	// Ended says that the peer, or the session, ended the flow. It is called at
@@ -43,52 +48,222 @@ type FlowHandler interface {
 	Ended(code EndCode)
 }
 
-// Flow is the tunnel's side of one UDP association. Either side's methods may
-// be called from any goroutine.
+// Flow is the tunnel's side of one UDP association. Its methods may be called
+// from any goroutine.
 type Flow struct {
-	id uint64
+	s       *Session
+	q       flowQueue
+	over    atomic.Bool // whoever sets it ends the flow
+	mu      sync.Mutex  // one receiver at a time, also across carriers
+	handler FlowHandler // guarded by mu until the flow is published
 }
 
 // ID is the flow's number; it is never used twice in a client process's life.
-func (f *Flow) ID() uint64 { return f.id }
+func (f *Flow) ID() uint64 { return f.q.id }
 
 // Send queues datagrams for the peer, in order: Head and Body of each one after
 // the other; Addr is not looked at. It copies them and never waits. What the
 // bounded queue has no room for pushes out the oldest and is counted.
-func (f *Flow) Send(ms []udpio.Message) {}
+func (f *Flow) Send(ms []udpio.Message) {
+	if f.over.Load() {
+		f.s.drops.add(DropEnded, uint64(len(ms)))
+		return
+	}
+	f.s.q.push(&f.q, ms, f.s.now())
+}
 
 // End ends the flow on both sides. Further calls do nothing.
-func (f *Flow) End(code EndCode) {}
+func (f *Flow) End(code EndCode) {
+	if f.over.CompareAndSwap(false, true) {
+		f.s.forget(f, true)
+		f.s.sendEnd(f.ID(), code)
+	}
+}
 
 // Forget frees our side of the flow without a word to the peer, whose next
 // datagram makes it anew. Exits do this with idle flows.
-func (f *Flow) Forget() {}
-
-// Exit is what a session calls when the peer opens something.
-type Exit interface {
-	// OpenFlow is called with the first datagram of a flow, before it is
-	// delivered. It must not wait. A nil handler refuses the flow with code.
-	OpenFlow(f *Flow) (h FlowHandler, code EndCode)
-
-	// ServeStream is called in a goroutine of its own and returns when the
-	// stream is done with. ctx ends with the session.
-	ServeStream(ctx context.Context, in *IncomingStream)
+func (f *Flow) Forget() {
+	if f.over.CompareAndSwap(false, true) {
+		f.s.forget(f, false)
+	}
 }
 
-// IncomingStream is a stream the peer asks for. Accept or Refuse is called once.
-type IncomingStream struct {
-	// Addr is the destination as the peer wrote it: ATYP, address, port, at most
-	// MaxStreamAddr bytes, not yet checked.
-	Addr []byte
+func (f *Flow) receive(bodies [][]byte) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.over.Load() {
+		f.s.drops.add(DropEnded, uint64(len(bodies)))
+		return
+	}
+	f.handler.Receive(bodies)
 }
 
-// MaxStreamAddr bounds the address in a stream's header, in bytes.
-const MaxStreamAddr = 1 + 1 + 255 + 2
+// ended tells the handler; the caller has set over.
+func (f *Flow) ended(code EndCode) {
+	f.s.q.clear(&f.q)
+	if f.handler != nil {
+		f.handler.Ended(code)
+	}
+}
 
-// Accept tells the peer that the stream is connected, with the bound address as
-// SOCKS5 writes it, and returns the stream.
-func (in *IncomingStream) Accept(bound []byte) (Stream, error) { return nil, nil }
+// OpenFlow makes a flow that the peer learns of with its first datagram.
+func (s *Session) OpenFlow(h FlowHandler) (*Flow, error) {
+	s.flowsMu.Lock()
+	defer s.flowsMu.Unlock()
+	if s.ctx.Err() != nil {
+		return nil, ErrSessionClosed
+	}
+	if len(s.flows) >= MaxFlows {
+		return nil, fmt.Errorf("tunnel: %d flows are open already", MaxFlows)
+	}
+	s.nextID += 2
+	f := &Flow{s: s, handler: h}
+	f.q.id = s.nextID
+	s.flows[f.q.id] = f
+	return f, nil
+}
 
-// Refuse tells the peer why not, as a SOCKS5 reply code (RFC 1928 section 6), and
-// frees the stream.
-func (in *IncomingStream) Refuse(code byte) {}
+// ours says whether our side opened the flow of this number.
+func (s *Session) ours(id uint64) bool { return id&1 == 1 == s.server }
+
+// deliver hands datagrams of one flow to its handler, opening the flow where
+// the peer may.
+func (s *Session) deliver(id uint64, bodies [][]byte) {
+	s.flowsMu.RLock()
+	f := s.flows[id]
+	s.flowsMu.RUnlock()
+	if f == nil {
+		if s.ours(id) {
+			s.drops.add(DropUnknown, uint64(len(bodies)))
+			s.answerUnknown(id)
+			return
+		}
+		if f = s.openIncoming(id, uint64(len(bodies))); f == nil {
+			return
+		}
+	}
+	f.receive(bodies)
+}
+
+// openIncoming makes the flow that the peer opened with its first datagram; n is
+// how many datagrams are lost where that fails.
+func (s *Session) openIncoming(id uint64, n uint64) *Flow {
+	f := &Flow{s: s}
+	f.q.id = id
+	f.mu.Lock() // others that find it wait until it has its handler
+	defer f.mu.Unlock()
+	s.flowsMu.Lock()
+	if other := s.flows[id]; other != nil {
+		s.flowsMu.Unlock()
+		return other
+	}
+	if s.ended.has(id) || s.ctx.Err() != nil {
+		s.flowsMu.Unlock()
+		s.drops.add(DropEnded, n)
+		return nil
+	}
+	full := s.cfg.Exit == nil || len(s.flows) >= MaxFlows
+	if !full {
+		s.flows[id] = f
+	}
+	s.flowsMu.Unlock()
+	code := EndLimit
+	if !full {
+		f.handler, code = s.cfg.Exit.OpenFlow(f)
+	}
+	if f.handler == nil {
+		s.drops.add(DropRefused, n)
+		f.over.Store(true)
+		s.forget(f, true)
+		s.sendEnd(id, code)
+		return nil
+	}
+	return f
+}
+
+// forget takes f off the table; done remembers that its number is used up.
+func (s *Session) forget(f *Flow, done bool) {
+	s.flowsMu.Lock()
+	if s.flows[f.ID()] == f {
+		delete(s.flows, f.ID())
+	}
+	if done {
+		s.ended.add(f.ID())
+	}
+	s.flowsMu.Unlock()
+	s.q.clear(&f.q)
+}
+
+// peerEnded is called for each flow that the peer ended.
+func (s *Session) peerEnded(id uint64, code EndCode) {
+	s.flowsMu.Lock()
+	f := s.flows[id]
+	delete(s.flows, id)
+	s.ended.add(id)
+	s.flowsMu.Unlock()
+	if f != nil && f.over.CompareAndSwap(false, true) {
+		f.ended(code)
+	}
+}
+
+// answerUnknown tells the peer, at a bounded rate, that its flow is of no use.
+func (s *Session) answerUnknown(id uint64) {
+	now := int64(s.now())
+	last := s.unknownAt.Load()
+	if last != 0 && now-last < int64(unknownFlowInterval) || !s.unknownAt.CompareAndSwap(last, now) {
+		return
+	}
+	s.sendEnd(id, EndUnknown)
+}
+
+const (
+	endedPageBits  = 1 << 15 // flows per page
+	maxEndedPages  = 32      // one million flows of one side
+	endedPageWords = endedPageBits / 64
+)
+
+// endedSet remembers the numbers of flows that have ended, one bit for each, so
+// that a late datagram raises no ghost. Numbers rise by two for each side; the
+// pages in use longest ago are forgotten. The zero value works.
+type endedSet struct {
+	pages []endedPage
+}
+
+type endedPage struct {
+	number uint64
+	bits   *[endedPageWords]uint64
+}
+
+func endedBit(id uint64) (page, word, bit uint64) {
+	page = ((id>>1)/endedPageBits)<<1 | id&1
+	n := (id >> 1) % endedPageBits
+	return page, n / 64, 1 << (n % 64)
+}
+
+func (e *endedSet) find(page uint64) *[endedPageWords]uint64 {
+	for i := len(e.pages) - 1; i >= 0; i-- {
+		if e.pages[i].number == page {
+			return e.pages[i].bits
+		}
+	}
+	return nil
+}
+
+func (e *endedSet) has(id uint64) bool {
+	page, word, bit := endedBit(id)
+	b := e.find(page)
+	return b != nil && b[word]&bit != 0
+}
+
+func (e *endedSet) add(id uint64) {
+	page, word, bit := endedBit(id)
+	b := e.find(page)
+	if b == nil {
+		if len(e.pages) == maxEndedPages {
+			e.pages = append(e.pages[:0], e.pages[1:]...)
+		}
+		b = new([endedPageWords]uint64)
+		e.pages = append(e.pages, endedPage{page, b})
+	}
+	b[word] |= bit
+}

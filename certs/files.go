@@ -1,0 +1,187 @@
+package certs
+
+import (
+	"bytes"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/fsnotify/fsnotify"
+)
+
+const (
+	// settle is how long the files must be quiet before they are read: the two
+	// of a renewal are written one after the other.
+	settle = 100 * time.Millisecond
+	// recheck finds what no notification tells: network file systems, and
+	// directories that were swapped above the ones that are watched.
+	recheck = time.Minute
+)
+
+// Files is a certificate and a key in PEM files, as a public CA issues them,
+// read again when they change. What cannot be used (half of a pair, a
+// certificate for another key) is logged and the last good pair stays.
+type Files struct {
+	certFile, keyFile string
+	log               *slog.Logger
+
+	current atomic.Pointer[tls.Certificate]
+	// Bytes of the last pair that was read, good or bad: only a change is parsed
+	// and only a change is logged. Owned by run after ServerFromFiles.
+	certPEM, keyPEM []byte
+
+	watcher *fsnotify.Watcher // nil when the system has none to give
+	watched map[string]bool
+	done    chan struct{}
+	running sync.WaitGroup
+}
+
+// ServerFromFiles loads the pair and watches it until Close.
+func ServerFromFiles(certFile, keyFile string, log *slog.Logger) (*Files, error) {
+	f := &Files{
+		certFile: certFile, keyFile: keyFile,
+		log:     log,
+		watched: make(map[string]bool),
+		done:    make(chan struct{}),
+	}
+	// Watch before reading, so that a change in between is seen.
+	watcher, err := fsnotify.NewWatcher()
+	if err != nil {
+		log.Warn("certificate files are checked once a minute only, the system refused to watch them", "error", err)
+	} else {
+		f.watcher = watcher
+		f.watch()
+	}
+	if _, err := f.reload(); err != nil {
+		f.closeWatcher()
+		return nil, err
+	}
+	f.running.Go(f.run)
+	return f, nil
+}
+
+// Certificate returns the newest good pair, for ServerConfig.
+func (f *Files) Certificate() *tls.Certificate { return f.current.Load() }
+
+// Close stops watching and waits for it. Certificate stays valid.
+func (f *Files) Close() error {
+	close(f.done)
+	f.running.Wait()
+	return nil
+}
+
+func (f *Files) run() {
+	defer f.closeWatcher()
+	// Nil channels of an absent watcher never fire; the ticker still does.
+	var events chan fsnotify.Event
+	var errs chan error
+	if f.watcher != nil {
+		events, errs = f.watcher.Events, f.watcher.Errors
+	}
+	ticker := time.NewTicker(recheck)
+	defer ticker.Stop()
+	quiet := time.NewTimer(settle)
+	quiet.Stop()
+	defer quiet.Stop()
+	for {
+		select {
+		case <-f.done:
+			return
+		case <-events:
+			quiet.Reset(settle)
+		case <-errs: // an overflow: events were lost, so look
+			quiet.Reset(settle)
+		case <-ticker.C:
+			f.check()
+		case <-quiet.C:
+			f.check()
+		}
+	}
+}
+
+func (f *Files) check() {
+	if f.watcher != nil {
+		f.watch()
+	}
+	changed, err := f.reload()
+	switch {
+	case err != nil && changed:
+		f.log.Error("the changed certificate files cannot be used, the old ones stay", "cert", f.certFile, "key", f.keyFile, "error", err)
+	case changed:
+		f.log.Info("certificate files were read again", "cert", f.certFile, "expires", f.Certificate().Leaf.NotAfter)
+	}
+}
+
+// reload reads both files and says whether they differ from the last time.
+func (f *Files) reload() (changed bool, err error) {
+	certPEM, err := readPEM(f.certFile)
+	if err != nil {
+		return f.differs(nil, nil), err
+	}
+	keyPEM, err := readPEM(f.keyFile)
+	if err != nil {
+		return f.differs(certPEM, nil), err
+	}
+	if !f.differs(certPEM, keyPEM) {
+		return false, nil
+	}
+	pair, err := tls.X509KeyPair(certPEM, keyPEM)
+	if err != nil {
+		return true, fmt.Errorf("%s and %s are not a certificate and its key: %w", f.certFile, f.keyFile, err)
+	}
+	if pair.Leaf == nil {
+		if pair.Leaf, err = x509.ParseCertificate(pair.Certificate[0]); err != nil {
+			return true, err
+		}
+	}
+	f.current.Store(&pair)
+	return true, nil
+}
+
+func (f *Files) differs(certPEM, keyPEM []byte) bool {
+	if bytes.Equal(certPEM, f.certPEM) && bytes.Equal(keyPEM, f.keyPEM) {
+		return false
+	}
+	f.certPEM, f.keyPEM = certPEM, keyPEM
+	return true
+}
+
+// watch watches directories, not files: certbot replaces a symlink in the
+// directory, Kubernetes a symlink to another directory beside it, editors the
+// file itself. Where the name is a symlink, its target's directory counts too.
+func (f *Files) watch() {
+	wanted := make(map[string]bool)
+	for _, file := range []string{f.certFile, f.keyFile} {
+		wanted[filepath.Dir(file)] = true
+		if target, err := filepath.EvalSymlinks(file); err == nil {
+			wanted[filepath.Dir(target)] = true
+		}
+	}
+	for dir := range f.watched {
+		if !wanted[dir] {
+			_ = f.watcher.Remove(dir) // an error means it is gone already
+			delete(f.watched, dir)
+		}
+	}
+	for dir := range wanted {
+		// Added anew each time: a directory that was deleted and made again lost
+		// its watch, and for one that still has it this changes nothing.
+		if err := f.watcher.Add(dir); err != nil {
+			if !f.watched[dir] {
+				f.log.Warn("this directory of certificate files is checked once a minute only", "dir", dir, "error", err)
+			}
+		}
+		f.watched[dir] = true
+	}
+}
+
+func (f *Files) closeWatcher() {
+	if f.watcher != nil {
+		_ = f.watcher.Close()
+	}
+}

@@ -1,0 +1,65 @@
+package client
+
+import (
+	"log/slog"
+	"net/netip"
+
+	"wmproxy/internal/link"
+	"wmproxy/internal/state"
+)
+
+// Carriers that Config.Transport and Config.Streams may name.
+const (
+	Auto  = "auto"
+	QUIC  = "quic"
+	Yamux = "yamux"
+)
+
+// PortRange is a range of ports, both ends in it; the zero value is any port. A
+// range of one is a port that associations share.
+type PortRange struct {
+	Low, High uint16
+}
+
+// Config is all that a client is told. Link and Log are required; the zero
+// value of every other field is the default.
+type Config struct {
+	// Link names the server, its pin and the user's token.
+	Link link.Link
+
+	// Listen is the HOST:PORT of the SOCKS5 entrance. Default "127.0.0.1:1080".
+	Listen string
+
+	// User and Pass are asked of applications (RFC 1929), each 1 to 255 bytes;
+	// both or neither.
+	User, Pass string
+
+	// UDPAdvertise is told to applications as the address of their association,
+	// in place of the one their control connection came in on; then the
+	// association binds the wildcard.
+	UDPAdvertise netip.Addr
+
+	// UDPPorts bounds the ports of associations.
+	UDPPorts PortRange
+
+	// UDPFrom are further sources from which an association takes datagrams,
+	// beside its control connection's peer.
+	UDPFrom []netip.Prefix
+
+	// Transport is which carriers to attach: Auto (both), QUIC or Yamux.
+	Transport string
+
+	// Streams is which carrier streams prefer: Auto (yamux), QUIC or Yamux.
+	Streams string
+
+	// State is the open and locked state directory, or nil when there is none.
+	// Whoever opened it closes it after Run has returned.
+	State *state.Dir
+
+	// NoOffload switches UDP segmentation offload off, for network cards that
+	// corrupt it.
+	NoOffload bool
+
+	// Log gets everything that is worth a line. It never sees a secret.
+	Log *slog.Logger
+}

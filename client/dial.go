@@ -1,0 +1,61 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"wmproxy/certs"
+	"wmproxy/tunnel"
+)
+
+// maxAddrs bounds the addresses of the server's name that are tried in one go.
+const maxAddrs = 8
+
+// dial resolves the server's name anew and tries its addresses in turn. It
+// returns what went wrong with each, unless the server itself said no.
+func (c *Client) dial(ctx context.Context, kind tunnel.Kind) (tunnel.Pending, error) {
+	addrs, err := c.resolve(ctx)
+	if err != nil {
+		return nil, err
+	}
+	tlsConf := certs.ClientConfig(c.cfg.Link.Pin, c.cfg.Link.Host, tunnel.ALPN)
+	var errs []error
+	for _, addr := range addrs {
+		target := netip.AddrPortFrom(addr, c.cfg.Link.Port)
+		attempt, cancel := context.WithTimeout(ctx, dialTimeout)
+		var p tunnel.Pending
+		if kind == tunnel.KindQUIC {
+			p, err = tunnel.DialQUIC(attempt, nil, net.UDPAddrFromAddrPort(target), tlsConf)
+		} else {
+			p, err = tunnel.DialYamux(attempt, target.String(), tlsConf)
+		}
+		cancel()
+		if err == nil {
+			return p, nil
+		}
+		errs = append(errs, err)
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	return nil, errors.Join(errs...)
+}
+
+func (c *Client) resolve(ctx context.Context) ([]netip.Addr, error) {
+	if ip, err := netip.ParseAddr(c.cfg.Link.Host); err == nil {
+		return []netip.Addr{ip}, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", c.cfg.Link.Host)
+	if err != nil {
+		return nil, fmt.Errorf("looking up the server: %w", err)
+	}
+	for i := range addrs {
+		addrs[i] = addrs[i].Unmap()
+	}
+	return addrs[:min(len(addrs), maxAddrs)], nil
+}

@@ -1,0 +1,104 @@
+package client
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"syscall"
+
+	"github.com/quic-go/quic-go"
+
+	"wmproxy/certs"
+	"wmproxy/internal/link"
+	"wmproxy/tunnel"
+)
+
+// explanation is why an attempt failed, as one sentence that says what to do.
+type explanation struct {
+	sentence string
+	// final says that trying again soon will hardly help.
+	final bool
+}
+
+// tlsNoApplicationProtocol is the alert of a TLS server that speaks other
+// protocols only (RFC 7301 section 3.2), as QUIC carries it (RFC 9001 section 4.8).
+const tlsNoApplicationProtocol = quic.TransportErrorCode(0x100 + 120)
+
+// explain is the one place where errors become sentences.
+func explain(err error, l link.Link) explanation {
+	server := l.Address()
+	var (
+		refusal   *tunnel.CloseError
+		pin       *certs.PinError
+		invalid   x509.CertificateInvalidError
+		hostname  x509.HostnameError
+		unknown   x509.UnknownAuthorityError
+		verify    *tls.CertificateVerificationError
+		header    tls.RecordHeaderError
+		transport *quic.TransportError
+		op        *net.OpError
+		dns       *net.DNSError
+	)
+	final := func(format string, args ...any) explanation {
+		return explanation{fmt.Sprintf(format, args...), true}
+	}
+	again := func(format string, args ...any) explanation {
+		return explanation{fmt.Sprintf(format, args...), false}
+	}
+	switch {
+	case err == nil:
+		return again("the connection to %s ended", server)
+	case errors.As(err, &refusal):
+		return explainRefusal(refusal, server)
+	case errors.As(err, &pin):
+		return final("the server at %s has another key than the link's pin; get a new link from the server, or someone is in between", server)
+	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
+		return final("the certificate of %s has expired or is not yet valid; renew it on the server, or check this machine's clock", server)
+	case errors.As(err, &hostname):
+		return final("the certificate of %s is for another name; use the name in it, or a link with a pin", server)
+	case errors.As(err, &unknown):
+		return final("the certificate of %s is not from an authority that this machine trusts; use a link with a pin", server)
+	case errors.As(err, &verify):
+		return final("the certificate of %s is not valid: %v", server, verify.Err)
+	case errors.As(err, &transport) && transport.Remote && transport.ErrorCode == tlsNoApplicationProtocol,
+		errors.As(err, &op) && op.Op == "remote error":
+		return final("the server at %s does not speak %s; check the address, or update it", server, tunnel.ALPN)
+	case errors.As(err, &header):
+		return final("what answers at %s is not a wmproxy server: it does not speak TLS", server)
+	case errors.As(err, &dns):
+		return again("the name %s cannot be resolved (%s); check the network", l.Host, dns.Err)
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return again("nothing listens at %s; check that the server runs and that its port is open", server)
+	case errors.Is(err, syscall.ENETUNREACH), errors.Is(err, syscall.EHOSTUNREACH):
+		return again("no route to %s; check the network", server)
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded), isTimeout(err):
+		return again("no answer from %s; check that the server runs and that a firewall lets its port through", server)
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET):
+		return again("the server at %s closed the connection", server)
+	}
+	return again("the connection to %s failed: %v", server, err)
+}
+
+func explainRefusal(e *tunnel.CloseError, server string) explanation {
+	switch e.Code {
+	case tunnel.CodeAuth:
+		return explanation{fmt.Sprintf("the server at %s does not know this user and token; get a new link from the server", server), true}
+	case tunnel.CodeVersion:
+		return explanation{fmt.Sprintf("the server at %s speaks another version (%q); update the older of the two", server, e.Reason), true}
+	case tunnel.CodeALPN:
+		return explanation{fmt.Sprintf("the server at %s does not speak %s (%q); check the address, or update it", server, tunnel.ALPN, e.Reason), true}
+	case tunnel.CodeShutdown:
+		return explanation{fmt.Sprintf("the server at %s is shutting down", server), false}
+	}
+	return explanation{fmt.Sprintf("the server at %s ended the connection (%q)", server, e.Reason), false}
+}
+
+func isTimeout(err error) bool {
+	var n net.Error
+	return errors.As(err, &n) && n.Timeout()
+}

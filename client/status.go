@@ -1,0 +1,132 @@
+package client
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+
+	"wmproxy/tunnel"
+)
+
+// settle is how long the tunnel's state must stand before it is said, so that
+// two carriers that attach at once make one line.
+const settle = 150 * time.Millisecond
+
+// status says on one line what state the tunnel is in, whenever that changes.
+type status struct {
+	log    *slog.Logger
+	server string
+	kinds  []tunnel.Kind
+	wake   chan struct{}
+
+	mu      sync.Mutex
+	reasons map[tunnel.Kind]string // why a kind is not attached
+	ever    bool
+}
+
+func newStatus(log *slog.Logger, server string, kinds []tunnel.Kind) *status {
+	return &status{
+		log: log, server: server, kinds: kinds,
+		wake: make(chan struct{}, 1), reasons: make(map[tunnel.Kind]string),
+	}
+}
+
+func (s *status) kick() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (s *status) everAttached() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.ever
+}
+
+func (s *status) attached(kind tunnel.Kind) {
+	s.mu.Lock()
+	s.ever = true
+	delete(s.reasons, kind)
+	s.mu.Unlock()
+	s.kick()
+}
+
+func (s *status) failed(kind tunnel.Kind, why string) {
+	s.mu.Lock()
+	s.reasons[kind] = why
+	s.mu.Unlock()
+	s.kick()
+}
+
+// run writes the lines until ctx ends.
+func (s *status) run(ctx context.Context, session *tunnel.Session) {
+	last := ""
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-s.wake:
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(settle):
+		}
+		line, up := s.line(session.Attached())
+		if line == last || line == "" {
+			continue
+		}
+		last = line
+		if up {
+			s.log.Info(line)
+		} else {
+			s.log.Warn(line)
+		}
+	}
+}
+
+// line describes the tunnel as it is now; "" where there is nothing to say yet.
+func (s *status) line(attached []*tunnel.Attachment) (line string, up bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var names, missing []string
+	for _, kind := range s.kinds {
+		found := false
+		for _, a := range attached {
+			if a.Kind() == kind {
+				names = append(names, fmt.Sprintf("%v to %v", kind, a.RemoteAddr()))
+				found = true
+			}
+		}
+		if why := s.reasons[kind]; !found && why != "" {
+			missing = append(missing, fmt.Sprintf("%v: %s", kind, why))
+		}
+	}
+	switch {
+	case len(names) == 0 && len(missing) == 0:
+		return "", false
+	case len(names) == 0:
+		return "tunnel down, trying again: " + unique(missing), false
+	case len(missing) == 0:
+		return "tunnel up: " + strings.Join(names, ", "), true
+	}
+	return "tunnel up: " + strings.Join(names, ", ") + "; without " + strings.Join(missing, "; "), true
+}
+
+// unique joins the reasons, saying once what holds for every transport.
+func unique(reasons []string) string {
+	first := ""
+	for i, r := range reasons {
+		_, why, _ := strings.Cut(r, ": ")
+		if i == 0 {
+			first = why
+		} else if why != first {
+			return strings.Join(reasons, "; ")
+		}
+	}
+	return first
+}

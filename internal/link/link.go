@@ -1,0 +1,201 @@
+// Package link is the text that joins a client to its server:
+//
+//	wmproxy://NAME:SECRET@HOST:PORT?pin=BASE64URL
+//
+// and the tokens (NAME:SECRET) in it. It must not know what either side does
+// with them, and none of its errors repeats a secret.
+package link
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"net/url"
+	"strconv"
+	"strings"
+
+	"wmproxy/certs"
+)
+
+// Bounds, in bytes.
+const (
+	MaxLink = 4096 // a link as text
+	MaxHost = 253  // a domain name, RFC 1035 section 2.3.4
+)
+
+const (
+	scheme   = "wmproxy://"
+	pinParam = "pin"
+	// privateParam begins parameters that are for others and skipped by us.
+	privateParam = "x-"
+
+	hidden = "***"
+)
+
+// Link is what a client has to know of its server.
+type Link struct {
+	Name   string // of the user, as in Token
+	Secret string
+	Host   string // a name or an IP address, IPv6 without brackets
+	Port   uint16
+	Pin    *certs.Pin // of the server's public key; nil when the system's roots count
+}
+
+// Parse reads a link, with white space around it ignored. An error is one
+// sentence that says what to do.
+func Parse(text string) (Link, error) {
+	text = strings.TrimSpace(text)
+	if len(text) > MaxLink {
+		return Link{}, fmt.Errorf("the link is longer than %d characters, so it is not one; copy it again from the server", MaxLink)
+	}
+	if len(text) < len(scheme) || !strings.EqualFold(text[:len(scheme)], scheme) {
+		return Link{}, errors.New("the link must start with wmproxy://; copy it again from the server's output or its client.link file")
+	}
+	rest := text[len(scheme):]
+	if strings.Contains(rest, "#") {
+		return Link{}, errors.New("the link has a # in it; write that as %23")
+	}
+	rest, query, _ := strings.Cut(rest, "?")
+	rest = strings.TrimSuffix(rest, "/")
+	if strings.Contains(rest, "/") {
+		return Link{}, errors.New("the link has a / before its end; write one that belongs to the secret as %2F")
+	}
+	at := strings.LastIndexByte(rest, '@')
+	if at < 0 {
+		return Link{}, errors.New("the link has no NAME:SECRET@ before the host; copy it again, it starts wmproxy://NAME:SECRET@HOST:PORT")
+	}
+	var l Link
+	if err := l.parseUser(rest[:at]); err != nil {
+		return Link{}, err
+	}
+	if err := l.parseHost(rest[at+1:]); err != nil {
+		return Link{}, err
+	}
+	if err := l.parseQuery(query); err != nil {
+		return Link{}, err
+	}
+	return l, nil
+}
+
+func (l *Link) parseUser(text string) error {
+	name, secret, ok := strings.Cut(text, ":")
+	if !ok {
+		return errors.New("the link has no secret; it starts wmproxy://NAME:SECRET@HOST:PORT")
+	}
+	// The errors of url quote what they could not read, which may be the secret.
+	name, errName := url.PathUnescape(name)
+	secret, errSecret := url.PathUnescape(secret)
+	if errName != nil || errSecret != nil {
+		return errors.New("the link has a % in its name or secret that starts no escape; write % as %25")
+	}
+	t, err := newToken(name, secret)
+	if err != nil {
+		return fmt.Errorf("the link is not usable: %w", err)
+	}
+	l.Name, l.Secret = t.Name, t.Secret
+	return nil
+}
+
+func (l *Link) parseHost(text string) error {
+	host, port, err := net.SplitHostPort(text)
+	if err != nil {
+		return errors.New("the link has no HOST:PORT after the @; an IPv6 address there stands in brackets")
+	}
+	if host, err = url.PathUnescape(host); err != nil {
+		return errors.New("the link has a % in its host that starts no escape; write the zone of an IPv6 address as %25ZONE")
+	}
+	if err := CheckHost(host); err != nil {
+		return fmt.Errorf("the link is not usable: %w", err)
+	}
+	n, err := strconv.ParseUint(port, 10, 16)
+	if err != nil || n == 0 {
+		return errors.New("the link's port must be a number from 1 to 65535")
+	}
+	l.Host, l.Port = host, uint16(n)
+	return nil
+}
+
+func (l *Link) parseQuery(query string) error {
+	for param := range strings.SplitSeq(query, "&") {
+		key, value, _ := strings.Cut(param, "=")
+		switch {
+		case param == "" || strings.HasPrefix(key, privateParam):
+		case key == pinParam && l.Pin != nil:
+			return errors.New("the link has two pins; keep the one of the server's output")
+		case key == pinParam:
+			pin, err := certs.ParsePin(value)
+			if err != nil {
+				return errors.New("the link's pin is damaged (it is 43 letters, digits, - and _); copy the link again from the server")
+			}
+			l.Pin = &pin
+		default:
+			// Whatever it asks for, connecting without it could be less safe.
+			return errors.New("the link has a parameter that this version does not know; update wmproxy, or remove all but pin=")
+		}
+	}
+	return nil
+}
+
+// CheckHost says whether host can stand in a link: an IP address (IPv6 without
+// brackets, a zone is fine) or a domain name of at most MaxHost bytes.
+func CheckHost(host string) error {
+	if _, err := netip.ParseAddr(host); err == nil {
+		return nil
+	}
+	if host == "" || len(host) > MaxHost {
+		return fmt.Errorf("the host must be an IP address or a name of 1 to %d characters", MaxHost)
+	}
+	for _, c := range []byte(host) {
+		if !isAlphanumeric(c) && c != '-' && c != '.' && c != '_' {
+			return errors.New("the host must be an IP address or a name of letters, digits, dots and hyphens")
+		}
+	}
+	return nil
+}
+
+// Address returns HOST:PORT for dialing.
+func (l Link) Address() string {
+	return net.JoinHostPort(l.Host, strconv.Itoa(int(l.Port)))
+}
+
+// Token returns the link's NAME:SECRET.
+func (l Link) Token() Token { return Token{Name: l.Name, Secret: l.Secret} }
+
+// String returns the link as Parse reads it, secret included. Anything that
+// goes into a log wants Redacted.
+func (l Link) String() string { return l.text(escape(l.Secret)) }
+
+// Redacted returns the link with its secret hidden.
+func (l Link) Redacted() string { return l.text(hidden) }
+
+// LogValue keeps the secret out of logs.
+func (l Link) LogValue() slog.Value { return slog.StringValue(l.Redacted()) }
+
+func (l Link) text(secret string) string {
+	host := strings.ReplaceAll(l.Host, "%", "%25") // the zone of an IPv6 address, RFC 6874
+	text := scheme + l.Name + ":" + secret + "@" + net.JoinHostPort(host, strconv.Itoa(int(l.Port)))
+	if l.Pin != nil {
+		text += "?" + pinParam + "=" + l.Pin.String()
+	}
+	return text
+}
+
+// escape percent-encodes all but the unreserved characters of RFC 3986 section
+// 2.3, so that a link survives shells and chat programs as well as Parse.
+func escape(s string) string {
+	var b strings.Builder
+	for _, c := range []byte(s) {
+		if isAlphanumeric(c) || c == '-' || c == '.' || c == '_' || c == '~' {
+			b.WriteByte(c)
+		} else {
+			fmt.Fprintf(&b, "%%%02X", c)
+		}
+	}
+	return b.String()
+}
+
+func isAlphanumeric(c byte) bool {
+	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9'
+}

@@ -1,0 +1,117 @@
+package link
+
+import (
+	"crypto/rand"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+)
+
+// Bounds of a token and of a list of them.
+const (
+	MaxName   = 64  // bytes
+	MaxSecret = 256 // bytes
+	MaxTokens = 4096
+)
+
+// secretBytes is the entropy of a secret that NewToken makes.
+const secretBytes = 32
+
+// Token is a user's name and the secret that proves it.
+type Token struct {
+	Name   string // 1 to MaxName of letters, digits, dot, hyphen and underscore
+	Secret string // 1 to MaxSecret bytes of UTF-8, no control characters or spaces
+}
+
+// NewToken returns a token for name with a random secret of 256 bits. A bad
+// name is an error.
+func NewToken(name string) (Token, error) {
+	secret := make([]byte, secretBytes)
+	_, _ = rand.Read(secret) // never fails, crypto/rand says
+	return newToken(name, base64.RawURLEncoding.EncodeToString(secret))
+}
+
+// ParseToken reads NAME:SECRET. The secret may hold colons and commas. An error
+// is one sentence that says what to do.
+func ParseToken(text string) (Token, error) {
+	name, secret, ok := strings.Cut(text, ":")
+	if !ok {
+		return Token{}, errors.New("a token must be written NAME:SECRET")
+	}
+	return newToken(name, secret)
+}
+
+// ParseTokens reads a file of tokens, one on a line; empty lines and lines that
+// start with # are skipped. Each name may stand there once.
+func ParseTokens(text string) ([]Token, error) {
+	var tokens []Token
+	number := 0
+	for line := range strings.Lines(text) {
+		number++
+		line = strings.TrimSpace(line)
+		if line == "" || strings.HasPrefix(line, "#") {
+			continue
+		}
+		t, err := ParseToken(line)
+		if err != nil {
+			return nil, fmt.Errorf("line %d: %w", number, err)
+		}
+		if tokens = append(tokens, t); len(tokens) > MaxTokens {
+			return nil, fmt.Errorf("there are more than %d tokens; remove some", MaxTokens)
+		}
+	}
+	return tokens, CheckTokens(tokens)
+}
+
+// CheckTokens says whether every name stands for one secret.
+func CheckTokens(tokens []Token) error {
+	seen := make(map[string]bool, len(tokens))
+	for _, t := range tokens {
+		if seen[t.Name] {
+			return fmt.Errorf("two tokens have the name %s; give each user one", t.Name)
+		}
+		seen[t.Name] = true
+	}
+	return nil
+}
+
+func newToken(name, secret string) (Token, error) {
+	if err := checkName(name); err != nil {
+		return Token{}, err
+	}
+	if secret == "" || len(secret) > MaxSecret {
+		return Token{}, fmt.Errorf("the secret must have 1 to %d characters", MaxSecret)
+	}
+	if !utf8.ValidString(secret) || strings.ContainsFunc(secret, unprintable) {
+		return Token{}, errors.New("the secret must not have spaces or control characters in it")
+	}
+	return Token{Name: name, Secret: secret}, nil
+}
+
+func checkName(name string) error {
+	if name == "" || len(name) > MaxName {
+		return fmt.Errorf("the name must have 1 to %d characters", MaxName)
+	}
+	for _, c := range []byte(name) {
+		if !isAlphanumeric(c) && c != '-' && c != '.' && c != '_' {
+			return errors.New("the name may have letters, digits, dots, hyphens and underscores only")
+		}
+	}
+	return nil
+}
+
+func unprintable(r rune) bool { return unicode.IsSpace(r) || !unicode.IsPrint(r) }
+
+// String returns the token with its secret hidden, so that no way of printing
+// a structure that holds one shows it. NAME:SECRET is Name + ":" + Secret.
+func (t Token) String() string { return t.Name + ":" + hidden }
+
+// GoString is String, for %#v.
+func (t Token) GoString() string { return t.String() }
+
+// LogValue keeps the secret out of logs.
+func (t Token) LogValue() slog.Value { return slog.StringValue(t.String()) }

@@ -1,0 +1,235 @@
+package probe
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"syscall"
+
+	"wmproxy/socks"
+)
+
+// failure is the step that failed and a sentence, without its full stop: what
+// happened, the likely cause and what to do.
+type failure struct {
+	step     string
+	sentence string
+}
+
+func failAt(step, format string, args ...any) *failure {
+	return &failure{step, fmt.Sprintf(format, args...)}
+}
+
+// handshakeFailure explains why Connect or Associate failed. request is the
+// command's name.
+func (c *checker) handshakeFailure(request string, err error) *failure {
+	var at *socks.StepError
+	if !errors.As(err, &at) {
+		return failAt(request, "%v", err)
+	}
+	server := visible(c.socksAddr)
+	if errors.Is(err, context.Canceled) {
+		return failAt(at.Step.String(), "interrupted")
+	}
+	switch at.Step {
+	case socks.StepDial:
+		return dialFailure(server, at.Err)
+	case socks.StepGreeting:
+		return c.greetingFailure(server, at.Err)
+	case socks.StepAuth:
+		return authFailure(at.Err)
+	case socks.StepReply:
+		return c.replyFailure(request, at.Err)
+	}
+	return failAt(at.Step.String(), "%v", at.Err)
+}
+
+func dialFailure(server string, err error) *failure {
+	var unknown *net.DNSError
+	switch {
+	case errors.As(err, &unknown):
+		return failAt("dial", "the name in %s does not resolve; check the address", server)
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return failAt("dial", "nothing listens on %s; check that the SOCKS5 server runs and that the port is right", server)
+	case timedOut(err):
+		return failAt("dial", "no answer from %s; check the address, and that firewalls let this TCP port pass", server)
+	}
+	return failAt("dial", "cannot connect to %s (%v)", server, err)
+}
+
+func (c *checker) greetingFailure(server string, err error) *failure {
+	const step = "greeting"
+	switch {
+	case errors.Is(err, socks.ErrNotSOCKS5):
+		return failAt(step, "what listens on %s is not a SOCKS5 server; check the port", server)
+	case errors.Is(err, socks.ErrNoMethod) && c.Username == "" && c.Password == "":
+		return failAt(step, "the server demands authentication; give a user name and a password with -u and -p")
+	case errors.Is(err, socks.ErrNoMethod):
+		return failAt(step, "the server takes neither a user name and password nor no authentication, and there is no other way here; change its authentication")
+	case errors.Is(err, socks.ErrHungUp):
+		return failAt(step, "the server closed the connection; it is not a SOCKS5 server, or does not serve this client's address")
+	case timedOut(err):
+		return failAt(step, "the server says nothing; what listens on %s is probably not a SOCKS5 server, or is overloaded", server)
+	}
+	return failAt(step, "%v", err)
+}
+
+func authFailure(err error) *failure {
+	const step = "authentication"
+	switch {
+	case errors.Is(err, socks.ErrAuth):
+		return failAt(step, "the server refused the user name or password; check -u and -p")
+	case errors.Is(err, socks.ErrHungUp):
+		return failAt(step, "the server closed the connection on the user name and password, which usually means that it refuses them; check -u and -p")
+	case timedOut(err):
+		return failAt(step, "the server does not answer to the user name and password; see its log")
+	}
+	return failAt(step, "%v", err)
+}
+
+func (c *checker) replyFailure(request string, err error) *failure {
+	step := request + " reply"
+	var reply *socks.ReplyError
+	switch {
+	case errors.As(err, &reply):
+		return failAt(step, "%v; %s", reply, c.replyAdvice(request, reply.Code))
+	case errors.Is(err, socks.ErrHungUp):
+		return failAt(step, "the server closed the connection without a reply; see its log")
+	case timedOut(err):
+		return failAt(step, "the server does not reply; it waits for its own way out, or for %s", visible(c.target))
+	case errors.Is(err, socks.ErrMalformed):
+		return failAt(step, "%v; the server breaks RFC 1928", err)
+	}
+	return failAt(step, "%v", err)
+}
+
+// replyAdvice says what to do about a reply code, RFC 1928 section 6.
+func (c *checker) replyAdvice(request string, code byte) string {
+	target := visible(c.target)
+	switch code {
+	case socks.ReplyNotAllowed:
+		if request == "ASSOCIATE" {
+			return "the server's rules forbid UDP to this user or address; change them"
+		}
+		return fmt.Sprintf("the server's rules forbid %s; choose another target, or allow it there (wmproxy: --allow)", target)
+	case socks.ReplyNetworkUnreachable, socks.ReplyHostUnreachable:
+		return fmt.Sprintf("the server has no way to %s, or cannot resolve it; check its network and the target", target)
+	case socks.ReplyConnectionRefused:
+		return fmt.Sprintf("the server reached %s, and nothing listens on that TCP port; check the target", target)
+	case socks.ReplyTTLExpired:
+		return fmt.Sprintf("%s did not answer the server in time; check its network and the target", target)
+	case socks.ReplyCommandUnsupported:
+		return fmt.Sprintf("the server does not offer %s; switch it on there, or use another server", request)
+	case socks.ReplyAddrUnsupported:
+		return fmt.Sprintf("the server cannot handle the form of %s; try an IPv4 address", target)
+	}
+	return "see the server's log for the cause"
+}
+
+// answerFailure explains an answer that is wrong, or that broke off.
+func (c *checker) answerFailure(step string, err error) *failure {
+	target := visible(c.target)
+	switch {
+	case errors.Is(err, context.Canceled):
+		return failAt(step, "interrupted")
+	case errors.Is(err, ErrUnexpected):
+		return failAt(step, "%v; something answers in the place of %s, or the expectation is out of date", err, target)
+	case errors.Is(err, ErrNoRecord):
+		return failAt(step, "%v; check the domain, and that %s resolves names for the server's address", err, target)
+	case errors.Is(err, ErrNotDNS):
+		return failAt(step, "%v; check that %s is a DNS server", err, target)
+	case errors.Is(err, ErrChanged):
+		return failAt(step, "%v; check that %s is an echo", err, target)
+	case timedOut(err):
+		return failAt(step, "the connection stands and no answer came; check that %s answers over TCP", target)
+	}
+	return failAt(step, "the connection broke off (%v); the server or %s closed it", err, target)
+}
+
+// hintAboutBound warns of a BND that works here and will not everywhere.
+func (c *checker) hintAboutBound(conn *socks.PacketConn) {
+	bound, relay := conn.BoundAddr(), conn.RelayAddr()
+	switch {
+	case bound.Name != "":
+		c.hint("the server told a name as BND.ADDR, which many applications cannot use; used its address %s instead", relay.Addr())
+	case bound.IP.IsUnspecified():
+		c.hint("the server told BND.ADDR %s; used its address %s instead, but applications that take it literally fail: let the server tell its address (wmproxy: --udp ADDR)", bound.IP, relay.Addr())
+	case misled(conn) != "":
+		c.hint("%s", misled(conn))
+	}
+}
+
+// misled says why BND looks unreachable from here, or nothing.
+func misled(conn *socks.PacketConn) string {
+	relay, server := conn.RelayAddr().Addr(), conn.ServerAddr().Addr()
+	const advice = "set the address that clients reach it by (wmproxy: --udp ADDR)"
+	switch {
+	case relay.IsLoopback() && !server.IsLoopback():
+		return fmt.Sprintf("BND.ADDR %s is loopback, which a client on another machine cannot reach; %s", relay, advice)
+	case relay.IsPrivate() && !server.IsPrivate() && !server.IsLoopback():
+		return fmt.Sprintf("BND.ADDR %s is private, and the server was reached at %s: it is behind NAT or in a container; %s", relay, server, advice)
+	}
+	return ""
+}
+
+func (c *checker) sendFailure(ctx context.Context, conn *socks.PacketConn, err error) *failure {
+	const step = "sending"
+	if ctx.Err() != nil || errors.Is(err, socks.ErrAssociationEnded) {
+		return c.receiveFailure(ctx, err)
+	}
+	return failAt(step, "BND.ADDR %s cannot be reached from here (%v); let the server tell an address that clients reach (wmproxy: --udp ADDR)",
+		conn.RelayAddr(), err)
+}
+
+func (c *checker) receiveFailure(ctx context.Context, err error) *failure {
+	const step = "reply"
+	switch {
+	case errors.Is(ctx.Err(), context.Canceled):
+		return failAt(step, "interrupted")
+	case ctx.Err() != nil:
+		return failAt(step, "out of time")
+	case errors.Is(err, socks.ErrAssociationEnded):
+		return failAt(step, "the server ended the association by closing its TCP connection; see the server's log")
+	}
+	return failAt(step, "%v", err)
+}
+
+// namedSourceFailure is for an answer whose header tells another source than
+// the target.
+func (c *checker) namedSourceFailure(from socks.Addr) *failure {
+	return failAt("reply", "wrong source: the header says that it comes from %s, not from %s, and applications drop such replies; the server must tell the true source",
+		visible(from), visible(c.target))
+}
+
+// noReplyFailure looks for the reason why nothing came back.
+func (c *checker) noReplyFailure(ctx context.Context, conn *socks.PacketConn) *failure {
+	const step = "reply"
+	relay := conn.RelayAddr()
+	if n, from := conn.WrongSource(); n > 0 {
+		return failAt(step, "wrong source: %d datagrams came from %s, not from BND %s, and applications drop them; the server has several addresses or is behind NAT: let it send from the address that it tells", n, from, relay)
+	}
+	if n := conn.Malformed() + conn.Fragments(); n > 0 {
+		return failAt(step, "%v: %d datagrams came back that are not whole SOCKS5 datagrams; the server breaks RFC 1928", errReplyForm, n)
+	}
+	if refused(relay, c.Interval) {
+		return failAt(step, "BND.ADDR unreachable: %s refuses datagrams (ICMP port unreachable), so no SOCKS5 server is there%s", relay, also(relay, conn))
+	}
+	if ctx.Err() != nil {
+		return c.receiveFailure(ctx, ctx.Err())
+	}
+	if why := misled(conn); why != "" {
+		return failAt(step, "no reply to %d datagrams: %s", c.Attempts, why)
+	}
+	return failAt(step, "no reply to %d datagrams; a firewall drops UDP to or from %s, BND.ADDR is not where the server listens (wmproxy: --udp ADDR on the server), or %s does not answer over UDP",
+		c.Attempts, relay, visible(c.target))
+}
+
+// also adds what a refusing BND has to do with the address that was told.
+func also(relay netip.AddrPort, conn *socks.PacketConn) string {
+	if why := misled(conn); why != "" {
+		return ": " + why
+	}
+	return fmt.Sprintf("; let the server tell the address that clients reach it by (wmproxy: --udp %s)", "ADDR")
+}

@@ -1,0 +1,86 @@
+package server
+
+import (
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"strconv"
+
+	"wmproxy/internal/egress"
+	"wmproxy/internal/link"
+)
+
+// publish writes the client's link to the state directory and hands it to Started.
+func (s *Server) publish(id *identity, port uint16) error {
+	host, port, err := s.advertised(id, port)
+	if err != nil {
+		return err
+	}
+	if ip, err := netip.ParseAddr(host); err == nil && !egress.Public(ip) {
+		s.cfg.Log.Warn("the link names an address that is not public; if clients are elsewhere, give --advertise HOST",
+			slog.String("host", host))
+	}
+	l := link.Link{Name: s.tokens.first.Name, Secret: s.tokens.first.Secret, Host: host, Port: port, Pin: id.pin}
+	if err := s.cfg.State.WriteFile(fileLink, []byte(l.String()+"\n")); err != nil {
+		return err
+	}
+	if s.cfg.Started != nil {
+		s.cfg.Started(l.String())
+	}
+	return nil
+}
+
+// advertised is the host and the port that clients are told.
+func (s *Server) advertised(id *identity, port uint16) (string, uint16, error) {
+	if s.cfg.Advertise != "" {
+		return splitAdvertise(s.cfg.Advertise, port)
+	}
+	if id.pin == nil {
+		// Clients check the name in a certificate from a public CA.
+		if leaf := id.certificate().Leaf; leaf != nil && len(leaf.DNSNames) > 0 && leaf.DNSNames[0][0] != '*' {
+			return leaf.DNSNames[0], port, nil
+		}
+	}
+	host, _, _ := net.SplitHostPort(s.cfg.Listen)
+	if ip, err := netip.ParseAddr(host); err == nil && !ip.IsUnspecified() {
+		return host, port, nil
+	} else if err != nil && host != "" {
+		return host, port, nil // a name
+	}
+	return routeAddr(), port, nil
+}
+
+func splitAdvertise(text string, port uint16) (string, uint16, error) {
+	host := text
+	if h, p, err := net.SplitHostPort(text); err == nil {
+		n, err := strconv.ParseUint(p, 10, 16)
+		if err != nil || n == 0 {
+			return "", 0, fmt.Errorf("--advertise %q: the port must be 1 to 65535", text)
+		}
+		host, port = h, uint16(n)
+	} else if len(text) > 2 && text[0] == '[' && text[len(text)-1] == ']' {
+		host = text[1 : len(text)-1]
+	}
+	if err := link.CheckHost(host); err != nil {
+		return "", 0, fmt.Errorf("--advertise %q: %w", text, err)
+	}
+	return host, port, nil
+}
+
+// routeAddr is the address that the default route leaves from. Connecting a UDP
+// socket asks the routing table and sends nothing.
+func routeAddr() string {
+	for _, target := range []string{"192.0.2.1:9", "[2001:db8::1]:9"} {
+		c, err := net.Dial("udp", target)
+		if err != nil {
+			continue
+		}
+		ip := addrPort(c.LocalAddr()).Addr()
+		c.Close()
+		if ip.IsValid() && !ip.IsUnspecified() {
+			return ip.String()
+		}
+	}
+	return "127.0.0.1"
+}

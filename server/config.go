@@ -1,0 +1,74 @@
+package server
+
+import (
+	"log/slog"
+	"net/netip"
+	"time"
+
+	"wmproxy/internal/link"
+	"wmproxy/internal/state"
+)
+
+// Transports that Config may name.
+const (
+	TransportQUIC  = "quic"
+	TransportYamux = "yamux"
+)
+
+// Filtering says whose datagrams reach an association through its egress
+// socket (RFC 4787 section 5).
+type Filtering string
+
+// The filterings; the zero value is EndpointIndependent.
+const (
+	EndpointIndependent Filtering = "endpoint-independent"
+	AddressDependent    Filtering = "address"          // only addresses it has sent to
+	AddressAndPort      Filtering = "address-and-port" // only endpoints it has sent to
+)
+
+// Config is all that a server is told. State and Log are required; the zero
+// value of every other field is the default.
+type Config struct {
+	// Listen is HOST:PORT for UDP and TCP alike; an empty HOST is every address.
+	// Default ":8090".
+	Listen string
+
+	// Transports to listen for, a subset of quic and yamux. Default both.
+	Transports []string
+
+	// State is the open and locked state directory. Whoever opened it closes it
+	// after Serve has returned.
+	State *state.Dir
+
+	// Advertise is the HOST or HOST:PORT that the link names. Default: the
+	// default route's address and the port of Listen.
+	Advertise string
+
+	// Tokens are the users. Empty means the random one in the state directory.
+	Tokens []link.Token
+
+	// CertFile and KeyFile name a pair from a public CA; both or neither. With
+	// neither, the server's own identity counts and the link carries its pin.
+	CertFile, KeyFile string
+
+	// Allow opens destinations that are refused by default.
+	Allow []netip.Prefix
+
+	// UDPIdle is how long a flow without outbound datagrams keeps its socket.
+	// Default 5 minutes.
+	UDPIdle time.Duration
+
+	// Filtering of inbound datagrams. Default EndpointIndependent.
+	Filtering Filtering
+
+	// NoOffload switches UDP segmentation offload off, for network cards that
+	// corrupt it.
+	NoOffload bool
+
+	// Log gets everything that is worth a line. It never sees a secret.
+	Log *slog.Logger
+
+	// Started, when set, is called once the server listens on everything, with
+	// the link for a client. The link holds a secret.
+	Started func(link string)
+}

@@ -1,0 +1,257 @@
+// Package server is the far end: it listens, authenticates, holds sessions and
+// composes the exit. It knows nothing of SOCKS.
+package server
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"sync"
+
+	"golang.org/x/time/rate"
+
+	"wmproxy/certs"
+	"wmproxy/internal/admit"
+	"wmproxy/internal/egress"
+	"wmproxy/tunnel"
+)
+
+// Server is one far end.
+type Server struct {
+	cfg    Config
+	tokens *tokens
+	gate   admit.Gate
+	// failures bounds the log lines about those who did not get in.
+	failures *rate.Limiter
+}
+
+const (
+	// verifyAbove is how many half-open connections there may be before QUIC
+	// clients have to prove their address by a Retry (RFC 9000 section 8.1.2).
+	verifyAbove = 128
+
+	// Log lines about refused connections: so many a second, so many at once.
+	failureLines = 5
+	failureBurst = 50
+)
+
+// New checks the configuration.
+func New(cfg Config) (*Server, error) {
+	if cfg.Listen == "" {
+		cfg.Listen = DefaultListen
+	}
+	if len(cfg.Transports) == 0 {
+		cfg.Transports = []string{TransportQUIC, TransportYamux}
+	}
+	for _, t := range cfg.Transports {
+		if t != TransportQUIC && t != TransportYamux {
+			return nil, fmt.Errorf("unknown transport %q: use quic, yamux or both", t)
+		}
+	}
+	if (cfg.CertFile == "") != (cfg.KeyFile == "") {
+		return nil, errors.New("a certificate needs its key: give both --cert and --key")
+	}
+	users, err := loadTokens(cfg.Tokens, cfg.State)
+	if err != nil {
+		return nil, err
+	}
+	return &Server{cfg: cfg, tokens: users, failures: rate.NewLimiter(failureLines, failureBurst)}, nil
+}
+
+// Serve listens until ctx ends and then ends every session in order. It returns
+// nil if ctx was the reason.
+func (s *Server) Serve(ctx context.Context) error {
+	id, err := s.loadIdentity()
+	if err != nil {
+		return err
+	}
+	defer id.Close()
+	ls, err := s.listen(id)
+	if err != nil {
+		return err
+	}
+	defer ls.close()
+
+	exits := egress.New(egress.Config{
+		Allow: s.cfg.Allow, Closed: ls.own, Filtering: s.cfg.Filtering.egress(),
+		Idle: s.cfg.UDPIdle, NoOffload: s.cfg.NoOffload, Log: s.cfg.Log,
+	})
+	defer exits.Close()
+	host := tunnel.NewHost(tunnel.HostConfig{
+		Authenticate: s.tokens.authenticate,
+		Exit:         func(user string) tunnel.Exit { return exits.For(user) },
+		Log:          s.cfg.Log,
+	})
+	if err := s.publish(id, ls.port); err != nil {
+		return err
+	}
+
+	accepting, stop := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	failed := make(chan error, len(ls.all))
+	for _, l := range ls.all {
+		wg.Go(func() {
+			if err := s.accept(accepting, l, host, &wg); err != nil {
+				failed <- err
+				stop()
+			}
+		})
+	}
+	<-accepting.Done()
+	// First the sessions, which still can tell their clients, then the sockets.
+	host.Close(tunnel.CodeShutdown, "the server is shutting down")
+	s.gate.Close()
+	ls.close()
+	stop()
+	wg.Wait()
+	select {
+	case err := <-failed:
+		return err
+	default:
+		return nil
+	}
+}
+
+// listener is a QUIC or a yamux listener.
+type listener interface {
+	Accept(ctx context.Context) (tunnel.Pending, error)
+	Close() error
+}
+
+// listeners is every socket that the server listens on, all on one port number.
+type listeners struct {
+	all   []listener
+	own   []netip.AddrPort // closed to the exit, whatever is allowed
+	port  uint16
+	close func()
+}
+
+// accept serves the connections of one listener until ctx ends.
+func (s *Server) accept(ctx context.Context, l listener, host *tunnel.Host, wg *sync.WaitGroup) error {
+	for {
+		p, err := l.Accept(ctx)
+		if err != nil {
+			if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+				return nil
+			}
+			return fmt.Errorf("accepting connections: %w", err)
+		}
+		wg.Go(func() { s.admit(ctx, p, host) })
+	}
+}
+
+// admit takes one connection through the handshake, as one of a bounded number.
+func (s *Server) admit(ctx context.Context, p tunnel.Pending, host *tunnel.Host) {
+	remote := addrPort(p.RemoteAddr())
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	leave, ok := s.gate.Enter(remote.Addr(), func() {
+		cancel()
+		p.Close(tunnel.CodeLimit, "too many connections that have not authenticated")
+	})
+	if !ok {
+		p.Close(tunnel.CodeShutdown, "the server is shutting down")
+		return
+	}
+	defer leave()
+	a, err := host.Attach(ctx, p)
+	if err != nil {
+		s.refused(remote, p.Kind(), err)
+		return
+	}
+	s.cfg.Log.Info("client attached", slog.String("user", a.User()), slog.String("transport", p.Kind().String()),
+		slog.String("client", remote.String()), slog.Bool("resumed", a.Resumed()))
+}
+
+// refused logs one line about a connection that did not get in.
+func (s *Server) refused(remote netip.AddrPort, kind tunnel.Kind, err error) {
+	if errors.Is(err, context.Canceled) || errors.Is(err, io.EOF) || !s.failures.Allow() {
+		return
+	}
+	s.cfg.Log.Warn("connection refused", slog.String("client", remote.String()),
+		slog.String("transport", kind.String()), slog.String("reason", reason(err)))
+}
+
+func reason(err error) string {
+	if e := (*tunnel.CloseError)(nil); errors.As(err, &e) {
+		return e.Reason
+	}
+	return err.Error()
+}
+
+// listen opens every socket. Where the port is free to choose, TCP chooses and
+// UDP follows.
+func (s *Server) listen(id *identity) (*listeners, error) {
+	host, port, err := net.SplitHostPort(s.cfg.Listen)
+	if err != nil {
+		return nil, fmt.Errorf("--listen %q is not HOST:PORT, as in :8090 or 192.0.2.1:8090", s.cfg.Listen)
+	}
+	ls := &listeners{}
+	ls.close = sync.OnceFunc(func() {
+		for _, l := range ls.all {
+			_ = l.Close()
+		}
+	})
+	tlsConf := certs.ServerConfig(id.certificate, tunnel.ALPN)
+	if slices.Contains(s.cfg.Transports, TransportYamux) {
+		ln, err := net.Listen("tcp", net.JoinHostPort(host, port))
+		if err != nil {
+			return nil, fmt.Errorf("listening on TCP %s: %w", s.cfg.Listen, err)
+		}
+		own := addrPort(ln.Addr())
+		port = strconv.Itoa(int(own.Port()))
+		ls.add(tunnel.ListenYamux(ln, tlsConf), own)
+	}
+	if slices.Contains(s.cfg.Transports, TransportQUIC) {
+		l, own, err := s.listenQUIC(host, port, id, tlsConf)
+		if err != nil {
+			ls.close()
+			return nil, err
+		}
+		ls.add(l, own)
+	}
+	s.cfg.Log.Info("listening", slog.String("address", net.JoinHostPort(host, strconv.Itoa(int(ls.port)))),
+		slog.Any("transports", s.cfg.Transports))
+	return ls, nil
+}
+
+func (ls *listeners) add(l listener, own netip.AddrPort) {
+	ls.all = append(ls.all, l)
+	ls.own = append(ls.own, own)
+	ls.port = own.Port()
+}
+
+func (s *Server) listenQUIC(host, port string, id *identity, tlsConf *tls.Config) (listener, netip.AddrPort, error) {
+	addr := net.JoinHostPort(host, port)
+	conn, err := net.ListenPacket("udp", addr)
+	if err != nil {
+		return nil, netip.AddrPort{}, fmt.Errorf("listening on UDP %s: %w", addr, err)
+	}
+	l, err := tunnel.ListenQUIC(conn, tlsConf, tunnel.QUICConfig{
+		StatelessResetKey:   &id.resetKey,
+		VerifySourceAddress: func(net.Addr) bool { return s.gate.Len() > verifyAbove },
+	})
+	if err != nil {
+		return nil, netip.AddrPort{}, err
+	}
+	return l, addrPort(conn.LocalAddr()), nil
+}
+
+// addrPort returns the address of a TCP or UDP socket, IPv4 unmapped.
+func addrPort(a net.Addr) netip.AddrPort {
+	var ap netip.AddrPort
+	switch a := a.(type) {
+	case *net.TCPAddr:
+		ap = a.AddrPort()
+	case *net.UDPAddr:
+		ap = a.AddrPort()
+	}
+	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+}

@@ -1,0 +1,307 @@
+package tunnel
+
+import (
+	"sync"
+	"time"
+
+	"wmproxy/internal/udpio"
+)
+
+const (
+	// maxQueueBytes bounds what one session has waiting to be sent, in bytes.
+	maxQueueBytes = 2 << 20
+
+	// maxQueueAge is how long a datagram may wait; an older one is of no use to a
+	// call or a game and is dropped when its turn comes.
+	maxQueueAge = 120 * time.Millisecond
+
+	// quantum is how many bytes a flow sends before it is the next one's turn.
+	quantum = 1500
+
+	// packetOverhead is what a waiting datagram counts beside its own bytes.
+	packetOverhead = 64
+)
+
+// queue is a session's datagrams that wait for a carrier: a list for each flow,
+// served in turn (deficit round robin). Producers never wait: when it is full,
+// the oldest datagram of a flow that has more than its share makes room.
+// Carriers pull bundles from it, so nothing is stranded on a dead one.
+type queue struct {
+	mu     sync.Mutex
+	bytes  int
+	flows  int        // flows with datagrams waiting
+	turn   *flowQueue // ring of those flows; the one whose turn it is
+	sender *sender    // the carrier that serves now; nil while none is attached
+	drops  *dropCounters
+	closed bool
+}
+
+// flowQueue is one flow's part of the queue; it is guarded by queue.mu.
+type flowQueue struct {
+	id          uint64
+	first, last *packet
+	bytes       int
+	deficit     int
+	next, prev  *flowQueue // nil while nothing waits
+}
+
+// packet is one waiting datagram.
+type packet struct {
+	next  *packet
+	since time.Duration
+	buf   []byte
+
+	// Where it is sent in fragments:
+	off     int     // bytes already sent
+	by      *sender // the carrier they went over
+	message uint16
+	index   uint8
+}
+
+// sender is a carrier's side of the queue.
+type sender struct {
+	wake    chan struct{} // one slot
+	parked  bool          // waits on wake; guarded by queue.mu
+	message uint16        // number of the last datagram sent in fragments
+	since   time.Duration // when the oldest datagram of the last bundle was queued
+}
+
+func newSender() *sender { return &sender{wake: make(chan struct{}, 1)} }
+
+// Packets come in a few sizes, so that small ones do not hold large buffers.
+var packetPools = [...]struct {
+	size int
+	pool sync.Pool
+}{
+	{size: 256},
+	{size: 2 << 10},
+	{size: 16 << 10},
+	{size: MaxBody},
+}
+
+func getPacket(size int) *packet {
+	for i := range packetPools {
+		c := &packetPools[i]
+		if size > c.size {
+			continue
+		}
+		p, _ := c.pool.Get().(*packet)
+		if p == nil {
+			p = &packet{buf: make([]byte, 0, c.size)}
+		}
+		return p
+	}
+	return nil
+}
+
+func putPacket(p *packet) {
+	for i := range packetPools {
+		if c := &packetPools[i]; cap(p.buf) == c.size {
+			*p = packet{buf: p.buf[:0]}
+			c.pool.Put(p)
+			return
+		}
+	}
+}
+
+// push queues datagrams of one flow, in order, and wakes the sender.
+func (q *queue) push(f *flowQueue, ms []udpio.Message, now time.Duration) {
+	q.mu.Lock()
+	if q.closed {
+		q.mu.Unlock()
+		return
+	}
+	for i := range ms {
+		m := &ms[i]
+		p := getPacket(m.Len())
+		if p == nil {
+			q.drops.add(DropTooLarge, 1)
+			continue
+		}
+		p.buf = append(append(p.buf, m.Head...), m.Body...)
+		p.since = now
+		q.append(f, p)
+	}
+	for q.bytes > maxQueueBytes {
+		q.dropOldest(q.greedy(f), DropQueueFull)
+	}
+	q.wakeLocked()
+	q.mu.Unlock()
+}
+
+func (q *queue) wakeLocked() {
+	if s := q.sender; s != nil && s.parked && q.flows > 0 {
+		s.parked = false
+		s.wake <- struct{}{} // one slot, and parked says that it is free
+	}
+}
+
+func (q *queue) append(f *flowQueue, p *packet) {
+	if f.last == nil {
+		f.first = p
+		q.link(f)
+	} else {
+		f.last.next = p
+	}
+	f.last = p
+	n := len(p.buf) + packetOverhead
+	f.bytes += n
+	q.bytes += n
+}
+
+// link puts f at the end of the ring: it is served after all that wait already.
+func (q *queue) link(f *flowQueue) {
+	q.flows++
+	f.deficit = quantum
+	if q.turn == nil {
+		f.next, f.prev = f, f
+		q.turn = f
+		return
+	}
+	f.next, f.prev = q.turn, q.turn.prev
+	f.prev.next, f.next.prev = f, f
+}
+
+func (q *queue) unlink(f *flowQueue) {
+	q.flows--
+	if q.turn == f {
+		q.turn = f.next
+		if q.turn == f {
+			q.turn = nil
+		}
+	}
+	f.prev.next, f.next.prev = f.next, f.prev
+	f.next, f.prev = nil, nil
+}
+
+// greedy returns a flow that has at least its share of the queue: f itself where
+// that is so, else the next one found.
+func (q *queue) greedy(f *flowQueue) *flowQueue {
+	share := q.bytes / q.flows
+	if f.bytes >= share {
+		return f
+	}
+	g := q.turn
+	for g.bytes < share {
+		g = g.next
+	}
+	return g
+}
+
+// pop takes the oldest datagram off f.
+func (q *queue) pop(f *flowQueue) *packet {
+	p := f.first
+	f.first = p.next
+	n := len(p.buf) + packetOverhead
+	f.bytes -= n
+	q.bytes -= n
+	if f.first == nil {
+		f.last = nil
+		q.unlink(f)
+	}
+	return p
+}
+
+func (q *queue) dropOldest(f *flowQueue, why Drop) {
+	q.drops.add(why, 1)
+	putPacket(q.pop(f))
+}
+
+// clear drops what f has waiting.
+func (q *queue) clear(f *flowQueue) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for f.first != nil {
+		putPacket(q.pop(f))
+	}
+}
+
+// use makes s the carrier that serves the queue; nil is none.
+func (q *queue) use(s *sender) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.sender = s
+	q.wakeLocked()
+}
+
+// close drops everything and wakes nobody: senders end with their carriers.
+func (q *queue) close() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.closed = true
+	for q.turn != nil {
+		putPacket(q.pop(q.turn))
+	}
+}
+
+// fill appends the next bundle of at most limit bytes to b. It returns b as it is,
+// having parked s, when there is nothing to send or s does not serve the queue:
+// the caller then waits on s.wake. now is the clock that push was given.
+func (q *queue) fill(b []byte, limit int, s *sender, now time.Duration) []byte {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	limit += len(b)
+	empty := len(b)
+	s.since = now
+	for q.sender == s && q.turn != nil {
+		f := q.turn
+		p := f.first
+		if now-p.since > maxQueueAge && (p.off == 0 || p.by != s) {
+			q.dropOldest(f, DropStale)
+			continue
+		}
+		before := len(b)
+		var done bool
+		b, done = q.appendPacket(b, limit, f, p, s, before == empty)
+		if len(b) == before && !done {
+			break // full
+		}
+		s.since = min(s.since, p.since)
+		f.deficit -= len(b) - before
+		if done {
+			putPacket(q.pop(f))
+		}
+		if f.deficit <= 0 && f.next != nil {
+			f.deficit += quantum
+			q.turn = f.next
+		}
+	}
+	if len(b) == empty {
+		s.parked = true
+	}
+	return b
+}
+
+// appendPacket appends p, or a fragment of it, as far as there is room up to
+// limit. done says that nothing of p is left.
+func (q *queue) appendPacket(b []byte, limit int, f *flowQueue, p *packet, s *sender, empty bool) (_ []byte, done bool) {
+	room := limit - len(b)
+	if p.off > 0 && p.by != s {
+		p.off, p.index = 0, 0 // fragments stay on one carrier
+	}
+	if p.off == 0 {
+		if recordLen(f.id, len(p.buf)) <= room {
+			b = appendRecordHeader(b, f.id, len(p.buf))
+			return append(b, p.buf...), true
+		}
+		if !empty && recordLen(f.id, len(p.buf)) <= limit {
+			return b, false // it fits into the next bundle whole
+		}
+		s.message++
+		p.message, p.by = s.message, s
+	}
+	left := p.buf[p.off:]
+	n := min(len(left), room-maxRecordHeader)
+	if n < len(left) && n < minFragment {
+		return b, false
+	}
+	count := uint8(0)
+	if n == len(left) {
+		count = p.index + 1
+	}
+	b = appendFragmentHeader(b, f.id, n, p.message, p.index, count)
+	b = append(b, left[:n]...)
+	p.off += n
+	p.index++
+	return b, count != 0
+}

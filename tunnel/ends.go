@@ -1,0 +1,92 @@
+package tunnel
+
+import "github.com/quic-go/quic-go/quicvarint"
+
+const (
+	// maxPendingEnds bounds the ends that wait for an acknowledgement. Past it the
+	// oldest is forgotten; the peer's idle timeout frees that flow.
+	maxPendingEnds = 1 << 16
+
+	// maxEndsPerMessage keeps an End message below maxMessage.
+	maxEndsPerMessage = 200
+)
+
+// endList is the flows whose end the peer has not acknowledged. They are numbered
+// in order and travel on the oldest carrier; when that goes, the next one sends
+// all of them again. Guarded by Session.mu.
+type endList struct {
+	pending []flowEnd // numbers first, first+1, …
+	first   uint64
+	next    int // index of the next one to send
+	on      *Attachment
+}
+
+type flowEnd struct {
+	flow uint64
+	code EndCode
+}
+
+func (l *endList) reset() { *l = endList{first: l.first + uint64(len(l.pending))} }
+
+func (l *endList) add(e flowEnd) {
+	if len(l.pending) == maxPendingEnds {
+		l.ack(l.first + 1)
+	}
+	l.pending = append(l.pending, e)
+}
+
+// ack forgets the ends numbered below upTo.
+func (l *endList) ack(upTo uint64) {
+	if upTo <= l.first {
+		return
+	}
+	n := int(min(upTo-l.first, uint64(len(l.pending))))
+	l.pending = l.pending[n:]
+	if len(l.pending) == 0 {
+		l.pending = nil // give the memory back
+	}
+	l.first += uint64(n)
+	l.next = max(0, l.next-n)
+}
+
+// sendEnd queues the end of a flow for the peer.
+func (s *Session) sendEnd(flow uint64, code EndCode) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return
+	}
+	s.ends.add(flowEnd{flow, code})
+	if len(s.attached) > 0 {
+		s.attached[0].out.kick()
+	}
+}
+
+func (s *Session) endsAcked(next uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ends.ack(next)
+}
+
+// appendEnds appends the ends that a has to send, if it is the carrier that does.
+func (s *Session) appendEnds(b []byte, a *Attachment) []byte {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	l := &s.ends
+	if len(s.attached) == 0 || s.attached[0] != a {
+		return b
+	}
+	if l.on != a {
+		l.on, l.next = a, 0
+	}
+	n := min(len(l.pending)-l.next, maxEndsPerMessage)
+	if n == 0 {
+		return b
+	}
+	p := quicvarint.Append(make([]byte, 0, 16*n), l.first+uint64(l.next))
+	for _, e := range l.pending[l.next : l.next+n] {
+		p = quicvarint.Append(quicvarint.Append(p, e.flow), uint64(e.code))
+	}
+	l.next += n
+	return appendMessage(b, msgEnd, p)
+}

@@ -1,0 +1,190 @@
+package tunnel
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+)
+
+// maxSessions bounds the sessions of one server.
+const maxSessions = 4096
+
+// HostConfig is how a server treats those who come in.
+type HostConfig struct {
+	// Authenticate says whether the credentials are good, in constant time.
+	Authenticate func(Credentials) bool
+
+	// Exit returns what serves a user's flows and streams.
+	Exit func(user string) Exit
+
+	// Hold is how long a session without a carrier is kept; 0 ends it at once.
+	Hold time.Duration
+
+	Log *slog.Logger
+}
+
+// Host is a server's sessions.
+type Host struct {
+	cfg      HostConfig
+	instance [16]byte // names this process to clients
+	ending   sync.WaitGroup
+
+	mu       sync.Mutex
+	sessions map[sessionKey]*Session
+	closed   bool
+}
+
+type sessionKey struct {
+	user string
+	id   SessionID
+}
+
+// NewHost returns a host without sessions.
+func NewHost(cfg HostConfig) *Host {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	h := &Host{cfg: cfg, sessions: make(map[sessionKey]*Session)}
+	rand.Read(h.instance[:])
+	return h
+}
+
+// Attach authenticates the client behind p and attaches it to its session, which
+// it makes if need be. The host keeps p, which it closes on failure, having told
+// the client why. A refusal is a *CloseError. ctx bounds the handshake alone.
+func (h *Host) Attach(ctx context.Context, p Pending) (*Attachment, error) {
+	ctx, cancel := context.WithTimeout(ctx, HandshakeTimeout)
+	defer cancel()
+	hh, err := h.readHello(ctx, p)
+	if err != nil {
+		if hh != nil {
+			refuse(p, hh.rw, err)
+		} else {
+			p.Close(CodeProtocol, "the handshake failed")
+		}
+		return nil, err
+	}
+	s, resumed, err := h.join(hh, p.Kind())
+	if s == nil && err == nil {
+		s, resumed, err = h.rejoin(hh, p.Kind())
+	}
+	if err != nil {
+		refuse(p, hh.rw, err)
+		return nil, err
+	}
+	defer s.release()
+	w := welcome{
+		version: min(hh.maxVersion, maxVersion), instance: h.instance, resumed: resumed,
+		maxFlows: MaxFlows, maxStreams: MaxStreams, hold: h.cfg.Hold,
+	}
+	if _, err := hh.rw.Write(appendMessage(nil, msgWelcome, w.append(nil))); err != nil {
+		p.Close(CodeProtocol, "")
+		return nil, fmt.Errorf("%w: %w", ErrHandshake, err)
+	}
+	c, err := p.Start(ctx)
+	if err != nil {
+		return nil, errors.Join(ErrHandshake, err)
+	}
+	return s.attach(c, hh.attach, s.inc, h.instance, resumed)
+}
+
+// rejoin asks a client whose session we do not know for a new one.
+func (h *Host) rejoin(hh *hostHello, kind Kind) (*Session, bool, error) {
+	if _, err := hh.rw.Write(appendMessage(nil, msgRenew, nil)); err != nil {
+		return nil, false, fmt.Errorf("%w: %w", ErrHandshake, err)
+	}
+	if err := h.nextHello(hh); err != nil {
+		return nil, false, err
+	}
+	s, resumed, err := h.join(hh, kind)
+	if s == nil && err == nil {
+		err = &CloseError{Code: CodeSession, Reason: "no such session"}
+	}
+	return s, resumed, err
+}
+
+// create makes a session; h.mu is held.
+func (h *Host) create(key sessionKey, secret []byte) (*Session, error) {
+	if len(h.sessions) >= maxSessions {
+		return nil, &CloseError{Code: CodeLimit, Reason: "the server has too many sessions"}
+	}
+	in := &incarnation{id: key.id, confirmed: true}
+	copy(in.secret[:], secret)
+	cfg := SessionConfig{Log: h.cfg.Log}
+	if h.cfg.Exit != nil {
+		cfg.Exit = h.cfg.Exit(key.user)
+	}
+	s := newSession(cfg, true, in)
+	s.user = key.user
+	s.orphaned = func() { h.orphaned(key, s) }
+	h.sessions[key] = s
+	return s, nil
+}
+
+// orphaned ends a session that nothing is attached to, at once or after Hold.
+func (h *Host) orphaned(key sessionKey, s *Session) {
+	if h.cfg.Hold == 0 || s.left() {
+		h.end(key, s)
+		return
+	}
+	time.AfterFunc(h.cfg.Hold, func() {
+		s.mu.Lock()
+		still := s.orphanedLocked() != nil && time.Since(s.detached) >= h.cfg.Hold
+		s.mu.Unlock()
+		if still {
+			h.end(key, s)
+		}
+	})
+}
+
+func (h *Host) end(key sessionKey, s *Session) {
+	h.mu.Lock()
+	if h.sessions[key] != s {
+		h.mu.Unlock()
+		return
+	}
+	// A hold taken since is let go with an error: see Session.hold.
+	s.mu.Lock()
+	held := s.orphanedLocked() == nil
+	s.mu.Unlock()
+	if held || h.closed {
+		h.mu.Unlock()
+		return
+	}
+	delete(h.sessions, key)
+	// Not here: the caller may be one of the goroutines that Close waits for.
+	h.ending.Go(func() { s.Close(CodeSession, "the session has ended") })
+	h.mu.Unlock()
+}
+
+// Sessions lists the sessions.
+func (h *Host) Sessions() []*Session {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	out := make([]*Session, 0, len(h.sessions))
+	for _, s := range h.sessions {
+		out = append(out, s)
+	}
+	return out
+}
+
+// Close ends every session and waits for their goroutines.
+func (h *Host) Close(code ErrorCode, reason string) {
+	h.mu.Lock()
+	h.closed = true
+	h.mu.Unlock()
+	var wg sync.WaitGroup
+	for _, s := range slices.Clone(h.Sessions()) {
+		wg.Go(func() { s.Close(code, reason) })
+	}
+	wg.Wait()
+	h.ending.Wait()
+	h.mu.Lock()
+	clear(h.sessions)
+	h.mu.Unlock()
+}

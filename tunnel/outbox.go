@@ -1,0 +1,96 @@
+package tunnel
+
+import (
+	"sync"
+	"time"
+
+	"github.com/quic-go/quic-go/quicvarint"
+)
+
+// outbox is what is due on one carrier's control stream. Each kind of message
+// has one place, where the newest replaces what was not yet sent, so nothing a
+// peer does makes it grow.
+type outbox struct {
+	wake chan struct{} // one slot
+
+	mu       sync.Mutex
+	ack      uint64 // the sequence number after the last end received
+	acked    uint64
+	ping     bool
+	pong     bool
+	pongID   uint64
+	prefer   preference
+	preferOK bool // prefer is due
+	away     *CloseError
+	awayDone chan struct{}
+}
+
+func (o *outbox) kick() {
+	select {
+	case o.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (o *outbox) set(f func()) {
+	o.mu.Lock()
+	f()
+	o.mu.Unlock()
+	o.kick()
+}
+
+func (o *outbox) sendAck(next uint64)     { o.set(func() { o.ack = next }) }
+func (o *outbox) sendPing()               { o.set(func() { o.ping = true }) }
+func (o *outbox) sendPong(id uint64)      { o.set(func() { o.pong, o.pongID = true, id }) }
+func (o *outbox) sendPrefer(p preference) { o.set(func() { o.prefer, o.preferOK = p, true }) }
+
+// sendGoAway returns a channel that is closed once the message was written.
+func (o *outbox) sendGoAway(e *CloseError) <-chan struct{} {
+	done := make(chan struct{})
+	o.set(func() {
+		if o.awayDone == nil {
+			o.away, o.awayDone = e, done
+		} else {
+			done = o.awayDone
+		}
+	})
+	return done
+}
+
+// told closes the channel of sendGoAway.
+func (o *outbox) told() { close(o.awayDone) }
+
+// append appends the messages that are due; last says that go-away is among them.
+// A ping's id is the time it was sent at.
+func (o *outbox) append(b []byte, now time.Duration, bundles uint64) (_ []byte, last bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	var p [40]byte
+	if o.acked != o.ack {
+		o.acked = o.ack
+		b = appendMessage(b, msgEndAck, quicvarint.Append(p[:0], o.ack))
+	}
+	if o.preferOK {
+		o.preferOK = false
+		v := quicvarint.Append(p[:0], o.prefer.epoch)
+		v = quicvarint.Append(quicvarint.Append(v, o.prefer.datagrams), o.prefer.streams)
+		b = appendMessage(b, msgPrefer, v)
+	}
+	if o.pong {
+		o.pong = false
+		b = appendMessage(b, msgPong, o.appendCounters(quicvarint.Append(p[:0], o.pongID), bundles))
+	}
+	if o.ping {
+		o.ping = false
+		b = appendMessage(b, msgPing, o.appendCounters(quicvarint.Append(p[:0], uint64(now)), bundles))
+	}
+	if o.away != nil {
+		b = appendMessage(b, msgGoAway, appendSentence(nil, o.away.Code, o.away.Reason))
+		o.away, last = nil, true
+	}
+	return b, last
+}
+
+func (o *outbox) appendCounters(b []byte, bundles uint64) []byte {
+	return quicvarint.Append(quicvarint.Append(b, bundles), o.prefer.epoch)
+}

@@ -1,0 +1,102 @@
+package tunnel
+
+import (
+	"encoding/binary"
+	"errors"
+
+	"github.com/quic-go/quic-go/quicvarint"
+)
+
+// A bundle is records back to back. A record is one datagram or a fragment of one:
+//
+//	+-------------+----------------------+-----------------------------+------+
+//	| flow varint | length<<1|F varint   | message u16, index u8,      | body |
+//	|             | (length of the body) | count u8: only where F is 1 |      |
+//	+-------------+----------------------+-----------------------------+------+
+//
+// Flow 0 with length 0 is padding up to the end of the bundle; flow 0 with a
+// length is control in band, and what is unknown there is skipped. Fragments of
+// one datagram share flow and message; index rises from 0, and count is 0 in all
+// but the last, where it is index+1: a sender need not know beforehand how the
+// datagram will fall into bundles.
+const (
+	fragmentHeaderLen = 4
+
+	// maxRecordHeader is the longest header of a record in bytes.
+	maxRecordHeader = 8 + 4 + fragmentHeaderLen
+
+	// MaxBody is the largest datagram in bytes: the longest address as SOCKS5
+	// writes it, and the largest UDP payload.
+	MaxBody = 259 + 65507
+
+	// maxFragments bounds the fragments of one datagram.
+	maxFragments = 128
+
+	// minFragment is the smallest body of a fragment but the last in bytes, so
+	// that the largest datagram stays below maxFragments.
+	minFragment = 600
+)
+
+var errMalformedBundle = errors.New("tunnel: malformed bundle")
+
+type record struct {
+	flow     uint64
+	body     []byte // aliases the bundle
+	fragment bool
+	message  uint16
+	index    uint8
+	count    uint8 // 0 in all fragments but the last
+}
+
+// padding says that nothing but padding follows in the bundle.
+func (r *record) padding() bool { return r.flow == 0 && len(r.body) == 0 }
+
+// parseRecord decodes the record at the start of b and returns what follows it.
+func parseRecord(b []byte) (r record, rest []byte, err error) {
+	flow, n, err := quicvarint.Parse(b)
+	if err != nil {
+		return r, nil, errMalformedBundle
+	}
+	b = b[n:]
+	v, n, err := quicvarint.Parse(b)
+	if err != nil {
+		return r, nil, errMalformedBundle
+	}
+	b = b[n:]
+	r.flow = flow
+	if v&1 == 1 {
+		if len(b) < fragmentHeaderLen {
+			return r, nil, errMalformedBundle
+		}
+		r.fragment = true
+		r.message = binary.BigEndian.Uint16(b)
+		r.index, r.count = b[2], b[3]
+		if r.index >= maxFragments || r.count != 0 && r.count != r.index+1 {
+			return r, nil, errMalformedBundle
+		}
+		b = b[fragmentHeaderLen:]
+	}
+	length := v >> 1
+	if length > uint64(len(b)) {
+		return r, nil, errMalformedBundle
+	}
+	r.body = b[:length:length]
+	return r, b[length:], nil
+}
+
+// recordLen is the size in bytes of a whole datagram's record.
+func recordLen(flow uint64, body int) int {
+	return quicvarint.Len(flow) + quicvarint.Len(uint64(body)<<1) + body
+}
+
+// appendRecordHeader appends the header of a whole datagram of length bytes.
+func appendRecordHeader(b []byte, flow uint64, length int) []byte {
+	return quicvarint.Append(quicvarint.Append(b, flow), uint64(length)<<1)
+}
+
+// appendFragmentHeader appends the header of a fragment of length bytes.
+func appendFragmentHeader(b []byte, flow uint64, length int, message uint16, index, count uint8) []byte {
+	b = quicvarint.Append(quicvarint.Append(b, flow), uint64(length)<<1|1)
+	b = binary.BigEndian.AppendUint16(b, message)
+	return append(b, index, count)
+}

@@ -1,0 +1,393 @@
+package tunnel
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Errors of a session.
+var (
+	ErrSessionClosed = errors.New("tunnel: the session has ended")
+	ErrNotAttached   = errors.New("tunnel: nothing is attached to the session")
+	errRenewed       = errors.New("tunnel: the session was renewed while this carrier attached")
+)
+
+const (
+	// attachWait is how long a new stream waits while nothing is attached.
+	attachWait = 5 * time.Second
+
+	// goAwayWait bounds the wait for the last control message when a session ends.
+	goAwayWait = 250 * time.Millisecond
+
+	// unknownFlowInterval is the least time between two answers to datagrams of a
+	// flow that we do not have.
+	unknownFlowInterval = 10 * time.Millisecond
+)
+
+// SessionConfig is how a session behaves. The zero value works: it opens flows
+// and streams, and refuses those of the peer.
+type SessionConfig struct {
+	// Exit serves what the peer opens; nil refuses it.
+	Exit Exit
+
+	// Streams is the kind of carrier that new streams prefer; 0 is yamux.
+	Streams Kind
+
+	// Changed, if set, is called after a carrier was attached or detached. It
+	// must not wait.
+	Changed func()
+
+	// Log is for what an operator should know; nil discards.
+	Log *slog.Logger
+}
+
+// Session is the authenticated relationship of one client with one server. Its
+// flows and streams travel over whatever carriers are attached to it.
+type Session struct {
+	cfg    SessionConfig
+	server bool
+	user   string
+	start  time.Time
+	q      queue
+	drops  dropCounters
+	ctx    context.Context // ends with the session
+	cancel context.CancelFunc
+	wg     sync.WaitGroup // carriers and streams
+
+	flowsMu sync.RWMutex
+	flows   map[uint64]*Flow
+	ended   endedSet
+	nextID  uint64
+
+	unknownAt atomic.Int64 // when we last answered an unknown flow
+
+	mu         sync.Mutex
+	inc        *incarnation
+	attached   []*Attachment // oldest first
+	attaches   uint64        // attach numbers given out, rising
+	changed    chan struct{} // closed and replaced when attached changes
+	prefer     preference
+	ends       endList
+	closed     bool
+	holds      int    // attaches under way (server)
+	orphaned   func() // called without locks when the last carrier and hold are gone
+	detached   time.Time
+	gone       bool // the client said that it will not come back
+	streams    atomic.Int64
+	maxStreams int64
+}
+
+// preference is which carrier serves which class, by attach number.
+type preference struct {
+	epoch, datagrams, streams uint64
+}
+
+// NewSession returns a client's session, to which nothing is attached yet.
+func NewSession(cfg SessionConfig) *Session {
+	return newSession(cfg, false, newIncarnation())
+}
+
+func newSession(cfg SessionConfig, server bool, in *incarnation) *Session {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Streams == 0 {
+		cfg.Streams = KindYamux
+	}
+	s := &Session{
+		cfg: cfg, server: server, inc: in, start: time.Now(),
+		flows: make(map[uint64]*Flow), changed: make(chan struct{}),
+		maxStreams: MaxStreams,
+	}
+	if server {
+		s.nextID = 1 // bit 0 names the side that opened the flow
+	}
+	s.q.drops = &s.drops
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	return s
+}
+
+// now is the session's steady clock.
+func (s *Session) now() time.Duration { return time.Since(s.start) }
+
+// Drops is a snapshot of the datagrams dropped, by reason.
+func (s *Session) Drops() Drops { return s.drops.snapshot() }
+
+// User is the name that the client authenticated with; "" on the client.
+func (s *Session) User() string { return s.user }
+
+// Flows is how many flows are open.
+func (s *Session) Flows() int {
+	s.flowsMu.RLock()
+	defer s.flowsMu.RUnlock()
+	return len(s.flows)
+}
+
+// Attached lists the carriers, oldest first.
+func (s *Session) Attached() []*Attachment {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.attached)
+}
+
+func (s *Session) current() *incarnation {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.inc
+}
+
+func (s *Session) isConfirmed(in *incarnation) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return in.confirmed
+}
+
+// renew replaces old, which the server does not know (any more), and drops the
+// carriers that belong to it. Two carriers that find out at once renew once.
+func (s *Session) renew(old *incarnation) {
+	s.mu.Lock()
+	if s.inc != old {
+		s.mu.Unlock()
+		return
+	}
+	s.inc = newIncarnation()
+	s.ends.reset() // the new server process knows none of our flows
+	stale := slices.Clone(s.attached)
+	s.mu.Unlock()
+	for _, a := range stale {
+		a.c.Close(CodeReplaced, "the session was renewed")
+	}
+}
+
+// Attach authenticates on p and attaches it. The session keeps p, which it closes
+// on failure. A refusal is a *CloseError; other failures wrap ErrHandshake.
+// ctx bounds the handshake alone.
+func (s *Session) Attach(ctx context.Context, p Pending, cred Credentials) (*Attachment, error) {
+	ctx, cancel := context.WithTimeout(ctx, HandshakeTimeout)
+	defer cancel()
+	s.mu.Lock()
+	s.attaches++
+	number := s.attaches
+	s.mu.Unlock()
+	w, in, err := s.handshakeClient(ctx, p, cred, number)
+	if err != nil {
+		p.Close(CodeProtocol, "")
+		return nil, err
+	}
+	c, err := p.Start(ctx)
+	if err != nil {
+		return nil, errors.Join(ErrHandshake, err)
+	}
+	return s.attach(c, number, in, w.instance, w.resumed)
+}
+
+// attach adds c to the session and serves it until it ends.
+func (s *Session) attach(c Carrier, number uint64, in *incarnation, instance [16]byte, resumed bool) (*Attachment, error) {
+	a := &Attachment{s: s, c: c, number: number, instance: instance, resumed: resumed, snd: newSender(), done: make(chan struct{})}
+	a.out.wake = make(chan struct{}, 1)
+	a.heard.Store(int64(s.now()))
+	s.mu.Lock()
+	if s.closed || s.inc != in {
+		closed := s.closed
+		s.mu.Unlock()
+		c.Close(CodeSession, "the session has ended")
+		if closed {
+			return nil, ErrSessionClosed
+		}
+		return nil, errRenewed
+	}
+	in.confirmed = true
+	var replaced []*Attachment
+	for _, b := range s.attached {
+		if b.c.Kind() == c.Kind() {
+			replaced = append(replaced, b)
+		}
+	}
+	s.attached = append(s.attached, a)
+	s.chooseLocked()
+	s.wg.Go(a.execute)
+	s.mu.Unlock()
+	for _, b := range replaced {
+		b.c.Close(CodeReplaced, "a newer connection of the same kind took its place")
+	}
+	s.notify()
+	return a, nil
+}
+
+func (s *Session) detach(a *Attachment) {
+	s.mu.Lock()
+	s.attached = slices.DeleteFunc(s.attached, func(b *Attachment) bool { return a == b })
+	s.chooseLocked()
+	s.detached = time.Now()
+	orphaned := s.orphanedLocked()
+	s.mu.Unlock()
+	s.notify()
+	if orphaned != nil {
+		orphaned()
+	}
+}
+
+func (s *Session) notify() {
+	if s.cfg.Changed != nil {
+		s.cfg.Changed()
+	}
+}
+
+// chooseLocked decides which carrier serves what, after attached has changed or
+// the client's preference has.
+func (s *Session) chooseLocked() {
+	close(s.changed)
+	s.changed = make(chan struct{})
+	var numbers preference
+	d := s.pickLocked(s.prefer.datagrams, KindQUIC)
+	if d != nil {
+		s.q.use(d.snd)
+		numbers.datagrams = d.number
+	} else {
+		s.q.use(nil)
+	}
+	if st := s.pickLocked(s.prefer.streams, s.cfg.Streams); st != nil {
+		numbers.streams = st.number
+	}
+	if len(s.attached) > 0 {
+		s.attached[0].out.kick() // it may have ends to send
+	}
+	if s.server {
+		return
+	}
+	s.prefer = preference{s.prefer.epoch + 1, numbers.datagrams, numbers.streams}
+	for _, a := range s.attached {
+		a.out.sendPrefer(s.prefer)
+	}
+}
+
+// pickLocked returns the carrier that serves a class: on the server the one that
+// the client asked for, else one of the preferred kind, else the newest.
+func (s *Session) pickLocked(number uint64, kind Kind) *Attachment {
+	var best *Attachment
+	for _, a := range s.attached {
+		if s.server && number != 0 && a.number == number {
+			return a
+		}
+		if best == nil || a.c.Kind() == kind || best.c.Kind() != kind {
+			best = a
+		}
+	}
+	return best
+}
+
+// preferred takes the client's choice; an older one than we have heard is stale.
+func (s *Session) preferred(p preference) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.server || p.epoch <= s.prefer.epoch {
+		return
+	}
+	s.prefer = p
+	s.chooseLocked()
+}
+
+// streamCarrier returns the carrier for a new stream, waiting a bounded time
+// while nothing is attached.
+func (s *Session) streamCarrier(ctx context.Context) (*Attachment, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, attachWait, ErrNotAttached)
+	defer cancel()
+	for {
+		s.mu.Lock()
+		a, changed, closed := s.pickLocked(s.prefer.streams, s.cfg.Streams), s.changed, s.closed
+		s.mu.Unlock()
+		if closed {
+			return nil, ErrSessionClosed
+		}
+		if a != nil {
+			return a, nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+}
+
+// hold keeps a server's session while a carrier attaches to it.
+func (s *Session) hold() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return &CloseError{Code: CodeSession, Reason: "the session has just ended; try again"}
+	}
+	s.holds++
+	return nil
+}
+
+func (s *Session) release() {
+	s.mu.Lock()
+	s.holds--
+	orphaned := s.orphanedLocked()
+	s.mu.Unlock()
+	if orphaned != nil {
+		orphaned()
+	}
+}
+
+func (s *Session) orphanedLocked() func() {
+	if len(s.attached) > 0 || s.holds > 0 || s.closed {
+		return nil
+	}
+	return s.orphaned
+}
+
+// leave notes that the client goes for good: nothing is held for it.
+func (s *Session) leave() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.gone = true
+}
+
+func (s *Session) left() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.gone
+}
+
+// Close ends the session: it tells the peer, closes the carriers, ends the flows
+// and waits for all goroutines. Further calls wait as well.
+func (s *Session) Close(code ErrorCode, reason string) {
+	s.mu.Lock()
+	attached := slices.Clone(s.attached)
+	first := !s.closed
+	s.closed = true
+	s.mu.Unlock()
+	if first {
+		var told sync.WaitGroup
+		for _, a := range attached {
+			told.Go(func() {
+				a.goAway(&CloseError{Code: code, Reason: reason})
+				a.c.Close(code, reason)
+			})
+		}
+		s.cancel()
+		told.Wait()
+		s.q.close()
+		s.endFlows()
+	}
+	s.wg.Wait()
+}
+
+func (s *Session) endFlows() {
+	s.flowsMu.Lock()
+	flows := s.flows
+	s.flows = make(map[uint64]*Flow)
+	s.flowsMu.Unlock()
+	for _, f := range flows {
+		if f.over.CompareAndSwap(false, true) {
+			f.ended(EndShutdown)
+		}
+	}
+}

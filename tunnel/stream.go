@@ -1,0 +1,193 @@
+package tunnel
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/quic-go/quic-go/quicvarint"
+)
+
+const (
+	// MaxStreams bounds the streams that one session's peer may have open.
+	MaxStreams = 4096
+
+	// MaxStreamAddr bounds the address in a stream's header in bytes.
+	MaxStreamAddr = 1 + 1 + 255 + 2
+
+	// streamHeaderTimeout bounds the wait for a stream's header.
+	streamHeaderTimeout = 10 * time.Second
+)
+
+// A stream begins with the opener's header and the other side's answer:
+//
+//	opener:  | kind u8 | length varint | address: ATYP, address, port |
+//	answer:  | SOCKS5 reply code u8 | length varint | bound address |
+//
+// then bytes both ways.
+const streamConnect = 1 // the kind of a TCP connection to the address
+
+// RefusedError is the far end's answer to a stream it did not connect.
+type RefusedError struct {
+	Code byte // a SOCKS5 reply code (RFC 1928 section 6)
+}
+
+func (e *RefusedError) Error() string {
+	return fmt.Sprintf("the far end could not connect (SOCKS5 reply %d)", e.Code)
+}
+
+// OpenStream asks the peer to connect to addr, which is an address as SOCKS5
+// writes it, and waits for its answer: the stream and the bound address, or a
+// *RefusedError. ctx bounds the wait. While nothing is attached it waits up to
+// attachWait and then returns ErrNotAttached.
+func (s *Session) OpenStream(ctx context.Context, addr []byte) (st Stream, bound []byte, err error) {
+	if len(addr) > MaxStreamAddr {
+		return nil, nil, fmt.Errorf("tunnel: address of %d bytes", len(addr))
+	}
+	a, err := s.streamCarrier(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	if st, err = a.c.OpenStream(ctx); err != nil {
+		return nil, nil, fmt.Errorf("opening a stream over %v: %w", a.Kind(), err)
+	}
+	stop := context.AfterFunc(ctx, func() { st.Reset(CodeTimeout) })
+	bound, err = request(st, addr)
+	if !stop() && err == nil {
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		st.Reset(CodeNone)
+		return nil, nil, err
+	}
+	return st, bound, nil
+}
+
+func request(st Stream, addr []byte) (bound []byte, err error) {
+	h := quicvarint.Append([]byte{streamConnect}, uint64(len(addr)))
+	if _, err := st.Write(append(h, addr...)); err != nil {
+		return nil, fmt.Errorf("asking for a stream: %w", err)
+	}
+	code, bound, err := readStreamHeader(st)
+	if err != nil {
+		return nil, fmt.Errorf("waiting for the far end's answer: %w", err)
+	}
+	if code != 0 {
+		return nil, &RefusedError{Code: code}
+	}
+	return bound, nil
+}
+
+// readStreamHeader reads a byte and a length-prefixed address, and nothing beyond.
+func readStreamHeader(r io.Reader) (first byte, addr []byte, err error) {
+	one := oneByteReader{r: r}
+	if first, err = one.ReadByte(); err != nil {
+		return 0, nil, noEOF(err)
+	}
+	n, err := quicvarint.Read(&one)
+	if err != nil {
+		return 0, nil, noEOF(err)
+	}
+	if n > MaxStreamAddr {
+		return 0, nil, fmt.Errorf("tunnel: address of %d bytes", n)
+	}
+	addr = make([]byte, n)
+	if _, err := io.ReadFull(r, addr); err != nil {
+		return 0, nil, noEOF(err)
+	}
+	return first, addr, nil
+}
+
+type oneByteReader struct {
+	r io.Reader
+	b [1]byte
+}
+
+func (o *oneByteReader) ReadByte() (byte, error) {
+	_, err := io.ReadFull(o.r, o.b[:])
+	return o.b[0], err
+}
+
+// Exit is what a session calls when the peer opens something.
+type Exit interface {
+	// OpenFlow is called with the first datagram of a flow, before it is
+	// delivered. It must not wait. A nil handler refuses the flow with code.
+	OpenFlow(f *Flow) (h FlowHandler, code EndCode)
+
+	// ServeStream is called in a goroutine of its own and returns when the
+	// stream is done with. ctx ends with the session.
+	ServeStream(ctx context.Context, in *IncomingStream)
+}
+
+// IncomingStream is a stream the peer asks for. Accept or Refuse is called once.
+type IncomingStream struct {
+	// Addr is the destination as the peer wrote it: ATYP, address, port, at most
+	// MaxStreamAddr bytes, not yet checked.
+	Addr []byte
+
+	st Stream
+}
+
+// Accept tells the peer that the stream is connected, with the bound address as
+// SOCKS5 writes it, and returns the stream.
+func (in *IncomingStream) Accept(bound []byte) (Stream, error) {
+	if err := in.answer(0, bound); err != nil {
+		in.st.Reset(CodeNone)
+		return nil, err
+	}
+	return in.st, nil
+}
+
+// Refuse tells the peer why not, as a SOCKS5 reply code (RFC 1928 section 6), and
+// frees the stream.
+func (in *IncomingStream) Refuse(code byte) {
+	if err := in.answer(code, nil); err == nil {
+		_ = in.st.CloseWrite()
+		// The peer resets once it has read the answer.
+		_ = in.st.SetDeadline(time.Now().Add(streamHeaderTimeout))
+		_, _ = in.st.Read(make([]byte, 1))
+	}
+	in.st.Reset(CodeNone)
+}
+
+func (in *IncomingStream) answer(code byte, bound []byte) error {
+	b := quicvarint.Append([]byte{code}, uint64(len(bound)))
+	_, err := in.st.Write(append(b, bound...))
+	return err
+}
+
+// goStream serves a stream that the peer opened, in a goroutine of its own; false
+// says that the session has ended. The caller has counted it in s.streams.
+func (s *Session) goStream(st Stream) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		s.streams.Add(-1)
+		return false
+	}
+	s.wg.Go(func() {
+		defer s.streams.Add(-1)
+		s.serveStream(st)
+	})
+	return true
+}
+
+func (s *Session) serveStream(st Stream) {
+	_ = st.SetDeadline(time.Now().Add(streamHeaderTimeout))
+	kind, addr, err := readStreamHeader(st)
+	if err != nil {
+		st.Reset(CodeProtocol)
+		return
+	}
+	_ = st.SetDeadline(time.Time{})
+	in := &IncomingStream{Addr: addr, st: st}
+	if kind != streamConnect || s.cfg.Exit == nil {
+		in.Refuse(replyUnsupported)
+		return
+	}
+	s.cfg.Exit.ServeStream(s.ctx, in)
+}
+
+// replyUnsupported is SOCKS5's "command not supported".
+const replyUnsupported = 7
