@@ -38,6 +38,7 @@ type Files struct {
 	watcher *fsnotify.Watcher // nil when the system has none to give
 	watched map[string]bool
 	done    chan struct{}
+	close   sync.Once
 	running sync.WaitGroup
 }
 
@@ -68,9 +69,10 @@ func ServerFromFiles(certFile, keyFile string, log *slog.Logger) (*Files, error)
 // Certificate returns the newest good pair, for ServerConfig.
 func (f *Files) Certificate() *tls.Certificate { return f.current.Load() }
 
-// Close stops watching and waits for it. Certificate stays valid.
+// Close stops watching and waits for it; a second call does nothing more.
+// Certificate stays valid.
 func (f *Files) Close() error {
-	close(f.done)
+	f.close.Do(func() { close(f.done) })
 	f.running.Wait()
 	return nil
 }

@@ -31,7 +31,8 @@ func ParsePin(text string) (Pin, error) {
 	if len(text) != pinText.EncodedLen(len(p)) {
 		return Pin{}, ErrPin
 	}
-	if _, err := pinText.Decode(p[:], []byte(text)); err != nil {
+	// The decoder skips line breaks, and then there are fewer bytes.
+	if n, err := pinText.Decode(p[:], []byte(text)); err != nil || n != len(p) {
 		return Pin{}, ErrPin
 	}
 	return p, nil

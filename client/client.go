@@ -26,7 +26,7 @@ type Client struct {
 // New checks the configuration.
 func New(cfg Config) (*Client, error) {
 	if cfg.Listen == "" {
-		cfg.Listen = DefaultListen
+		cfg.Listen = "127.0.0.1:1080"
 	}
 	if cfg.Link.Host == "" {
 		return nil, errors.New("a client needs the link that the server printed")
@@ -73,7 +73,7 @@ func (c *Client) Run(ctx context.Context) error {
 	proxy := &socks.Server{
 		Username: c.cfg.User, Password: c.cfg.Pass,
 		UDPAdvertise: c.cfg.UDPAdvertise,
-		UDPPorts:     socks.PortRange{Low: c.cfg.UDPPorts.Low, High: c.cfg.UDPPorts.High},
+		UDPPorts:     c.cfg.UDPPorts,
 		UDPFrom:      c.cfg.UDPFrom,
 		NoOffload:    c.cfg.NoOffload,
 		Connect:      entrance.Connect,
@@ -82,7 +82,7 @@ func (c *Client) Run(ctx context.Context) error {
 	}
 	c.cfg.Log.Info("SOCKS5 is listening", slog.String("address", ln.Addr().String()))
 	if c.cfg.Started != nil {
-		c.cfg.Started(ln.Addr().String())
+		c.cfg.Started(ln.Addr())
 	}
 
 	var wg sync.WaitGroup

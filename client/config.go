@@ -2,10 +2,12 @@ package client
 
 import (
 	"log/slog"
+	"net"
 	"net/netip"
 
 	"wmproxy/internal/link"
 	"wmproxy/internal/state"
+	"wmproxy/socks"
 )
 
 // Carriers that Config.Transport and Config.Streams may name.
@@ -14,12 +16,6 @@ const (
 	QUIC  = "quic"
 	Yamux = "yamux"
 )
-
-// PortRange is a range of ports, both ends in it; the zero value is any port. A
-// range of one is a port that associations share.
-type PortRange struct {
-	Low, High uint16
-}
 
 // Config is all that a client is told. Link and Log are required; the zero
 // value of every other field is the default.
@@ -40,7 +36,7 @@ type Config struct {
 	UDPAdvertise netip.Addr
 
 	// UDPPorts bounds the ports of associations.
-	UDPPorts PortRange
+	UDPPorts socks.PortRange
 
 	// UDPFrom are further sources from which an association takes datagrams,
 	// beside its control connection's peer.
@@ -59,6 +55,9 @@ type Config struct {
 	// NoOffload switches UDP segmentation offload off, for network cards that
 	// corrupt it.
 	NoOffload bool
+
+	// Started, when set, is called once the entrance listens, with its address.
+	Started func(net.Addr)
 
 	// Log gets everything that is worth a line. It never sees a secret.
 	Log *slog.Logger

@@ -30,7 +30,7 @@ func (c *Client) dial(ctx context.Context, kind tunnel.Kind) (tunnel.Pending, er
 		if kind == tunnel.KindQUIC {
 			p, err = tunnel.DialQUIC(attempt, nil, net.UDPAddrFromAddrPort(target), tlsConf)
 		} else {
-			p, err = tunnel.DialYamux(attempt, target.String(), tlsConf)
+			p, err = tunnel.DialYamux(attempt, net.TCPAddrFromAddrPort(target), tlsConf)
 		}
 		cancel()
 		if err == nil {

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"time"
 
+	"wmproxy/internal/egress"
 	"wmproxy/internal/link"
 	"wmproxy/internal/state"
 )
@@ -13,17 +14,6 @@ import (
 const (
 	TransportQUIC  = "quic"
 	TransportYamux = "yamux"
-)
-
-// Filtering says whose datagrams reach an association through its egress
-// socket (RFC 4787 section 5).
-type Filtering string
-
-// The filterings; the zero value is EndpointIndependent.
-const (
-	EndpointIndependent Filtering = "endpoint-independent"
-	AddressDependent    Filtering = "address"          // only addresses it has sent to
-	AddressAndPort      Filtering = "address-and-port" // only endpoints it has sent to
 )
 
 // Config is all that a server is told. State and Log are required; the zero
@@ -58,8 +48,9 @@ type Config struct {
 	// Default 5 minutes.
 	UDPIdle time.Duration
 
-	// Filtering of inbound datagrams. Default EndpointIndependent.
-	Filtering Filtering
+	// Filtering says whose datagrams reach an association through its egress
+	// socket (RFC 4787 section 5).
+	Filtering egress.Filtering
 
 	// NoOffload switches UDP segmentation offload off, for network cards that
 	// corrupt it.

@@ -30,26 +30,24 @@ func (id *identity) Close() {
 }
 
 func (s *Server) loadIdentity() (*identity, error) {
-	id := &identity{}
-	if s.cfg.CertFile != "" {
-		files, err := certs.ServerFromFiles(s.cfg.CertFile, s.cfg.KeyFile, s.cfg.Log)
-		if err != nil {
-			return nil, err
-		}
-		id.certificate, id.close = files.Certificate, files.Close
-	} else {
-		own, err := certs.LoadOrCreate(s.cfg.State.Join(fileCert), s.cfg.State.Join(fileKey))
-		if err != nil {
-			return nil, err
-		}
-		pin := own.Pin()
-		id.certificate, id.pin = own.Certificate, &pin
-	}
-	key, err := certs.StatelessResetKey(id.certificate())
+	own, err := certs.LoadOrCreate(s.cfg.State.Join(fileCert), s.cfg.State.Join(fileKey))
 	if err != nil {
-		id.Close()
+		return nil, err
+	}
+	id := &identity{certificate: own.Certificate}
+	// Also with a certificate from a public CA: its key changes at each renewal.
+	if id.resetKey, err = certs.StatelessResetKey(own.Certificate()); err != nil {
 		return nil, fmt.Errorf("deriving the stateless reset key: %w", err)
 	}
-	id.resetKey = key
+	if s.cfg.CertFile == "" {
+		pin := own.Pin()
+		id.pin = &pin
+		return id, nil
+	}
+	files, err := certs.ServerFromFiles(s.cfg.CertFile, s.cfg.KeyFile, s.cfg.Log)
+	if err != nil {
+		return nil, err
+	}
+	id.certificate, id.close = files.Certificate, files.Close
 	return id, nil
 }

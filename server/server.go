@@ -45,7 +45,7 @@ const (
 // New checks the configuration.
 func New(cfg Config) (*Server, error) {
 	if cfg.Listen == "" {
-		cfg.Listen = DefaultListen
+		cfg.Listen = ":8090"
 	}
 	if len(cfg.Transports) == 0 {
 		cfg.Transports = []string{TransportQUIC, TransportYamux}
@@ -80,7 +80,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	defer ls.close()
 
 	exits := egress.New(egress.Config{
-		Allow: s.cfg.Allow, Closed: ls.own, Filtering: s.cfg.Filtering.egress(),
+		Allow: s.cfg.Allow, Closed: ls.isOwn, Filtering: s.cfg.Filtering,
 		Idle: s.cfg.UDPIdle, NoOffload: s.cfg.NoOffload, Log: s.cfg.Log,
 	})
 	defer exits.Close()
@@ -128,10 +128,13 @@ type listener interface {
 // listeners is every socket that the server listens on, all on one port number.
 type listeners struct {
 	all   []listener
-	own   []netip.AddrPort // closed to the exit, whatever is allowed
 	port  uint16
 	close func()
 }
+
+// isOwn says whether ap, at which this host answers, is where we listen: that
+// stays closed to the exit whatever is allowed.
+func (ls *listeners) isOwn(ap netip.AddrPort) bool { return ap.Port() == ls.port }
 
 // accept serves the connections of one listener until ctx ends.
 func (s *Server) accept(ctx context.Context, l listener, host *tunnel.Host, wg *sync.WaitGroup) error {
@@ -224,7 +227,6 @@ func (s *Server) listen(id *identity) (*listeners, error) {
 
 func (ls *listeners) add(l listener, own netip.AddrPort) {
 	ls.all = append(ls.all, l)
-	ls.own = append(ls.own, own)
 	ls.port = own.Port()
 }
 

@@ -144,7 +144,7 @@ func AppendAddrPort(b []byte, ap netip.AddrPort) []byte {
 // AppendAddr appends a as it stands on the wire. A name longer than 255 bytes
 // has no form on the wire and is an error of the caller: it panics.
 func AppendAddr(b []byte, a Addr) []byte {
-	if a.Name == "" {
+	if a.IP.IsValid() || a.Name == "" {
 		return AppendAddrPort(b, a.AddrPort())
 	}
 	if len(a.Name) > 255 {

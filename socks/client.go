@@ -43,10 +43,11 @@ type ReplyError struct {
 }
 
 func (e *ReplyError) Error() string {
-	return fmt.Sprintf("socks: the server replied %d (%s)", e.Code, e.text())
+	return fmt.Sprintf("socks: the server replied %d (%s)", e.Code, e.Reason())
 }
 
-func (e *ReplyError) text() string {
+// Reason is the code in words.
+func (e *ReplyError) Reason() string {
 	switch e.Code {
 	case ReplyGeneralFailure:
 		return "general failure"

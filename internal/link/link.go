@@ -37,7 +37,7 @@ const (
 // Link is what a client has to know of its server.
 type Link struct {
 	Name   string // of the user, as in Token
-	Secret string
+	Secret string `json:"-"` // a structure that holds a link may end in a JSON log
 	Host   string // a name or an IP address, IPv6 without brackets
 	Port   uint16
 	Pin    *certs.Pin // of the server's public key; nil when the system's roots count

@@ -24,7 +24,7 @@ const secretBytes = 32
 // Token is a user's name and the secret that proves it.
 type Token struct {
 	Name   string // 1 to MaxName of letters, digits, dot, hyphen and underscore
-	Secret string // 1 to MaxSecret bytes of UTF-8, no control characters or spaces
+	Secret string `json:"-"` // 1 to MaxSecret bytes of UTF-8, no control characters or spaces
 }
 
 // NewToken returns a token for name with a random secret of 256 bits. A bad

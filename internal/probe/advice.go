@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strings"
 	"syscall"
 
 	"wmproxy/socks"
@@ -22,12 +23,15 @@ func failAt(step, format string, args ...any) *failure {
 	return &failure{step, fmt.Sprintf(format, args...)}
 }
 
+// plain is err without the package's name in front, for a sentence.
+func plain(err error) string { return strings.TrimPrefix(err.Error(), "socks: ") }
+
 // handshakeFailure explains why Connect or Associate failed. request is the
 // command's name.
 func (c *checker) handshakeFailure(request string, err error) *failure {
 	var at *socks.StepError
 	if !errors.As(err, &at) {
-		return failAt(request, "%v", err)
+		return failAt(request, "%s", plain(err))
 	}
 	server := visible(c.socksAddr)
 	if errors.Is(err, context.Canceled) {
@@ -43,7 +47,7 @@ func (c *checker) handshakeFailure(request string, err error) *failure {
 	case socks.StepReply:
 		return c.replyFailure(request, at.Err)
 	}
-	return failAt(at.Step.String(), "%v", at.Err)
+	return failAt(at.Step.String(), "%s", plain(at.Err))
 }
 
 func dialFailure(server string, err error) *failure {
@@ -73,7 +77,7 @@ func (c *checker) greetingFailure(server string, err error) *failure {
 	case timedOut(err):
 		return failAt(step, "the server says nothing; what listens on %s is probably not a SOCKS5 server, or is overloaded", server)
 	}
-	return failAt(step, "%v", err)
+	return failAt(step, "%s", plain(err))
 }
 
 func authFailure(err error) *failure {
@@ -86,7 +90,7 @@ func authFailure(err error) *failure {
 	case timedOut(err):
 		return failAt(step, "the server does not answer to the user name and password; see its log")
 	}
-	return failAt(step, "%v", err)
+	return failAt(step, "%s", plain(err))
 }
 
 func (c *checker) replyFailure(request string, err error) *failure {
@@ -94,15 +98,15 @@ func (c *checker) replyFailure(request string, err error) *failure {
 	var reply *socks.ReplyError
 	switch {
 	case errors.As(err, &reply):
-		return failAt(step, "%v; %s", reply, c.replyAdvice(request, reply.Code))
+		return failAt(step, "the server replied %d (%s); %s", reply.Code, reply.Reason(), c.replyAdvice(request, reply.Code))
 	case errors.Is(err, socks.ErrHungUp):
 		return failAt(step, "the server closed the connection without a reply; see its log")
 	case timedOut(err):
 		return failAt(step, "the server does not reply; it waits for its own way out, or for %s", visible(c.target))
 	case errors.Is(err, socks.ErrMalformed):
-		return failAt(step, "%v; the server breaks RFC 1928", err)
+		return failAt(step, "%s; the server breaks RFC 1928", plain(err))
 	}
-	return failAt(step, "%v", err)
+	return failAt(step, "%s", plain(err))
 }
 
 // replyAdvice says what to do about a reply code, RFC 1928 section 6.
@@ -140,6 +144,8 @@ func (c *checker) answerFailure(step string, err error) *failure {
 		return failAt(step, "%v; check the domain, and that %s resolves names for the server's address", err, target)
 	case errors.Is(err, ErrNotDNS):
 		return failAt(step, "%v; check that %s is a DNS server", err, target)
+	case errors.Is(err, ErrCutShort):
+		return failAt(step, "%v; the server drops what comes after a half-close, or %s is not an echo", err, target)
 	case errors.Is(err, ErrChanged):
 		return failAt(step, "%v; check that %s is an echo", err, target)
 	case timedOut(err):
@@ -156,18 +162,20 @@ func (c *checker) hintAboutBound(conn *socks.PacketConn) {
 		c.hint("the server told a name as BND.ADDR, which many applications cannot use; used its address %s instead", relay.Addr())
 	case bound.IP.IsUnspecified():
 		c.hint("the server told BND.ADDR %s; used its address %s instead, but applications that take it literally fail: let the server tell its address (wmproxy: --udp ADDR)", bound.IP, relay.Addr())
-	case misled(conn) != "":
-		c.hint("%s", misled(conn))
+	default:
+		if why := misled(relay.Addr(), conn.ServerAddr().Addr()); why != "" {
+			c.hint("%s", why)
+		}
 	}
 }
 
-// misled says why BND looks unreachable from here, or nothing.
-func misled(conn *socks.PacketConn) string {
-	relay, server := conn.RelayAddr().Addr(), conn.ServerAddr().Addr()
-	const advice = "set the address that clients reach it by (wmproxy: --udp ADDR)"
+// misled says why datagrams to relay are unlikely to reach the server at this
+// address, or nothing.
+func misled(relay, server netip.Addr) string {
+	const advice = "let the server tell the address that clients reach it by (wmproxy: --udp ADDR)"
 	switch {
 	case relay.IsLoopback() && !server.IsLoopback():
-		return fmt.Sprintf("BND.ADDR %s is loopback, which a client on another machine cannot reach; %s", relay, advice)
+		return fmt.Sprintf("BND.ADDR %s is loopback, which means this machine and not the server; %s", relay, advice)
 	case relay.IsPrivate() && !server.IsPrivate() && !server.IsLoopback():
 		return fmt.Sprintf("BND.ADDR %s is private, and the server was reached at %s: it is behind NAT or in a container; %s", relay, server, advice)
 	}
@@ -193,7 +201,7 @@ func (c *checker) receiveFailure(ctx context.Context, err error) *failure {
 	case errors.Is(err, socks.ErrAssociationEnded):
 		return failAt(step, "the server ended the association by closing its TCP connection; see the server's log")
 	}
-	return failAt(step, "%v", err)
+	return failAt(step, "%s", plain(err))
 }
 
 // namedSourceFailure is for an answer whose header tells another source than
@@ -207,6 +215,7 @@ func (c *checker) namedSourceFailure(from socks.Addr) *failure {
 func (c *checker) noReplyFailure(ctx context.Context, conn *socks.PacketConn) *failure {
 	const step = "reply"
 	relay := conn.RelayAddr()
+	why := misled(relay.Addr(), conn.ServerAddr().Addr())
 	if n, from := conn.WrongSource(); n > 0 {
 		return failAt(step, "wrong source: %d datagrams came from %s, not from BND %s, and applications drop them; the server has several addresses or is behind NAT: let it send from the address that it tells", n, from, relay)
 	}
@@ -214,22 +223,17 @@ func (c *checker) noReplyFailure(ctx context.Context, conn *socks.PacketConn) *f
 		return failAt(step, "%v: %d datagrams came back that are not whole SOCKS5 datagrams; the server breaks RFC 1928", errReplyForm, n)
 	}
 	if refused(relay, c.Interval) {
-		return failAt(step, "BND.ADDR unreachable: %s refuses datagrams (ICMP port unreachable), so no SOCKS5 server is there%s", relay, also(relay, conn))
+		if why == "" {
+			why = "let the server tell the address that clients reach it by (wmproxy: --udp ADDR)"
+		}
+		return failAt(step, "BND.ADDR unreachable: nothing takes datagrams at %s (ICMP port unreachable); %s", relay, why)
 	}
 	if ctx.Err() != nil {
 		return c.receiveFailure(ctx, ctx.Err())
 	}
-	if why := misled(conn); why != "" {
+	if why != "" {
 		return failAt(step, "no reply to %d datagrams: %s", c.Attempts, why)
 	}
 	return failAt(step, "no reply to %d datagrams; a firewall drops UDP to or from %s, BND.ADDR is not where the server listens (wmproxy: --udp ADDR on the server), or %s does not answer over UDP",
 		c.Attempts, relay, visible(c.target))
-}
-
-// also adds what a refusing BND has to do with the address that was told.
-func also(relay netip.AddrPort, conn *socks.PacketConn) string {
-	if why := misled(conn); why != "" {
-		return ": " + why
-	}
-	return fmt.Sprintf("; let the server tell the address that clients reach it by (wmproxy: --udp %s)", "ADDR")
 }

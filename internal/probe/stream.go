@@ -18,6 +18,9 @@ import (
 // streamTimeout bounds one Stream, connecting included.
 const streamTimeout = 60 * time.Second
 
+// ErrCutShort is a stream that ended before everything had come back.
+var ErrCutShort = errors.New("the stream was cut short")
+
 // ErrNoHalfClose is a connection whose writing side cannot be closed alone.
 var ErrNoHalfClose = errors.New("the connection cannot be half-closed")
 
@@ -72,7 +75,7 @@ func thereAndBack(ctx context.Context, conn net.Conn, n int64) error {
 	case got > n:
 		return fmt.Errorf("%w: more than %d bytes came back", ErrChanged, n)
 	case got < n:
-		return fmt.Errorf("%w: the stream ended after %d of %d bytes", ErrChanged, got, n)
+		return fmt.Errorf("%w: %d of %d bytes came back", ErrCutShort, got, n)
 	case sendErr != nil:
 		return fmt.Errorf("while sending: %w", sendErr)
 	case !bytes.Equal(sent.Sum(nil), received.Sum(nil)):

@@ -1,6 +1,11 @@
 // Package udpio is UDP sockets that read and write in batches and call back
 // with what they read. It knows nothing of what the datagrams mean.
 //
+// On Linux a few event loops read every [Socket] of the process with recvmmsg
+// into buffers that belong to the loop, so an idle socket is a small struct and
+// a descriptor. Writes are sendmmsg with UDP_SEGMENT on runs to one
+// destination. Elsewhere a goroutine per socket keeps the same contract.
+//
 // The rules of the data path hold here: no allocation, goroutine or channel
 // operation per datagram, and nothing that waits.
 package udpio

@@ -1,0 +1,75 @@
+package main
+
+import (
+	"io"
+	"log/slog"
+	"os"
+	"time"
+
+	"github.com/lmittmann/tint"
+	"github.com/urfave/cli/v2"
+)
+
+// Log formats.
+const (
+	logAuto    = "auto"
+	logConsole = "console"
+	logJSON    = "json"
+)
+
+// logOptions is how to log; lines go to standard error.
+type logOptions struct {
+	format string // logConsole or logJSON
+	level  slog.Level
+}
+
+func logFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.StringFlag{Name: "log-format", Value: logAuto, Usage: "`FORMAT` is console, json, or auto: console on a terminal, json otherwise"},
+		&cli.StringFlag{Name: "log-level", Value: "info", Usage: "`LEVEL` is debug, info, warn or error"},
+	}
+}
+
+func (p *program) logOptions(c *cli.Context) (logOptions, error) {
+	format, err := p.choice(c, "log-format", logAuto, logConsole, logJSON)
+	if err != nil {
+		return logOptions{}, err
+	}
+	if format == logAuto {
+		format = logJSON
+		if p.console {
+			format = logConsole
+		}
+	}
+	word, err := p.choice(c, "log-level", "debug", "info", "warn", "error")
+	if err != nil {
+		return logOptions{}, err
+	}
+	var level slog.Level
+	err = level.UnmarshalText([]byte(word))
+	return logOptions{format: format, level: level}, err
+}
+
+// logger returns the logger; colours are for terminals whose user did not refuse
+// them (no-color.org).
+func (p *program) logger(o logOptions) *slog.Logger {
+	if o.format == logJSON {
+		return slog.New(slog.NewJSONHandler(p.stderr, &slog.HandlerOptions{Level: o.level}))
+	}
+	return slog.New(tint.NewTextHandler(p.stderr, &tint.Options{
+		Level:      o.level,
+		TimeFormat: time.TimeOnly,
+		NoColor:    !p.console || p.getenv("NO_COLOR") != "",
+	}))
+}
+
+// isTerminal is a guess (the null device is one too), and good enough for what
+// hangs on it: the shape of log lines.
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	info, err := f.Stat()
+	return err == nil && info.Mode()&os.ModeCharDevice != 0
+}

@@ -1,0 +1,112 @@
+// Command wmproxy is a SOCKS5 entrance on one machine and an exit with real
+// sockets on another, joined by one tunnel. This package is flags, files and
+// printing; it must not know how anything works inside.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+)
+
+// Exit codes.
+const (
+	exitOK     = 0
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+// shutdownGrace is how long the first signal gives everything to end. Users are
+// promised two seconds; the rest is for the process itself to go.
+const shutdownGrace = 1900 * time.Millisecond
+
+func main() {
+	p := &program{
+		getenv:  os.Getenv,
+		stdout:  os.Stdout,
+		stderr:  os.Stderr,
+		console: isTerminal(os.Stderr),
+	}
+	signals := make(chan os.Signal, 2) // the second must not be lost while the first is served
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	os.Exit(p.untilSignal(signals, func(ctx context.Context) int {
+		return p.run(ctx, os.Args[1:])
+	}))
+}
+
+// program is one run of the command line, with what it takes from the process.
+type program struct {
+	getenv         func(string) string
+	stdout, stderr io.Writer
+	console        bool // stderr is a terminal
+
+	// fromEnv names the environment variable behind a flag that was not on the
+	// command line, so that an error names what the user wrote.
+	fromEnv map[string]string
+}
+
+// usageError is wrong usage: exit code 2.
+type usageError struct{ message string }
+
+func (e *usageError) Error() string { return e.message }
+
+func usageErrorf(format string, args ...any) error {
+	return &usageError{message: fmt.Sprintf(format, args...)}
+}
+
+// errReported is a failure whose explanation has been printed already.
+var errReported = errors.New("the failure has been printed")
+
+// run carries out args, without the program's name, and returns the exit code.
+func (p *program) run(ctx context.Context, args []string) int {
+	app := p.app()
+	arranged, err := p.arrange(app, args)
+	if err == nil {
+		err = app.RunContext(ctx, arranged)
+	}
+	var usage *usageError
+	switch {
+	case err == nil:
+		return exitOK
+	case errors.As(err, &usage):
+		fmt.Fprintln(p.stderr, "wmproxy:", err)
+		return exitUsage
+	case errors.Is(err, errReported):
+		return exitFailed
+	default:
+		fmt.Fprintln(p.stderr, "wmproxy:", err)
+		return exitFailed
+	}
+}
+
+// untilSignal runs work and returns its exit code. The first signal cancels its
+// context; a second, or work that then takes longer than shutdownGrace, ends
+// the wait with exit code 1, and the process exits under it.
+func (p *program) untilSignal(signals <-chan os.Signal, work func(context.Context) int) int {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	result := make(chan int, 1)
+	go func() { result <- work(ctx) }()
+	select {
+	case code := <-result:
+		return code
+	case <-signals:
+		cancel()
+	}
+	grace := time.NewTimer(shutdownGrace)
+	defer grace.Stop()
+	select {
+	case code := <-result:
+		return code
+	case <-signals:
+		return exitFailed
+	case <-grace.C:
+		fmt.Fprintln(p.stderr, "wmproxy: not everything ended within two seconds of the signal; exiting without waiting for it")
+		return exitFailed
+	}
+}

@@ -1,0 +1,128 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+	"go.uber.org/goleak"
+)
+
+// leakChecked runs the tests and then looks for goroutines that they left.
+type leakChecked struct{ *testing.M }
+
+func (m leakChecked) Run() int {
+	code := m.M.Run()
+	if err := goleak.Find(); code == 0 && err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return code
+}
+
+func TestMain(m *testing.M) {
+	testscript.Main(leakChecked{m}, map[string]func(){"wmproxy": main})
+}
+
+// The scripts show exactly what a user types and sees.
+func TestCommandLine(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata",
+		RequireExplicitExec: true,
+		Setup: func(env *testscript.Env) error {
+			env.Setenv("XDG_STATE_HOME", env.WorkDir+"/state")
+			env.Setenv("GORACE", "atexit_sleep_ms=0") // under -race, each of many processes would wait a second
+			return nil
+		},
+	})
+}
+
+// testProgram is a program with an environment and its two outputs.
+func testProgram(env map[string]string) (p *program, stdout, stderr *bytes.Buffer) {
+	stdout, stderr = new(bytes.Buffer), new(bytes.Buffer)
+	return &program{
+		getenv: func(name string) string { return env[name] },
+		stdout: stdout, stderr: stderr,
+	}, stdout, stderr
+}
+
+func TestTheFirstSignalEndsTheWorkInOrder(t *testing.T) {
+	p, _, stderr := testProgram(nil)
+	signals := make(chan os.Signal, 2)
+	signals <- os.Interrupt
+	code := p.untilSignal(signals, func(ctx context.Context) int {
+		<-ctx.Done()
+		return exitOK
+	})
+	if code != exitOK || stderr.Len() != 0 {
+		t.Errorf("got exit code %d and %q", code, stderr)
+	}
+}
+
+func TestASecondSignalEndsAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, _, _ := testProgram(nil)
+		signals := make(chan os.Signal, 2)
+		signals <- os.Interrupt
+		signals <- os.Interrupt
+		release := make(chan int)
+		start := time.Now()
+		if code := p.untilSignal(signals, func(context.Context) int { return <-release }); code != exitFailed {
+			t.Errorf("got exit code %d", code)
+		}
+		if took := time.Since(start); took != 0 {
+			t.Errorf("it took %v", took)
+		}
+		close(release)
+	})
+}
+
+func TestWorkThatDoesNotEndIsLeftAfterTwoSeconds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, _, stderr := testProgram(nil)
+		signals := make(chan os.Signal, 2)
+		signals <- os.Interrupt
+		release := make(chan int)
+		start := time.Now()
+		if code := p.untilSignal(signals, func(context.Context) int { return <-release }); code != exitFailed {
+			t.Errorf("got exit code %d", code)
+		}
+		if took := time.Since(start); took > 2*time.Second || took < time.Second {
+			t.Errorf("it took %v", took)
+		}
+		if !strings.Contains(stderr.String(), "within two seconds") {
+			t.Errorf("it said %q", stderr)
+		}
+		close(release)
+	})
+}
+
+func TestExitCodesTellUsageFromFailure(t *testing.T) {
+	if e := fmt.Errorf("x: %w", usageErrorf("y")); !errors.As(e, new(*usageError)) {
+		t.Error("a wrapped usage error is not one")
+	}
+	for _, test := range []struct {
+		args []string
+		want int
+	}{
+		{nil, exitOK},
+		{[]string{"version"}, exitOK},
+		{[]string{"bogus"}, exitUsage},
+		{[]string{"client", "--link-file", "/nonexistent/link"}, exitFailed},
+	} {
+		p, stdout, stderr := testProgram(nil)
+		if code := p.run(t.Context(), test.args); code != test.want {
+			t.Errorf("%q: exit code %d, want %d", test.args, code, test.want)
+		}
+		if test.want == exitOK && stderr.Len() > 0 || test.want != exitOK && stdout.Len() > 0 {
+			t.Errorf("%q: standard output %q, standard error %q", test.args, stdout, stderr)
+		}
+	}
+}

@@ -1,0 +1,6 @@
+package main
+
+import "log/slog"
+
+// raiseDescriptorLimit has nothing to do: Windows sets no such limit.
+func raiseDescriptorLimit(*slog.Logger) {}

@@ -1,0 +1,193 @@
+// Package demo shows the whole of wmproxy on one machine, without a network: a
+// real server, a real client for each transport, and targets, all on loopback.
+package demo
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"wmproxy/client"
+	"wmproxy/internal/link"
+	"wmproxy/internal/probe"
+	"wmproxy/internal/state"
+	"wmproxy/server"
+	"wmproxy/socks"
+)
+
+const (
+	// domain is the name that the demo's DNS server answers for.
+	domain = "demo.wmproxy.test"
+
+	// startTimeout bounds the start of everything.
+	startTimeout = 10 * time.Second
+
+	streamBytes = 4 << 20
+)
+
+// sizes are the payloads in bytes: nothing, one, the usual, the largest that an
+// unfragmented Ethernet frame holds, jumbo, and the largest through SOCKS5.
+var sizes = []int{0, 1, 512, 1200, 1472, 9000, 65497}
+
+var expect = netip.MustParseAddr("192.0.2.53") // documentation, RFC 5737
+
+// Run prints a table of what passed to out and says whether all of it did.
+// Unless once is set it then stays up until ctx ends.
+func Run(ctx context.Context, once bool, out io.Writer) (ok bool, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	dir, err := os.MkdirTemp("", "wmproxy-demo-")
+	if err != nil {
+		return false, fmt.Errorf("making a state directory: %w", err)
+	}
+	defer os.RemoveAll(dir)
+	d := &demo{dir: dir, errs: make(chan error, 4), wg: &wg, ctx: ctx}
+
+	targets, closeTargets, err := listenTargets()
+	if err != nil {
+		return false, err
+	}
+	defer closeTargets()
+	serverLink, closeState, err := d.startServer()
+	if err != nil {
+		return false, err
+	}
+	defer func() { cancel(); wg.Wait(); closeState() }()
+
+	var results []probe.Measurement
+	var entrances []string
+	ok = true
+	for _, transport := range []string{client.QUIC, client.Yamux} {
+		addr, err := d.startClient(serverLink, transport)
+		if err != nil {
+			return false, err
+		}
+		entrances = append(entrances, addr)
+		m := probe.Measure(ctx, transport, &socks.Client{Server: addr}, targets)
+		results = append(results, m)
+		ok = ok && m.OK()
+	}
+	if err := probe.PrintTable(out, results...); err != nil {
+		return false, err
+	}
+	if ctx.Err() != nil {
+		return ok, nil
+	}
+	if !ok {
+		fmt.Fprintln(out, "\nNot everything passed.")
+	} else {
+		fmt.Fprintln(out, "\nEverything passed.")
+	}
+	if once {
+		return ok, nil
+	}
+	fmt.Fprintf(out, "\nSOCKS5 over QUIC on %s, over yamux on %s; echo on %v, DNS on %v (%s).\nCtrl-C ends it.\n",
+		entrances[0], entrances[1], targets.Echo, targets.DNS, domain)
+	select {
+	case <-ctx.Done():
+		return ok, nil
+	case err := <-d.errs:
+		return false, err
+	}
+}
+
+// demo is the processes of a real use, as goroutines of one.
+type demo struct {
+	ctx  context.Context
+	dir  string
+	wg   *sync.WaitGroup
+	errs chan error
+}
+
+func listenTargets() (t probe.Targets, closeAll func(), err error) {
+	echo, err := probe.ListenEcho("127.0.0.1:0")
+	if err != nil {
+		return t, nil, err
+	}
+	dns, err := probe.ListenDNS("127.0.0.1:0", map[string]probe.Records{domain: {A: []netip.Addr{expect}}})
+	if err != nil {
+		echo.Close()
+		return t, nil, err
+	}
+	return probe.Targets{
+		Echo: echo.Addr(), DNS: dns.Addr(),
+		Domain: domain, Expect: expect, Sizes: sizes, Stream: streamBytes,
+	}, func() { echo.Close(); dns.Close() }, nil
+}
+
+// startServer starts a server with a fresh identity and returns its link.
+func (d *demo) startServer() (serverLink link.Link, closeState func(), err error) {
+	dir, err := state.Open(filepath.Join(d.dir, "server"))
+	if err != nil {
+		return serverLink, nil, err
+	}
+	started := make(chan string, 1)
+	s, err := server.New(server.Config{
+		Listen: "127.0.0.1:0", State: dir,
+		Allow:   []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")},
+		Log:     slog.New(slog.DiscardHandler),
+		Started: func(text string) { started <- text },
+	})
+	if err != nil {
+		dir.Close()
+		return serverLink, nil, err
+	}
+	d.serve(s.Serve)
+	text, err := await(d, started)
+	if err == nil {
+		serverLink, err = link.Parse(text)
+	}
+	return serverLink, func() { dir.Close() }, err
+}
+
+// startClient starts a client and returns the address of its SOCKS5 entrance.
+func (d *demo) startClient(to link.Link, transport string) (string, error) {
+	started := make(chan net.Addr, 1)
+	c, err := client.New(client.Config{
+		Link: to, Listen: "127.0.0.1:0", Transport: transport,
+		Log:     slog.New(slog.DiscardHandler),
+		Started: func(a net.Addr) { started <- a },
+	})
+	if err != nil {
+		return "", err
+	}
+	d.serve(c.Run)
+	addr, err := await(d, started)
+	if err != nil {
+		return "", err
+	}
+	return addr.String(), nil
+}
+
+// serve runs a server or a client until the demo ends.
+func (d *demo) serve(run func(context.Context) error) {
+	d.wg.Go(func() {
+		if err := run(d.ctx); err != nil {
+			d.errs <- err
+		}
+	})
+}
+
+// await returns what a started process says, or why it did not start.
+func await[T any](d *demo, started <-chan T) (v T, err error) {
+	select {
+	case v = <-started:
+		return v, nil
+	case err = <-d.errs:
+		return v, err
+	case <-time.After(startTimeout):
+		return v, errors.New("the demo did not start in time")
+	case <-d.ctx.Done():
+		return v, context.Cause(d.ctx)
+	}
+}

@@ -1,0 +1,278 @@
+// Package egress is exits: what comes out of the tunnel becomes a real socket.
+// A flow becomes one UDP socket, a stream one TCP connection, and every
+// address that either touches is held to the destination policy. It does not
+// know where a request came from.
+package egress
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"wmproxy/tunnel"
+)
+
+// Defaults and bounds of Config.
+const (
+	DefaultIdle           = 5 * time.Minute // RFC 4787 REQ-5 recommends at least this
+	DefaultDialTimeout    = 10 * time.Second
+	DefaultMaxFlows       = 32768
+	DefaultMaxUserFlows   = 16384
+	DefaultMaxStreams     = 16384
+	DefaultMaxUserStreams = 8192
+)
+
+const (
+	sweepsPerIdle = 10               // so an idle flow goes at most a tenth and a bit too late
+	maxSweep      = 30 * time.Second // longest time between sweeps
+	hostRefresh   = 30 * time.Second // between looks at the host's own addresses
+	limitLogEvery = 10 * time.Second
+)
+
+// Filtering says whose datagrams a flow passes back (RFC 4787 section 5).
+type Filtering uint8
+
+var errLimit = errors.New("the limit is reached")
+
+// The filtering behaviours.
+const (
+	EndpointIndependent Filtering = iota // everyone's
+	AddressDependent                     // those of addresses that the flow has sent to
+	AddressAndPort                       // those of addresses and ports that the flow has sent to
+)
+
+var filteringNames = [...]string{"endpoint-independent", "address", "address-and-port"}
+
+func (f Filtering) String() string {
+	if int(f) < len(filteringNames) {
+		return filteringNames[f]
+	}
+	return fmt.Sprintf("filtering %d", uint8(f))
+}
+
+// ParseFiltering reads what String writes.
+func ParseFiltering(s string) (Filtering, error) {
+	for i, name := range filteringNames {
+		if s == name {
+			return Filtering(i), nil
+		}
+	}
+	return 0, fmt.Errorf("filtering %q is unknown: use endpoint-independent, address or address-and-port", s)
+}
+
+// Config is what exits may do. The zero value is the default.
+type Config struct {
+	// Allow opens destinations that the policy refuses otherwise.
+	Allow []netip.Prefix
+
+	// Closed says whether this process itself listens on ap's port. It is asked
+	// only about addresses at which this host answers, and closes them whatever Allow
+	// says. It is called on the data path, from many goroutines.
+	Closed func(ap netip.AddrPort) bool
+
+	Filtering   Filtering
+	Idle        time.Duration // without a datagram from the client, until a flow's socket is freed; 0 means DefaultIdle
+	DialTimeout time.Duration // for a stream's name and all its dials together; 0 means DefaultDialTimeout
+
+	// The most at once, in all and for one user; 0 means the default.
+	MaxFlows, MaxUserFlows     int
+	MaxStreams, MaxUserStreams int
+
+	NoOffload bool // no segmentation offload on the sockets
+
+	// Resolve turns a name into addresses; nil asks the system. Its results are
+	// kept, and it is called by few goroutines at once and never twice for one name.
+	Resolve func(ctx context.Context, name string) ([]netip.Addr, error)
+
+	Log *slog.Logger // nil logs nothing
+}
+
+func (c Config) withDefaults() Config {
+	c.Idle = defaulted(c.Idle, DefaultIdle)
+	c.DialTimeout = defaulted(c.DialTimeout, DefaultDialTimeout)
+	c.MaxFlows = defaulted(c.MaxFlows, DefaultMaxFlows)
+	c.MaxUserFlows = defaulted(c.MaxUserFlows, DefaultMaxUserFlows)
+	c.MaxStreams = defaulted(c.MaxStreams, DefaultMaxStreams)
+	c.MaxUserStreams = defaulted(c.MaxUserStreams, DefaultMaxUserStreams)
+	if c.Resolve == nil {
+		c.Resolve = systemLookup
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	return c
+}
+
+func defaulted[T int | time.Duration](v, otherwise T) T {
+	if v <= 0 {
+		return otherwise
+	}
+	return v
+}
+
+// Exits is all exits of a process: they share limits, policy and resolver.
+type Exits struct {
+	cfg      Config
+	policy   *policy
+	resolver *resolver
+	limitLog rate.Sometimes
+
+	ctx    context.Context // ends with Close
+	cancel context.CancelFunc
+	// wg counts the sweeper, every open flow, every stream being served and what
+	// closes sockets.
+	wg sync.WaitGroup
+
+	tick      atomic.Uint32 // sweeps so far: the clock of flows
+	idleTicks uint32        // a flow unused for more than this is idle
+	held      atomic.Int64  // bytes of all datagrams that wait for a name
+
+	mu     sync.Mutex
+	closed bool
+	users  map[string]*UserExit
+	flows  map[*flow]struct{} // open; their sockets too
+	// What counts against the limits: flowCount is len(flows) and those being opened.
+	flowCount, streams int
+	past               Stats // of flows that have ended
+}
+
+// New returns exits that work until Close.
+func New(cfg Config) *Exits {
+	cfg = cfg.withDefaults()
+	e := &Exits{
+		cfg:      cfg,
+		policy:   newPolicy(cfg.Allow, cfg.Closed),
+		resolver: newResolver(cfg.Resolve, hasRoute),
+		limitLog: rate.Sometimes{First: 1, Interval: limitLogEvery},
+		users:    make(map[string]*UserExit),
+		flows:    make(map[*flow]struct{}),
+	}
+	e.ctx, e.cancel = context.WithCancel(context.Background())
+	every := max(min(cfg.Idle/sweepsPerIdle, maxSweep), time.Millisecond)
+	e.idleTicks = uint32((cfg.Idle + every - 1) / every)
+	e.refreshHost()
+	e.wg.Go(func() { e.sweepUntilClosed(every) })
+	return e
+}
+
+// For returns the exit of one user. It is the same one each time, so that
+// limits hold over all sessions of the user.
+func (e *Exits) For(user string) *UserExit {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	u := e.users[user]
+	if u == nil {
+		u = &UserExit{exits: e, name: user}
+		e.users[user] = u
+	}
+	return u
+}
+
+// UserExit is the exit of one user. It is a tunnel.Exit.
+type UserExit struct {
+	exits *Exits
+	name  string
+
+	flows, streams int          // under exits.mu
+	lookups        atomic.Int32 // names that wait for the resolver
+}
+
+var _ tunnel.Exit = (*UserExit)(nil)
+
+// Close ends all flows and streams, tells the peers, and returns once every
+// socket is closed. What is opened afterwards is refused.
+func (e *Exits) Close() {
+	e.mu.Lock()
+	e.closed = true
+	open := slices.Collect(maps.Keys(e.flows))
+	e.mu.Unlock()
+	e.cancel() // streams reset, the sweeper ends
+	for _, f := range open {
+		f.link.End(tunnel.EndShutdown)
+		f.close(tunnel.EndShutdown.String())
+	}
+	e.resolver.close()
+	e.wg.Wait()
+}
+
+// sweepUntilClosed is the one clock of all flows: none has a timer of its own.
+func (e *Exits) sweepUntilClosed(every time.Duration) {
+	sweep := time.NewTicker(every)
+	defer sweep.Stop()
+	host := time.NewTicker(hostRefresh)
+	defer host.Stop()
+	for {
+		select {
+		case <-e.ctx.Done():
+			return
+		case <-sweep.C:
+			e.sweep()
+		case <-host.C:
+			e.refreshHost()
+			e.resolver.sweep(time.Now())
+		}
+	}
+}
+
+// sweep frees the flows that have been idle for too long.
+func (e *Exits) sweep() {
+	now := e.tick.Add(1)
+	e.mu.Lock()
+	var idle []*flow
+	for f := range e.flows {
+		if now-f.used.Load() > e.idleTicks {
+			idle = append(idle, f)
+		}
+	}
+	e.mu.Unlock()
+	for _, f := range idle {
+		f.link.Forget() // first, so that the client's next datagram finds a new flow
+		f.close("idle")
+	}
+}
+
+func (e *Exits) refreshHost() {
+	h, err := readHostAddrs()
+	if err != nil {
+		e.cfg.Log.Warn("cannot read the host's own addresses; keeping those known", "error", err)
+		return
+	}
+	e.policy.refresh(h)
+}
+
+// enterStream counts a stream in, unless a limit is reached or Close was called.
+func (e *Exits) enterStream(u *UserExit) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed || e.streams >= e.cfg.MaxStreams || u.streams >= e.cfg.MaxUserStreams {
+		return false
+	}
+	e.streams++
+	u.streams++
+	e.wg.Add(1)
+	return true
+}
+
+func (e *Exits) leaveStream(u *UserExit) {
+	e.mu.Lock()
+	e.streams--
+	u.streams--
+	e.mu.Unlock()
+	e.wg.Done()
+}
+
+// refusedByLimit logs that a limit was reached, now and then.
+func (e *Exits) refusedByLimit(u *UserExit, what string, err error) {
+	e.limitLog.Do(func() {
+		e.cfg.Log.Warn("refused for want of room", "what", what, "user", u.name, "error", err)
+	})
+}

@@ -1,0 +1,322 @@
+package egress
+
+import (
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"wmproxy/internal/udpio"
+	"wmproxy/socks"
+	"wmproxy/tunnel"
+)
+
+// downlink is the way back to the client.
+type downlink interface {
+	ID() uint64
+	Send(ms []udpio.Message)
+	End(code tunnel.EndCode)
+	Forget()
+}
+
+var (
+	_ downlink           = (*tunnel.Flow)(nil)
+	_ tunnel.FlowHandler = (*flow)(nil)
+)
+
+// flow is one UDP association at its exit: one unconnected socket, so that every
+// remote sees the same address (RFC 4787 REQ-1). Thousands of them are idle at any time:
+// it has no goroutine, timer or buffer of its own.
+type flow struct {
+	user  *UserExit
+	link  downlink
+	sock  *udpio.Socket
+	since time.Time
+
+	used  atomic.Uint32 // tick of the last datagram from the client
+	ended atomic.Bool
+
+	up   lastVerdict // of destinations; belongs to Receive
+	down lastVerdict // of sources; belongs to the socket's reader
+
+	mu    sync.Mutex
+	names *nameTable // nil until the client uses a name
+	peers peerTable  // whom the flow has sent to; nil if everyone may answer
+
+	counts counters
+}
+
+// OpenFlow opens a socket for a new flow.
+func (u *UserExit) OpenFlow(tf *tunnel.Flow) (tunnel.FlowHandler, tunnel.EndCode) {
+	f, code := u.openFlow(tf)
+	if f == nil {
+		return nil, code
+	}
+	return f, code
+}
+
+func (u *UserExit) openFlow(link downlink) (*flow, tunnel.EndCode) {
+	e := u.exits
+	if code := e.reserveFlow(u); code != tunnel.EndNormal {
+		if code == tunnel.EndLimit {
+			e.refusedByLimit(u, "flow", errLimit)
+		}
+		return nil, code
+	}
+	any6 := netip.AddrPortFrom(netip.IPv6Unspecified(), 0)
+	sock, err := udpio.Listen(any6, udpio.Config{NoOffload: e.cfg.NoOffload})
+	if err != nil {
+		e.releaseFlow(u)
+		e.refusedByLimit(u, "flow", err)
+		return nil, tunnel.EndLimit
+	}
+	f := &flow{user: u, link: link, sock: sock, since: time.Now()}
+	f.used.Store(e.tick.Load())
+	if e.cfg.Filtering != EndpointIndependent {
+		f.peers = make(peerTable)
+	}
+	sock.Start(f.replies)
+	if !e.addFlow(f) {
+		sock.Close()
+		e.releaseFlow(u)
+		return nil, tunnel.EndShutdown
+	}
+	return f, tunnel.EndNormal
+}
+
+// reserveFlow counts a flow in, unless a limit is reached or Close was called.
+func (e *Exits) reserveFlow(u *UserExit) tunnel.EndCode {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed {
+		return tunnel.EndShutdown
+	}
+	if e.flowCount >= e.cfg.MaxFlows || u.flows >= e.cfg.MaxUserFlows {
+		return tunnel.EndLimit
+	}
+	e.flowCount++
+	u.flows++
+	e.wg.Add(1)
+	return tunnel.EndNormal
+}
+
+func (e *Exits) releaseFlow(u *UserExit) {
+	e.mu.Lock()
+	e.flowCount--
+	u.flows--
+	e.mu.Unlock()
+	e.wg.Done()
+}
+
+func (e *Exits) addFlow(f *flow) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed {
+		return false
+	}
+	e.flows[f] = struct{}{}
+	return true
+}
+
+// Ended frees the socket: the client, or its session, is done with the flow.
+func (f *flow) Ended(code tunnel.EndCode) { f.close(code.String()) }
+
+// close frees the flow, once. It does not wait for the socket's reader, which
+// may be inside link.Send while its session is calling us.
+func (f *flow) close(why string) {
+	if !f.ended.CompareAndSwap(false, true) {
+		return
+	}
+	e := f.user.exits
+	e.wg.Go(func() {
+		f.finish(why)
+		e.releaseFlow(f.user)
+	})
+}
+
+// finish closes the socket and writes the flow's one line in the log.
+func (f *flow) finish(why string) {
+	f.sock.Close()
+	f.mu.Lock()
+	f.forgetNames()
+	f.mu.Unlock()
+	e := f.user.exits
+	s := f.counts.snapshot()
+	e.mu.Lock()
+	delete(e.flows, f)
+	e.past.add(s)
+	e.mu.Unlock()
+	e.cfg.Log.Info("flow ended", append([]any{
+		"user", f.user.name, "flow", f.link.ID(), "why", why,
+		"duration", time.Since(f.since).Round(time.Millisecond),
+	}, s.attrs()...)...)
+}
+
+// batchSize is how many datagrams go to a socket or to the tunnel at once.
+const batchSize = 128
+
+// batch is the scratch of one call. Flows share a few; an idle one holds none.
+type batch struct {
+	ms    [batchSize]udpio.Message
+	heads [batchSize * maxHead]byte
+}
+
+// maxHead is the longest address before a reply, in bytes: type, IPv6, port.
+const maxHead = 1 + 16 + 2
+
+var batches = sync.Pool{New: func() any { return new(batch) }}
+
+// Receive sends the client's datagrams to where each says:
+//
+//	+------+----------+------+---------+
+//	| ATYP | DST.ADDR | PORT | payload |   RFC 1928 section 7, from ATYP on
+//	+------+----------+------+---------+
+func (f *flow) Receive(bodies [][]byte) {
+	if f.ended.Load() {
+		f.counts.drop(DropEnded, len(bodies))
+		return
+	}
+	f.used.Store(f.user.exits.tick.Load())
+	b := batches.Get().(*batch)
+	for len(bodies) > 0 {
+		n := min(len(bodies), batchSize)
+		f.forward(b, bodies[:n])
+		bodies = bodies[n:]
+	}
+	batches.Put(b)
+}
+
+// forward sends at most batchSize datagrams in one write.
+func (f *flow) forward(b *batch, bodies [][]byte) {
+	n := 0
+	for _, body := range bodies {
+		if to, payload, ok := f.destination(body); ok {
+			b.ms[n] = udpio.Message{Body: payload, Addr: to}
+			n++
+		}
+	}
+	f.write(b.ms[:n])
+}
+
+func (f *flow) write(ms []udpio.Message) {
+	if len(ms) == 0 {
+		return
+	}
+	size := 0
+	for i := range ms {
+		size += len(ms[i].Body)
+	}
+	// The error is not looked at: whatever befell one datagram, the next may pass.
+	sent, _ := f.sock.Write(ms)
+	f.counts.upDatagrams.Add(uint64(sent))
+	f.counts.upBytes.Add(uint64(size))
+	if sent < len(ms) {
+		f.counts.drop(DropSend, len(ms)-sent)
+	}
+	clear(ms) // the pool must not keep the payloads alive
+}
+
+// destination says where body goes now; not ok means that it was dropped, or
+// that it waits for its name.
+func (f *flow) destination(body []byte) (to netip.AddrPort, payload []byte, ok bool) {
+	to, name, n, err := socks.SplitAddr(body)
+	if err != nil {
+		f.counts.drop(DropMalformed, 1)
+		return to, nil, false
+	}
+	payload = body[n:]
+	if to.Port() == 0 {
+		f.counts.drop(DropPort, 1)
+		return to, nil, false
+	}
+	if name != nil {
+		ip, ok := f.named(name, to.Port(), payload)
+		if !ok {
+			return to, nil, false
+		}
+		to = netip.AddrPortFrom(ip, to.Port())
+	}
+	if !f.up.permits(f.user.exits.policy, to) {
+		f.counts.drop(DropPolicy, 1)
+		return to, nil, false
+	}
+	if f.peers != nil {
+		f.mu.Lock()
+		f.peers.add(f.filterKey(to), f.used.Load())
+		f.mu.Unlock()
+	}
+	return to, payload, true
+}
+
+// replies sends what the socket has read to the client, each datagram behind its
+// true source.
+func (f *flow) replies(ms []udpio.Message) {
+	b := batches.Get().(*batch)
+	for len(ms) > 0 {
+		n := min(len(ms), batchSize)
+		f.reply(b, ms[:n])
+		ms = ms[n:]
+	}
+	batches.Put(b)
+}
+
+func (f *flow) reply(b *batch, ms []udpio.Message) {
+	n, size := 0, 0
+	heads := b.heads[:0]
+	var head []byte // of the datagram before, whose source is often the same
+	var from netip.AddrPort
+	for i := range ms {
+		if !f.mayReply(ms[i].Addr) {
+			continue
+		}
+		if head == nil || ms[i].Addr != from {
+			from = ms[i].Addr
+			start := len(heads)
+			heads = socks.AppendAddrPort(heads, from)
+			head = heads[start:]
+		}
+		b.ms[n] = udpio.Message{Head: head, Body: ms[i].Body, Addr: from}
+		size += len(ms[i].Body)
+		n++
+	}
+	if n == 0 {
+		return
+	}
+	f.counts.downDatagrams.Add(uint64(n))
+	f.counts.downBytes.Add(uint64(size))
+	f.link.Send(b.ms[:n])
+	clear(b.ms[:n])
+}
+
+// mayReply holds a source to the policy and to the filtering behaviour.
+func (f *flow) mayReply(from netip.AddrPort) bool {
+	if !f.down.permits(f.user.exits.policy, from) {
+		f.counts.drop(DropSource, 1)
+		return false
+	}
+	if f.peers == nil {
+		return true
+	}
+	f.mu.Lock()
+	_, known := f.peers[f.filterKey(from)]
+	f.mu.Unlock()
+	if !known {
+		f.counts.drop(DropFiltered, 1)
+	}
+	return known
+}
+
+// lastVerdict is the policy's verdict on the last address seen. A flow mostly
+// talks to one; for another, judging costs less than a bigger table's upkeep.
+type lastVerdict struct {
+	ip   netip.Addr
+	v    verdict
+	host *hostAddrs // what v was found with
+}
+
+func (l *lastVerdict) permits(p *policy, ap netip.AddrPort) bool {
+	if host := p.host.Load(); l.host != host || l.ip != ap.Addr() {
+		*l = lastVerdict{ip: ap.Addr(), v: p.judge(ap.Addr()), host: host}
+	}
+	return p.permitsAt(l.v, ap)
+}

@@ -1,0 +1,229 @@
+package egress
+
+import (
+	"net/netip"
+	"slices"
+
+	"wmproxy/internal/udpio"
+)
+
+// Bounds on the names of flows.
+const (
+	maxFlowNames   = 64        // per flow; beyond it the one used longest ago is resolved anew
+	maxHeldCount   = 64        // datagrams per flow that wait for names
+	maxHeldBytes   = 128 << 10 // payload of these, per flow
+	maxHeldTotal   = 16 << 20  // payload of all that wait, over all flows
+	maxUserLookups = 256       // names of one user that wait for the resolver
+)
+
+// nameTable is the names a flow has sent to. A name keeps its address for the
+// flow's life: a peer must not move to another host in mid-conversation.
+type nameTable struct {
+	byName    map[string]*destName
+	heldCount int
+	heldBytes int
+}
+
+type destName struct {
+	ip      netip.Addr // invalid while the resolver is at it
+	used    uint32     // tick of the last datagram
+	waiting []heldDatagram
+}
+
+// heldDatagram is one that waits for its name. It waits no longer than the resolver takes.
+type heldDatagram struct {
+	port    uint16
+	payload []byte
+}
+
+// named returns the address of a name, or holds or drops the datagram.
+func (f *flow) named(name []byte, port uint16, payload []byte) (netip.Addr, bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.ended.Load() { // checked with f.mu, so that finish sees all that was held
+		f.counts.drop(DropEnded, 1)
+		return netip.Addr{}, false
+	}
+	if f.names == nil {
+		f.names = &nameTable{byName: make(map[string]*destName)}
+	}
+	n := f.names.byName[string(name)] // does not allocate
+	if n == nil {
+		var why Drop
+		if n, why = f.learn(string(name)); n == nil {
+			f.counts.drop(why, 1)
+			return netip.Addr{}, false
+		}
+	}
+	n.used = f.used.Load()
+	if !n.ip.IsValid() {
+		f.hold(n, port, payload)
+		return netip.Addr{}, false
+	}
+	return n.ip, true
+}
+
+// learn takes in a name the flow does not know, and starts resolving it. The
+// caller has f.mu.
+func (f *flow) learn(name string) (*destName, Drop) {
+	n := &destName{}
+	if ip, err := netip.ParseAddr(name); err == nil {
+		n.ip = ip.Unmap() // a zone is the policy's to refuse
+	} else if !validName(name) {
+		return nil, DropMalformed
+	}
+	if !f.names.makeRoom(f.used.Load()) {
+		return nil, DropNames
+	}
+	if !n.ip.IsValid() {
+		addrs, done, err := f.user.resolve(name, func(addrs []netip.Addr, err error) { f.resolved(name, addrs, err) })
+		if err != nil {
+			return nil, DropUnresolved
+		}
+		if done {
+			n.ip = f.user.exits.policy.choose(addrs)
+		}
+	}
+	f.names.byName[name] = n
+	return n, 0
+}
+
+// makeRoom keeps the table within its bound; false means that every name in it
+// is still being resolved.
+func (t *nameTable) makeRoom(now uint32) bool {
+	if len(t.byName) < maxFlowNames {
+		return true
+	}
+	var out string
+	var age uint32
+	found := false
+	for name, n := range t.byName {
+		if n.ip.IsValid() && (!found || now-n.used > age) {
+			out, age, found = name, now-n.used, true
+		}
+	}
+	delete(t.byName, out)
+	return found
+}
+
+// hold copies a datagram until its name is resolved. The caller has f.mu.
+func (f *flow) hold(n *destName, port uint16, payload []byte) {
+	for f.names.full(len(payload)) && len(n.waiting) > 0 {
+		f.unhold(n.waiting[0])
+		n.waiting = slices.Delete(n.waiting, 0, 1)
+		f.counts.drop(DropWaiting, 1)
+	}
+	if f.names.full(len(payload)) || !f.user.exits.reserveHeld(len(payload)) {
+		f.counts.drop(DropWaiting, 1)
+		return
+	}
+	f.names.heldCount++
+	f.names.heldBytes += len(payload)
+	n.waiting = append(n.waiting, heldDatagram{port, slices.Clone(payload)})
+}
+
+// reserveHeld takes n bytes of maxHeldTotal, if there are as many.
+func (e *Exits) reserveHeld(n int) bool {
+	if e.held.Add(int64(n)) > maxHeldTotal {
+		e.held.Add(-int64(n))
+		return false
+	}
+	return true
+}
+
+func (t *nameTable) full(more int) bool {
+	return t.heldCount >= maxHeldCount || t.heldBytes+more > maxHeldBytes
+}
+
+// unhold gives back the place of a datagram. The caller has f.mu.
+func (f *flow) unhold(d heldDatagram) {
+	f.names.heldCount--
+	f.names.heldBytes -= len(d.payload)
+	f.user.exits.held.Add(-int64(len(d.payload)))
+}
+
+// resolved is called by the resolver. It sends what waited before it lets Receive
+// see the address, so that order holds.
+func (f *flow) resolved(name string, addrs []netip.Addr, err error) {
+	ip := f.user.exits.policy.choose(addrs)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.names == nil || f.names.byName[name] == nil {
+		return // the flow has ended
+	}
+	n := f.names.byName[name]
+	if err != nil {
+		f.counts.drop(DropUnresolved, len(n.waiting))
+		delete(f.names.byName, name) // the next datagram asks again
+	} else {
+		n.ip = ip
+		f.sendHeld(n)
+	}
+	for _, d := range n.waiting {
+		f.unhold(d)
+	}
+	n.waiting = nil
+}
+
+// sendHeld sends what waited for n. The caller has f.mu.
+func (f *flow) sendHeld(n *destName) {
+	b := batches.Get().(*batch)
+	defer batches.Put(b)
+	out := b.ms[:0] // maxHeldCount fit
+	for _, d := range n.waiting {
+		to := netip.AddrPortFrom(n.ip, d.port)
+		if !f.user.exits.policy.permits(to) {
+			f.counts.drop(DropPolicy, 1)
+			continue
+		}
+		if f.peers != nil {
+			f.peers.add(f.filterKey(to), f.used.Load())
+		}
+		out = append(out, udpio.Message{Body: d.payload, Addr: to})
+	}
+	f.write(out)
+}
+
+// forgetNames frees what waits. The caller has f.mu.
+func (f *flow) forgetNames() {
+	if f.names == nil {
+		return
+	}
+	for _, n := range f.names.byName {
+		f.counts.drop(DropEnded, len(n.waiting))
+		for _, d := range n.waiting {
+			f.unhold(d)
+		}
+	}
+	f.names = nil
+}
+
+// choose picks the address that a flow uses for a name: the first that the policy
+// does not refuse outright, else the first, whose datagrams then count as refused.
+func (p *policy) choose(addrs []netip.Addr) netip.Addr {
+	for _, ip := range addrs {
+		if p.judge(ip) != refused {
+			return ip
+		}
+	}
+	if len(addrs) == 0 {
+		return netip.Addr{}
+	}
+	return addrs[0]
+}
+
+// resolve is the resolver's, within the user's share of it.
+func (u *UserExit) resolve(name string, then func([]netip.Addr, error)) (addrs []netip.Addr, done bool, err error) {
+	if u.lookups.Add(1) > maxUserLookups {
+		u.lookups.Add(-1)
+		return nil, true, errBusy
+	}
+	addrs, done, err = u.exits.resolver.resolve(name, func(addrs []netip.Addr, err error) {
+		u.lookups.Add(-1)
+		then(addrs, err)
+	})
+	if done {
+		u.lookups.Add(-1)
+	}
+	return addrs, done, err
+}

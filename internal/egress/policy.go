@@ -1,0 +1,324 @@
+package egress
+
+import (
+	"encoding/binary"
+	"maps"
+	"net"
+	"net/netip"
+	"slices"
+	"sync/atomic"
+)
+
+// verdict is what the destination policy says about an IP address.
+type verdict uint8
+
+const (
+	refused  verdict = iota
+	open             // at every port
+	openHost         // at every port but those this process itself listens on
+)
+
+// policy decides which addresses an exit may send to and hear from. It judges
+// addresses only, never names: a name says nothing about where it resolves next.
+type policy struct {
+	allow  []netip.Prefix
+	closed func(netip.AddrPort) bool
+	host   atomic.Pointer[hostAddrs] // replaced only by a different one
+}
+
+// newPolicy makes a policy. It refuses nothing of the host's own until refresh.
+func newPolicy(allow []netip.Prefix, closed func(netip.AddrPort) bool) *policy {
+	p := &policy{closed: closed}
+	for _, a := range allow {
+		p.allow = append(p.allow, unmapPrefix(a))
+	}
+	p.host.Store(&hostAddrs{})
+	return p
+}
+
+// unmapPrefix turns ::ffff:a.b.c.d/96+n into a.b.c.d/n, the form that addresses
+// are compared in.
+func unmapPrefix(p netip.Prefix) netip.Prefix {
+	if p.Addr().Is4In6() && p.Bits() >= 96 {
+		p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
+	}
+	return p.Masked()
+}
+
+// permits says whether datagrams and connections may go to ap, or come from it.
+func (p *policy) permits(ap netip.AddrPort) bool {
+	return p.permitsAt(p.judge(ap.Addr()), ap)
+}
+
+// permitsAt is permits for an address whose verdict is known.
+func (p *policy) permitsAt(v verdict, ap netip.AddrPort) bool {
+	switch v {
+	case open:
+		return true
+	case openHost:
+		return p.closed == nil || !p.closed(ap)
+	}
+	return false
+}
+
+// judge gives the verdict on ip. An address that carries an IPv4 address is held
+// to the verdict on that one as well, since that is where packets to it end up.
+func (p *policy) judge(ip netip.Addr) verdict {
+	if !ip.IsValid() || ip.Zone() != "" {
+		return refused
+	}
+	ip = ip.Unmap()
+	host := p.host.Load()
+	if p.allows(ip) {
+		if reachesHost(ip, host) {
+			return openHost
+		}
+		return open
+	}
+	if ip.Is4() {
+		if !global4(ip) || host.has(ip) {
+			return refused
+		}
+		return open
+	}
+	if host.has(ip) {
+		return refused
+	}
+	a := ip.As16()
+	switch {
+	case isNAT64(a):
+		return p.judge(netip.AddrFrom4([4]byte(a[12:16])))
+	case isIPv4Compatible(a) && !ip.IsUnspecified() && !ip.IsLoopback():
+		return p.judge(netip.AddrFrom4([4]byte(a[12:16])))
+	case is6to4(a):
+		return p.judge(netip.AddrFrom4([4]byte(a[2:6])))
+	case isTeredo(a):
+		// Packets go to the client's mapped address, or by way of its server's.
+		client := netip.AddrFrom4([4]byte{^a[12], ^a[13], ^a[14], ^a[15]})
+		server := netip.AddrFrom4([4]byte(a[4:8]))
+		return min(p.judge(client), p.judge(server))
+	case global6(ip):
+		return open
+	}
+	return refused
+}
+
+func (p *policy) allows(ip netip.Addr) bool {
+	for _, a := range p.allow {
+		if a.Contains(ip) {
+			return true
+		}
+	}
+	return false
+}
+
+// IPv6 addresses that carry an IPv4 address.
+//
+//	0                   32                                       96         127
+//	+--------------------+----------------------------------------+-----------+
+//	| 0064:ff9b          | 0                                      | IPv4      |  NAT64, RFC 6052 section 2.1
+//	+--------------------+----------------------------------------+-----------+
+//	| 0                                                           | IPv4      |  IPv4-compatible, RFC 4291 section 2.5.5.1
+//	+------+-------------+---+------------------------------------+-----------+
+//	| 2002 | IPv4            | subnet, interface                              |  6to4, RFC 3056 section 2
+//	+------+-------------+---+--------+--------+---------+--------+-----------+
+//	| 2001:0000          | server IPv4         | flags   | ^port  | ^client   |  Teredo, RFC 4380 section 4
+//	+--------------------+---------------------+---------+--------+-----------+
+//
+// The local-use NAT64 prefix 64:ff9b:1::/48 (RFC 8215) is not among them: where the
+// IPv4 address stands depends on a prefix length that only its network knows, so
+// it is refused as a whole.
+var (
+	nat64Prefix  = [12]byte{0x00, 0x64, 0xff, 0x9b}
+	compatPrefix = [12]byte{}
+)
+
+func isNAT64(a [16]byte) bool          { return [12]byte(a[:12]) == nat64Prefix }
+func isIPv4Compatible(a [16]byte) bool { return [12]byte(a[:12]) == compatPrefix }
+func is6to4(a [16]byte) bool           { return a[0] == 0x20 && a[1] == 0x02 }
+func isTeredo(a [16]byte) bool         { return a[0] == 0x20 && a[1] == 0x01 && a[2] == 0 && a[3] == 0 }
+
+// block4 is an IPv4 prefix, ready to compare.
+type block4 struct{ base, mask uint32 }
+
+// notGlobal4 is what is not one host on the public internet: the IANA IPv4
+// special-purpose registry (RFC 6890), multicast and the reserved rest.
+var notGlobal4 = blocks4(
+	"0.0.0.0/8",       // this network; Linux takes 0.0.0.0 for itself
+	"10.0.0.0/8",      // private, RFC 1918
+	"100.64.0.0/10",   // carrier-grade NAT, RFC 6598
+	"127.0.0.0/8",     // loopback
+	"169.254.0.0/16",  // link-local, and the metadata service of clouds
+	"172.16.0.0/12",   // private, RFC 1918
+	"192.0.0.0/24",    // protocol assignments, RFC 6890
+	"192.0.2.0/24",    // documentation, RFC 5737
+	"192.88.99.0/24",  // 6to4 relays, RFC 7526
+	"192.168.0.0/16",  // private, RFC 1918
+	"198.18.0.0/15",   // benchmarks, RFC 2544
+	"198.51.100.0/24", // documentation, RFC 5737
+	"203.0.113.0/24",  // documentation, RFC 5737
+	"224.0.0.0/4",     // multicast
+	"240.0.0.0/4",     // reserved, and the broadcast address
+)
+
+func blocks4(prefixes ...string) []block4 {
+	var bs []block4
+	for _, s := range prefixes {
+		p := netip.MustParsePrefix(s)
+		a := p.Addr().As4()
+		bs = append(bs, block4{binary.BigEndian.Uint32(a[:]), ^uint32(0) << (32 - p.Bits())})
+	}
+	return bs
+}
+
+func global4(ip netip.Addr) bool {
+	a := ip.As4()
+	n := binary.BigEndian.Uint32(a[:])
+	for _, b := range notGlobal4 {
+		if n&b.mask == b.base {
+			return false
+		}
+	}
+	return true
+}
+
+// globalUnicast6 is all that IANA has opened for global unicast. ULA, link-local,
+// site-local, multicast and every other special range but the following lies outside.
+var globalUnicast6 = netip.MustParsePrefix("2000::/3")
+
+var notGlobal6 = []netip.Prefix{
+	netip.MustParsePrefix("2001::/23"),     // protocol assignments, RFC 2928: benchmarks, ORCHID and more
+	netip.MustParsePrefix("2001:db8::/32"), // documentation, RFC 3849
+	netip.MustParsePrefix("3fff::/20"),     // documentation, RFC 9637
+}
+
+func global6(ip netip.Addr) bool {
+	if !globalUnicast6.Contains(ip) {
+		return false
+	}
+	for _, p := range notGlobal6 {
+		if p.Contains(ip) {
+			return false
+		}
+	}
+	return true
+}
+
+// reachesHost says whether a packet to ip can be taken by a socket of this host
+// that is bound to the wildcard address.
+func reachesHost(ip netip.Addr, host *hostAddrs) bool {
+	if host.has(ip) || ip.IsLoopback() || ip.IsUnspecified() || ip.IsMulticast() {
+		return true
+	}
+	if ip.Is4() {
+		return ip.As4() == [4]byte{255, 255, 255, 255}
+	}
+	// An operator who opens a whole prefix of such addresses has not asked for ours.
+	a := ip.As16()
+	switch {
+	case isNAT64(a), isIPv4Compatible(a):
+		return reachesHost(netip.AddrFrom4([4]byte(a[12:16])), host)
+	case is6to4(a):
+		return reachesHost(netip.AddrFrom4([4]byte(a[2:6])), host)
+	case isTeredo(a):
+		return reachesHost(netip.AddrFrom4([4]byte{^a[12], ^a[13], ^a[14], ^a[15]}), host)
+	}
+	return false
+}
+
+// hostAddrs is the addresses at which this host answers. A packet to one of
+// them goes over lo, past the firewall, to whatever is bound to the wildcard.
+type hostAddrs struct {
+	addrs    map[netip.Addr]struct{}
+	prefixes []netip.Prefix // of loopback interfaces: Linux answers at all of a prefix there
+}
+
+func (h *hostAddrs) has(ip netip.Addr) bool {
+	if _, ok := h.addrs[ip]; ok {
+		return true
+	}
+	for _, p := range h.prefixes {
+		if p.Contains(ip) {
+			return true
+		}
+	}
+	return false
+}
+
+// refresh takes a newer set of the host's addresses.
+func (p *policy) refresh(h *hostAddrs) {
+	old := p.host.Load()
+	if maps.Equal(old.addrs, h.addrs) && slices.Equal(old.prefixes, h.prefixes) {
+		return // the same pointer keeps cached verdicts good
+	}
+	p.host.Store(h)
+}
+
+// readHostAddrs asks the system for the addresses of all interfaces.
+func readHostAddrs() (*hostAddrs, error) {
+	all, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil, err
+	}
+	h := &hostAddrs{addrs: make(map[netip.Addr]struct{})}
+	for _, a := range all {
+		if p, ok := prefixOf(a); ok {
+			h.add(p)
+		}
+	}
+	ifaces, err := net.Interfaces()
+	if err != nil {
+		return nil, err
+	}
+	for _, i := range ifaces {
+		if i.Flags&net.FlagLoopback == 0 {
+			continue
+		}
+		as, err := i.Addrs()
+		if err != nil {
+			return nil, err
+		}
+		for _, a := range as {
+			if p, ok := prefixOf(a); ok {
+				h.prefixes = append(h.prefixes, p.Masked())
+			}
+		}
+	}
+	return h, nil
+}
+
+// add takes in an interface's address and what else of its subnet the host
+// answers at: an IPv4 subnet's two broadcast addresses (RFC 919 section 7, RFC 1122
+// section 3.3.6), a router's IPv6 anycast address (RFC 4291 section 2.6.1).
+func (h *hostAddrs) add(p netip.Prefix) {
+	ip := p.Addr()
+	h.addrs[ip] = struct{}{}
+	if ip.BitLen()-p.Bits() < 2 {
+		return // point to point, RFC 3021
+	}
+	first := p.Masked().Addr()
+	h.addrs[first] = struct{}{}
+	if ip.Is4() {
+		a := first.As4()
+		n := binary.BigEndian.Uint32(a[:]) | ^uint32(0)>>p.Bits()
+		binary.BigEndian.PutUint32(a[:], n)
+		h.addrs[netip.AddrFrom4(a)] = struct{}{}
+	}
+}
+
+func prefixOf(a net.Addr) (netip.Prefix, bool) {
+	n, ok := a.(*net.IPNet)
+	if !ok {
+		return netip.Prefix{}, false
+	}
+	ip, ok := netip.AddrFromSlice(n.IP)
+	if !ok {
+		return netip.Prefix{}, false
+	}
+	ip = ip.Unmap()
+	ones, bits := n.Mask.Size()
+	if bits != ip.BitLen() { // a mask of the other family's length, or none: the address alone
+		ones = ip.BitLen()
+	}
+	return netip.PrefixFrom(ip, ones), true
+}

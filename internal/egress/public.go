@@ -1,0 +1,12 @@
+package egress
+
+import "net/netip"
+
+// Public says whether ip can be reached from anywhere.
+func Public(ip netip.Addr) bool {
+	ip = ip.Unmap()
+	if ip.Is4() {
+		return global4(ip)
+	}
+	return global6(ip)
+}

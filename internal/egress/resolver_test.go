@@ -1,0 +1,274 @@
+package egress
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"reflect"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+func addrs(ss ...string) []netip.Addr {
+	var as []netip.Addr
+	for _, s := range ss {
+		as = append(as, netip.MustParseAddr(s))
+	}
+	return as
+}
+
+func everyRoute(netip.Addr) bool { return true }
+
+// outcome collects what resolve says, now or later.
+type outcome struct {
+	mu    sync.Mutex
+	addrs []netip.Addr
+	err   error
+	calls int
+}
+
+func (o *outcome) ask(r *resolver, name string) {
+	addrs, done, err := r.resolve(name, o.set)
+	if done {
+		o.set(addrs, err)
+	}
+}
+
+func (o *outcome) set(addrs []netip.Addr, err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.addrs, o.err, o.calls = addrs, err, o.calls+1
+}
+
+// get returns what was said last, and how often something was.
+func (o *outcome) get() (addrs []netip.Addr, calls int, err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.addrs, o.calls, o.err
+}
+
+func TestQuestionsForOneNameShareOneLookup(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var lookups atomic.Int32
+		r := newResolver(func(context.Context, string) ([]netip.Addr, error) {
+			lookups.Add(1)
+			time.Sleep(time.Second)
+			return addrs("8.8.8.8"), nil
+		}, everyRoute)
+		defer r.close()
+		os := make([]outcome, 10)
+		for i := range os {
+			os[i].ask(r, []string{"one.example", "ONE.Example"}[i%2])
+		}
+		synctest.Wait()
+		if _, calls, _ := os[0].get(); calls != 0 {
+			t.Fatal("answered before the look-up was")
+		}
+		time.Sleep(time.Second)
+		synctest.Wait()
+		for i := range os {
+			if as, calls, err := os[i].get(); calls != 1 || err != nil || len(as) != 1 {
+				t.Errorf("question %d: %v, %v, %d calls", i, as, err, calls)
+			}
+		}
+		var again outcome
+		again.ask(r, "one.example")
+		if _, calls, _ := again.get(); lookups.Load() != 1 || calls != 1 {
+			t.Errorf("%d look-ups, want 1", lookups.Load())
+		}
+	})
+}
+
+func TestAnswersAreKeptForAWhileAndFailuresForLess(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
+		lookups := map[string]int{}
+		r := newResolver(func(_ context.Context, name string) ([]netip.Addr, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			lookups[name]++
+			if name == "bad.example" {
+				return nil, errors.New("no such thing")
+			}
+			return addrs("8.8.8.8"), nil
+		}, everyRoute)
+		defer r.close()
+		for _, step := range []struct {
+			after     time.Duration
+			good, bad int
+		}{
+			{0, 1, 1},
+			{keepFailure - time.Millisecond, 1, 1},
+			{time.Millisecond, 1, 2},
+			{keepAnswer - keepFailure, 2, 3},
+		} {
+			time.Sleep(step.after)
+			var good, bad outcome
+			good.ask(r, "good.example")
+			bad.ask(r, "bad.example")
+			synctest.Wait()
+			_, goodCalls, goodErr := good.get()
+			_, badCalls, badErr := bad.get()
+			if goodErr != nil || badErr == nil || goodCalls != 1 || badCalls != 1 {
+				t.Fatalf("good: %v, %d calls; bad: %v, %d calls", goodErr, goodCalls, badErr, badCalls)
+			}
+			mu.Lock()
+			if lookups["good.example"] != step.good || lookups["bad.example"] != step.bad {
+				t.Errorf("look-ups %v, want %d and %d", lookups, step.good, step.bad)
+			}
+			mu.Unlock()
+		}
+		time.Sleep(keepAnswer)
+		r.sweep(time.Now())
+		if len(r.answers) != 0 {
+			t.Errorf("%d answers after a sweep", len(r.answers))
+		}
+	})
+}
+
+func TestALookupThatHangsFailsInTimeAndHoldsUpOnlySoMany(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var running, most atomic.Int32
+		r := newResolver(func(ctx context.Context, name string) ([]netip.Addr, error) {
+			now := running.Add(1)
+			for was := most.Load(); now > was && !most.CompareAndSwap(was, now); was = most.Load() {
+			}
+			<-ctx.Done()
+			running.Add(-1)
+			return nil, ctx.Err()
+		}, everyRoute)
+		defer r.close()
+		os := make([]outcome, 3*maxLookups)
+		for i := range os {
+			os[i].ask(r, fmt.Sprintf("n%d.example", i))
+		}
+		time.Sleep(resolveTimeout)
+		synctest.Wait()
+		for i := range os {
+			if _, calls, err := os[i].get(); calls != 1 || !errors.Is(err, context.DeadlineExceeded) {
+				t.Fatalf("question %d: %v, %d calls", i, err, calls)
+			}
+		}
+		if most.Load() != maxLookups {
+			t.Errorf("%d look-ups at once, want %d", most.Load(), maxLookups)
+		}
+		if r.running != 0 || r.waiters != 0 || r.queue != nil {
+			t.Errorf("left: %d running, %d waiting, %d in line", r.running, r.waiters, len(r.queue))
+		}
+	})
+}
+
+func TestTheResolverIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		block := make(chan struct{})
+		r := newResolver(func(context.Context, string) ([]netip.Addr, error) {
+			<-block
+			return addrs("8.8.8.8"), nil
+		}, everyRoute)
+		defer r.close()
+		refused := 0
+		for i := range maxAnswers + 10 {
+			if _, done, err := r.resolve(fmt.Sprintf("n%d.example", i), func([]netip.Addr, error) {}); done && errors.Is(err, errBusy) {
+				refused++
+			}
+		}
+		if refused != 10 || len(r.answers) != maxAnswers {
+			t.Errorf("%d refused, %d kept; want 10 and %d", refused, len(r.answers), maxAnswers)
+		}
+		for range 2 * maxWaiters {
+			r.resolve("n1.example", func([]netip.Addr, error) {})
+		}
+		if r.waiters != maxWaiters {
+			t.Errorf("%d wait, want %d", r.waiters, maxWaiters)
+		}
+		close(block)
+		synctest.Wait()
+		for i := range 100 {
+			var o outcome
+			o.ask(r, fmt.Sprintf("m%d.example", i))
+			synctest.Wait()
+			if _, _, err := o.get(); err != nil || len(r.answers) != maxAnswers {
+				t.Fatalf("a full cache: %v with %d kept", err, len(r.answers))
+			}
+		}
+	})
+}
+
+func TestClosingFailsWhatIsPending(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newResolver(func(ctx context.Context, name string) ([]netip.Addr, error) {
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}, everyRoute)
+		os := make([]outcome, 2*maxLookups)
+		for i := range os {
+			os[i].ask(r, fmt.Sprintf("n%d.example", i))
+		}
+		r.close()
+		for i := range os {
+			if _, calls, err := os[i].get(); calls != 1 || err == nil {
+				t.Fatalf("question %d: %v, %d calls", i, err, calls)
+			}
+		}
+		var late outcome
+		late.ask(r, "late.example")
+		if _, _, err := late.get(); err == nil {
+			t.Error("a closed resolver answered")
+		}
+	})
+}
+
+func TestIPv4ComesFirstAndOnlyOfRoutableFamilies(t *testing.T) {
+	v4 := func(ip netip.Addr) bool { return ip.Is4() }
+	v6 := func(ip netip.Addr) bool { return ip.Is6() }
+	none := func(netip.Addr) bool { return false }
+	var many []string
+	for i := range 40 {
+		many = append(many, fmt.Sprintf("8.8.8.%d", i))
+	}
+	tests := []struct {
+		name     string
+		routable func(netip.Addr) bool
+		found    []string
+		want     []string
+	}{
+		{"IPv4 first, else in order", everyRoute, []string{"2606::1", "8.8.8.8", "2606::2", "1.1.1.1"}, []string{"8.8.8.8", "1.1.1.1", "2606::1", "2606::2"}},
+		{"no IPv6 route", v4, []string{"2606::1", "8.8.8.8"}, []string{"8.8.8.8"}},
+		{"no IPv4 route", v6, []string{"2606::1", "8.8.8.8"}, []string{"2606::1"}},
+		{"no route at all", none, []string{"2606::1", "8.8.8.8"}, []string{"8.8.8.8", "2606::1"}},
+		{"mapped and double", everyRoute, []string{"::ffff:8.8.8.8", "8.8.8.8"}, []string{"8.8.8.8"}},
+		{"too many", everyRoute, many, many[:maxAddrs]},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			r := &resolver{routable: tt.routable}
+			if got := r.order(addrs(tt.found...)); !reflect.DeepEqual(got, addrs(tt.want...)) {
+				t.Errorf("got %v, want %v", got, tt.want)
+			}
+		})
+	}
+}
+
+func TestWhatIsNotANameIsNotAskedFor(t *testing.T) {
+	for name, want := range map[string]bool{
+		"example.com": true, "example.com.": true, "localhost": true, "a_b.example": true, "bücher.example": true,
+		strings.Repeat("a", 253): true, strings.Repeat("a", 253) + ".": true,
+		"": false, ".": false, "a\x00b": false, "a b": false, "a\n": false, "fe80::1%eth0": false, "a\x7f": false,
+		strings.Repeat("a", 254): false,
+	} {
+		if validName(name) != want {
+			t.Errorf("validName(%q) = %v", name, !want)
+		}
+	}
+}
+
+func TestALoopbackAddressHasARoute(t *testing.T) {
+	if !hasRoute(netip.MustParseAddr("127.0.0.1")) {
+		t.Error("127.0.0.1 has none")
+	}
+}

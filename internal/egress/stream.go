@@ -1,0 +1,182 @@
+package egress
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"syscall"
+	"time"
+
+	"wmproxy/internal/relay"
+	"wmproxy/socks"
+	"wmproxy/tunnel"
+)
+
+// minDial is the least time one address of a name is given while others wait
+// their turn, if there is that much.
+const minDial = 2 * time.Second
+
+// keepAlive finds targets that have gone without a word, in about two minutes.
+var keepAlive = net.KeepAliveConfig{Enable: true, Idle: time.Minute, Interval: 15 * time.Second, Count: 4}
+
+var (
+	errPolicy  = errors.New("the destination policy refuses it")
+	errBadAddr = errors.New("malformed destination")
+)
+
+// request is the asking side of a stream.
+type request interface {
+	Accept(bound []byte) (tunnel.Stream, error)
+	Refuse(code byte)
+}
+
+var _ request = (*tunnel.IncomingStream)(nil)
+
+// ServeStream connects a stream to its destination and relays until both are done.
+func (u *UserExit) ServeStream(ctx context.Context, in *tunnel.IncomingStream) {
+	u.serveStream(ctx, in.Addr, in)
+}
+
+func (u *UserExit) serveStream(ctx context.Context, addr []byte, in request) {
+	e := u.exits
+	if !e.enterStream(u) {
+		e.refusedByLimit(u, "stream", errLimit)
+		in.Refuse(socks.ReplyGeneralFailure)
+		return
+	}
+	defer e.leaveStream(u)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(e.ctx, cancel)()
+
+	since := time.Now()
+	log := e.cfg.Log.With("user", u.name)
+	conn, err := u.connect(ctx, addr)
+	if err != nil {
+		code := replyCode(err)
+		in.Refuse(code)
+		log.Debug("stream refused", "code", code, "error", err)
+		return
+	}
+	remote := conn.RemoteAddr()
+	stream, err := in.Accept(socks.AppendAddrPort(nil, conn.LocalAddr().(*net.TCPAddr).AddrPort()))
+	if err != nil {
+		conn.Close()
+		log.Debug("stream gone before it was connected", "target", remote, "error", err)
+		return
+	}
+	r := relay.Run(ctx, conn, stream)
+	log.Debug("stream ended", "target", remote, "duration", time.Since(since).Round(time.Millisecond),
+		"up_bytes", r.FromStream, "down_bytes", r.ToStream, "error", r.Err)
+}
+
+// connect dials the destination that addr spells.
+func (u *UserExit) connect(ctx context.Context, addr []byte) (*net.TCPConn, error) {
+	dst, n, err := socks.ParseAddr(addr)
+	if err != nil {
+		return nil, err
+	}
+	if n != len(addr) || dst.Port == 0 {
+		return nil, errBadAddr
+	}
+	ctx, cancel := context.WithTimeout(ctx, u.exits.cfg.DialTimeout)
+	defer cancel()
+	candidates := []netip.Addr{dst.IP}
+	if !dst.IP.IsValid() {
+		if candidates, err = u.lookupName(ctx, dst.Name); err != nil {
+			return nil, err
+		}
+	}
+	return u.dialAny(ctx, candidates, dst.Port)
+}
+
+// lookupName resolves a name and waits for it.
+func (u *UserExit) lookupName(ctx context.Context, name string) ([]netip.Addr, error) {
+	type result struct {
+		addrs []netip.Addr
+		err   error
+	}
+	c := make(chan result, 1) // the resolver answers even if we have left
+	addrs, done, err := u.resolve(name, func(addrs []netip.Addr, err error) { c <- result{addrs, err} })
+	if done {
+		return addrs, err
+	}
+	select {
+	case r := <-c:
+		return r.addrs, r.err
+	case <-ctx.Done():
+		return nil, fmt.Errorf("resolve: %w", ctx.Err())
+	}
+}
+
+// dialAny dials the candidates in turn. What it dials is the very address the
+// policy has passed, so a name that changes in between gains nothing. The error is that of
+// the first candidate that was dialled; errPolicy only if none was.
+func (u *UserExit) dialAny(ctx context.Context, candidates []netip.Addr, port uint16) (*net.TCPConn, error) {
+	var first error
+	for i, ip := range candidates {
+		to := netip.AddrPortFrom(ip, port)
+		if !u.exits.policy.permits(to) {
+			continue
+		}
+		conn, err := dial(ctx, to, len(candidates)-i)
+		if err == nil {
+			return conn, nil
+		}
+		if first == nil {
+			first = err
+		}
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	if first == nil {
+		return nil, errPolicy
+	}
+	return nil, first
+}
+
+// dial connects to one address, with a fair part of ctx's time for the
+// candidates that are left, itself included.
+func dial(ctx context.Context, to netip.AddrPort, left int) (*net.TCPConn, error) {
+	if end, ok := ctx.Deadline(); ok {
+		share := max(time.Until(end)/time.Duration(left), minDial)
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, share)
+		defer cancel()
+	}
+	d := net.Dialer{KeepAliveConfig: keepAlive} // TCP_NODELAY is Go's default
+	conn, err := d.DialTCP(ctx, "tcp", netip.AddrPort{}, to)
+	if err != nil {
+		return nil, fmt.Errorf("dial: %w", err)
+	}
+	return conn, nil
+}
+
+// replyCode is the SOCKS5 reply (RFC 1928 section 6) that tells err. A time-out is "TTL
+// expired": the code is free for it, and so it is told apart from an answer that the
+// host is unreachable. What the local packet filter refuses is not allowed either.
+func replyCode(err error) byte {
+	var dns *net.DNSError
+	switch {
+	case errors.Is(err, errPolicy), errors.Is(err, syscall.EACCES), errors.Is(err, syscall.EPERM):
+		return socks.ReplyNotAllowed
+	case errors.Is(err, socks.ErrAddrType):
+		return socks.ReplyAddrUnsupported
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return socks.ReplyConnectionRefused
+	case errors.Is(err, syscall.ENETUNREACH), errors.Is(err, syscall.ENETDOWN),
+		errors.Is(err, syscall.EADDRNOTAVAIL), errors.Is(err, syscall.EAFNOSUPPORT): // no such family on this host
+		return socks.ReplyNetworkUnreachable
+	case errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.EHOSTDOWN),
+		errors.Is(err, errNoAddr), errors.As(err, &dns) && dns.IsNotFound:
+		return socks.ReplyHostUnreachable
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded),
+		errors.Is(err, syscall.ETIMEDOUT), dns != nil && dns.IsTimeout:
+		return socks.ReplyTTLExpired
+	}
+	return socks.ReplyGeneralFailure
+}

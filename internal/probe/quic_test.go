@@ -1,0 +1,98 @@
+package probe
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"io"
+	"math/big"
+	"net"
+	"testing"
+	"time"
+
+	"github.com/quic-go/quic-go"
+)
+
+// selfSigned is a TLS configuration for tests, for both ends.
+func selfSigned(t *testing.T) *tls.Config {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), DNSNames: []string{"test"}}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	roots.AddCert(cert)
+	return &tls.Config{
+		Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}},
+		RootCAs:      roots,
+		ServerName:   "test",
+		NextProtos:   []string{"test"},
+	}
+}
+
+func TestQUICRunsThroughAnAssociation(t *testing.T) {
+	const size = 4 << 20
+	conf := selfSigned(t)
+	ln, err := quic.ListenAddr("127.0.0.1:0", conf, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- serveOneStream(t.Context(), ln, size) }()
+	defer func() {
+		ln.Close()
+		<-served
+	}()
+
+	assoc, err := (&fakeSocks{}).start(t).client().Associate(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer assoc.Close()
+	transport := &quic.Transport{Conn: assoc}
+	defer transport.Close()
+	conn, err := transport.Dial(t.Context(), net.UDPAddrFromAddrPort(ln.Addr().(*net.UDPAddr).AddrPort()), conf, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stream, err := conn.AcceptUniStream(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := io.ReadAll(stream)
+	if err != nil || !bytes.Equal(got, bytes.Repeat([]byte{7}, size)) {
+		t.Errorf("%d bytes came, %v", len(got), err)
+	}
+	conn.CloseWithError(0, "")
+}
+
+// serveOneStream sends size bytes to the first connection and waits for its end.
+func serveOneStream(ctx context.Context, ln *quic.Listener, size int) error {
+	conn, err := ln.Accept(ctx)
+	if err != nil {
+		return err
+	}
+	stream, err := conn.OpenUniStream()
+	if err != nil {
+		return err
+	}
+	if _, err := stream.Write(bytes.Repeat([]byte{7}, size)); err != nil {
+		return err
+	}
+	stream.Close()
+	<-conn.Context().Done()
+	return nil
+}

@@ -1,0 +1,164 @@
+// Package relay copies bytes both ways between a TCP connection and a stream of
+// the tunnel, and keeps what TCP says about ends: a half-close stays a half-close
+// and a reset stays a reset. Both ends of the tunnel use it.
+package relay
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+
+	"wmproxy/tunnel"
+)
+
+// Sizes of the copy buffers in bytes. Towards the stream one read is one chunk
+// on the carrier, and no datagram should wait behind more than that.
+const (
+	toStreamBuffer = 16 << 10
+	toTCPBuffer    = 64 << 10
+)
+
+var (
+	toStreamBuffers = sync.Pool{New: func() any { return new([toStreamBuffer]byte) }}
+	toTCPBuffers    = sync.Pool{New: func() any { return new([toTCPBuffer]byte) }}
+)
+
+// Result says what passed and how it ended.
+type Result struct {
+	ToStream   int64 // bytes read from TCP that the stream took
+	FromStream int64 // bytes read from the stream that TCP took
+
+	// Err is nil if both halves ended cleanly. Otherwise both sides were reset,
+	// and it is the first thing that went wrong: an error of the TCP
+	// connection, a *tunnel.ResetError, or the cause of ctx.
+	Err error
+}
+
+// Run copies until both halves have ended, one side has failed, or ctx ends. It
+// owns c and s from the call on and has closed both when it returns.
+//
+// The end of what one side sends becomes a half-close of the other. Anything
+// else ends both at once and never looks like a clean end: the stream gets Reset
+// (CodeConnectionReset if TCP failed), TCP gets a RST.
+func Run(ctx context.Context, c *net.TCPConn, s tunnel.Stream) Result {
+	p := pair{tcp: c, stream: s}
+	stop := context.AfterFunc(ctx, func() { p.abort(tunnel.CodeShutdown, context.Cause(ctx)) })
+	defer stop()
+
+	var wg sync.WaitGroup
+	wg.Go(p.streamToTCP)
+	p.tcpToStream()
+	wg.Wait()
+	p.finish()
+	return Result{ToStream: p.toStream, FromStream: p.fromStream, Err: p.err}
+}
+
+// pair is the two sides of one relay.
+type pair struct {
+	tcp    *net.TCPConn
+	stream tunnel.Stream
+
+	toStream, fromStream int64 // each written by its own copier, read after both
+
+	once sync.Once
+	err  error
+}
+
+// tcpToStream copies what TCP sends, and its end.
+func (p *pair) tcpToStream() {
+	buf := toStreamBuffers.Get().(*[toStreamBuffer]byte)
+	defer toStreamBuffers.Put(buf)
+	for {
+		n, err := p.tcp.Read(buf[:])
+		if n > 0 {
+			if _, err := p.stream.Write(buf[:n]); err != nil {
+				p.abort(streamCode(err), err)
+				return
+			}
+			p.toStream += int64(n)
+		}
+		switch {
+		case err == nil:
+		case errors.Is(err, io.EOF):
+			if err := p.stream.CloseWrite(); err != nil {
+				p.abort(streamCode(err), err)
+			}
+			return
+		default:
+			p.abort(tcpCode(err), err)
+			return
+		}
+	}
+}
+
+// streamToTCP copies what the stream sends, and its end.
+func (p *pair) streamToTCP() {
+	buf := toTCPBuffers.Get().(*[toTCPBuffer]byte)
+	defer toTCPBuffers.Put(buf)
+	for {
+		n, err := p.stream.Read(buf[:])
+		if n > 0 {
+			m, err := p.tcp.Write(buf[:n])
+			p.fromStream += int64(m)
+			if err != nil {
+				p.abort(tcpCode(err), err)
+				return
+			}
+		}
+		switch {
+		case err == nil:
+		case errors.Is(err, io.EOF):
+			if err := p.tcp.CloseWrite(); err != nil {
+				p.abort(tcpCode(err), err)
+			}
+			return
+		default:
+			p.abort(streamCode(err), err)
+			return
+		}
+	}
+}
+
+// abort ends both sides at once, so that the other copier returns too. The
+// first caller's reason counts.
+func (p *pair) abort(code tunnel.ErrorCode, err error) {
+	p.once.Do(func() {
+		p.err = err
+		p.stream.Reset(code)
+		// Linger 0 makes Close send a RST (RFC 9293 section 3.10.4, ABORT): the
+		// application must not take what it has for the whole.
+		p.tcp.SetLinger(0)
+		p.tcp.Close()
+	})
+}
+
+// finish frees both sides after a clean end; what TCP has not sent yet, the
+// kernel still sends. From here on an end of ctx does nothing.
+func (p *pair) finish() {
+	p.once.Do(func() {
+		p.stream.Reset(tunnel.CodeNone)
+		p.tcp.Close()
+	})
+}
+
+// tcpCode is what the peer is told about a TCP connection that failed with err.
+func tcpCode(err error) tunnel.ErrorCode {
+	if errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, syscall.ETIMEDOUT) {
+		return tunnel.CodeTimeout
+	}
+	return tunnel.CodeConnectionReset
+}
+
+// streamCode is what our half of the stream ends with once the stream itself
+// failed with err. It is the peer's own code, if it was the peer.
+func streamCode(err error) tunnel.ErrorCode {
+	var reset *tunnel.ResetError
+	if errors.As(err, &reset) {
+		return reset.Code
+	}
+	return tunnel.CodeInternal
+}

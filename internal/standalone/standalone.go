@@ -1,0 +1,96 @@
+// Package standalone is a SOCKS5 proxy in one process: the entrance and the exit
+// of the tunnel, joined by the in-memory carrier. Whatever it does differently
+// from client and server is a mistake.
+package standalone
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"wmproxy/internal/egress"
+	"wmproxy/internal/ingress"
+	"wmproxy/socks"
+	"wmproxy/tunnel"
+)
+
+// Config is all that a proxy is told. The zero value of a field is its default.
+type Config struct {
+	Bind         string // HOST:PORT
+	User, Pass   string // asked of applications; both or neither
+	UDPAdvertise netip.Addr
+	UDPPorts     socks.PortRange
+	UDPFrom      []netip.Prefix
+	Allow        []netip.Prefix
+	UDPIdle      time.Duration
+	Filtering    egress.Filtering
+	NoOffload    bool
+	Log          *slog.Logger
+
+	// Started, when set, is called once the proxy listens, with its address.
+	Started func(net.Addr)
+}
+
+// Run serves until ctx ends, which is no error.
+func Run(ctx context.Context, cfg Config) error {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	ln, err := net.Listen("tcp", cfg.Bind)
+	if err != nil {
+		return fmt.Errorf("listening on %s: %w", cfg.Bind, err)
+	}
+	port := ln.Addr().(*net.TCPAddr).AddrPort().Port()
+	exits := egress.New(egress.Config{
+		Allow: cfg.Allow, Closed: func(ap netip.AddrPort) bool { return ap.Port() == port },
+		Filtering: cfg.Filtering, Idle: cfg.UDPIdle, NoOffload: cfg.NoOffload, Log: cfg.Log,
+	})
+	defer exits.Close()
+	host, session, err := join(ctx, func(user string) tunnel.Exit { return exits.For(user) }, cfg.Log)
+	if err != nil {
+		ln.Close()
+		return err
+	}
+	defer host.Close(tunnel.CodeShutdown, "the proxy is shutting down")
+	defer session.Close(tunnel.CodeShutdown, "the proxy is shutting down")
+
+	entrance := &ingress.SOCKS{Session: session, Log: cfg.Log}
+	proxy := &socks.Server{
+		Username: cfg.User, Password: cfg.Pass,
+		UDPAdvertise: cfg.UDPAdvertise, UDPPorts: cfg.UDPPorts, UDPFrom: cfg.UDPFrom, NoOffload: cfg.NoOffload,
+		Connect: entrance.Connect, Associate: entrance.Associate,
+		Log: cfg.Log,
+	}
+	cfg.Log.Info("SOCKS5 is listening", slog.String("address", ln.Addr().String()))
+	if cfg.Started != nil {
+		cfg.Started(ln.Addr())
+	}
+	return proxy.Serve(ctx, ln)
+}
+
+// join makes the two sides of a session over an in-memory carrier.
+func join(ctx context.Context, exit func(string) tunnel.Exit, log *slog.Logger) (*tunnel.Host, *tunnel.Session, error) {
+	near, far := tunnel.NewPipe(tunnel.PipeConfig{}, tunnel.PipeConfig{})
+	host := tunnel.NewHost(tunnel.HostConfig{
+		Authenticate: func(tunnel.Credentials) bool { return true }, // it is ourselves
+		Exit:         exit,
+		Log:          log,
+	})
+	session := tunnel.NewSession(tunnel.SessionConfig{Log: log})
+	var wg sync.WaitGroup
+	var errNear, errFar error
+	wg.Go(func() { _, errFar = host.Attach(ctx, far) })
+	wg.Go(func() { _, errNear = session.Attach(ctx, near, tunnel.Credentials{}) })
+	wg.Wait()
+	if err := errors.Join(errNear, errFar); err != nil {
+		session.Close(tunnel.CodeInternal, "")
+		host.Close(tunnel.CodeInternal, "")
+		return nil, nil, fmt.Errorf("joining entrance and exit: %w", err)
+	}
+	return host, session, nil
+}

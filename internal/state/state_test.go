@@ -1,0 +1,320 @@
+package state
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+
+	"go.uber.org/goleak"
+)
+
+// holdVariable makes the test binary a second process that holds a directory.
+const holdVariable = "WMPROXY_TEST_HOLD"
+
+func TestMain(m *testing.M) {
+	if path := os.Getenv(holdVariable); path != "" {
+		hold(path)
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
+
+// hold opens path, says how that went, and keeps it until standard input ends.
+func hold(path string) {
+	dir, err := Open(path)
+	if err != nil {
+		fmt.Println(err)
+		os.Exit(1)
+	}
+	fmt.Println("held")
+	_, _ = bufio.NewReader(os.Stdin).ReadString('\n')
+	_ = dir.Close()
+}
+
+func mode(t *testing.T, path string) fs.FileMode {
+	t.Helper()
+	info, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return info.Mode().Perm()
+}
+
+func open(t *testing.T, path string) *Dir {
+	t.Helper()
+	dir, err := Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = dir.Close() })
+	return dir
+}
+
+func TestTheDirectoryAndItsFilesArePrivate(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("Windows has no mode bits")
+	}
+	path := filepath.Join(t.TempDir(), "a", "b")
+	dir := open(t, path)
+	if err := dir.WriteFile("token", []byte("secret")); err != nil {
+		t.Fatal(err)
+	}
+	for _, made := range []string{path, filepath.Dir(path)} {
+		if got := mode(t, made); got != 0o700 {
+			t.Errorf("%s has mode %o", made, got)
+		}
+	}
+	entries, err := os.ReadDir(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(entries) != 2 {
+		t.Errorf("there are %d files, want token and lock", len(entries))
+	}
+	for _, entry := range entries {
+		if got := mode(t, filepath.Join(path, entry.Name())); got != 0o600 {
+			t.Errorf("%s has mode %o", entry.Name(), got)
+		}
+	}
+}
+
+func TestOpenTakesOnlyWhatIsPrivateOrEmpty(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("Windows has no mode bits")
+	}
+	for _, test := range []struct {
+		name   string
+		mode   fs.FileMode
+		filled bool
+		want   fs.FileMode // zero: refused
+	}{
+		{"private", 0o700, true, 0o700},
+		{"private and read-only for others is as it is", 0o755, true, 0o755},
+		{"writable by the group", 0o770, true, 0},
+		{"writable by all", 0o777, true, 0},
+		{"shared and sticky", 0o777 | fs.ModeSticky, true, 0},
+		{"empty and sticky", 0o777 | fs.ModeSticky, false, 0},
+		{"empty and loose", 0o777, false, 0o700},
+		{"empty and readable", 0o755, false, 0o700},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "d")
+			if err := os.Mkdir(path, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			if test.filled {
+				if err := os.WriteFile(filepath.Join(path, "other"), nil, 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := os.Chmod(path, test.mode); err != nil {
+				t.Fatal(err)
+			}
+			dir, err := Open(path)
+			if (err != nil) != (test.want == 0) {
+				t.Fatal(err)
+			}
+			if err != nil {
+				if got := mode(t, path); got != test.mode.Perm() || !strings.Contains(err.Error(), path) {
+					t.Errorf("refused with %v, mode %o", err, got)
+				}
+				return
+			}
+			defer dir.Close()
+			if got := mode(t, path); got != test.want {
+				t.Errorf("mode %o, want %o", got, test.want)
+			}
+		})
+	}
+}
+
+func TestAFileIsNoDirectory(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(path); err == nil || !strings.Contains(err.Error(), path) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestASecondProcessIsRefusedUntilTheFirstIsGone(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "d")
+	other := exec.Command(os.Args[0])
+	other.Env = append(os.Environ(), holdVariable+"="+path)
+	stdin, err := other.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdout, err := other.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := other.Start(); err != nil {
+		t.Fatal(err)
+	}
+	line, err := bufio.NewReader(stdout).ReadString('\n')
+	if err != nil || line != "held\n" {
+		t.Fatalf("the other process said %q, %v", line, err)
+	}
+
+	_, err = Open(path)
+	if !errors.Is(err, ErrLocked) {
+		t.Errorf("got %v while it was held", err)
+	} else if text := err.Error(); !strings.Contains(text, path) || !strings.Contains(text, "--state-dir") ||
+		!strings.Contains(text, fmt.Sprintf("(%d)", other.Process.Pid)) {
+		t.Errorf("the error does not help: %s", text)
+	}
+
+	// A killed process leaves nothing locked.
+	if err := other.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = other.Wait()
+	_ = stdin.Close()
+	open(t, path)
+}
+
+func TestCloseReleasesTheLock(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "d")
+	for range 3 {
+		dir, err := Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if second, err := Open(path); !errors.Is(err, ErrLocked) {
+			t.Errorf("got %v and %v from a second Open", second, err)
+		}
+		if err := dir.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestAReaderSeesTheOldContentOrTheNew(t *testing.T) {
+	dir := open(t, filepath.Join(t.TempDir(), "d"))
+	contents := []string{strings.Repeat("a", 10_000), strings.Repeat("b", 20_000)}
+	if err := dir.WriteFile("f", []byte(contents[0])); err != nil {
+		t.Fatal(err)
+	}
+	var writers sync.WaitGroup
+	for _, content := range contents {
+		writers.Go(func() {
+			for range 50 {
+				if err := dir.WriteFile("f", []byte(content)); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	done := make(chan struct{})
+	go func() { writers.Wait(); close(done) }()
+	for reading := true; reading; {
+		select {
+		case <-done:
+			reading = false
+		default:
+		}
+		got, err := dir.ReadFile("f")
+		if err != nil || string(got) != contents[0] && string(got) != contents[1] {
+			t.Fatalf("read %d bytes, %v", len(got), err)
+		}
+	}
+}
+
+func TestAFailedWriteLeavesTheOldContent(t *testing.T) {
+	dir := open(t, filepath.Join(t.TempDir(), "d"))
+	if err := dir.WriteFile("f", []byte("old")); err != nil {
+		t.Fatal(err)
+	}
+	// A directory that is not empty stands where the temporary file would.
+	if err := os.MkdirAll(dir.Join("f.tmp/x"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := dir.WriteFile("f", []byte("new")); err == nil {
+		t.Error("the write did not fail")
+	}
+	if got, err := dir.ReadFile("f"); string(got) != "old" {
+		t.Errorf("got %q, %v", got, err)
+	}
+}
+
+func TestWhatACrashLeftBehindIsNotInTheWay(t *testing.T) {
+	dir := open(t, filepath.Join(t.TempDir(), "d"))
+	if err := os.WriteFile(dir.Join("f.tmp"), []byte("half"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := dir.WriteFile("f", []byte("new")); err != nil {
+		t.Fatal(err)
+	}
+	if got := mode(t, dir.Join("f")); got != 0o600 && runtime.GOOS != "windows" {
+		t.Errorf("mode %o", got)
+	}
+	if _, err := os.Stat(dir.Join("f.tmp")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestFilesAreBounded(t *testing.T) {
+	dir := open(t, filepath.Join(t.TempDir(), "d"))
+	if err := dir.WriteFile("f", make([]byte, MaxFile)); err != nil {
+		t.Error(err)
+	}
+	if data, err := dir.ReadFile("f"); err != nil || len(data) != MaxFile {
+		t.Errorf("read %d bytes, %v", len(data), err)
+	}
+	if err := dir.WriteFile("f", make([]byte, MaxFile+1)); err == nil {
+		t.Error("a file above the bound was written")
+	}
+	if err := os.WriteFile(dir.Join("g"), make([]byte, MaxFile+1), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := dir.ReadFile("g"); err == nil {
+		t.Error("a file above the bound was read")
+	}
+	if _, err := dir.ReadFile("none"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a missing file gave %v", err)
+	}
+}
+
+func TestNamesDoNotLeaveTheDirectory(t *testing.T) {
+	dir := open(t, filepath.Join(t.TempDir(), "d"))
+	for _, name := range []string{"", ".", "..", "../x", "a/b", "/x", "lock", "x.tmp"} {
+		if err := dir.WriteFile(name, nil); err == nil {
+			t.Errorf("wrote %q", name)
+		}
+		if _, err := dir.ReadFile(name); err == nil || errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("read %q: %v", name, err)
+		}
+	}
+}
+
+func TestTheDefaultDirectory(t *testing.T) {
+	if os.Geteuid() == 0 {
+		if got, err := DefaultDir("server"); got != "/var/lib/wmproxy/server" || err != nil {
+			t.Errorf("root: got %q, %v", got, err)
+		}
+		return
+	}
+	base := t.TempDir()
+	t.Setenv("XDG_STATE_HOME", base)
+	if got, err := DefaultDir("client"); got != filepath.Join(base, "wmproxy", "client") || err != nil {
+		t.Errorf("got %q, %v", got, err)
+	}
+	if runtime.GOOS == "windows" {
+		return
+	}
+	t.Setenv("XDG_STATE_HOME", "relative")
+	t.Setenv("HOME", "/home/u")
+	if got, err := DefaultDir("client"); got != "/home/u/.local/state/wmproxy/client" || err != nil {
+		t.Errorf("got %q, %v", got, err)
+	}
+}

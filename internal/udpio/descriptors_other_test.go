@@ -1,0 +1,7 @@
+//go:build !linux
+
+package udpio
+
+import "testing"
+
+func descriptors(testing.TB) int { return 0 }

@@ -1,0 +1,254 @@
+package udpio
+
+import (
+	"errors"
+	"os"
+	"reflect"
+	"runtime"
+	"sync"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	eventBatch = 128 // ready sockets that one epoll_wait reports
+	// idleAfter is how long a loop keeps the memory of its buffers without
+	// traffic: between one and two of these.
+	idleAfter = 2 * time.Second
+)
+
+// loops is the event loops of the process. There are none without a socket.
+var loops struct {
+	mu      sync.Mutex
+	running [maxLoops]*loop
+}
+
+// loop is one epoll instance and the goroutine that reads all its sockets. The
+// goroutine parks in the runtime's own poller, which watches the epoll
+// descriptor, so that it costs no thread and wakes like any other read.
+//
+// A turn is: one look at epoll, one visit to each ready socket, one call of each
+// Turn that was touched.
+type loop struct {
+	index   int
+	file    *os.File // the epoll descriptor
+	raw     syscall.RawConn
+	epfd    int
+	sockets int // guarded by loops.mu
+	ended   sync.WaitGroup
+
+	mu   sync.Mutex
+	byFD []*Socket // guarded by mu
+
+	// The rest belongs to the goroutine.
+	look    func(fd uintptr) bool
+	found   int // events of the last look
+	events  [eventBatch]unix.EpollEvent
+	ready   []*Socket // of this turn
+	more    []*Socket // not read empty in the last one
+	turns   []*Turn   // touched in this turn
+	in      reader
+	used    bool // since the idle timer was last set
+	ticking bool // the idle timer is set
+}
+
+// loopEntry tells Close that it runs on a loop's goroutine.
+var loopEntry = reflect.ValueOf((*loop).run).Pointer()
+
+// loopLimit is how many loops sockets are spread over.
+func loopLimit() int {
+	if n := runtime.GOMAXPROCS(0); n > 2 {
+		return min(maxLoops, n/2)
+	}
+	return 1
+}
+
+// join finds the loop with the fewest sockets, or starts one, and counts one
+// socket more on it.
+func join() (*loop, error) {
+	loops.mu.Lock()
+	defer loops.mu.Unlock()
+	best := 0
+	for i := range loopLimit() {
+		l := loops.running[i]
+		if l == nil {
+			started, err := startLoop(i)
+			if err != nil {
+				return nil, err
+			}
+			loops.running[i] = started
+			best = i
+			break
+		}
+		if l.sockets < loops.running[best].sockets {
+			best = i
+		}
+	}
+	l := loops.running[best]
+	l.sockets++
+	return l, nil
+}
+
+// leave undoes join. The last socket's ends the loop; it waits for that unless
+// it runs on a loop's goroutine itself.
+func (l *loop) leave() {
+	loops.mu.Lock()
+	l.sockets--
+	last := l.sockets == 0
+	if last {
+		loops.running[l.index] = nil
+	}
+	loops.mu.Unlock()
+	if !last {
+		return
+	}
+	_ = l.file.Close()
+	if !calledFrom(loopEntry) {
+		l.ended.Wait()
+	}
+}
+
+func startLoop(index int) (*loop, error) {
+	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return nil, os.NewSyscallError("epoll_create1", err)
+	}
+	if err := unix.SetNonblock(fd, true); err != nil {
+		_ = unix.Close(fd)
+		return nil, os.NewSyscallError("fcntl", err)
+	}
+	// NewFile gives a non-blocking descriptor to the runtime's poller.
+	file := os.NewFile(uintptr(fd), "epoll")
+	raw, err := file.SyscallConn()
+	if err != nil {
+		_ = file.Close()
+		return nil, err
+	}
+	l := &loop{index: index, file: file, raw: raw, epfd: fd}
+	l.look = func(fd uintptr) bool {
+		// A look never sleeps, so the scheduler need not hear of it.
+		n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, fd,
+			uintptr(unsafe.Pointer(&l.events[0])), eventBatch, 0, 0, 0)
+		l.found = 0
+		if errno == 0 {
+			l.found = int(n)
+		}
+		return l.found > 0 || len(l.more) > 0
+	}
+	l.ended.Go(l.run)
+	return l, nil
+}
+
+// watch has epoll report s, at the edge: once for each arrival.
+func (l *loop) watch(s *Socket) error {
+	l.mu.Lock()
+	for len(l.byFD) <= s.fd {
+		l.byFD = append(l.byFD, nil)
+	}
+	l.byFD[s.fd] = s
+	l.mu.Unlock()
+	return l.control(unix.EPOLL_CTL_ADD, s.fd)
+}
+
+// again has epoll report s once more if there is something to read.
+func (l *loop) again(s *Socket) { _ = l.control(unix.EPOLL_CTL_MOD, s.fd) }
+
+func (l *loop) control(op, fd int) error {
+	ev := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLET, Fd: int32(fd)}
+	return os.NewSyscallError("epoll_ctl", unix.EpollCtl(l.epfd, op, fd, &ev))
+}
+
+// forget comes before the descriptor is closed and its number used again. An
+// event that was already reported then meets nobody, or a newer socket that
+// reads and finds nothing.
+func (l *loop) forget(fd int) {
+	l.mu.Lock()
+	l.byFD[fd] = nil
+	l.mu.Unlock()
+}
+
+// run is the loop's goroutine. It ends when leave closes the descriptor.
+func (l *loop) run() {
+	defer l.in.close()
+	for {
+		switch err := l.raw.Read(l.look); {
+		case err == nil:
+			l.turn()
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			l.idle()
+		default:
+			return
+		}
+	}
+}
+
+func (l *loop) turn() {
+	l.gather()
+	l.more = l.more[:0]
+	for i, s := range l.ready {
+		l.ready[i] = nil
+		s.queued = false
+		if s.read(l) {
+			l.more = append(l.more, s)
+		}
+	}
+	l.ready = l.ready[:0]
+	for i, t := range l.turns {
+		l.turns[i] = nil
+		t.pending[l.index].CompareAndSwap(l, nil)
+		t.over()
+	}
+	l.turns = l.turns[:0]
+	l.used = true
+	if !l.ticking {
+		l.tick()
+	}
+}
+
+// gather makes ready of the sockets that epoll reported and those that were
+// left over, each once; the latter last, so that they do not go first twice.
+func (l *loop) gather() {
+	l.mu.Lock()
+	for _, ev := range l.events[:l.found] {
+		if s := l.byFD[ev.Fd]; s != nil && !s.queued {
+			s.queued = true
+			l.ready = append(l.ready, s)
+		}
+	}
+	l.mu.Unlock()
+	for i, s := range l.more {
+		l.more[i] = nil
+		if !s.queued {
+			s.queued = true
+			l.ready = append(l.ready, s)
+		}
+	}
+}
+
+// touch has t called at the end of this turn.
+func (l *loop) touch(t *Turn) {
+	if t.pending[l.index].Load() != l {
+		t.pending[l.index].Store(l)
+		l.turns = append(l.turns, t)
+	}
+}
+
+func (l *loop) tick() {
+	l.used = false
+	l.ticking = l.file.SetReadDeadline(time.Now().Add(idleAfter)) == nil
+}
+
+// idle is called by the timer. A timer that each turn moved would cost more than
+// one that finds, every two seconds, that there was traffic.
+func (l *loop) idle() {
+	if l.used {
+		l.tick()
+		return
+	}
+	l.ticking = false
+	_ = l.file.SetReadDeadline(time.Time{})
+	l.in.rest()
+}

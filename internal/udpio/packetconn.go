@@ -1,0 +1,60 @@
+package udpio
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+)
+
+// ListenPacket opens the socket that carries QUIC, to be given to
+// quic.Transport.Conn. On Linux the result reads UDP_GRO trains in batches and
+// hands quic-go the datagrams in them. local and cfg's buffers are as for
+// Listen; quic-go itself asks for larger buffers where it finds small ones.
+//
+// With NoOffload neither UDP_GRO nor quic-go's UDP_SEGMENT is used: the first
+// train of each connection is refused as a device without offload would, after
+// which quic-go sends that connection's packets singly. (QUIC_GO_DISABLE_GSO in
+// the environment does it for the whole process; quic-go has no option.)
+func ListenPacket(local netip.AddrPort, cfg Config) (*PacketConn, error) {
+	c, err := listenPacket(local, cfg)
+	if err != nil {
+		return nil, fmt.Errorf("listen on UDP %v: %w", local, err)
+	}
+	return c, nil
+}
+
+func listenPacket(local netip.AddrPort, cfg Config) (*PacketConn, error) {
+	conn, err := listenConn(local, cfg)
+	if err != nil {
+		return nil, err
+	}
+	c := &PacketConn{UDPConn: conn}
+	if err := c.open(cfg); err != nil {
+		_ = conn.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+// listenConn opens a net.UDPConn. The net package falls back to IPv4 by itself.
+func listenConn(local netip.AddrPort, cfg Config) (*net.UDPConn, error) {
+	at := &net.UDPAddr{Port: int(local.Port())}
+	if ip := local.Addr().Unmap(); ip.IsValid() {
+		at = net.UDPAddrFromAddrPort(netip.AddrPortFrom(ip, local.Port()))
+	}
+	conn, err := net.ListenUDP("udp", at)
+	if err != nil {
+		return nil, err
+	}
+	if cfg.ReadBuffer > 0 {
+		err = conn.SetReadBuffer(cfg.ReadBuffer)
+	}
+	if cfg.WriteBuffer > 0 && err == nil {
+		err = conn.SetWriteBuffer(cfg.WriteBuffer)
+	}
+	if err != nil {
+		_ = conn.Close()
+		return nil, err
+	}
+	return conn, nil
+}

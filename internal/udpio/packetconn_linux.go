@@ -1,0 +1,229 @@
+package udpio
+
+import (
+	"encoding/binary"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/net/ipv4"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	trainBatch = 16  // trains in one recvmmsg
+	oobSize    = 192 // UDP_GRO, TOS and packet info of both IP versions take 144
+	maxPeers   = 4096
+	// readAttempts bounds the tries past an error that is gone once reported.
+	readAttempts = 3
+)
+
+// PacketConn is the UDP socket under QUIC. It is a *net.UDPConn, so that quic-go
+// finds its control messages, buffers and deadlines, with a ReadBatch of its
+// own. Nothing else may read it: other calls would see whole trains.
+type PacketConn struct {
+	*net.UDPConn
+	raw       syscall.RawConn
+	noOffload bool
+
+	mu     sync.Mutex
+	fill   func(fd uintptr) bool
+	in     trains
+	next   int // train to hand out from
+	offset int // in it
+	peers  peers
+}
+
+// open prepares ReadBatch.
+func (c *PacketConn) open(cfg Config) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	c.raw, c.noOffload = raw, cfg.NoOffload
+	c.fill = func(fd uintptr) bool { return c.in.read(int(fd)) }
+	if cfg.NoOffload {
+		return nil
+	}
+	return raw.Control(func(fd uintptr) {
+		// A kernel without UDP_GRO sends no trains: nothing else changes.
+		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_UDP, unix.UDP_GRO, 1)
+	})
+}
+
+// ReadBatch fills ms with datagrams and returns how many, at least one. It waits
+// for the first, until the read deadline. Each message takes one datagram in
+// Buffers[0], cut to that (MSG_TRUNC in Flags), and its control messages in OOB.
+// Addr is shared between messages and must not be changed. flags is not used.
+func (c *PacketConn) ReadBatch(ms []ipv4.Message, flags int) (int, error) {
+	if len(ms) == 0 {
+		return 0, nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.next == c.in.n {
+		c.next, c.in.n = 0, 0
+		if err := c.raw.Read(c.fill); err != nil {
+			return 0, err
+		}
+	}
+	n := 0
+	for n < len(ms) && c.next < c.in.n {
+		c.hand(&ms[n])
+		n++
+	}
+	return n, nil
+}
+
+// hand gives the next datagram out.
+func (c *PacketConn) hand(m *ipv4.Message) {
+	i := c.next
+	train := c.in.body(i)
+	if c.offset == 0 {
+		c.peers.find(c.in.names[i].get())
+	}
+	body := train[c.offset:min(c.offset+c.in.sizes[i], len(train))]
+	c.offset += len(body)
+	if c.offset == len(train) {
+		c.next, c.offset = i+1, 0
+	}
+	m.N = copy(m.Buffers[0], body)
+	m.NN = copy(m.OOB, c.in.oob(i))
+	m.Addr = c.peers.addr
+	m.Flags = 0
+	if m.N < len(body) {
+		m.Flags = unix.MSG_TRUNC
+	}
+}
+
+// WriteMsgUDP is net.UDPConn's, except that with NoOffload it refuses
+// UDP_SEGMENT with the error by which quic-go knows a device without offload.
+func (c *PacketConn) WriteMsgUDP(b, oob []byte, addr *net.UDPAddr) (n, oobn int, err error) {
+	if c.noOffload {
+		if at, _, _ := findControl(oob, unix.UDP_SEGMENT); at >= 0 {
+			return 0, 0, &net.OpError{
+				Op: "write", Net: "udp", Source: c.LocalAddr(), Addr: addr,
+				Err: os.NewSyscallError("sendmsg", unix.EIO),
+			}
+		}
+	}
+	return c.UDPConn.WriteMsgUDP(b, oob, addr)
+}
+
+// trains is what one recvmmsg read: datagrams, and what UDP_GRO joined of them.
+type trains struct {
+	buf   []byte // trainBatch buffers of readStride bytes, from the first read on
+	hdrs  [trainBatch]unix.Mmsghdr
+	iovs  [trainBatch]unix.Iovec
+	names [trainBatch]sockaddr
+	oobs  [trainBatch][oobSize / 8]uint64 // control messages are aligned
+	sizes [trainBatch]int                 // of the datagrams in each train
+	n     int                             // trains read
+	calls int                             // recvmmsg calls that brought any
+}
+
+func (t *trains) open() {
+	t.buf = make([]byte, trainBatch*readStride)
+	for i := range t.hdrs {
+		h := &t.hdrs[i].Hdr
+		t.iovs[i].Base = &t.buf[i*readStride]
+		t.iovs[i].SetLen(readSize)
+		h.Iov = &t.iovs[i]
+		h.SetIovlen(1)
+		h.Name = (*byte)(unsafe.Pointer(&t.names[i]))
+		h.Control = (*byte)(unsafe.Pointer(&t.oobs[i]))
+	}
+}
+
+// read says whether something was read; if not, the caller waits for the next
+// arrival, whatever the reason: quic-go would end all connections on an error.
+func (t *trains) read(fd int) bool {
+	if t.buf == nil {
+		t.open()
+	}
+	for range readAttempts {
+		for i := range t.hdrs {
+			h := &t.hdrs[i].Hdr
+			h.Namelen = unix.SizeofSockaddrInet6
+			h.SetControllen(oobSize)
+		}
+		n, errno := recvmmsg(fd, t.hdrs[:])
+		if errno == 0 {
+			t.n = n
+			t.calls++
+			for i := range n {
+				t.split(i)
+			}
+			return true
+		}
+		if errno == unix.EAGAIN {
+			return false
+		}
+	}
+	return false
+}
+
+// split learns the size of the datagrams in train i and drops the control
+// message that told it, which is true for the train alone.
+func (t *trains) split(i int) {
+	t.sizes[i] = readSize
+	oob := t.oob(i)
+	at, space, value := findControl(oob, unix.UDP_GRO)
+	if at < 0 || len(value) < 4 {
+		return
+	}
+	if size := int(int32(binary.NativeEndian.Uint32(value))); size > 0 {
+		t.sizes[i] = size
+	}
+	n := copy(oob[at:], oob[at+space:])
+	t.hdrs[i].Hdr.SetControllen(at + n)
+}
+
+func (t *trains) body(i int) []byte { return t.buf[i*readStride:][:t.hdrs[i].Len] }
+
+func (t *trains) oob(i int) []byte {
+	b := (*[oobSize]byte)(unsafe.Pointer(&t.oobs[i]))
+	return b[:min(int(t.hdrs[i].Hdr.Controllen), oobSize)]
+}
+
+// findControl finds the control message of IPPROTO_UDP with that type in oob: its
+// offset (-1 without one), the space it takes, and its value.
+func findControl(oob []byte, kind int32) (at, space int, value []byte) {
+	for data := oob; len(data) > 0; {
+		h, body, rest, err := unix.ParseOneSocketControlMessage(data)
+		if err != nil {
+			break
+		}
+		if h.Level == unix.IPPROTO_UDP && h.Type == kind {
+			return len(oob) - len(data), len(data) - len(rest), body
+		}
+		data = rest
+	}
+	return -1, 0, nil
+}
+
+// peers remembers the *net.UDPAddr of sources, which would else be made anew for
+// each datagram. A flood of forged sources empties it now and then.
+type peers struct {
+	known map[netip.AddrPort]*net.UDPAddr
+	from  netip.AddrPort // what addr stands for
+	addr  *net.UDPAddr
+}
+
+func (p *peers) find(from netip.AddrPort) {
+	if p.addr != nil && p.from == from {
+		return
+	}
+	addr, ok := p.known[from]
+	if !ok {
+		addr = net.UDPAddrFromAddrPort(from)
+		if p.known == nil || len(p.known) >= maxPeers {
+			p.known = make(map[netip.AddrPort]*net.UDPAddr)
+		}
+		p.known[from] = addr
+	}
+	p.from, p.addr = from, addr
+}

@@ -1,0 +1,436 @@
+package socks
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"wmproxy/internal/udpio"
+)
+
+// Bounds of an association.
+const (
+	// maxControlJunk is how many bytes a client may send on the control
+	// connection of an association, which has no use for any.
+	maxControlJunk = 64 << 10
+
+	// maxUDPPayload4 and maxUDPPayload6 are the largest UDP payloads in bytes,
+	// SOCKS5 header included: 65,535 less the UDP header, and less the IPv4 header,
+	// which IPv6 does not count.
+	maxUDPPayload4 = 65535 - 8 - 20
+	maxUDPPayload6 = 65535 - 8
+
+	// writeBatch is how many datagrams Deliver hands to the system at once.
+	writeBatch = 64
+)
+
+// controlKeepAlive finds clients that are gone without a word, within a minute.
+var controlKeepAlive = net.KeepAliveConfig{
+	Enable:   true,
+	Idle:     30 * time.Second,
+	Interval: 10 * time.Second,
+	Count:    3,
+}
+
+// A datagram between client and server (RFC 1928 section 7):
+//
+//	+-----+------+------+----------+----------+------+
+//	| RSV | FRAG | ATYP | DST.ADDR | DST.PORT | DATA |
+//	+-----+------+------+----------+----------+------+
+//	|  2  |  1   |  1   | variable |    2     |      |
+//	+-----+------+------+----------+----------+------+
+const (
+	fragAt       = 2
+	udpHeaderLen = 3 // RSV and FRAG
+)
+
+// noFragment is RSV and FRAG of every datagram to a client; it is never written to.
+var noFragment = make([]byte, udpHeaderLen)
+
+// udpHeader checks the header of a datagram and returns how many bytes the
+// address after RSV and FRAG takes. RSV may be anything: some clients use it.
+func udpHeader(b []byte) (addrLen int, err error) {
+	if len(b) < udpHeaderLen {
+		return 0, ErrShortAddr
+	}
+	return AddrLen(b[udpHeaderLen:])
+}
+
+// Uplink is where the datagrams of an association go.
+type Uplink interface {
+	// Send takes datagrams, in order, one call for what was read at once: Head
+	// and Body of each one after the other are the SOCKS5 datagram from ATYP
+	// onward, whose address is well formed. They are valid until it returns. One goroutine at
+	// a time calls it, and it must not wait.
+	Send(ms []udpio.Message)
+
+	// End says that the association has ended. It is called once, and Send not
+	// after it.
+	End()
+}
+
+// Association is a UDP ASSOCIATE: a UDP socket for one client, for as long as
+// its control connection lasts. Any goroutine may call its methods.
+type Association struct {
+	server *Server
+	up     Uplink
+	conn   net.Conn       // the control connection
+	client netip.AddrPort // its remote address
+	bound  netip.AddrPort // what the client is told
+	user   string
+	start  time.Time
+
+	sock   *udpio.Socket
+	shared *sharedPort // the owner of sock, if it is not ours alone
+	seat   *seat       // guarded by shared.mu
+
+	pin atomic.Pointer[pin] // nil until the first datagram
+	counters
+
+	reassemblyMu sync.Mutex
+	reassembly   *reassembly // nil unless fragments are waiting
+
+	junk [16]byte // what the control connection is read into
+}
+
+// A pin is the address that an association's datagrams come from, fixed by the
+// first valid one.
+type pin struct {
+	source netip.AddrPort // as read
+	client netip.AddrPort // to write to
+}
+
+// A reassembly is a fragment queue in use.
+type reassembly struct {
+	fragmentQueue
+	timer *time.Timer
+}
+
+// User is the authenticated user; empty when there is no authentication.
+func (a *Association) User() string { return a.user }
+
+// Client is where the control connection comes from.
+func (a *Association) Client() netip.AddrPort { return a.client }
+
+// Bound is where the client was told to send its datagrams (BND.ADDR and BND.PORT).
+func (a *Association) Bound() netip.AddrPort { return a.bound }
+
+// LocalAddr is what the UDP socket is bound to.
+func (a *Association) LocalAddr() netip.AddrPort { return a.sock.LocalAddr() }
+
+// Stats returns what has been counted so far.
+func (a *Association) Stats() Stats { return a.snapshot() }
+
+// Close ends the association by closing its control connection. It does not
+// wait for the end, of which the Uplink hears.
+func (a *Association) Close() error { return a.conn.Close() }
+
+// associate opens the socket of an association and answers the request. On
+// error nothing is left of it, unless the association is returned too.
+func (sv *serving) associate(conn net.Conn, user string) (*Association, error) {
+	a := &Association{
+		server: sv.Server,
+		conn:   conn,
+		client: addrPortOf(conn.RemoteAddr()),
+		user:   user,
+		start:  time.Now(),
+	}
+	if err := a.open(addrPortOf(conn.LocalAddr()).Addr()); err != nil {
+		sv.log().Warn("no UDP socket for an association", "user", user, "client", a.client, "err", err)
+		return nil, refuse(conn, ReplyGeneralFailure, fmt.Errorf("socks: opening a UDP socket: %w", err))
+	}
+	up, code := sv.Associate(a)
+	if up == nil {
+		a.closeSocket()
+		if code == ReplySucceeded {
+			code = ReplyGeneralFailure
+		}
+		return nil, refuse(conn, code, fmt.Errorf("socks: association refused with reply %d", code))
+	}
+	a.up = up
+	if a.bound.Addr().IsLoopback() && !a.client.Addr().IsLoopback() {
+		sv.log().Warn("a client elsewhere is told to send datagrams to a loopback address; --udp sets another",
+			"client", a.client, "bound", a.bound)
+	}
+	if c, ok := conn.(interface {
+		SetKeepAliveConfig(net.KeepAliveConfig) error
+	}); ok {
+		// The system's own keep-alive is a worse one, but no reason to refuse.
+		_ = c.SetKeepAliveConfig(controlKeepAlive)
+	}
+	if a.shared != nil {
+		a.shared.enter(a)
+	} else {
+		a.sock.Start(a.relayUp)
+	}
+	_, err := conn.Write(AppendReply(make([]byte, 0, MaxReplyLen), ReplySucceeded, a.bound))
+	return a, err
+}
+
+// open binds the socket: to the address the client came to, so that replies
+// come from there, or to the wildcard when another address is advertised.
+func (a *Association) open(ip netip.Addr) (err error) {
+	s := a.server
+	if s.UDPAdvertise.IsValid() {
+		ip = netip.IPv6Unspecified() // carries IPv4 too
+	}
+	if !ip.IsValid() {
+		return errControlLocal
+	}
+	cfg := udpio.Config{NoOffload: s.NoOffload}
+	if s.UDPPorts.single() {
+		if a.shared, err = s.ports.join(s, netip.AddrPortFrom(ip, s.UDPPorts.First), cfg); err != nil {
+			return err
+		}
+		a.sock = a.shared.sock
+	} else if a.sock, err = s.ports.open(ip, s.UDPPorts, cfg); err != nil {
+		return err
+	}
+	a.bound = a.sock.LocalAddr()
+	if s.UDPAdvertise.IsValid() {
+		a.bound = netip.AddrPortFrom(s.UDPAdvertise.Unmap(), a.bound.Port())
+	}
+	return nil
+}
+
+// closeSocket gives up the socket. Once it returns, relayUp is not called.
+func (a *Association) closeSocket() {
+	if a.shared == nil {
+		a.sock.Close()
+		return
+	}
+	a.shared.exit(a)
+	a.server.ports.leave(a.shared)
+}
+
+// hold waits for the end of the control connection, which is the end of the
+// association (RFC 1928 section 6), however it comes.
+func (a *Association) hold() {
+	for junk := 0; junk <= maxControlJunk; {
+		n, err := a.conn.Read(a.junk[:])
+		if err != nil {
+			break
+		}
+		junk += n
+	}
+	a.end()
+}
+
+// end frees everything and writes the association's line in the log.
+func (a *Association) end() {
+	a.conn.Close()
+	a.closeSocket()
+	a.dropFragments()
+	a.up.End()
+	a.pin.Store(nil) // a shared socket is still open
+	stats := a.Stats()
+	attrs := append([]slog.Attr{
+		slog.String("user", a.user),
+		slog.Any("client", a.client),
+		slog.Duration("duration", time.Since(a.start)),
+	}, stats.logAttrs()...)
+	a.server.log().LogAttrs(context.Background(), slog.LevelInfo, "association ended", attrs...)
+}
+
+// relayUp takes what the socket read and passes the good ones on, in place: a
+// datagram loses RSV and FRAG and is otherwise what the tunnel carries.
+func (a *Association) relayUp(ms []udpio.Message) {
+	p := a.pin.Load()
+	kept, size := 0, 0
+	for i := range ms {
+		body := ms[i].Body
+		if p == nil || ms[i].Addr != p.source {
+			if p = a.admit(&ms[i], p); p == nil || ms[i].Addr != p.source {
+				continue
+			}
+		}
+		addrLen, err := udpHeader(body)
+		if err != nil {
+			a.drop(DropMalformed, 1)
+			continue
+		}
+		frag := body[fragAt]
+		body = body[udpHeaderLen:]
+		if frag != 0 {
+			if body = a.reassemble(frag, body, addrLen); body == nil {
+				continue
+			}
+		}
+		size += len(body) - addrLen
+		ms[kept].Head, ms[kept].Body, ms[kept].Addr = nil, body, ms[i].Addr
+		kept++
+	}
+	if kept > 0 {
+		a.upDatagrams.Add(uint64(kept))
+		a.upBytes.Add(uint64(size))
+		a.up.Send(ms[:kept])
+	}
+}
+
+// admit decides about a datagram that is not from the pinned source: the first
+// valid one pins it, others are counted. It returns the pin as it is then.
+func (a *Association) admit(m *udpio.Message, p *pin) *pin {
+	// Nothing can be sent to port 0, so it must not become the pin.
+	if p == nil && m.Addr.Port() != 0 && a.fromClient(m.Addr.Addr()) {
+		if _, err := udpHeader(m.Body); err != nil {
+			a.drop(DropMalformed, 1)
+			return nil
+		}
+		return a.pinTo(m.Addr)
+	}
+	if a.drop(DropSource, 1) == 0 {
+		// Once per association: without it, nothing shows why UDP is dead behind
+		// Docker's proxy or a second address of the client.
+		a.server.log().Warn("dropping datagrams that do not come from the client; --udp-from lets their source in",
+			"source", m.Addr, "client", a.client)
+	}
+	return p
+}
+
+// fromClient reports whether datagrams may come from ip.
+func (a *Association) fromClient(ip netip.Addr) bool {
+	ip = ip.WithZone("")
+	return ip == a.client.Addr().WithZone("") || a.server.fromAllowed(ip)
+}
+
+// fromAllowed reports whether ip, which has no zone, is in UDPFrom.
+func (s *Server) fromAllowed(ip netip.Addr) bool {
+	for _, prefix := range s.UDPFrom {
+		if prefix.Contains(ip) {
+			return true
+		}
+	}
+	return false
+}
+
+// pinTo fixes the source of a's datagrams.
+func (a *Association) pinTo(source netip.AddrPort) *pin {
+	p := &pin{source: source, client: source}
+	if source.Addr().WithZone("") == a.client.Addr().WithZone("") {
+		// Link-local addresses need the zone of the control connection to be written to.
+		p.client = netip.AddrPortFrom(a.client.Addr(), source.Port())
+	}
+	a.pin.Store(p)
+	return p
+}
+
+// reassemble adds a fragment and returns the whole datagram if it was the last.
+func (a *Association) reassemble(frag byte, body []byte, addrLen int) []byte {
+	a.reassemblyMu.Lock()
+	defer a.reassemblyMu.Unlock()
+	if frag&fragPosition == 0 || a.server.reassembling.Load() > maxReassembling {
+		a.drop(DropFragment, 1)
+		return nil
+	}
+	q := a.reassembly
+	if q == nil {
+		if frag&fragPosition != 1 {
+			a.drop(DropFragment, 1)
+			return nil
+		}
+		q = &reassembly{timer: time.AfterFunc(ReassemblyTime, a.expireFragments)}
+		a.reassembly = q
+	}
+	before := q.size()
+	started := q.deadline
+	whole, dropped := q.add(frag, body, addrLen, time.Now())
+	a.server.reassembling.Add(int64(q.size() - before))
+	if dropped > 0 {
+		a.drop(DropFragment, dropped)
+	}
+	if q.empty() {
+		q.timer.Stop()
+		a.reassembly = nil
+	} else if q.deadline != started {
+		q.timer.Reset(time.Until(q.deadline))
+	}
+	return whole
+}
+
+// expireFragments frees a sequence whose time is over.
+func (a *Association) expireFragments() {
+	a.reassemblyMu.Lock()
+	defer a.reassemblyMu.Unlock()
+	q := a.reassembly
+	if q == nil {
+		return
+	}
+	before := q.size()
+	if n := q.expire(time.Now()); n > 0 {
+		a.drop(DropFragment, n)
+		a.server.reassembling.Add(-int64(before))
+		a.reassembly = nil
+	}
+}
+
+// dropFragments frees what is waiting when the association ends.
+func (a *Association) dropFragments() {
+	a.reassemblyMu.Lock()
+	defer a.reassemblyMu.Unlock()
+	if q := a.reassembly; q != nil {
+		q.timer.Stop()
+		a.server.reassembling.Add(-int64(q.size()))
+		a.drop(DropFragment, q.abandon())
+		a.reassembly = nil
+	}
+}
+
+// batches are what Deliver lays messages out in.
+var batches = sync.Pool{New: func() any { return new([writeBatch]udpio.Message) }}
+
+// Deliver sends datagrams to the client, in order. Each one is from ATYP
+// onward, the address being where it came from. It never waits and keeps
+// nothing; what cannot be sent is dropped and counted.
+func (a *Association) Deliver(bodies [][]byte) {
+	p := a.pin.Load()
+	if p == nil {
+		a.drop(DropNoPort, len(bodies))
+		return
+	}
+	limit := maxUDPPayload6
+	if p.client.Addr().Is4() {
+		limit = maxUDPPayload4
+	}
+	batch := batches.Get().(*[writeBatch]udpio.Message)
+	n, size := 0, 0
+	for _, body := range bodies {
+		addrLen, err := AddrLen(body)
+		if err != nil {
+			a.drop(DropMalformed, 1)
+			continue
+		}
+		if udpHeaderLen+len(body) > limit {
+			a.drop(DropTooLarge, 1)
+			continue
+		}
+		batch[n] = udpio.Message{Head: noFragment, Body: body, Addr: p.client}
+		size += len(body) - addrLen
+		if n++; n == writeBatch {
+			a.write(batch[:n], size)
+			n, size = 0, 0
+		}
+	}
+	a.write(batch[:n], size)
+	batches.Put(batch)
+}
+
+// write sends ms, whose payloads are size bytes together, and counts what the
+// system took. When that is a part, it does not say which: the bytes are then an estimate.
+func (a *Association) write(ms []udpio.Message, size int) {
+	if len(ms) == 0 {
+		return
+	}
+	sent, _ := a.sock.Write(ms)
+	if sent < len(ms) {
+		a.drop(DropSystem, len(ms)-sent)
+		size = size * sent / len(ms)
+	}
+	a.downDatagrams.Add(uint64(sent))
+	a.downBytes.Add(uint64(size))
+	clear(ms) // the pool must not keep the bodies alive
+}

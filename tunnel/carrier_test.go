@@ -1,0 +1,903 @@
+package tunnel
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/binary"
+	"errors"
+	"io"
+	"math/big"
+	mrand "math/rand/v2"
+	"net"
+	"os"
+	"runtime"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// testPatience bounds what must happen soon, in tests that wait for it.
+const testPatience = 20 * time.Second
+
+func testContext(t testing.TB) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), testPatience)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+var testTLS = sync.OnceValues(func() (client, server *tls.Config) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		panic(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), DNSNames: []string{"carrier.test"},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		panic(err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		panic(err)
+	}
+	roots := x509.NewCertPool()
+	roots.AddCert(cert)
+	return &tls.Config{
+			MinVersion: tls.VersionTLS13, NextProtos: []string{ALPN},
+			RootCAs: roots, ServerName: "carrier.test",
+		}, &tls.Config{
+			MinVersion: tls.VersionTLS13, NextProtos: []string{ALPN},
+			Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}},
+		}
+})
+
+// pendings makes one connection of a kind; both ends are closed with the test.
+type pendings func(t testing.TB) (client, server Pending)
+
+func quicPendings(t testing.TB) (client, server Pending) {
+	t.Helper()
+	ctx := testContext(t)
+	clientTLS, serverTLS := testTLS()
+	socket, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ln, err := ListenQUIC(socket, serverTLS, QUICConfig{StatelessResetKey: &[32]byte{1}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ln.Close() })
+	client, err = DialQUIC(ctx, nil, ln.Addr().(*net.UDPAddr), clientTLS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { client.Close(CodeShutdown, "") })
+	server, err = ln.Accept(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { server.Close(CodeShutdown, "") })
+	return client, server
+}
+
+func listenYamux(t testing.TB) *YamuxListener {
+	t.Helper()
+	_, serverTLS := testTLS()
+	tcp, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ln := ListenYamux(tcp, serverTLS)
+	t.Cleanup(func() { ln.Close() })
+	return ln
+}
+
+func yamuxPendings(t testing.TB) (client, server Pending) {
+	t.Helper()
+	ctx := testContext(t)
+	clientTLS, _ := testTLS()
+	ln := listenYamux(t)
+	dialed := make(chan error, 1)
+	go func() {
+		var err error
+		client, err = DialYamux(ctx, ln.Addr().(*net.TCPAddr), clientTLS)
+		dialed <- err
+	}()
+	server, err := ln.Accept(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := server.(*yamuxPending).Handshake(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-dialed; err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		client.Close(CodeShutdown, "")
+		server.Close(CodeShutdown, "")
+	})
+	return client, server
+}
+
+func pipePendings(t testing.TB) (client, server Pending) {
+	c, s := NewPipe(PipeConfig{}, PipeConfig{})
+	t.Cleanup(func() { c.Close(CodeShutdown, "") })
+	return c, s
+}
+
+// shake passes a greeting each way, as Hello and Welcome do, and starts both ends.
+func shake(t testing.TB, client, server Pending) (Carrier, Carrier) {
+	t.Helper()
+	ctx := testContext(t)
+	type started struct {
+		c   Carrier
+		err error
+	}
+	serverc := make(chan started, 1)
+	go func() {
+		c, err := serveShake(ctx, server)
+		serverc <- started{c, err}
+	}()
+	rw, err := client.Handshake(ctx)
+	if err != nil {
+		t.Fatalf("client handshake: %v", err)
+	}
+	if _, err := rw.Write([]byte("hello")); err != nil {
+		t.Fatalf("client hello: %v", err)
+	}
+	if _, err := io.ReadFull(rw, make([]byte, 7)); err != nil {
+		t.Fatalf("client welcome: %v", err)
+	}
+	c, err := client.Start(ctx)
+	if err != nil {
+		t.Fatalf("client start: %v", err)
+	}
+	t.Cleanup(func() { c.Close(CodeShutdown, "") })
+	s := <-serverc
+	if s.err != nil {
+		t.Fatalf("server: %v", s.err)
+	}
+	t.Cleanup(func() { s.c.Close(CodeShutdown, "") })
+	return c, s.c
+}
+
+func serveShake(ctx context.Context, server Pending) (Carrier, error) {
+	rw, err := server.Handshake(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := io.ReadFull(rw, make([]byte, 5)); err != nil {
+		return nil, err
+	}
+	if _, err := rw.Write([]byte("welcome")); err != nil {
+		return nil, err
+	}
+	return server.Start(ctx)
+}
+
+type newPair func(t testing.TB) (client, server Carrier)
+
+func pairOf(p pendings) newPair {
+	return func(t testing.TB) (Carrier, Carrier) {
+		t.Helper()
+		c, s := p(t)
+		return shake(t, c, s)
+	}
+}
+
+var carrierKinds = []struct {
+	name string
+	p    pendings
+}{
+	{"QUIC", quicPendings},
+	{"Yamux", yamuxPendings},
+	{"Pipe", pipePendings},
+}
+
+// TestCarrier is the contract of carrier.go, on every kind of carrier.
+func TestCarrier(t *testing.T) {
+	for _, k := range carrierKinds {
+		t.Run(k.name, func(t *testing.T) { testCarrier(t, pairOf(k.p)) })
+	}
+}
+
+func testCarrier(t *testing.T, pair newPair) {
+	for _, tt := range []struct {
+		name string
+		test func(t *testing.T, client, server Carrier)
+	}{
+		{"BundlesArriveUnchangedAndInOrder", testBundles},
+		{"ReceiveTakesAllThatIsThere", testReceiveDrains},
+		{"ALargerBundleIsRefusedAndTheCarrierLivesOn", testTooLarge},
+		{"ControlGoesBothWays", testControl},
+		{"StreamsCarryEightMiBEachWay", testStreamBulk},
+		{"HalfCloseLeavesTheOtherHalf", testHalfClose},
+		{"TheTailSurvivesResetAfterACleanEnd", testTail},
+		{"ResetUnblocksReaderAndWriterOnBothSides", testReset},
+		{"ResetUnblocksAWriterWhosePeerReadsNothing", testResetWriterAlone},
+		{"AWriterWaitsForItsReader", testBackPressure},
+		{"DeadlinesBoundReadsAndWrites", testDeadlines},
+		{"AWriteCutShortByADeadlineGoesOnLater", testDeadlineResumes},
+		{"CloseUnblocksEverythingAndTellsThePeer", testClose},
+		{"AStreamOfADeadCarrierIsResetNotEnded", testDeathResets},
+		{"OpenAndAcceptEndWithTheirContext", testContexts},
+		{"AThousandStreamsLeaveNothing", testManyStreams},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			client, server := pair(t)
+			tt.test(t, client, server)
+		})
+	}
+}
+
+// numbered fills b with its number and what follows from it.
+func numbered(b []byte, i int) {
+	r := mrand.NewPCG(uint64(i), 7)
+	for j := range b {
+		b[j] = byte(r.Uint64())
+	}
+}
+
+func testBundles(t *testing.T, client, server Carrier) {
+	size := func(i int) int { return 1 + i*37%client.MaxBundle() }
+	var sizes []int
+	for i := range 400 {
+		sizes = append(sizes, size(i))
+	}
+	sizes = append(sizes, 1, client.MaxBundle(), 1)
+	const inFlight = 32 // below the 128 frames that quic-go holds for a reader
+	acks := make(chan struct{}, inFlight)
+	for range inFlight {
+		acks <- struct{}{}
+	}
+	sent := make(chan error, 1)
+	go func() {
+		for i, n := range sizes {
+			<-acks
+			b := make([]byte, n)
+			numbered(b, i)
+			if err := client.SendBundle(b); err != nil {
+				sent <- err
+				return
+			}
+			clear(b) // it is ours again
+		}
+		sent <- nil
+	}()
+	dst := make([][]byte, 8)
+	for i := 0; i < len(sizes); {
+		n, err := server.ReceiveBundles(dst)
+		if err != nil || n == 0 {
+			t.Fatalf("after %d bundles: %d, %v", i, n, err)
+		}
+		for _, got := range dst[:n] {
+			want := make([]byte, sizes[i])
+			numbered(want, i)
+			if !bytes.Equal(got, want) {
+				t.Fatalf("bundle %d: %d bytes that differ from the %d sent", i, len(got), len(want))
+			}
+			clear(got) // the contract lets us write to it
+			i++
+			acks <- struct{}{}
+		}
+	}
+	if err := <-sent; err != nil {
+		t.Fatal(err)
+	}
+}
+
+func testReceiveDrains(t *testing.T, client, server Carrier) {
+	const bundles = 20
+	for i := range bundles {
+		if err := client.SendBundle(binary.BigEndian.AppendUint16(nil, uint16(i))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	dst := make([][]byte, 64)
+	next, calls := 0, 0
+	for next < bundles {
+		n, err := server.ReceiveBundles(dst)
+		if err != nil {
+			t.Fatal(err)
+		}
+		calls++
+		for _, b := range dst[:n] {
+			if int(binary.BigEndian.Uint16(b)) != next {
+				t.Fatalf("bundle %d where %d was due", binary.BigEndian.Uint16(b), next)
+			}
+			next++
+		}
+	}
+	if calls == bundles {
+		t.Errorf("%d calls for %d bundles that were there together", calls, bundles)
+	}
+}
+
+func testTooLarge(t *testing.T, client, server Carrier) {
+	if n := client.MaxBundle(); n < MinBundle || n > MaxBundleSize {
+		t.Fatalf("MaxBundle is %d", n)
+	}
+	err := client.SendBundle(make([]byte, MaxBundleSize+1))
+	large, ok := errors.AsType[*BundleTooLargeError](err)
+	if !ok || large.Max < MinBundle || large.Max > MaxBundleSize {
+		t.Fatalf("got %v", err)
+	}
+	if err := client.SendBundle([]byte{9}); err != nil {
+		t.Fatal(err)
+	}
+	dst := make([][]byte, 1)
+	if n, err := server.ReceiveBundles(dst); n != 1 || err != nil || !bytes.Equal(dst[0], []byte{9}) {
+		t.Fatalf("%d, %v, %x", n, err, dst[0])
+	}
+}
+
+func testControl(t *testing.T, client, server Carrier) {
+	for _, way := range [][2]Carrier{{client, server}, {server, client}} {
+		message := bytes.Repeat([]byte("control "), 1000)
+		sent := make(chan error, 1)
+		go func() {
+			_, err := way[0].Control().Write(message)
+			sent <- err
+		}()
+		got := make([]byte, len(message))
+		if _, err := io.ReadFull(way[1].Control(), got); err != nil || !bytes.Equal(got, message) {
+			t.Fatalf("control message damaged, %v", err)
+		}
+		if err := <-sent; err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// openPair opens a stream with its first byte on the way, as users do.
+func openPair(t testing.TB, opener, acceptor Carrier) (a, b Stream) {
+	t.Helper()
+	ctx := testContext(t)
+	a, err := opener.OpenStream(ctx)
+	if err != nil {
+		t.Fatalf("open: %v", err)
+	}
+	if _, err := a.Write([]byte{'!'}); err != nil {
+		t.Fatalf("first byte: %v", err)
+	}
+	b, err = acceptor.AcceptStream(ctx)
+	if err != nil {
+		t.Fatalf("accept: %v", err)
+	}
+	if _, err := io.ReadFull(b, make([]byte, 1)); err != nil {
+		t.Fatalf("first byte: %v", err)
+	}
+	t.Cleanup(func() { a.Reset(CodeNone); b.Reset(CodeNone) })
+	return a, b
+}
+
+// pour writes n bytes and ends its half; it returns their hash.
+func pour(s Stream, seed uint64, n int) ([32]byte, error) {
+	h := sha256.New()
+	r := mrand.NewChaCha8([32]byte{byte(seed)})
+	buf := make([]byte, 50_000)
+	for n > 0 {
+		b := buf[:min(n, len(buf))]
+		r.Read(b)
+		h.Write(b)
+		if _, err := s.Write(b); err != nil {
+			return [32]byte{}, err
+		}
+		n -= len(b)
+	}
+	return [32]byte(h.Sum(nil)), s.CloseWrite()
+}
+
+// drink reads to the end and returns the hash.
+func drink(s Stream) ([32]byte, int64, error) {
+	h := sha256.New()
+	n, err := io.Copy(h, readerOnly{s})
+	return [32]byte(h.Sum(nil)), n, err
+}
+
+type readerOnly struct{ io.Reader }
+
+func testStreamBulk(t *testing.T, client, server Carrier) {
+	const size = 8 << 20
+	for _, way := range [][2]Carrier{{client, server}, {server, client}} {
+		a, b := openPair(t, way[0], way[1])
+		var wg sync.WaitGroup
+		for i, dir := range [][2]Stream{{a, b}, {b, a}} {
+			var poured, drunk [32]byte
+			var perr, derr error
+			var n int64
+			wg.Go(func() {
+				var both sync.WaitGroup
+				both.Go(func() { poured, perr = pour(dir[0], uint64(i), size) })
+				both.Go(func() { drunk, n, derr = drink(dir[1]) })
+				both.Wait()
+				if perr != nil || derr != nil || n != size || poured != drunk {
+					t.Errorf("direction %d: %d bytes, write %v, read %v", i, n, perr, derr)
+				}
+			})
+		}
+		wg.Wait()
+	}
+}
+
+func testHalfClose(t *testing.T, client, server Carrier) {
+	for _, way := range [][2]Carrier{{client, server}, {server, client}} {
+		a, b := openPair(t, way[0], way[1])
+		if _, err := a.Write([]byte("question")); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			if err := a.CloseWrite(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got, err := io.ReadAll(b); string(got) != "question" || err != nil {
+			t.Fatalf("%q, %v", got, err)
+		}
+		if n, err := b.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+			t.Fatalf("a second read at the end: %d, %v", n, err)
+		}
+		if _, err := a.Write([]byte("more")); err == nil {
+			t.Fatal("a write after CloseWrite passed")
+		}
+		if _, err := b.Write([]byte("answer")); err != nil {
+			t.Fatal(err)
+		}
+		if err := b.CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := io.ReadAll(a); string(got) != "answer" || err != nil {
+			t.Fatalf("%q, %v", got, err)
+		}
+	}
+}
+
+func testTail(t *testing.T, client, server Carrier) {
+	const size = 100_000 // within every window
+	a, b := openPair(t, client, server)
+	if err := b.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadAll(a); err != nil {
+		t.Fatal(err)
+	}
+	want, err := pour(a, 3, size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.Reset(CodeNone) // both halves have ended: this frees, it does not abandon
+	// Whatever Reset might do to the peer has been done once this got through.
+	x, y := openPair(t, client, server)
+	x.CloseWrite()
+	io.ReadAll(y)
+	got, n, err := drink(b)
+	if err != nil || n != size || got != want {
+		t.Fatalf("%d of %d bytes, %v", n, size, err)
+	}
+}
+
+// wantReset checks for a *ResetError, with code unless its cause is the carrier's end.
+func wantReset(t *testing.T, what string, err error, code ErrorCode) {
+	t.Helper()
+	reset, ok := errors.AsType[*ResetError](err)
+	if !ok || reset.Cause != nil || reset.Code != code {
+		t.Errorf("%s: got %v, want a reset with code %d", what, err, code)
+	}
+}
+
+// writeUntilError writes until it fails.
+func writeUntilError(s Stream) error {
+	b := make([]byte, 32<<10)
+	for {
+		if _, err := s.Write(b); err != nil {
+			return err
+		}
+	}
+}
+
+func readUntilError(s Stream) error {
+	_, err := io.Copy(io.Discard, readerOnly{s})
+	if err == nil {
+		return io.EOF
+	}
+	return err
+}
+
+func testReset(t *testing.T, client, server Carrier) {
+	for i, way := range [][2]Carrier{{client, server}, {server, client}} {
+		for side := range 2 {
+			a, b := openPair(t, way[0], way[1])
+			ends := [2]Stream{a, b}
+			results := make(chan error, 2)
+			go func() { results <- readUntilError(ends[1-side]) }()
+			go func() { results <- readUntilError(ends[side]) }()
+			code := ErrorCode(20 + 2*i + side)
+			ends[side].Reset(code)
+			for range 2 {
+				wantReset(t, "a blocked read", <-results, code)
+			}
+			_, err := ends[side].Write([]byte("x"))
+			wantReset(t, "our write afterwards", err, code)
+			wantReset(t, "the peer's write afterwards", writeUntilError(ends[1-side]), code)
+			ends[1-side].Reset(99)
+			_, err = ends[1-side].Read(make([]byte, 1))
+			if _, ok := errors.AsType[*ResetError](err); !ok {
+				t.Errorf("a read after both resets: %v", err)
+			}
+		}
+	}
+}
+
+func testResetWriterAlone(t *testing.T, client, server Carrier) {
+	a, b := openPair(t, client, server)
+	blocked := make(chan error, 2)
+	go func() { blocked <- writeUntilError(a) }()
+	awaitBlocked(t, a, 0)
+	b.Reset(31)
+	wantReset(t, "the peer's blocked write", <-blocked, 31)
+
+	a, _ = openPair(t, client, server)
+	go func() { blocked <- writeUntilError(a) }()
+	awaitBlocked(t, a, 0)
+	a.Reset(32)
+	wantReset(t, "our own blocked write", <-blocked, 32)
+}
+
+// awaitBlocked waits until a goroutine in writeUntilError makes no progress: a short
+// deadline elsewhere in the test would race with it, so it looks at the stack.
+func awaitBlocked(t *testing.T, _ Stream, _ int) {
+	t.Helper()
+	deadline := time.Now().Add(testPatience)
+	buf := make([]byte, 1<<20)
+	still := 0
+	for still < 50 {
+		if time.Now().After(deadline) {
+			t.Fatal("the writer never blocked")
+		}
+		stacks := buf[:runtime.Stack(buf, true)]
+		waiting := false
+		for g := range bytes.SplitSeq(stacks, []byte("\n\n")) {
+			if bytes.Contains(g, []byte("tunnel.writeUntilError")) {
+				head, _, _ := bytes.Cut(g, []byte("\n"))
+				waiting = bytes.Contains(head, []byte("[select")) || bytes.Contains(head, []byte("[chan receive")) ||
+					bytes.Contains(head, []byte("[sync.Cond"))
+			}
+		}
+		if waiting {
+			still++
+		} else {
+			still = 0
+		}
+		runtime.Gosched()
+	}
+}
+
+func testBackPressure(t *testing.T, client, server Carrier) {
+	const most = 16 << 20 // windows and buffers of any carrier together
+	a, b := openPair(t, client, server)
+	written := 0
+	buf := make([]byte, 32<<10)
+	a.SetDeadline(time.Now().Add(500 * time.Millisecond))
+	for {
+		n, err := a.Write(buf)
+		written += n
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if written > most {
+			t.Fatalf("%d bytes taken though nobody reads", written)
+		}
+	}
+	t.Logf("%d bytes taken", written)
+	// Other streams and bundles are not held up.
+	x, y := openPair(t, client, server)
+	if _, err := x.Write([]byte("free")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(y, make([]byte, 4)); err != nil {
+		t.Fatal(err)
+	}
+	if err := client.SendBundle([]byte{1}); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := server.ReceiveBundles(make([][]byte, 1)); n != 1 || err != nil {
+		t.Fatalf("%d, %v", n, err)
+	}
+	b.Reset(CodeNone)
+}
+
+func testDeadlines(t *testing.T, client, server Carrier) {
+	a, _ := openPair(t, client, server)
+	start := time.Now()
+	a.SetDeadline(start.Add(50 * time.Millisecond))
+	if _, err := a.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatalf("read: %v", err)
+	}
+	if took := time.Since(start); took < 50*time.Millisecond {
+		t.Errorf("after %v", took)
+	}
+	a.SetDeadline(time.Time{})
+	result := make(chan error, 1)
+	go func() {
+		_, err := a.Read(make([]byte, 1))
+		result <- err
+	}()
+	a.SetDeadline(time.Now().Add(-time.Second)) // reaches a read under way
+	if err := <-result; !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatalf("read under way: %v", err)
+	}
+	a.SetDeadline(time.Now().Add(20 * time.Millisecond))
+	if err := writeUntilError(a); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatalf("write: %v", err)
+	}
+}
+
+func testDeadlineResumes(t *testing.T, client, server Carrier) {
+	a, b := openPair(t, client, server)
+	h := sha256.New()
+	r := mrand.NewChaCha8([32]byte{5})
+	buf := make([]byte, 33_333)
+	written := 0
+	for cut := 0; cut < 3; {
+		r.Read(buf)
+		a.SetDeadline(time.Now().Add(50 * time.Millisecond))
+		n, err := a.Write(buf)
+		h.Write(buf[:n])
+		written += n
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			cut++
+			a.SetDeadline(time.Time{})
+			b.SetDeadline(time.Time{})
+			if cut == 3 {
+				break
+			}
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	result := make(chan error, 1)
+	go func() { result <- a.CloseWrite() }()
+	got, n, err := drink(b)
+	if err != nil || int(n) != written || got != [32]byte(h.Sum(nil)) {
+		t.Fatalf("%d of %d bytes, %v", n, written, err)
+	}
+	if err := <-result; err != nil {
+		t.Fatal(err)
+	}
+}
+
+func testClose(t *testing.T, client, server Carrier) {
+	for _, c := range []Carrier{client, server} {
+		if err := c.Err(); err != nil {
+			t.Fatalf("Err of a live carrier: %v", err)
+		}
+	}
+	a, b := openPair(t, client, server)
+	type result struct {
+		who string
+		err error
+	}
+	results := make(chan result, 100)
+	calls := 0
+	run := func(who string, f func() error) {
+		calls++
+		go func() { results <- result{who, f()} }()
+	}
+	for _, c := range []struct {
+		name string
+		Carrier
+		s Stream
+	}{{"client", client, a}, {"server", server, b}} {
+		run(c.name+" bundles", func() error { _, err := c.ReceiveBundles(make([][]byte, 1)); return err })
+		run(c.name+" accept", func() error { _, err := c.AcceptStream(context.Background()); return err })
+		run(c.name+" control", func() error { _, err := c.Control().Read(make([]byte, 1)); return err })
+		run(c.name+" read", func() error { _, err := c.s.Read(make([]byte, 1)); return err })
+		run(c.name+" done", func() error { <-c.Done(); return c.Err() })
+	}
+	run("client write", func() error { return writeUntilError(a) })
+	awaitBlocked(t, a, 0)
+
+	client.Close(CodeReplaced, "a newer one came")
+	client.Close(CodeNone, "")
+	if err := client.Err(); err != net.ErrClosed {
+		t.Errorf("our own close reads as %v", err)
+	}
+	for range calls {
+		select {
+		case r := <-results:
+			if r.err == nil || r.err == io.EOF {
+				t.Errorf("%s: %v", r.who, r.err)
+			}
+		case <-time.After(testPatience):
+			t.Fatal("a call is still blocked")
+		}
+	}
+	closed, ok := errors.AsType[*CloseError](server.Err())
+	if !ok || closed.Code != CodeReplaced || closed.Reason != "a newer one came" {
+		t.Errorf("the peer was told %v", server.Err())
+	}
+	if err := client.SendBundle([]byte{1}); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("SendBundle afterwards: %v", err)
+	}
+	if _, err := client.OpenStream(context.Background()); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("OpenStream afterwards: %v", err)
+	}
+}
+
+// cut ends a carrier as a dead network does, without a word.
+func cut(t *testing.T, c Carrier) {
+	switch c := c.(type) {
+	case *quicCarrier:
+		c.transport.Close()
+	case *yamuxCarrier:
+		c.conn.raw.Close()
+	case pipeCarrier:
+		c.Break(io.ErrUnexpectedEOF)
+	default:
+		t.Fatalf("%T", c)
+	}
+}
+
+func testDeathResets(t *testing.T, client, server Carrier) {
+	a, b := openPair(t, client, server)
+	results := make(chan error, 4)
+	for _, s := range []Stream{a, b} {
+		go func() { results <- readUntilError(s) }()
+	}
+	cut(t, client)
+	if client.Kind() == KindQUIC {
+		cutServerQUIC(server)
+	}
+	for range 2 {
+		err := <-results
+		if reset, ok := errors.AsType[*ResetError](err); !ok || reset.Cause == nil {
+			t.Errorf("a blocked read: %v", err)
+		}
+	}
+	for _, c := range []Carrier{client, server} {
+		<-c.Done()
+		if c.Err() == nil {
+			t.Error("a dead carrier has no Err")
+		}
+	}
+	_, err := a.Write(make([]byte, 1<<20))
+	if reset, ok := errors.AsType[*ResetError](err); !ok || reset.Cause == nil {
+		t.Errorf("a write afterwards: %v", err)
+	}
+}
+
+// cutServerQUIC stands for the idle timeout, which is too long to wait for.
+func cutServerQUIC(c Carrier) { c.(*quicCarrier).conn.CloseWithError(0, "") }
+
+func testContexts(t *testing.T, client, server Carrier) {
+	ctx, cancel := context.WithCancel(context.Background())
+	result := make(chan error, 1)
+	go func() {
+		_, err := server.AcceptStream(ctx)
+		result <- err
+	}()
+	cancel()
+	if err := <-result; !errors.Is(err, context.Canceled) {
+		t.Errorf("accept: %v", err)
+	}
+	openPair(t, client, server) // AcceptStream goes on as if nothing had been
+
+	// The streams of a peer that accepts none run out some time.
+	ctx, cancel = context.WithTimeout(context.Background(), 300*time.Millisecond)
+	defer cancel()
+	var opened []Stream
+	for {
+		s, err := client.OpenStream(ctx)
+		if err != nil {
+			if !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("open: %v", err)
+			}
+			break
+		}
+		if opened = append(opened, s); len(opened) > 4096 {
+			t.Fatal("no limit of streams")
+		}
+	}
+	for _, s := range opened {
+		s.Reset(CodeNone)
+	}
+}
+
+func testManyStreams(t *testing.T, client, server Carrier) {
+	const streams = 1000
+	ctx := testContext(t)
+	before := runtime.NumGoroutine()
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		var each sync.WaitGroup
+		defer each.Wait()
+		for i := range streams {
+			s, err := server.AcceptStream(ctx)
+			if err != nil {
+				t.Errorf("accept %d: %v", i, err)
+				return
+			}
+			each.Go(func() {
+				defer s.Reset(CodeNone)
+				if n, err := io.Copy(s, readerOnly{s}); err == nil {
+					s.CloseWrite()
+				} else if n != 100 {
+					t.Errorf("%d bytes, %v", n, err)
+				}
+			})
+		}
+	})
+	gate := make(chan struct{}, 50)
+	for i := range streams {
+		gate <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-gate }()
+			s, err := client.OpenStream(ctx)
+			if err != nil {
+				t.Errorf("open %d: %v", i, err)
+				return
+			}
+			defer s.Reset(77)
+			b := make([]byte, 100)
+			numbered(b, i)
+			if _, err := s.Write(b); err != nil {
+				t.Errorf("write %d: %v", i, err)
+				return
+			}
+			got := make([]byte, 100)
+			if _, err := io.ReadFull(s, got); err != nil || !bytes.Equal(got, b) {
+				t.Errorf("echo %d: %v", i, err)
+			}
+			if i%2 == 0 { // the others are abandoned
+				s.CloseWrite()
+				io.Copy(io.Discard, readerOnly{s})
+			}
+		})
+	}
+	wg.Wait()
+	await(t, "goroutines", func() (int, bool) { n := runtime.NumGoroutine(); return n, n <= before+2 })
+	for _, c := range []Carrier{client, server} {
+		if c, ok := c.(*yamuxCarrier); ok {
+			await(t, "yamux streams", func() (int, bool) { n := c.y.NumStreams(); return n, n == 3 })
+			c.mu.Lock()
+			if len(c.streams) != 0 || c.accepted != 0 || len(c.early) != 0 || len(c.slots) != 0 {
+				t.Errorf("left: %d streams, %d accepted, %d early, %d slots", len(c.streams), c.accepted, len(c.early), len(c.slots))
+			}
+			c.mu.Unlock()
+		}
+	}
+}
+
+// await polls what nothing announces.
+func await(t *testing.T, what string, ok func() (int, bool)) {
+	t.Helper()
+	deadline := time.Now().Add(testPatience)
+	for {
+		n, done := ok()
+		if done {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: still %d", what, n)
+		}
+		runtime.Gosched()
+	}
+}

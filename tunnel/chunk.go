@@ -1,0 +1,318 @@
+package tunnel
+
+import (
+	"errors"
+	"io"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/yamux"
+)
+
+// On yamux the bytes of a stream travel in chunks, because yamux cannot tell a
+// clean end from an abort or a dead connection:
+//
+//	chunk:  length varint (1 or 2 bytes) · length bytes
+//	end:    length 0: the sender wrote all it had
+//
+// An abort travels beside the stream, on the carrier's signal stream: behind
+// unread bytes it would not reach a peer that has stopped reading.
+// A yamux stream that ends without the chunk of length 0 was cut off.
+const (
+	// maxChunk is the largest length in bytes, so that a chunk and its header
+	// are one yamux frame of at most 16 KiB and a bundle never waits behind more.
+	maxChunk = maxChunkFrame - maxChunkHeader
+
+	maxChunkFrame  = 16 << 10
+	maxChunkHeader = 2
+)
+
+var (
+	errChunkTooLong = errors.New("a chunk's length is out of bounds")
+	errCutOff       = errors.New("the stream was cut off without an end")
+)
+
+// appendChunkHeader appends the header of a chunk of n bytes, n <= maxChunk.
+func appendChunkHeader(b []byte, n int) []byte {
+	if n < 1<<6 {
+		return append(b, byte(n))
+	}
+	return append(b, 1<<6|byte(n>>8), byte(n))
+}
+
+// parseChunkHeader reads a header. size is 0 where b does not hold all of it.
+func parseChunkHeader(b []byte) (n, size int, err error) {
+	if len(b) == 0 {
+		return 0, 0, nil
+	}
+	switch b[0] >> 6 {
+	case 0:
+		return int(b[0]), 1, nil
+	case 1:
+		if len(b) < 2 {
+			return 0, 0, nil
+		}
+		if n = int(b[0]&0x3f)<<8 | int(b[1]); n > maxChunk {
+			return 0, 0, errChunkTooLong
+		}
+		return n, 2, nil
+	}
+	return 0, 0, errChunkTooLong
+}
+
+// chunkFrames holds buffers for one chunk with its header.
+var chunkFrames = sync.Pool{New: func() any { return new([maxChunkFrame]byte) }}
+
+// chunkStream is a Stream over one yamux stream.
+type chunkStream struct {
+	y    *yamux.Stream
+	c    *yamuxCarrier
+	ours bool // we opened it
+
+	mu       sync.Mutex
+	deadline time.Time
+	reset    *ResetError   // by either side; never changes once set
+	resetc   chan struct{} // closed with it
+	released bool          // Reset was called
+	readEnd  bool          // the chunk of length 0 was read
+	wroteEnd bool          // and written
+
+	// The reader's.
+	left    int                  // bytes of the current chunk not yet read
+	ahead   [maxChunkHeader]byte // read beyond it
+	naheads int
+
+	// The writer's. unsent is what a deadline left of a frame: the peer already
+	// has its beginning, so it goes before anything else.
+	writing sync.Mutex
+	frame   *[maxChunkFrame]byte
+	unsent  []byte
+	ending  bool // the end is in unsent or sent
+}
+
+func newChunkStream(c *yamuxCarrier, y *yamux.Stream, ours bool) *chunkStream {
+	return &chunkStream{y: y, c: c, ours: ours, resetc: make(chan struct{})}
+}
+
+func (s *chunkStream) Read(p []byte) (int, error) {
+	if err := s.readState(); err != nil || len(p) == 0 {
+		return 0, err
+	}
+	for s.left == 0 {
+		if err := s.nextChunk(); err != nil {
+			return 0, err
+		}
+	}
+	if s.naheads > 0 {
+		n := copy(p, s.ahead[:min(s.naheads, s.left)])
+		s.naheads = copy(s.ahead[:], s.ahead[n:s.naheads])
+		s.left -= n
+		return n, nil
+	}
+	// Where p has room for more than the chunk, the next header comes along
+	// with it, which saves a call into yamux for each chunk.
+	for {
+		n, err := s.y.Read(p[:min(len(p), s.left+maxChunkHeader)])
+		if n > s.left {
+			s.naheads = copy(s.ahead[:], p[s.left:n])
+			n = s.left
+		}
+		s.left -= n
+		if n > 0 {
+			return n, nil // an error of yamux comes again
+		}
+		if err = s.readError(err); err != nil {
+			return 0, err
+		}
+	}
+}
+
+// readState returns what ends reading without asking yamux.
+func (s *chunkStream) readState() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.reset != nil {
+		return s.reset
+	}
+	if s.readEnd {
+		return io.EOF
+	}
+	return nil
+}
+
+// nextChunk reads the header of the next chunk into left; it returns io.EOF for the end.
+func (s *chunkStream) nextChunk() error {
+	for {
+		n, size, err := parseChunkHeader(s.ahead[:s.naheads])
+		if err != nil {
+			return &ResetError{Code: CodeProtocol, Cause: s.c.violation(err)}
+		}
+		if size == 0 {
+			n, err := s.y.Read(s.ahead[s.naheads : s.naheads+1])
+			s.naheads += n
+			if n == 0 {
+				if err := s.readError(err); err != nil {
+					return err
+				}
+			}
+			continue
+		}
+		s.naheads = copy(s.ahead[:], s.ahead[size:s.naheads])
+		if n > 0 {
+			s.left = n
+			return nil
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.reset != nil {
+			return s.reset
+		}
+		s.readEnd = true
+		return io.EOF
+	}
+}
+
+// readError maps an error of yamux's Read to the contract's; nil is to try again.
+// A bare end is a reset whose signal is on its way beside the stream, or the
+// end of the carrier.
+func (s *chunkStream) readError(err error) error {
+	if err != io.EOF {
+		return s.callError(err)
+	}
+	wait := time.NewTimer(signalGrace)
+	defer wait.Stop()
+	select {
+	case <-s.resetc:
+	case <-s.c.ended:
+	case <-wait.C:
+		return s.end(&ResetError{Cause: errCutOff})
+	}
+	return s.callError(err)
+}
+
+// callError maps an error of yamux to the contract's; nil is to try again. A
+// reset comes first, because it wakes callers by moving yamux's deadline.
+func (s *chunkStream) callError(err error) error {
+	s.mu.Lock()
+	reset, deadline := s.reset, s.deadline
+	s.mu.Unlock()
+	switch {
+	case err == nil:
+		return nil
+	case reset != nil:
+		return reset
+	case errors.Is(err, yamux.ErrTimeout):
+		if deadline.IsZero() || time.Now().Before(deadline) {
+			return nil // it was moved meanwhile
+		}
+		return os.ErrDeadlineExceeded
+	case errors.Is(err, yamux.ErrConnectionReset):
+		return s.end(&ResetError{Code: CodeLimit}) // the peer's backlog was full
+	}
+	return &ResetError{Cause: s.c.ending(err)}
+}
+
+func (s *chunkStream) Write(p []byte) (int, error) {
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	if s.ending {
+		return 0, io.ErrClosedPipe
+	}
+	written := 0
+	for {
+		if err := s.flushFrame(); err != nil || len(p) == 0 {
+			return written, err
+		}
+		if s.frame == nil {
+			s.frame = chunkFrames.Get().(*[maxChunkFrame]byte)
+		}
+		n := min(len(p), maxChunk)
+		s.unsent = append(appendChunkHeader(s.frame[:0], n), p[:n]...)
+		p = p[n:]
+		written += n // even if a deadline keeps the rest of it here for a while
+	}
+}
+
+// flushFrame writes what is left of the current frame and then gives the buffer back.
+func (s *chunkStream) flushFrame() error {
+	for len(s.unsent) > 0 {
+		s.mu.Lock()
+		reset := s.reset
+		s.mu.Unlock()
+		if reset != nil {
+			return reset
+		}
+		n, err := s.y.Write(s.unsent)
+		s.unsent = s.unsent[n:]
+		if err = s.callError(err); err != nil {
+			return err
+		}
+	}
+	if s.frame != nil {
+		chunkFrames.Put(s.frame)
+		s.frame, s.unsent = nil, nil
+	}
+	return nil
+}
+
+// CloseWrite waits, as Write does, while the peer does not read.
+func (s *chunkStream) CloseWrite() error {
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	if !s.ending {
+		if err := s.flushFrame(); err != nil {
+			return err
+		}
+		s.unsent = appendChunkHeader(nil, 0)
+		s.ending = true
+	}
+	if err := s.flushFrame(); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.reset != nil && !s.wroteEnd {
+		return s.reset
+	}
+	s.wroteEnd = true
+	return nil
+}
+
+// end marks the stream as reset and wakes its callers; it returns the first reset.
+func (s *chunkStream) end(reset *ResetError) *ResetError {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.reset == nil {
+		s.reset = reset
+		close(s.resetc)
+		s.y.SetDeadline(time.Unix(1, 0))
+	}
+	return s.reset
+}
+
+func (s *chunkStream) Reset(code ErrorCode) {
+	s.mu.Lock()
+	if s.released {
+		s.mu.Unlock()
+		return
+	}
+	s.released = true
+	clean := s.wroteEnd && s.readEnd
+	byPeer := s.reset != nil
+	s.mu.Unlock()
+	if !clean {
+		s.end(&ResetError{Code: code})
+	}
+	s.c.release(s, code, !clean && !byPeer)
+}
+
+func (s *chunkStream) SetDeadline(t time.Time) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.reset == nil {
+		s.deadline = t
+		s.y.SetDeadline(t)
+	}
+	return nil
+}

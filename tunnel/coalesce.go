@@ -1,0 +1,137 @@
+package tunnel
+
+import (
+	"net"
+	"sync"
+	"time"
+)
+
+const (
+	// coalesceBuffer bounds in bytes what waits between yamux and TLS. It is all
+	// that a bundle can find in front of it here, beside one stream chunk.
+	coalesceBuffer = 64 << 10
+
+	// closeBound is how long closing a carrier may take to send what is queued
+	// and tell the peer, together.
+	closeBound = 500 * time.Millisecond
+)
+
+// coalescer gathers the many small writes of yamux, which writes header and body
+// apart, into few large ones: what is written while a write is under way goes
+// out together with the next. No timer: an idle connection sends at once.
+type coalescer struct {
+	net.Conn          // TLS
+	raw      net.Conn // the TCP connection under it, to cut it short
+
+	mu      sync.Mutex
+	work    sync.Cond // for the flusher: buf has data, or closed
+	room    sync.Cond // for writers: buf has room, or err, or closed
+	buf     []byte    // grows to what is needed, at most coalesceBuffer
+	flight  []byte    // what the flusher is writing; swaps places with buf
+	busy    bool      // a write is under way
+	err     error     // sticks
+	closed  bool
+	readErr error // the first
+	flusher sync.WaitGroup
+}
+
+func newCoalescer(conn, raw net.Conn) *coalescer {
+	c := &coalescer{Conn: conn, raw: raw}
+	c.work.L, c.room.L = &c.mu, &c.mu
+	c.flusher.Go(c.flush)
+	return c
+}
+
+func (c *coalescer) Write(p []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	written := 0
+	for len(p) > 0 {
+		for c.err == nil && !c.closed && len(c.buf) == coalesceBuffer {
+			c.room.Wait()
+		}
+		if c.err != nil {
+			return written, c.err
+		}
+		if c.closed {
+			return written, net.ErrClosed
+		}
+		n := min(len(p), coalesceBuffer-len(c.buf))
+		c.buf = append(c.buf, p[:n]...)
+		p = p[n:]
+		written += n
+		if !c.busy {
+			c.work.Signal()
+		}
+	}
+	return written, nil
+}
+
+func (c *coalescer) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if err != nil {
+		c.mu.Lock()
+		if c.readErr == nil && !c.closed {
+			c.readErr = err
+		}
+		c.mu.Unlock()
+	}
+	return n, err
+}
+
+// cause is the first error of the connection, nil where it had none before Close.
+func (c *coalescer) cause() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err != nil {
+		return c.err
+	}
+	return c.readErr
+}
+
+// flush writes until an error, or until it is closed and nothing is left.
+func (c *coalescer) flush() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for {
+		for len(c.buf) == 0 && !c.closed {
+			c.work.Wait()
+		}
+		if len(c.buf) == 0 || c.err != nil {
+			return
+		}
+		c.buf, c.flight = c.flight[:0], c.buf
+		c.busy = true
+		c.room.Broadcast()
+		c.mu.Unlock()
+		_, err := c.Conn.Write(c.flight)
+		c.mu.Lock()
+		c.busy = false
+		if err != nil {
+			c.err = err
+			c.room.Broadcast()
+			return
+		}
+	}
+}
+
+// Close sends what is there, within closeBound, then closes the connection,
+// which unblocks Read. Further calls wait for the first and do nothing.
+func (c *coalescer) Close() error {
+	c.mu.Lock()
+	if c.closed {
+		c.mu.Unlock()
+		c.flusher.Wait()
+		return nil
+	}
+	c.closed = true
+	c.work.Signal()
+	c.room.Broadcast()
+	c.mu.Unlock()
+
+	// tls.Conn.Close alone may wait 5 s for a stalled peer to take its alert.
+	cut := time.AfterFunc(closeBound, func() { c.raw.Close() })
+	defer cut.Stop()
+	c.flusher.Wait()
+	return c.Conn.Close()
+}

@@ -1,0 +1,261 @@
+package tunnel
+
+import (
+	"io"
+	"os"
+	"sync"
+	"time"
+)
+
+const (
+	pipeWindow    = 128 << 10 // bytes written and not read, in one direction of a stream
+	pipeWindowMin = 4 << 10   // what a stream's buffer starts with
+)
+
+// pipeStream is one end of a Stream of a pipe.
+type pipeStream struct {
+	end     *PipeEnd
+	in, out *pipeHalf
+}
+
+var _ Stream = (*pipeStream)(nil)
+
+func newPipeStreams(a, b *PipeEnd) (ofA, ofB *pipeStream) {
+	ab := newPipeHalf(a.link, a.config.Delay)
+	ba := newPipeHalf(b.link, b.config.Delay)
+	return &pipeStream{end: a, in: ba, out: ab}, &pipeStream{end: b, in: ab, out: ba}
+}
+
+func (s *pipeStream) Read(p []byte) (int, error)  { return s.in.read(p, s.end.side) }
+func (s *pipeStream) Write(p []byte) (int, error) { return s.out.write(p, s.end.side) }
+
+func (s *pipeStream) CloseWrite() error {
+	s.out.mu.Lock()
+	defer s.out.mu.Unlock()
+	if s.out.reset != nil && !s.out.ended {
+		return s.out.reset
+	}
+	s.out.ended = true
+	s.out.mark()
+	wake(s.out.readable)
+	wake(s.out.writable)
+	return nil
+}
+
+func (s *pipeStream) Reset(code ErrorCode) {
+	if s.out.endedCleanly() && s.in.readCleanly() {
+		return
+	}
+	s.in.abandon(code)
+	s.out.abandon(code)
+}
+
+func (s *pipeStream) SetDeadline(t time.Time) error {
+	s.in.mu.Lock()
+	s.in.readBy = t
+	wake(s.in.readable)
+	s.in.mu.Unlock()
+
+	s.out.mu.Lock()
+	s.out.writeBy = t
+	wake(s.out.writable)
+	s.out.mu.Unlock()
+	return nil
+}
+
+// pipeHalf is one direction of a stream.
+type pipeHalf struct {
+	link  *pipeLink
+	delay time.Duration
+
+	mu       sync.Mutex
+	buf      []byte // a ring, grown as needed to pipeWindow
+	start, n int
+	ended    bool // the writer wrote all it had
+	endRead  bool // and the reader knows
+	reset    *ResetError
+
+	// marks say when bytes that were written arrive, where delay is not 0.
+	marks   []pipeMark
+	arrived int // bytes of n that have
+
+	readBy, writeBy    time.Time
+	readable, writable chan struct{} // one token each: something changed
+}
+
+// pipeMark is bytes that arrive together; the end is a mark of 0 bytes.
+type pipeMark struct {
+	n   int
+	due time.Time
+}
+
+func newPipeHalf(link *pipeLink, delay time.Duration) *pipeHalf {
+	return &pipeHalf{link: link, delay: delay, readable: make(chan struct{}, 1), writable: make(chan struct{}, 1)}
+}
+
+func (h *pipeHalf) endedCleanly() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.ended
+}
+
+func (h *pipeHalf) readCleanly() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.endRead
+}
+
+func (h *pipeHalf) abandon(code ErrorCode) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.reset == nil {
+		h.reset = &ResetError{Code: code}
+		h.buf = nil
+	}
+	wake(h.readable)
+	wake(h.writable)
+}
+
+// state returns what ends a call regardless of data.
+func (h *pipeHalf) state(side int, by time.Time) error {
+	if err := h.link.ended(side); err != nil {
+		return &ResetError{Cause: err}
+	}
+	if h.reset != nil {
+		return h.reset
+	}
+	if !by.IsZero() && !time.Now().Before(by) {
+		return os.ErrDeadlineExceeded
+	}
+	return nil
+}
+
+// mark notes that what was written since arrives after the delay.
+func (h *pipeHalf) mark() {
+	if h.delay == 0 {
+		return
+	}
+	n := h.n - h.arrived
+	for _, m := range h.marks {
+		n -= m.n
+	}
+	h.marks = append(h.marks, pipeMark{n: n, due: time.Now().Add(h.delay)})
+}
+
+// arrivals counts what has arrived and returns how long the next takes, 0 for none.
+func (h *pipeHalf) arrivals() time.Duration {
+	if h.delay == 0 {
+		h.arrived = h.n
+		return 0
+	}
+	for len(h.marks) > 0 {
+		if wait := time.Until(h.marks[0].due); wait > 0 {
+			return wait
+		}
+		h.arrived += h.marks[0].n
+		h.marks = h.marks[1:]
+	}
+	return 0
+}
+
+func (h *pipeHalf) read(p []byte, side int) (int, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for {
+		if h.endRead {
+			return 0, io.EOF
+		}
+		if err := h.state(side, h.readBy); err != nil || len(p) == 0 {
+			return 0, err
+		}
+		wait := h.arrivals()
+		if h.arrived > 0 {
+			n := copy(p, h.buf[h.start:min(h.start+h.arrived, len(h.buf))])
+			h.start = (h.start + n) % len(h.buf)
+			h.n -= n
+			h.arrived -= n
+			wake(h.writable)
+			return n, nil
+		}
+		if h.ended && h.n == 0 && len(h.marks) == 0 {
+			h.endRead = true
+			h.buf = nil
+			return 0, io.EOF
+		}
+		h.await(h.readable, earlier(wait, h.readBy))
+	}
+}
+
+func (h *pipeHalf) write(p []byte, side int) (int, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	written := 0
+	for {
+		if err := h.state(side, h.writeBy); err != nil {
+			return written, err
+		}
+		if h.ended {
+			return written, io.ErrClosedPipe
+		}
+		if len(p) == 0 {
+			return written, nil
+		}
+		if free := pipeWindow - h.n; free > 0 {
+			n := min(len(p), free)
+			h.put(p[:n])
+			h.mark()
+			wake(h.readable)
+			p = p[n:]
+			written += n
+			continue
+		}
+		h.await(h.writable, earlier(0, h.writeBy))
+	}
+}
+
+// put appends p to the ring, which has room for it within pipeWindow.
+func (h *pipeHalf) put(p []byte) {
+	if need := h.n + len(p); need > len(h.buf) {
+		size := max(pipeWindowMin, len(h.buf))
+		for size < need {
+			size *= 2
+		}
+		grown := make([]byte, size)
+		k := copy(grown, h.buf[h.start:min(h.start+h.n, len(h.buf))])
+		copy(grown[k:], h.buf[:h.n-k])
+		h.buf, h.start = grown, 0
+	}
+	at := (h.start + h.n) % len(h.buf)
+	k := copy(h.buf[at:], p)
+	copy(h.buf, p[k:])
+	h.n += len(p)
+}
+
+// earlier is the shorter of wait and the time until by; 0 and the zero time are never.
+func earlier(wait time.Duration, by time.Time) time.Duration {
+	if by.IsZero() {
+		return wait
+	}
+	left := max(time.Until(by), 1)
+	if wait == 0 {
+		return left
+	}
+	return min(wait, left)
+}
+
+// await waits for token, or for wait where that is not 0, or for the pipe's end.
+func (h *pipeHalf) await(token chan struct{}, wait time.Duration) {
+	h.mu.Unlock()
+	defer h.mu.Lock()
+	var due <-chan time.Time
+	if wait > 0 {
+		t := time.NewTimer(wait)
+		defer t.Stop()
+		due = t.C
+	}
+	select {
+	case <-token:
+	case <-due:
+	case <-h.link.done:
+	}
+}

@@ -1,0 +1,436 @@
+package tunnel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/quic-go/quic-go"
+)
+
+const (
+	// quicConnectionIDLength is chosen so that a DATAGRAM frame of the largest
+	// payload fills its packet exactly: quic-go reserves 20 bytes for the
+	// connection ID when it computes that payload, the short header has
+	// 1 + 17 + 2 and the frame type 1. Only full packets are sent with GSO.
+	quicConnectionIDLength = 17
+
+	quicHandshakeIdleTimeout = 5 * time.Second
+	quicIdleTimeout          = 30 * time.Second
+	quicKeepAlive            = 15 * time.Second // shorter than NAT mappings live
+
+	// quicMaxStreams bounds the streams that the peer has open at once, the
+	// control stream among them.
+	quicMaxStreams = 1024
+
+	// Windows in bytes. They start small, because the first one is what a peer
+	// can make us hold before it has authenticated; quic-go raises them to the
+	// largest as the application reads.
+	quicStreamWindow        = 64 << 10
+	quicConnectionWindow    = 128 << 10
+	quicMaxStreamWindow     = 6 << 20
+	quicMaxConnectionWindow = 16 << 20
+
+	// quicProbeInterval is how often a sender asks for the path's limit, which
+	// path MTU discovery raises (RFC 8899).
+	quicProbeInterval = 200 * time.Millisecond
+
+	// maxReason bounds the sentence of a close in bytes, so that it fits into
+	// one packet.
+	maxReason = 512
+)
+
+// Why a carrier ended without a word from the peer.
+var (
+	// ErrSilent means that nothing came from the peer for the idle timeout.
+	ErrSilent = errors.New("the peer fell silent")
+	// ErrForgotten means that the peer is there but does not know the connection
+	// any more, because it restarted: a stateless reset (RFC 9000 section 10.3).
+	ErrForgotten = errors.New("the peer no longer knows the connection")
+)
+
+func quicConfig() *quic.Config {
+	return &quic.Config{
+		HandshakeIdleTimeout:           quicHandshakeIdleTimeout,
+		MaxIdleTimeout:                 quicIdleTimeout,
+		KeepAlivePeriod:                quicKeepAlive,
+		InitialStreamReceiveWindow:     quicStreamWindow,
+		MaxStreamReceiveWindow:         quicMaxStreamWindow,
+		InitialConnectionReceiveWindow: quicConnectionWindow,
+		MaxConnectionReceiveWindow:     quicMaxConnectionWindow,
+		MaxIncomingStreams:             quicMaxStreams,
+		MaxIncomingUniStreams:          -1,
+		EnableDatagrams:                true,
+	}
+}
+
+// quicLink is one QUIC connection and, on the client, the socket that is its alone.
+type quicLink struct {
+	conn      *quic.Conn
+	transport *quic.Transport // nil on the server, where connections share one
+	socket    net.PacketConn
+
+	watcher sync.WaitGroup
+	done    chan struct{}
+	err     error // set before done is closed
+}
+
+func newQUICLink(conn *quic.Conn, tr *quic.Transport, socket net.PacketConn) *quicLink {
+	l := &quicLink{conn: conn, transport: tr, socket: socket, done: make(chan struct{})}
+	l.watcher.Go(l.watch)
+	return l
+}
+
+// watch frees what belongs to the connection when it ends, whoever ended it.
+func (l *quicLink) watch() {
+	<-l.conn.Context().Done()
+	if l.transport != nil {
+		l.transport.Close()
+		l.socket.Close()
+	}
+	l.err = quicEnd(context.Cause(l.conn.Context()))
+	close(l.done)
+}
+
+func (l *quicLink) Kind() Kind            { return KindQUIC }
+func (l *quicLink) LocalAddr() net.Addr   { return l.conn.LocalAddr() }
+func (l *quicLink) RemoteAddr() net.Addr  { return l.conn.RemoteAddr() }
+func (l *quicLink) Done() <-chan struct{} { return l.done }
+
+func (l *quicLink) Err() error {
+	select {
+	case <-l.done:
+		return l.err
+	default:
+		return nil
+	}
+}
+
+func (l *quicLink) Close(code ErrorCode, reason string) {
+	l.conn.CloseWithError(quic.ApplicationErrorCode(code), cutReason(reason))
+	l.watcher.Wait()
+}
+
+// cutReason cuts a reason to maxReason bytes.
+func cutReason(reason string) string { return reason[:min(len(reason), maxReason)] }
+
+// quicEnd says why a connection ended. quic-go's errors all unwrap to
+// net.ErrClosed, which is our word for "we closed it", so they are not wrapped.
+func quicEnd(err error) error {
+	if app, ok := errors.AsType[*quic.ApplicationError](err); ok {
+		if app.Remote {
+			return &CloseError{Code: ErrorCode(app.ErrorCode), Reason: app.ErrorMessage}
+		}
+		return net.ErrClosed
+	}
+	if _, ok := errors.AsType[*quic.IdleTimeoutError](err); ok {
+		return fmt.Errorf("%w for %v", ErrSilent, quicIdleTimeout)
+	}
+	if _, ok := errors.AsType[*quic.StatelessResetError](err); ok {
+		return ErrForgotten
+	}
+	if errors.Is(err, quic.ErrTransportClosed) {
+		return net.ErrClosed
+	}
+	return fmt.Errorf("quic connection: %v", err)
+}
+
+// quicPending is a QUIC connection after its TLS handshake.
+type quicPending struct {
+	*quicLink
+	client bool
+
+	stream   *quic.Stream // the first: Hello and Welcome, then control
+	unbind   func() bool  // undoes the handshake's bound on stream
+	guard    sync.WaitGroup
+	unguard  context.CancelFunc // nil on the client
+	unguards sync.Once
+	second   *quic.Stream // a stream that came while the guard was called off
+}
+
+func (p *quicPending) Protocol() string {
+	return p.conn.ConnectionState().TLS.NegotiatedProtocol
+}
+
+func (p *quicPending) ExportKey(label string, n int) ([]byte, error) {
+	cs := p.conn.ConnectionState().TLS
+	return cs.ExportKeyingMaterial(label, nil, n)
+}
+
+func (p *quicPending) Handshake(ctx context.Context) (io.ReadWriter, error) {
+	var err error
+	if p.client {
+		p.stream, err = p.conn.OpenStreamSync(ctx)
+	} else {
+		p.stream, err = p.conn.AcceptStream(ctx)
+	}
+	if err != nil {
+		return nil, p.callError(ctx, err)
+	}
+	s := p.stream
+	p.unbind = context.AfterFunc(ctx, func() { s.SetDeadline(time.Unix(1, 0)) })
+	if !p.client {
+		gctx, cancel := context.WithCancel(context.Background())
+		p.unguard = cancel
+		p.guard.Go(func() { p.refuseSecond(gctx) })
+	}
+	return (*quicHandshake)(p), nil
+}
+
+// refuseSecond closes a connection whose client opens a second stream before it
+// has seen our answer to the first: until then it may hold one stream and no more.
+func (p *quicPending) refuseSecond(ctx context.Context) {
+	s, err := p.conn.AcceptStream(ctx)
+	switch {
+	case err != nil:
+	case ctx.Err() != nil:
+		p.second = s
+	default:
+		p.conn.CloseWithError(quic.ApplicationErrorCode(CodeProtocol), "a second stream before the handshake ended")
+	}
+}
+
+// answering calls the guard off: from the first byte of our answer on, the client may go ahead.
+func (p *quicPending) answering() {
+	if p.unguard != nil {
+		p.unguards.Do(func() {
+			p.unguard()
+			p.guard.Wait()
+		})
+	}
+}
+
+// callError is the error of a call that ctx bounds.
+func (l *quicLink) callError(ctx context.Context, err error) error {
+	if ctx.Err() != nil && l.conn.Context().Err() == nil {
+		return ctx.Err()
+	}
+	return quicEnd(err)
+}
+
+func (p *quicPending) Start(ctx context.Context) (Carrier, error) {
+	if p.stream == nil {
+		return nil, errors.New("Start before Handshake")
+	}
+	p.answering()
+	if !p.unbind() {
+		return nil, os.ErrDeadlineExceeded
+	}
+	p.stream.SetDeadline(time.Time{})
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if !p.conn.ConnectionState().SupportsDatagrams.Remote {
+		return nil, errors.New("the peer does not take QUIC datagrams (RFC 9221)")
+	}
+	c := &quicCarrier{quicLink: p.quicLink, control: &quicStream{s: p.stream}}
+	c.early.Store(p.second)
+	if err := c.probe(); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+func (p *quicPending) Close(code ErrorCode, reason string) {
+	p.quicLink.Close(code, reason)
+	p.guard.Wait() // the guard ends with the connection
+}
+
+// quicHandshake is the stream for Hello and Welcome.
+type quicHandshake quicPending
+
+func (h *quicHandshake) Read(b []byte) (int, error) {
+	n, err := h.stream.Read(b)
+	return n, h.streamError(err)
+}
+
+func (h *quicHandshake) Write(b []byte) (int, error) {
+	(*quicPending)(h).answering()
+	n, err := h.stream.Write(b)
+	return n, h.streamError(err)
+}
+
+// streamError tells a connection's end by its reason, so that a refusal arrives
+// as the *CloseError it is.
+func (h *quicHandshake) streamError(err error) error {
+	err = quicStreamError(err)
+	if reset, ok := errors.AsType[*ResetError](err); ok && reset.Cause != nil {
+		return reset.Cause
+	}
+	return err
+}
+
+// quicCarrier is a Carrier over one QUIC connection: a bundle is one DATAGRAM
+// frame (RFC 9221), a stream one bidirectional QUIC stream.
+type quicCarrier struct {
+	*quicLink
+	control *quicStream
+	early   atomic.Pointer[quic.Stream] // accepted before Start
+	max     atomic.Int64                // MaxBundle
+	probed  time.Time                   // belongs to SendBundle
+}
+
+var _ Carrier = (*quicCarrier)(nil)
+
+// quicOversize is larger than any path's limit and never sent.
+var quicOversize [MaxBundleSize]byte
+
+// probe asks for the path's limit: quic-go tells it only by refusing what is larger.
+func (c *quicCarrier) probe() error {
+	err := c.conn.SendDatagram(quicOversize[:])
+	var large *quic.DatagramTooLargeError
+	if !errors.As(err, &large) {
+		return quicEnd(err)
+	}
+	c.max.Store(large.MaxDatagramPayloadSize)
+	return nil
+}
+
+func (c *quicCarrier) MaxBundle() int { return int(c.max.Load()) }
+
+func (c *quicCarrier) SendBundle(b []byte) error {
+	if now := time.Now(); now.Sub(c.probed) >= quicProbeInterval {
+		c.probed = now
+		if err := c.probe(); err != nil {
+			return err
+		}
+	}
+	err := c.conn.SendDatagram(b)
+	if err == nil {
+		return nil
+	}
+	if large, ok := errors.AsType[*quic.DatagramTooLargeError](err); ok {
+		c.max.Store(large.MaxDatagramPayloadSize)
+		return &BundleTooLargeError{Max: int(large.MaxDatagramPayloadSize)}
+	}
+	return quicEnd(err)
+}
+
+// pollContext makes ReceiveDatagram return what is queued and not wait: it looks
+// at Err first, then at the queue, and at Done last.
+type pollContext struct{}
+
+var polled = func() <-chan struct{} { c := make(chan struct{}); close(c); return c }()
+
+func (pollContext) Deadline() (time.Time, bool) { return time.Time{}, false }
+func (pollContext) Done() <-chan struct{}       { return polled }
+func (pollContext) Err() error                  { return nil }
+func (pollContext) Value(any) any               { return nil }
+
+func (c *quicCarrier) ReceiveBundles(dst [][]byte) (int, error) {
+	var ctx context.Context = context.Background()
+	n := 0
+	for n < len(dst) {
+		b, err := c.conn.ReceiveDatagram(ctx)
+		if err != nil {
+			if n > 0 {
+				return n, nil // the next call meets the error again
+			}
+			return 0, quicEnd(err)
+		}
+		if b == nil {
+			return n, nil // polled, and nothing was there
+		}
+		if len(b) == 0 {
+			continue // not a bundle
+		}
+		dst[n] = b
+		n++
+		ctx = pollContext{}
+	}
+	return n, nil
+}
+
+func (c *quicCarrier) Control() io.ReadWriter { return c.control }
+
+func (c *quicCarrier) OpenStream(ctx context.Context) (Stream, error) {
+	s, err := c.conn.OpenStreamSync(ctx)
+	if err != nil {
+		return nil, c.callError(ctx, err)
+	}
+	return &quicStream{s: s}, nil
+}
+
+func (c *quicCarrier) AcceptStream(ctx context.Context) (Stream, error) {
+	if s := c.early.Swap(nil); s != nil {
+		return &quicStream{s: s}, nil
+	}
+	s, err := c.conn.AcceptStream(ctx)
+	if err != nil {
+		return nil, c.callError(ctx, err)
+	}
+	return &quicStream{s: s}, nil
+}
+
+// quicStream is a Stream over one bidirectional QUIC stream.
+type quicStream struct {
+	s *quic.Stream
+
+	writing   sync.Mutex // quic-go's Close must not run beside its Write
+	wroteEnd  atomic.Bool
+	readEnd   atomic.Bool
+	abandoned atomic.Bool
+}
+
+// quicStreamError maps an error of a QUIC stream to the contract's.
+func quicStreamError(err error) error {
+	if err == nil || err == io.EOF {
+		return err
+	}
+	if reset, ok := errors.AsType[*quic.StreamError](err); ok {
+		return &ResetError{Code: ErrorCode(reset.ErrorCode)}
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return os.ErrDeadlineExceeded
+	}
+	return &ResetError{Cause: quicEnd(err)}
+}
+
+func (s *quicStream) Read(p []byte) (int, error) {
+	n, err := s.s.Read(p)
+	if err == io.EOF {
+		s.readEnd.Store(true)
+	}
+	return n, quicStreamError(err)
+}
+
+func (s *quicStream) Write(p []byte) (int, error) {
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	if s.wroteEnd.Load() {
+		return 0, io.ErrClosedPipe
+	}
+	n, err := s.s.Write(p)
+	return n, quicStreamError(err)
+}
+
+func (s *quicStream) CloseWrite() error {
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	if s.wroteEnd.Load() {
+		return nil
+	}
+	if err := s.s.Close(); err != nil {
+		return &ResetError{Cause: errors.New("the stream was reset")}
+	}
+	s.wroteEnd.Store(true)
+	return nil
+}
+
+// Reset leaves a stream alone whose halves have both ended: CancelWrite would
+// throw away the end of what we wrote where the peer has not acknowledged it yet.
+func (s *quicStream) Reset(code ErrorCode) {
+	if s.wroteEnd.Load() && s.readEnd.Load() || s.abandoned.Swap(true) {
+		return
+	}
+	s.s.CancelRead(quic.StreamErrorCode(code))
+	s.s.CancelWrite(quic.StreamErrorCode(code))
+}
+
+func (s *quicStream) SetDeadline(t time.Time) error { return s.s.SetDeadline(t) }

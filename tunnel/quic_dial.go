@@ -1,0 +1,34 @@
+package tunnel
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"net"
+
+	"github.com/quic-go/quic-go"
+)
+
+// DialQUIC connects to the server at addr and returns once TLS has passed.
+// socket is the connection's own and is closed with it, or with the error; nil opens one.
+// ctx bounds the call alone. Errors of tlsConf's verification are wrapped.
+func DialQUIC(ctx context.Context, socket net.PacketConn, addr *net.UDPAddr, tlsConf *tls.Config) (Pending, error) {
+	if socket == nil {
+		network := "udp6"
+		if addr.IP.To4() != nil {
+			network = "udp4"
+		}
+		var err error
+		if socket, err = net.ListenUDP(network, nil); err != nil {
+			return nil, fmt.Errorf("open a UDP socket: %w", err)
+		}
+	}
+	tr := &quic.Transport{Conn: socket, ConnectionIDLength: quicConnectionIDLength}
+	conn, err := tr.Dial(ctx, addr, tlsConf, quicConfig())
+	if err != nil {
+		tr.Close()
+		socket.Close()
+		return nil, fmt.Errorf("connect to %v over QUIC: %w", addr, err)
+	}
+	return &quicPending{quicLink: newQUICLink(conn, tr, socket), client: true}, nil
+}

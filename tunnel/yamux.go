@@ -1,0 +1,392 @@
+package tunnel
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/yamux"
+	"github.com/quic-go/quic-go/quicvarint"
+)
+
+const (
+	// yamuxWindow bounds in bytes what the peer may send on a stream that is not
+	// being read: one stream moves 4 MiB per round trip, 320 Mbit/s at 100 ms.
+	// More would let 1024 streams that nobody reads hold more than they do.
+	yamuxWindow = 4 << 20
+
+	// yamuxBacklog bounds the streams that wait for AcceptStream, on both ends:
+	// yamux grants each 256 KiB unasked. Further opens wait, so it also bounds
+	// the streams opened per round trip.
+	yamuxBacklog = 256
+
+	// yamuxMaxStreams bounds the streams that each end has open at once.
+	yamuxMaxStreams = 1024
+
+	// yamuxMaxHeld bounds the streams that yamux holds in all, those included
+	// that one end is done with and the other is not. No honest peer comes near.
+	yamuxMaxHeld = 4 * yamuxMaxStreams
+
+	// yamuxWriteTimeout is how long the connection may take no byte at all. Then
+	// yamux is in no defined state (GHSA-29qp-crvh-w22m) and the carrier ends.
+	yamuxWriteTimeout = 30 * time.Second
+
+	// signalGrace is how long a bare end of a stream waits for the reset that
+	// explains it.
+	signalGrace = time.Second
+)
+
+var (
+	errStalled = errors.New("the connection took no data for too long")
+	errEnded   = errors.New("the connection ended without a close")
+
+	// errNotYamux stands for yamux's own complaints, which it keeps to itself.
+	errNotYamux = errors.New("the peer does not speak yamux")
+)
+
+func yamuxConfig() *yamux.Config {
+	return &yamux.Config{
+		AcceptBacklog:          yamuxBacklog,
+		EnableKeepAlive:        false, // sessions have heartbeats
+		KeepAliveInterval:      time.Minute,
+		ConnectionWriteTimeout: yamuxWriteTimeout,
+		MaxStreamWindowSize:    yamuxWindow,
+		// Both timeouts are off: the first closes the whole session, the second
+		// cuts the tail off for a peer that reads slowly.
+		StreamOpenTimeout:  0,
+		StreamCloseTimeout: 0,
+		Logger:             log.New(io.Discard, "", 0),
+	}
+}
+
+// yamuxPending is a TCP connection with TLS on it: passed on the client, on
+// the server still to come, in Handshake.
+type yamuxPending struct {
+	raw    net.Conn
+	tls    *tls.Conn
+	client bool
+	unbind func() bool // undoes the handshake's bound
+}
+
+func (p *yamuxPending) Kind() Kind           { return KindYamux }
+func (p *yamuxPending) LocalAddr() net.Addr  { return p.raw.LocalAddr() }
+func (p *yamuxPending) RemoteAddr() net.Addr { return p.raw.RemoteAddr() }
+
+// Protocol is "" on the server before Handshake has returned.
+func (p *yamuxPending) Protocol() string {
+	return p.tls.ConnectionState().NegotiatedProtocol
+}
+
+// ExportKey fails on the server before Handshake has returned.
+func (p *yamuxPending) ExportKey(label string, n int) ([]byte, error) {
+	cs := p.tls.ConnectionState()
+	if !cs.HandshakeComplete {
+		return nil, errors.New("no keys before the TLS handshake")
+	}
+	return cs.ExportKeyingMaterial(label, nil, n)
+}
+
+func (p *yamuxPending) Handshake(ctx context.Context) (io.ReadWriter, error) {
+	if err := p.tls.HandshakeContext(ctx); err != nil {
+		return nil, fmt.Errorf("TLS handshake: %w", err)
+	}
+	p.unbind = context.AfterFunc(ctx, func() { p.raw.SetDeadline(time.Unix(1, 0)) })
+	return p.tls, nil
+}
+
+// Start runs yamux on the connection. The client opens three streams: control,
+// bundles, signals. Whatever opens after them is data.
+func (p *yamuxPending) Start(ctx context.Context) (Carrier, error) {
+	if p.unbind == nil {
+		return nil, errors.New("Start before Handshake")
+	}
+	if !p.unbind() {
+		return nil, os.ErrDeadlineExceeded
+	}
+	p.raw.SetDeadline(time.Time{})
+	release := context.AfterFunc(ctx, func() { p.raw.SetDeadline(time.Unix(1, 0)) })
+
+	c := &yamuxCarrier{
+		conn:     newCoalescer(p.tls, p.raw),
+		slots:    make(chan struct{}, yamuxMaxStreams),
+		openings: make(chan *opening),
+		finished: make(chan struct{}, 1),
+		client:   p.client,
+		ended:    make(chan struct{}),
+		streams:  make(map[uint32]*chunkStream),
+		early:    make(map[uint32]ErrorCode),
+	}
+	var err error
+	if p.client {
+		c.y, err = yamux.Client(c.conn, yamuxConfig())
+	} else {
+		c.y, err = yamux.Server(c.conn, yamuxConfig())
+	}
+	if err != nil {
+		c.conn.Close()
+		return nil, err
+	}
+	for _, s := range []**yamux.Stream{&c.control.y, &c.bundles, &c.signals} {
+		if p.client {
+			*s, err = c.y.OpenStream()
+		} else {
+			*s, err = c.y.AcceptStreamWithContext(ctx)
+		}
+		if err != nil {
+			c.y.Close()
+			return nil, fmt.Errorf("start yamux: %w", err)
+		}
+	}
+	if !release() {
+		c.y.Close()
+		return nil, os.ErrDeadlineExceeded
+	}
+	if !p.client {
+		c.lastAccepted = c.signals.StreamID()
+	}
+	c.start()
+	return c, nil
+}
+
+func (p *yamuxPending) Close(ErrorCode, string) {
+	cut := time.AfterFunc(closeBound, func() { p.raw.Close() })
+	defer cut.Stop()
+	p.tls.Close()
+}
+
+// yamuxCarrier is a Carrier over yamux over TLS over TCP.
+type yamuxCarrier struct {
+	client  bool
+	conn    *coalescer
+	y       *yamux.Session
+	control yamuxControl
+	bundles *yamux.Stream
+	signals *yamux.Stream
+
+	sending   []byte // belongs to SendBundle
+	receiving bundleReader
+
+	slots    chan struct{} // one token for each stream that we have open
+	openings chan *opening
+	finished chan struct{} // wakes releaseStreams
+
+	mu           sync.Mutex
+	streams      map[uint32]*chunkStream // by yamux id, until Reset
+	accepted     int                     // those among them that the peer opened
+	lastAccepted uint32                  // the peer's ids rise
+	early        map[uint32]ErrorCode    // resets of streams that wait for AcceptStream
+	releases     []release
+
+	ended    chan struct{}
+	err      error   // why; set before ended is closed
+	farewell *signal // what the peer is told about it; nil is nothing
+
+	signalReader sync.WaitGroup
+	loops        sync.WaitGroup // openStreams, releaseStreams
+	all          sync.WaitGroup // run, which waits for the others
+}
+
+var _ Carrier = (*yamuxCarrier)(nil)
+
+// release is a stream that its user is done with.
+type release struct {
+	y    *yamux.Stream
+	code ErrorCode
+	tell bool // it was abandoned, and the peer does not know
+}
+
+func (c *yamuxCarrier) start() {
+	c.control.c = c
+	c.signalReader.Go(c.readSignals)
+	c.loops.Go(c.openStreams)
+	c.loops.Go(c.releaseStreams)
+	c.all.Go(c.run)
+}
+
+func (c *yamuxCarrier) Kind() Kind             { return KindYamux }
+func (c *yamuxCarrier) LocalAddr() net.Addr    { return c.conn.LocalAddr() }
+func (c *yamuxCarrier) RemoteAddr() net.Addr   { return c.conn.RemoteAddr() }
+func (c *yamuxCarrier) MaxBundle() int         { return MaxBundleSize }
+func (c *yamuxCarrier) Control() io.ReadWriter { return &c.control }
+func (c *yamuxCarrier) Done() <-chan struct{}  { return c.ended }
+
+func (c *yamuxCarrier) Err() error {
+	select {
+	case <-c.ended:
+		return c.err
+	default:
+		return nil
+	}
+}
+
+func (c *yamuxCarrier) Close(code ErrorCode, reason string) {
+	c.end(net.ErrClosed, &signal{kind: signalClose, code: code, reason: cutReason(reason)})
+	c.all.Wait()
+}
+
+// end puts down, once, why the carrier ended; run does the rest.
+func (c *yamuxCarrier) end(err error, farewell *signal) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	select {
+	case <-c.ended:
+		return
+	default:
+	}
+	c.err, c.farewell = err, farewell
+	close(c.ended)
+}
+
+// violation ends the carrier because of what the peer did and returns why it ended.
+func (c *yamuxCarrier) violation(err error) error {
+	c.end(fmt.Errorf("the peer broke the protocol: %w", err),
+		&signal{kind: signalClose, code: CodeProtocol, reason: err.Error()})
+	return c.err
+}
+
+// ending returns why the carrier ended to a caller that yamux has told no more than err.
+func (c *yamuxCarrier) ending(err error) error {
+	switch {
+	case errors.Is(err, yamux.ErrConnectionWriteTimeout):
+		c.end(errStalled, nil)
+	case c.y.IsClosed():
+	case errors.Is(err, io.EOF), errors.Is(err, yamux.ErrConnectionReset), errors.Is(err, yamux.ErrStreamClosed),
+		errors.Is(err, yamux.ErrRemoteGoAway), errors.Is(err, yamux.ErrStreamsExhausted):
+		c.violation(err)
+	}
+	<-c.ended
+	return c.err
+}
+
+// run waits for the end and frees everything.
+func (c *yamuxCarrier) run() {
+	select {
+	case <-c.y.CloseChan():
+	case <-c.ended:
+		c.sayFarewell()
+	}
+	c.y.Close()
+	// A closed session still hands out what it received: perhaps the peer's close.
+	c.signalReader.Wait()
+	err := c.conn.cause()
+	if err == nil {
+		err = errNotYamux
+	}
+	c.end(fmt.Errorf("%w: %v", errEnded, err), nil)
+	c.loops.Wait()
+}
+
+// sayFarewell tells the peer why and waits until it hangs up: closing at once
+// could answer its bytes under way with a TCP reset that overtakes ours.
+func (c *yamuxCarrier) sayFarewell() {
+	if c.farewell == nil {
+		return
+	}
+	cut := time.AfterFunc(closeBound, func() { c.conn.raw.Close() })
+	defer cut.Stop()
+	if _, err := c.signals.Write(appendSignal(nil, *c.farewell)); err == nil {
+		<-c.y.CloseChan()
+	}
+}
+
+// readSignals ends with the session.
+func (c *yamuxCarrier) readSignals() {
+	var buf [maxSignal]byte
+	have := 0
+	for {
+		s, size, err := parseSignal(buf[:have])
+		if err != nil {
+			c.violation(err)
+			return
+		}
+		if size > 0 {
+			have = copy(buf[:], buf[size:have])
+			if s.kind == signalClose {
+				c.end(&CloseError{Code: s.code, Reason: s.reason}, nil)
+				return
+			}
+			c.peerReset(s.stream, s.code)
+			continue
+		}
+		n, err := c.signals.Read(buf[have:])
+		have += n
+		if n == 0 && err != nil {
+			if !c.y.IsClosed() {
+				c.violation(err)
+			}
+			return
+		}
+	}
+}
+
+// peerReset marks a stream as reset. One that is not known is either finished
+// or still waits for AcceptStream.
+func (c *yamuxCarrier) peerReset(id uint32, code ErrorCode) {
+	c.mu.Lock()
+	s := c.streams[id]
+	if s == nil && id > c.lastAccepted && c.peerID(id) {
+		c.early[id] = code
+	}
+	flood := len(c.early) > yamuxBacklog
+	c.mu.Unlock()
+	if s != nil {
+		s.end(&ResetError{Code: code})
+	}
+	if flood {
+		c.violation(errors.New("resets of streams that were never opened"))
+	}
+}
+
+// peerID says whether the peer opened the stream: a yamux client's ids are odd.
+func (c *yamuxCarrier) peerID(id uint32) bool { return (id%2 == 0) == c.client }
+
+func (c *yamuxCarrier) SendBundle(b []byte) error {
+	if len(b) > MaxBundleSize {
+		return &BundleTooLargeError{Max: MaxBundleSize}
+	}
+	c.sending = append(quicvarint.Append(c.sending[:0], uint64(len(b))), b...)
+	if _, err := c.bundles.Write(c.sending); err != nil {
+		return c.ending(err)
+	}
+	return nil
+}
+
+func (c *yamuxCarrier) ReceiveBundles(dst [][]byte) (int, error) {
+	n, err := c.receiving.next(c.bundles, dst)
+	switch {
+	case n > 0 || err == nil:
+		return n, nil // an error comes again
+	case errors.Is(err, errBundleLength):
+		return 0, c.violation(err)
+	}
+	return 0, c.ending(err)
+}
+
+// yamuxControl is the first stream, as it is.
+type yamuxControl struct {
+	c *yamuxCarrier
+	y *yamux.Stream
+}
+
+func (s *yamuxControl) Read(p []byte) (int, error) {
+	n, err := s.y.Read(p)
+	if n == 0 && err != nil {
+		return 0, s.c.ending(err)
+	}
+	return n, nil
+}
+
+func (s *yamuxControl) Write(p []byte) (int, error) {
+	n, err := s.y.Write(p)
+	if err != nil {
+		return n, s.c.ending(err)
+	}
+	return n, nil
+}

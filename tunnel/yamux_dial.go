@@ -1,0 +1,44 @@
+package tunnel
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"net"
+)
+
+// DialYamux connects to the server at addr over TCP and returns once TLS has
+// passed. ctx bounds the call alone. Errors of tlsConf's verification are wrapped.
+func DialYamux(ctx context.Context, addr *net.TCPAddr, tlsConf *tls.Config) (Pending, error) {
+	var d net.Dialer
+	raw, err := d.DialContext(ctx, "tcp", addr.String())
+	if err != nil {
+		return nil, fmt.Errorf("connect over TCP: %w", err)
+	}
+	tuneTCP(raw)
+	conn := tls.Client(raw, fullRecords(tlsConf))
+	if err := conn.HandshakeContext(ctx); err != nil {
+		raw.Close()
+		return nil, fmt.Errorf("TLS handshake with %v: %w", addr, err)
+	}
+	return &yamuxPending{raw: raw, tls: conn, client: true}, nil
+}
+
+// fullRecords returns conf without TLS's habit of beginning with small records,
+// also where conf chooses another for each client.
+func fullRecords(conf *tls.Config) *tls.Config {
+	conf = conf.Clone()
+	conf.DynamicRecordSizingDisabled = true
+	if choose := conf.GetConfigForClient; choose != nil {
+		conf.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+			chosen, err := choose(hello)
+			if chosen == nil || chosen.DynamicRecordSizingDisabled {
+				return chosen, err
+			}
+			chosen = chosen.Clone()
+			chosen.DynamicRecordSizingDisabled = true
+			return chosen, err
+		}
+	}
+	return conf
+}

@@ -1,0 +1,91 @@
+package tunnel
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// How long Accept waits after an error that passes, such as too many open files.
+const (
+	acceptBackoffMin = 5 * time.Millisecond
+	acceptBackoffMax = time.Second
+)
+
+// YamuxListener accepts TCP connections that become yamux carriers.
+type YamuxListener struct {
+	ln      net.Listener
+	tls     *tls.Config
+	closing sync.Once
+	closed  chan struct{}
+}
+
+// ListenYamux accepts from ln, which the listener then owns.
+func ListenYamux(ln net.Listener, tlsConf *tls.Config) *YamuxListener {
+	return &YamuxListener{ln: ln, tls: fullRecords(tlsConf), closed: make(chan struct{})}
+}
+
+// Accept returns the next connection. It has not passed TLS yet: that
+// happens in Handshake, in the goroutine and within the bound of its caller, so
+// that a slow client delays nobody. Until then Protocol and ExportKey have
+// nothing to say. Accept survives a lack of descriptors; after Close it returns
+// net.ErrClosed. One goroutine at a time calls it.
+func (l *YamuxListener) Accept(ctx context.Context) (Pending, error) {
+	if ln, ok := l.ln.(interface{ SetDeadline(time.Time) error }); ok {
+		ln.SetDeadline(time.Time{})
+		defer context.AfterFunc(ctx, func() { ln.SetDeadline(time.Unix(1, 0)) })()
+	}
+	backoff := acceptBackoffMin
+	for {
+		raw, err := l.ln.Accept()
+		if err == nil {
+			tuneTCP(raw)
+			return &yamuxPending{raw: raw, tls: tls.Server(raw, l.tls)}, nil
+		}
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		if errors.Is(err, net.ErrClosed) {
+			return nil, net.ErrClosed
+		}
+		if !acceptErrorPasses(err) {
+			return nil, fmt.Errorf("accept: %w", err)
+		}
+		wait := time.NewTimer(backoff)
+		select {
+		case <-wait.C:
+		case <-ctx.Done():
+			wait.Stop()
+			return nil, ctx.Err()
+		case <-l.closed:
+			wait.Stop()
+			return nil, net.ErrClosed
+		}
+		backoff = min(2*backoff, acceptBackoffMax)
+	}
+}
+
+func acceptErrorPasses(err error) bool {
+	for _, e := range []syscall.Errno{
+		syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.ECONNABORTED, syscall.EINTR,
+	} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
+// Addr is the address of the listener.
+func (l *YamuxListener) Addr() net.Addr { return l.ln.Addr() }
+
+// Close stops accepting. Connections that were accepted stay.
+func (l *YamuxListener) Close() error {
+	l.closing.Do(func() { close(l.closed) })
+	return l.ln.Close()
+}

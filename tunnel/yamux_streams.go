@@ -1,0 +1,170 @@
+package tunnel
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+
+	"github.com/hashicorp/yamux"
+)
+
+// opening is a request to openStreams.
+type opening struct {
+	settled atomic.Bool       // by whoever comes first: the stream, or the caller's ctx
+	stream  chan *chunkStream // takes one; nil where the carrier ended
+}
+
+func (c *yamuxCarrier) OpenStream(ctx context.Context) (Stream, error) {
+	select {
+	case c.slots <- struct{}{}:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-c.ended:
+		return nil, c.err
+	}
+	o := &opening{stream: make(chan *chunkStream, 1)}
+	select {
+	case c.openings <- o:
+	case <-ctx.Done():
+		<-c.slots
+		return nil, ctx.Err()
+	case <-c.ended:
+		<-c.slots
+		return nil, c.err
+	}
+	select {
+	case s := <-o.stream:
+		return c.opened(s)
+	case <-ctx.Done():
+		if o.settled.Swap(true) {
+			return c.opened(<-o.stream)
+		}
+		return nil, ctx.Err()
+	}
+}
+
+func (c *yamuxCarrier) opened(s *chunkStream) (Stream, error) {
+	if s == nil {
+		<-c.ended
+		return nil, c.err
+	}
+	return s, nil
+}
+
+// openStreams opens streams one at a time, so that their ids reach the peer in
+// rising order, and away from callers, because yamux may wait longer than they do.
+func (c *yamuxCarrier) openStreams() {
+	for {
+		select {
+		case <-c.ended:
+			return
+		case o := <-c.openings:
+			y, err := c.y.OpenStream()
+			if err != nil {
+				<-c.slots
+				c.ending(err)
+				o.stream <- nil
+				return
+			}
+			s := newChunkStream(c, y, true)
+			c.mu.Lock()
+			c.streams[y.StreamID()] = s
+			c.mu.Unlock()
+			if o.settled.Swap(true) {
+				s.Reset(CodeNone)
+				continue
+			}
+			o.stream <- s
+		}
+	}
+}
+
+func (c *yamuxCarrier) AcceptStream(ctx context.Context) (Stream, error) {
+	for {
+		y, err := c.y.AcceptStreamWithContext(ctx)
+		if err != nil {
+			if ctx.Err() != nil && !c.y.IsClosed() {
+				return nil, ctx.Err()
+			}
+			return nil, c.ending(err)
+		}
+		s, tooMany, err := c.admit(y)
+		if err != nil {
+			return nil, c.violation(err)
+		}
+		if tooMany {
+			s.Reset(CodeLimit)
+			continue
+		}
+		return s, nil
+	}
+}
+
+// admit makes a Stream of one that the peer opened.
+func (c *yamuxCarrier) admit(y *yamux.Stream) (s *chunkStream, tooMany bool, err error) {
+	held := c.y.NumStreams()
+	id := y.StreamID()
+	s = newChunkStream(c, y, false)
+
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case !c.peerID(id) || id <= c.lastAccepted:
+		return nil, false, errors.New("a stream number out of order")
+	case held > yamuxMaxHeld:
+		return nil, false, errors.New("too many streams")
+	}
+	c.lastAccepted = id
+	c.streams[id] = s
+	c.accepted++
+	if code, ok := c.early[id]; ok {
+		delete(c.early, id)
+		s.end(&ResetError{Code: code})
+	}
+	return s, c.accepted > yamuxMaxStreams, nil
+}
+
+// release forgets a stream whose user is done with it. It does not wait.
+func (c *yamuxCarrier) release(s *chunkStream, code ErrorCode, tell bool) {
+	c.mu.Lock()
+	delete(c.streams, s.y.StreamID())
+	if s.ours {
+		<-c.slots
+	} else {
+		c.accepted--
+	}
+	c.releases = append(c.releases, release{y: s.y, code: code, tell: tell})
+	c.mu.Unlock()
+	select {
+	case c.finished <- struct{}{}:
+	default:
+	}
+}
+
+// releaseStreams tells the peer of abandoned streams and closes what is released.
+// A stream is gone once both ends have closed it.
+func (c *yamuxCarrier) releaseStreams() {
+	var batch []release
+	var told []byte
+	for {
+		select {
+		case <-c.ended:
+			return
+		case <-c.finished:
+		}
+		c.mu.Lock()
+		batch, c.releases = c.releases, batch[:0]
+		c.mu.Unlock()
+		for i, r := range batch {
+			if r.tell {
+				told = appendSignal(told[:0], signal{kind: signalReset, stream: r.y.StreamID(), code: r.code})
+				if _, err := c.signals.Write(told); err != nil {
+					c.ending(err)
+					return
+				}
+			}
+			r.y.Close()
+			batch[i] = release{}
+		}
+	}
+}

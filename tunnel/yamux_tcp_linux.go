@@ -1,0 +1,34 @@
+package tunnel
+
+import (
+	"net"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// tcpNotSentLowat bounds in bytes what the kernel holds beyond what it has
+	// sent: a bundle waits behind all of it.
+	tcpNotSentLowat = 32 << 10
+
+	// tcpUserTimeout ends a connection whose bytes nobody acknowledges.
+	tcpUserTimeout = 30 * time.Second
+)
+
+// tuneTCP sets what helps and does without what the system refuses.
+func tuneTCP(conn net.Conn) {
+	c, ok := conn.(*net.TCPConn)
+	if !ok {
+		return
+	}
+	c.SetNoDelay(true)
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return
+	}
+	raw.Control(func(fd uintptr) {
+		unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, tcpNotSentLowat)
+		unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(tcpUserTimeout.Milliseconds()))
+	})
+}

@@ -1,0 +1,12 @@
+//go:build !linux
+
+package tunnel
+
+import "net"
+
+// tuneTCP sets what helps.
+func tuneTCP(conn net.Conn) {
+	if c, ok := conn.(*net.TCPConn); ok {
+		c.SetNoDelay(true)
+	}
+}
