@@ -119,7 +119,7 @@ func yamuxPendings(t testing.TB) (client, server Pending) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := server.(*yamuxPending).Handshake(ctx); err != nil {
+	if err := server.(*yamuxPending).tls.HandshakeContext(ctx); err != nil {
 		t.Fatal(err)
 	}
 	if err := <-dialed; err != nil {
@@ -466,7 +466,7 @@ func testHalfClose(t *testing.T, client, server Carrier) {
 }
 
 func testTail(t *testing.T, client, server Carrier) {
-	const size = 100_000 // within every window
+	const size = 60_000 // within every window
 	a, b := openPair(t, client, server)
 	if err := b.CloseWrite(); err != nil {
 		t.Fatal(err)
@@ -545,20 +545,20 @@ func testResetWriterAlone(t *testing.T, client, server Carrier) {
 	a, b := openPair(t, client, server)
 	blocked := make(chan error, 2)
 	go func() { blocked <- writeUntilError(a) }()
-	awaitBlocked(t, a, 0)
+	awaitBlocked(t)
 	b.Reset(31)
 	wantReset(t, "the peer's blocked write", <-blocked, 31)
 
 	a, _ = openPair(t, client, server)
 	go func() { blocked <- writeUntilError(a) }()
-	awaitBlocked(t, a, 0)
+	awaitBlocked(t)
 	a.Reset(32)
 	wantReset(t, "our own blocked write", <-blocked, 32)
 }
 
-// awaitBlocked waits until a goroutine in writeUntilError makes no progress: a short
-// deadline elsewhere in the test would race with it, so it looks at the stack.
-func awaitBlocked(t *testing.T, _ Stream, _ int) {
+// awaitBlocked waits until a goroutine in writeUntilError stays blocked, which
+// nothing but its stack tells.
+func awaitBlocked(t *testing.T) {
 	t.Helper()
 	deadline := time.Now().Add(testPatience)
 	buf := make([]byte, 1<<20)
@@ -691,6 +691,7 @@ func testClose(t *testing.T, client, server Carrier) {
 		}
 	}
 	a, b := openPair(t, client, server)
+	x, _ := openPair(t, client, server) // before another call accepts its peer
 	type result struct {
 		who string
 		err error
@@ -712,8 +713,8 @@ func testClose(t *testing.T, client, server Carrier) {
 		run(c.name+" read", func() error { _, err := c.s.Read(make([]byte, 1)); return err })
 		run(c.name+" done", func() error { <-c.Done(); return c.Err() })
 	}
-	run("client write", func() error { return writeUntilError(a) })
-	awaitBlocked(t, a, 0)
+	run("client write", func() error { return writeUntilError(x) })
+	awaitBlocked(t)
 
 	client.Close(CodeReplaced, "a newer one came")
 	client.Close(CodeNone, "")
@@ -899,5 +900,73 @@ func await(t *testing.T, what string, ok func() (int, bool)) {
 			t.Fatalf("%s: still %d", what, n)
 		}
 		runtime.Gosched()
+	}
+}
+
+func BenchmarkBundles(b *testing.B) {
+	for _, k := range carrierKinds {
+		for _, size := range []int{1200, 0} {
+			name := k.name + "/Max"
+			if size > 0 {
+				name = k.name + "/1200"
+			}
+			b.Run(name, func(b *testing.B) { benchmarkBundles(b, pairOf(k.p), size) })
+		}
+	}
+}
+
+func benchmarkBundles(b *testing.B, pair newPair, size int) {
+	client, server := pair(b)
+	if size == 0 {
+		size = client.MaxBundle()
+	}
+	received := make(chan int, 1)
+	go func() {
+		n := 0
+		dst := make([][]byte, 64)
+		for {
+			k, err := server.ReceiveBundles(dst)
+			if err != nil {
+				received <- n
+				return
+			}
+			n += k
+		}
+	}()
+	bundle := make([]byte, size)
+	b.SetBytes(int64(size))
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := client.SendBundle(bundle); err != nil {
+			b.Fatal(err)
+		}
+	}
+	client.Close(CodeNone, "")
+	b.ReportMetric(100*float64(<-received)/float64(b.N), "%arrived")
+}
+
+func BenchmarkStream(b *testing.B) {
+	for _, k := range carrierKinds {
+		b.Run(k.name, func(b *testing.B) {
+			client, server := pairOf(k.p)(b)
+			x, y := openPair(b, client, server)
+			drunk := make(chan int64, 1)
+			go func() {
+				n, _ := io.Copy(io.Discard, readerOnly{y})
+				drunk <- n
+			}()
+			buf := make([]byte, 32<<10)
+			b.SetBytes(int64(len(buf)))
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := x.Write(buf); err != nil {
+					b.Fatal(err)
+				}
+			}
+			x.CloseWrite()
+			if n := <-drunk; n < int64(b.N)*int64(len(buf)) {
+				b.Errorf("%d bytes arrived", n)
+			}
+		})
 	}
 }

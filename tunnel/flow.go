@@ -55,7 +55,7 @@ type Flow struct {
 	q       flowQueue
 	over    atomic.Bool // whoever sets it ends the flow
 	mu      sync.Mutex  // one receiver at a time, also across carriers
-	handler FlowHandler // guarded by mu until the flow is published
+	handler FlowHandler // guarded by mu
 }
 
 // ID is the flow's number; it is never used twice in a client process's life.
@@ -98,11 +98,15 @@ func (f *Flow) receive(bodies [][]byte) {
 	f.handler.Receive(bodies)
 }
 
-// ended tells the handler; the caller has set over.
+// ended tells the handler; the caller has set over. The lock waits for an exit
+// that is still making the handler.
 func (f *Flow) ended(code EndCode) {
 	f.s.q.clear(&f.q)
-	if f.handler != nil {
-		f.handler.Ended(code)
+	f.mu.Lock()
+	h := f.handler
+	f.mu.Unlock()
+	if h != nil {
+		h.Ended(code)
 	}
 }
 
@@ -173,9 +177,7 @@ func (s *Session) openIncoming(id uint64, n uint64) *Flow {
 	}
 	if f.handler == nil {
 		s.drops.add(DropRefused, n)
-		f.over.Store(true)
-		s.forget(f, true)
-		s.sendEnd(id, code)
+		f.End(code)
 		return nil
 	}
 	return f

@@ -2,14 +2,6 @@ package udpio
 
 import "runtime"
 
-// entry is the address at which the function around pc begins.
-func entry(pc uintptr) uintptr {
-	if f := runtime.FuncForPC(pc); f != nil {
-		return f.Entry()
-	}
-	return 0
-}
-
 // calledFrom says whether the function that begins at fn is among our callers.
 // Close asks so before it waits for a callback that it may be running in. It is
 // slow (about a microsecond), and no one else has a use for it.

@@ -121,6 +121,12 @@ func (c *collector) wait(t testing.TB, n int) [][]byte {
 	}
 }
 
+func (c *collector) source(i int) netip.AddrPort {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.from[i]
+}
+
 func pattern(n, seed int) []byte {
 	b := make([]byte, n)
 	for i := range b {
@@ -166,7 +172,7 @@ func TestDatagramsOfEverySizePassBothWays(t *testing.T) {
 							if !bytes.Equal(got, want) {
 								t.Fatalf("size %d came as %d bytes, or changed", size, len(got))
 							}
-							if from := way.got.from[i]; from != way.from.LocalAddr() {
+							if from := way.got.source(i); from != way.from.LocalAddr() {
 								t.Fatalf("source %v, want %v", from, way.from.LocalAddr())
 							}
 						}
@@ -321,10 +327,10 @@ func TestTheIPv6WildcardCarriesIPv4Unmapped(t *testing.T) {
 					t.Fatalf("Write = %d, %v", n, err)
 				}
 				atDual.wait(t, i+1)
-				if atDual.from[i] != peer.LocalAddr() {
-					t.Fatalf("source %v, want %v", atDual.from[i], peer.LocalAddr())
+				if atDual.source(i) != peer.LocalAddr() {
+					t.Fatalf("source %v, want %v", atDual.source(i), peer.LocalAddr())
 				}
-				if n, err := dual.Write([]Message{{Body: []byte("back"), Addr: atDual.from[i]}}); n != 1 || err != nil {
+				if n, err := dual.Write([]Message{{Body: []byte("back"), Addr: atDual.source(i)}}); n != 1 || err != nil {
 					t.Fatalf("Write = %d, %v", n, err)
 				}
 				got.wait(t, 1)

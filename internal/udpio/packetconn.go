@@ -11,10 +11,10 @@ import (
 // hands quic-go the datagrams in them. local and cfg's buffers are as for
 // Listen; quic-go itself asks for larger buffers where it finds small ones.
 //
-// With NoOffload neither UDP_GRO nor quic-go's UDP_SEGMENT is used: the first
-// train of each connection is refused as a device without offload would, after
-// which quic-go sends that connection's packets singly. (QUIC_GO_DISABLE_GSO in
-// the environment does it for the whole process; quic-go has no option.)
+// With NoOffload neither UDP_GRO nor UDP_SEGMENT is used: the trains that
+// quic-go makes leave as single datagrams. (quic-go has no option for it, only
+// QUIC_GO_DISABLE_GSO in the environment of the whole process; and to refuse a
+// train with EIO makes it latch GSO off under a data race of its own, v0.65.0.)
 func ListenPacket(local netip.AddrPort, cfg Config) (*PacketConn, error) {
 	c, err := listenPacket(local, cfg)
 	if err != nil {

@@ -4,8 +4,8 @@ import (
 	"encoding/binary"
 	"net"
 	"net/netip"
-	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"unsafe"
 
@@ -14,7 +14,7 @@ import (
 )
 
 const (
-	trainBatch = 16  // trains in one recvmmsg
+	trainBatch = 8   // trains in one recvmmsg
 	oobSize    = 192 // UDP_GRO, TOS and packet info of both IP versions take 144
 	maxPeers   = 4096
 	// readAttempts bounds the tries past an error that is gone once reported.
@@ -99,19 +99,31 @@ func (c *PacketConn) hand(m *ipv4.Message) {
 	}
 }
 
-// WriteMsgUDP is net.UDPConn's, except that with NoOffload it refuses
-// UDP_SEGMENT with the error by which quic-go knows a device without offload.
+// WriteMsgUDP is net.UDPConn's, except that with NoOffload it sends what oob
+// asks the system to segment (UDP_SEGMENT) as single datagrams.
 func (c *PacketConn) WriteMsgUDP(b, oob []byte, addr *net.UDPAddr) (n, oobn int, err error) {
-	if c.noOffload {
-		if at, _, _ := findControl(oob, unix.UDP_SEGMENT); at >= 0 {
-			return 0, 0, &net.OpError{
-				Op: "write", Net: "udp", Source: c.LocalAddr(), Addr: addr,
-				Err: os.NewSyscallError("sendmsg", unix.EIO),
-			}
-		}
+	if !c.noOffload || len(oob) > oobSize {
+		return c.UDPConn.WriteMsgUDP(b, oob, addr)
 	}
-	return c.UDPConn.WriteMsgUDP(b, oob, addr)
+	at, space, value := findControl(oob, unix.UDP_SEGMENT)
+	if at < 0 || len(value) < 2 {
+		return c.UDPConn.WriteMsgUDP(b, oob, addr)
+	}
+	size := int(binary.NativeEndian.Uint16(value))
+	plain := plains.Get().(*[oobSize]byte)
+	defer plains.Put(plain)
+	m := copy(plain[:], oob[:at])
+	m += copy(plain[m:], oob[at+space:])
+	for n < len(b) && err == nil {
+		var sent int
+		sent, _, err = c.UDPConn.WriteMsgUDP(b[n:min(n+max(size, 1), len(b))], plain[:m], addr)
+		n += sent
+	}
+	return n, len(oob), err
 }
+
+// plains is room for control messages without UDP_SEGMENT.
+var plains = sync.Pool{New: func() any { return new([oobSize]byte) }}
 
 // trains is what one recvmmsg read: datagrams, and what UDP_GRO joined of them.
 type trains struct {
@@ -122,7 +134,8 @@ type trains struct {
 	oobs  [trainBatch][oobSize / 8]uint64 // control messages are aligned
 	sizes [trainBatch]int                 // of the datagrams in each train
 	n     int                             // trains read
-	calls int                             // recvmmsg calls that brought any
+
+	calls, total atomic.Int64 // recvmmsg calls that brought any, and trains in them
 }
 
 func (t *trains) open() {
@@ -153,7 +166,8 @@ func (t *trains) read(fd int) bool {
 		n, errno := recvmmsg(fd, t.hdrs[:])
 		if errno == 0 {
 			t.n = n
-			t.calls++
+			t.calls.Add(1)
+			t.total.Add(int64(n))
 			for i := range n {
 				t.split(i)
 			}

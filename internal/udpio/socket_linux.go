@@ -265,12 +265,14 @@ func (s *Socket) Close() error {
 	err := os.NewSyscallError("close", unix.Close(s.fd))
 	s.fdmu.Unlock()
 
-	if !s.reading.TryLock() {
-		if !calledFrom(loopEntry) {
-			s.reading.Lock() // the callback that is running is the last
-			s.reading.Unlock()
-		}
-	} else {
+	// The callback that runs now is the last. It may be the one that called us.
+	settled := s.reading.TryLock()
+	if !settled && !calledFrom(loopEntry) {
+		s.reading.Lock()
+		settled = true
+	}
+	if settled {
+		s.receive = nil
 		s.reading.Unlock()
 	}
 	s.loop.leave()

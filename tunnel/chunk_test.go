@@ -1,0 +1,171 @@
+package tunnel
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"testing"
+	"testing/iotest"
+
+	"github.com/quic-go/quic-go/quicvarint"
+)
+
+func TestChunkHeadersAreReadAsWritten(t *testing.T) {
+	for n := range maxChunk + 1 {
+		b := appendChunkHeader(nil, n)
+		if len(b) > maxChunkHeader {
+			t.Fatalf("the header of %d takes %d bytes", n, len(b))
+		}
+		if !bytes.Equal(b, quicvarint.Append(nil, uint64(n))) {
+			t.Fatalf("%d is written as %x, which is no QUIC varint of it", n, b)
+		}
+		for cut := range len(b) {
+			if _, size, err := parseChunkHeader(b[:cut]); size != 0 || err != nil {
+				t.Fatalf("%x cut to %d bytes: size %d, %v", b, cut, size, err)
+			}
+		}
+		got, size, err := parseChunkHeader(append(b, 0xff))
+		if got != n || size != len(b) || err != nil {
+			t.Fatalf("%x: %d in %d bytes, %v", b, got, size, err)
+		}
+	}
+}
+
+func TestChunkHeadersOutOfBoundsAreRefused(t *testing.T) {
+	for _, b := range [][]byte{{0x7f, 0xff}, {0x40 | (maxChunk+1)>>8, (maxChunk + 1) & 0xff}, {0x80}, {0xc0}, {0xff, 0xff}} {
+		if _, _, err := parseChunkHeader(b); !errors.Is(err, errChunkTooLong) {
+			t.Errorf("%x: %v", b, err)
+		}
+	}
+}
+
+func FuzzChunkHeader(f *testing.F) {
+	for _, b := range [][]byte{nil, {0}, {63}, {0x40, 64}, {0x7f, 0xfc}, {0x7f, 0xff}, {0x80}} {
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		n, size, err := parseChunkHeader(b)
+		if err != nil {
+			return
+		}
+		if n < 0 || n > maxChunk || size < 0 || size > min(len(b), maxChunkHeader) {
+			t.Fatalf("%x: %d in %d bytes", b, n, size)
+		}
+	})
+}
+
+func TestSignalsAreReadAsWritten(t *testing.T) {
+	for _, s := range []signal{
+		{kind: signalClose},
+		{kind: signalClose, code: CodeAuth, reason: "wrong token"},
+		{kind: signalClose, code: 1 << 60, reason: string(bytes.Repeat([]byte{'x'}, maxReason))},
+		{kind: signalReset, stream: 7, code: CodeLimit},
+		{kind: signalReset, stream: 1<<32 - 1, code: 1 << 61},
+	} {
+		b := appendSignal(nil, s)
+		if len(b) > maxSignal {
+			t.Errorf("%+v takes %d bytes, more than maxSignal", s, len(b))
+		}
+		for cut := range len(b) {
+			if _, size, err := parseSignal(b[:cut]); size != 0 || err != nil {
+				t.Fatalf("%+v cut to %d bytes: size %d, %v", s, cut, size, err)
+			}
+		}
+		got, size, err := parseSignal(append(b, 1))
+		if got != s || size != len(b) || err != nil {
+			t.Errorf("%+v became %+v, size %d, %v", s, got, size, err)
+		}
+	}
+}
+
+func FuzzSignal(f *testing.F) {
+	f.Add([]byte{})
+	f.Add(appendSignal(nil, signal{kind: signalClose, code: 3, reason: "version"}))
+	f.Add(appendSignal(nil, signal{kind: signalReset, stream: 9, code: 1}))
+	f.Add([]byte{0, 0, 0x42, 1})
+	f.Add([]byte{1, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		s, size, err := parseSignal(b)
+		if err != nil || size == 0 {
+			if err == nil && len(b) >= maxSignal+8 {
+				t.Fatalf("%d bytes hold no whole signal", len(b))
+			}
+			return
+		}
+		if size > len(b) || len(s.reason) > maxReason {
+			t.Fatalf("size %d of %d, reason of %d", size, len(b), len(s.reason))
+		}
+		again, _, err := parseSignal(appendSignal(nil, s))
+		if again != s || err != nil {
+			t.Fatalf("%+v became %+v, %v", s, again, err)
+		}
+	})
+}
+
+func TestBundlesComeOutWholeHoweverTheyArrive(t *testing.T) {
+	var wire []byte
+	var want [][]byte
+	for i, n := range []int{1, 63, 64, 5000, MaxBundleSize, 1, MaxBundleSize, MaxBundleSize - 1, 100} {
+		b := make([]byte, n)
+		numbered(b, i)
+		want = append(want, b)
+		wire = append(quicvarint.Append(wire, uint64(n)), b...)
+	}
+	for name, src := range map[string]io.Reader{
+		"all at once":     bytes.NewReader(wire),
+		"byte by byte":    iotest.OneByteReader(bytes.NewReader(wire)),
+		"halves":          iotest.HalfReader(bytes.NewReader(wire)),
+		"end with a byte": iotest.DataErrReader(bytes.NewReader(wire)),
+	} {
+		var br bundleReader
+		dst := make([][]byte, 3)
+		got := 0
+		for got < len(want) {
+			n, err := br.next(src, dst)
+			if err != nil {
+				t.Fatalf("%s: after %d: %v", name, got, err)
+			}
+			for _, b := range dst[:n] {
+				if !bytes.Equal(b, want[got]) {
+					t.Fatalf("%s: bundle %d differs", name, got)
+				}
+				clear(b)
+				got++
+			}
+		}
+		if _, err := br.next(src, dst); err != io.EOF {
+			t.Errorf("%s: at the end: %v", name, err)
+		}
+		if len(br.buf) > bundleBuffer {
+			t.Errorf("%s: a buffer of %d bytes", name, len(br.buf))
+		}
+	}
+}
+
+func FuzzBundles(f *testing.F) {
+	f.Add([]byte{1, 7, 2, 8, 9}, byte(1))
+	f.Add([]byte{0}, byte(2))
+	f.Add([]byte{0x80, 0, 0x40, 1}, byte(3))
+	f.Add([]byte{0x40, 1, 7, 0x40}, byte(4))
+	f.Fuzz(func(t *testing.T, wire []byte, slots byte) {
+		var br bundleReader
+		src := bytes.NewReader(wire)
+		dst := make([][]byte, 1+slots%8)
+		total := 0
+		for {
+			n, err := br.next(src, dst)
+			for _, b := range dst[:n] {
+				if len(b) == 0 || len(b) > MaxBundleSize {
+					t.Fatalf("a bundle of %d bytes", len(b))
+				}
+				total += len(b) + 1
+			}
+			if total > len(wire) {
+				t.Fatalf("%d bytes out of %d", total, len(wire))
+			}
+			if err != nil {
+				return
+			}
+		}
+	})
+}

@@ -1,0 +1,113 @@
+package tunnel
+
+import (
+	"bytes"
+	"errors"
+	"net"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// slowConn takes writes one at a time, when it is told to.
+type slowConn struct {
+	net.Conn
+	gate   chan struct{}
+	closed chan struct{}
+	once   sync.Once
+	writes [][]byte
+	err    error
+}
+
+func newSlowConn() *slowConn {
+	return &slowConn{gate: make(chan struct{}), closed: make(chan struct{})}
+}
+
+func (c *slowConn) Write(p []byte) (int, error) {
+	select {
+	case <-c.gate:
+	case <-c.closed:
+		return 0, net.ErrClosed
+	}
+	if c.err != nil {
+		return 0, c.err
+	}
+	c.writes = append(c.writes, bytes.Clone(p))
+	return len(p), nil
+}
+
+func (c *slowConn) Close() error {
+	c.once.Do(func() { close(c.closed) })
+	return nil
+}
+
+func TestWritesDuringAWriteGoOutTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		conn := newSlowConn()
+		c := newCoalescer(conn, conn)
+		c.Write([]byte("first"))
+		synctest.Wait() // it is under way
+		for range 100 {
+			c.Write([]byte("ab"))
+		}
+		conn.gate <- struct{}{}
+		conn.gate <- struct{}{}
+		c.Close()
+		if len(conn.writes) != 2 || string(conn.writes[0]) != "first" || !bytes.Equal(conn.writes[1], bytes.Repeat([]byte("ab"), 100)) {
+			t.Errorf("%d writes", len(conn.writes))
+		}
+	})
+}
+
+func TestTheCoalescerHoldsNoMoreThanItsBound(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		conn := newSlowConn()
+		c := newCoalescer(conn, conn)
+		c.Write([]byte("x"))
+		synctest.Wait()
+		taken := make(chan int, 1)
+		go func() {
+			n, err := c.Write(make([]byte, 3*coalesceBuffer))
+			if !errors.Is(err, net.ErrClosed) {
+				t.Errorf("the blocked Write: %v", err)
+			}
+			taken <- n
+		}()
+		synctest.Wait()
+		if cap(c.buf) < coalesceBuffer || len(c.buf) != coalesceBuffer {
+			t.Errorf("%d bytes wait", len(c.buf))
+		}
+		start := time.Now()
+		c.Close() // nobody takes anything any more
+		if took := time.Since(start); took != closeBound {
+			t.Errorf("Close took %v, want %v", took, closeBound)
+		}
+		if n := <-taken; n != coalesceBuffer {
+			t.Errorf("%d bytes taken", n)
+		}
+		if _, err := c.Write([]byte("x")); err == nil {
+			t.Error("a Write after Close passed")
+		}
+	})
+}
+
+func TestAWriteErrorSticks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		conn := newSlowConn()
+		conn.err = errors.New("wire cut")
+		c := newCoalescer(conn, conn)
+		c.Write([]byte("x"))
+		conn.gate <- struct{}{}
+		synctest.Wait()
+		for range 2 {
+			if _, err := c.Write([]byte("y")); !errors.Is(err, conn.err) {
+				t.Errorf("got %v", err)
+			}
+		}
+		if err := c.cause(); !errors.Is(err, conn.err) {
+			t.Errorf("cause is %v", err)
+		}
+		c.Close()
+	})
+}

@@ -1,0 +1,342 @@
+package tunnel
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"runtime"
+	"sync"
+	"testing"
+	"time"
+)
+
+// countingSocket notes the size of every write; one of more than a packet is a GSO train.
+type countingSocket struct {
+	*net.UDPConn
+	mu     sync.Mutex
+	writes []int
+}
+
+func (c *countingSocket) WriteMsgUDP(b, oob []byte, addr *net.UDPAddr) (int, int, error) {
+	c.mu.Lock()
+	c.writes = append(c.writes, len(b))
+	c.mu.Unlock()
+	return c.UDPConn.WriteMsgUDP(b, oob, addr)
+}
+
+func TestBundlesOfTheLargestSizeFillTheirPackets(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("UDP_SEGMENT is Linux's")
+	}
+	const enough = 1400 // discovery stops within 20 bytes of a packet of 1452
+	ctx := testContext(t)
+	clientTLS, serverTLS := testTLS()
+	socket, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ln, err := ListenQUIC(socket, serverTLS, QUICConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ln.Close() })
+	local, err := net.ListenUDP("udp4", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	counting := &countingSocket{UDPConn: local}
+	cp, err := DialQUIC(ctx, counting, ln.Addr().(*net.UDPAddr), clientTLS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sp, err := ln.Accept(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client, server := shake(t, cp, sp)
+	if n := client.MaxBundle(); n < MinBundle {
+		t.Fatalf("MaxBundle starts at %d", n)
+	}
+
+	received := make(chan int, 1024)
+	var reading sync.WaitGroup
+	defer func() { client.Close(CodeNone, ""); reading.Wait() }()
+	reading.Go(func() {
+		dst := make([][]byte, 64)
+		for {
+			n, err := server.ReceiveBundles(dst)
+			if err != nil {
+				return
+			}
+			for _, b := range dst[:n] {
+				select {
+				case received <- len(b):
+				default:
+				}
+			}
+		}
+	})
+	for client.MaxBundle() < enough { // discovery needs something sent
+		if err := client.SendBundle(make([]byte, 1000)); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case <-received:
+		case <-time.After(time.Second):
+		}
+		if ctx.Err() != nil {
+			t.Fatalf("MaxBundle stays at %d", client.MaxBundle())
+		}
+	}
+	packet := client.MaxBundle() + 1 + 1 + quicConnectionIDLength + 2 + 16 // frame type, short header, AEAD tag
+	counting.mu.Lock()
+	counting.writes = nil
+	counting.mu.Unlock()
+	full := make([]byte, client.MaxBundle())
+	for range 400 {
+		if err := client.SendBundle(full); err != nil {
+			t.Fatal(err)
+		}
+	}
+	await(t, "bundles of full size", func() (int, bool) { n := <-received; return n, n == len(full) })
+	counting.mu.Lock()
+	defer counting.mu.Unlock()
+	var trains, fulls, others int
+	for _, n := range counting.writes {
+		switch {
+		case n%packet == 0 && n > packet:
+			trains++
+			fulls += n / packet
+		case n == packet:
+			fulls++
+		default:
+			others++
+		}
+	}
+	t.Logf("%d full packets in %d writes, %d of them trains; %d other writes", fulls, len(counting.writes)-others, trains, others)
+	if fulls < 200 || trains == 0 && client.(*quicCarrier).conn.ConnectionState().GSO {
+		t.Errorf("%d full packets, %d trains, %d other writes", fulls, trains, others)
+	}
+}
+
+func TestASecondStreamBeforeTheAnswerClosesTheConnection(t *testing.T) {
+	ctx := testContext(t)
+	client, server := quicPendings(t)
+	rw, err := client.Handshake(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rw.Write([]byte("hello"))
+	if _, err := server.Handshake(ctx); err != nil {
+		t.Fatal(err)
+	}
+	second, err := client.(*quicPending).conn.OpenStream()
+	if err != nil {
+		t.Fatal(err)
+	}
+	second.Write([]byte("!"))
+	_, err = rw.Read(make([]byte, 1))
+	closed, ok := errors.AsType[*CloseError](err)
+	if !ok || closed.Code != CodeProtocol {
+		t.Fatalf("got %v", err)
+	}
+}
+
+func TestAStreamOpenedRightAfterTheAnswerIsNotLost(t *testing.T) {
+	ctx := testContext(t)
+	client, server := quicPendings(t)
+	rw, err := client.Handshake(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rw.Write([]byte("hello"))
+	srw, err := server.Handshake(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := srw.Write([]byte("welcome")); err != nil {
+		t.Fatal(err)
+	}
+	io.ReadFull(rw, make([]byte, 7))
+	c, err := client.Start(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := c.OpenStream(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Write([]byte("early")); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.SendBundle([]byte("early too")); err != nil {
+		t.Fatal(err)
+	}
+	sc, err := server.Start(ctx) // late
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := sc.AcceptStream(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, 5)
+	if _, err := io.ReadFull(got, b); err != nil || string(b) != "early" {
+		t.Fatalf("%q, %v", b, err)
+	}
+	dst := make([][]byte, 1)
+	if _, err := sc.ReceiveBundles(dst); err != nil || string(dst[0]) != "early too" {
+		t.Fatalf("%q, %v", dst[0], err)
+	}
+}
+
+func TestARefusalReachesTheClientAsCodeAndSentence(t *testing.T) {
+	ctx := testContext(t)
+	client, server := quicPendings(t)
+	rw, err := client.Handshake(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rw.Write([]byte("hello"))
+	if _, err := server.Handshake(ctx); err != nil {
+		t.Fatal(err)
+	}
+	server.Close(CodeAuth, "wrong token")
+	_, err = rw.Read(make([]byte, 1))
+	closed, ok := errors.AsType[*CloseError](err)
+	if !ok || closed.Code != CodeAuth || closed.Reason != "wrong token" {
+		t.Fatalf("got %v", err)
+	}
+}
+
+func TestARestartedServerIsNoticedAtOnce(t *testing.T) {
+	ctx := testContext(t)
+	clientTLS, serverTLS := testTLS()
+	key := [32]byte{1, 2, 3}
+	addr := &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)}
+	listen := func() *QUICListener {
+		socket, err := net.ListenUDP("udp4", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ln, err := ListenQUIC(socket, serverTLS, QUICConfig{StatelessResetKey: &key})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return ln
+	}
+	ln := listen()
+	addr = ln.Addr().(*net.UDPAddr)
+	cp, err := DialQUIC(ctx, nil, addr, clientTLS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sp, err := ln.Accept(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client, _ := shake(t, cp, sp)
+	ln.Close() // says nothing to the client
+	ln = listen()
+	defer ln.Close()
+	for client.Err() == nil && ctx.Err() == nil {
+		if client.SendBundle(make([]byte, 100)) != nil {
+			break
+		}
+		runtime.Gosched()
+	}
+	<-client.Done()
+	if err := client.Err(); !errors.Is(err, ErrForgotten) || errors.Is(err, net.ErrClosed) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestTheHandshakesContextBoundsItsReads(t *testing.T) {
+	for _, k := range carrierKinds {
+		t.Run(k.name, func(t *testing.T) {
+			client, server := k.p(t)
+			ctx, cancel := context.WithCancel(context.Background())
+			defer cancel()
+			rw, err := client.Handshake(ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			rw.Write([]byte("h"))
+			result := make(chan error, 1)
+			go func() {
+				_, err := rw.Read(make([]byte, 1))
+				result <- err
+			}()
+			cancel()
+			if err := <-result; !errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Errorf("read: %v", err)
+			}
+			if _, err := client.Start(context.Background()); err == nil {
+				t.Error("Start after the handshake's end passed")
+			}
+			if _, err := server.Start(context.Background()); err == nil {
+				t.Error("Start without Handshake passed")
+			}
+		})
+	}
+}
+
+func TestBothEndsExportTheSameKey(t *testing.T) {
+	for _, k := range carrierKinds {
+		t.Run(k.name, func(t *testing.T) {
+			client, server := k.p(t)
+			a, err := client.ExportKey("EXPORTER-test", 32)
+			if err != nil || len(a) != 32 {
+				t.Fatalf("%d bytes, %v", len(a), err)
+			}
+			b, err := server.ExportKey("EXPORTER-test", 32)
+			if err != nil || string(a) != string(b) {
+				t.Errorf("the ends differ, %v", err)
+			}
+			if c, _ := client.ExportKey("EXPORTER-other", 32); string(a) == string(c) {
+				t.Error("the label makes no difference")
+			}
+			other, _ := k.p(t)
+			if c, _ := other.ExportKey("EXPORTER-test", 32); string(a) == string(c) {
+				t.Error("another connection has the same key")
+			}
+			if client.Protocol() != ALPN || server.Protocol() != ALPN {
+				t.Errorf("ALPN %q and %q", client.Protocol(), server.Protocol())
+			}
+		})
+	}
+}
+
+func TestClosedCarriersLeaveNoDescriptors(t *testing.T) {
+	count := func() int {
+		entries, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Skip("no /proc/self/fd here")
+		}
+		return len(entries)
+	}
+	for _, k := range carrierKinds[:2] {
+		t.Run(k.name, func(t *testing.T) {
+			var before int
+			for i := range 6 {
+				t.Run("", func(t *testing.T) {
+					client, server := pairOf(k.p)(t)
+					switch i % 3 {
+					case 0:
+						client.Close(CodeNone, "")
+					case 1:
+						server.Close(CodeNone, "")
+					case 2:
+						cut(t, client)
+					}
+				})
+				if i == 2 {
+					before = count()
+				}
+			}
+			await(t, "descriptors", func() (int, bool) { n := count(); return n, n <= before })
+		})
+	}
+}

@@ -1,0 +1,356 @@
+package tunnel
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hashicorp/yamux"
+	"github.com/quic-go/quic-go/quicvarint"
+)
+
+// hostileYamux returns a server's carrier and the bare yamux session of its client,
+// with control, bundles and signals open.
+func hostileYamux(t *testing.T) (Carrier, *yamux.Session, [3]*yamux.Stream) {
+	t.Helper()
+	client, server := yamuxPendings(t)
+	started := make(chan Carrier, 1)
+	go func() {
+		c, err := serveShake(testContext(t), server)
+		if err != nil {
+			t.Error(err)
+		}
+		started <- c
+	}()
+	conn := client.(*yamuxPending).tls
+	conn.Write([]byte("hello"))
+	io.ReadFull(conn, make([]byte, 7))
+	config := yamuxConfig()
+	config.AcceptBacklog = 1 << 14 // it does not restrain itself
+	y, err := yamux.Client(conn, config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { y.Close() })
+	var streams [3]*yamux.Stream
+	for i := range streams {
+		if streams[i], err = y.OpenStream(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c := <-started
+	if c == nil {
+		t.FailNow()
+	}
+	t.Cleanup(func() { c.Close(CodeNone, "") })
+	return c, y, streams
+}
+
+// wantViolation checks that the carrier ended for a breach of the protocol and that
+// the peer was told so.
+func wantViolation(t *testing.T, c Carrier, signals *yamux.Stream, cause error) {
+	t.Helper()
+	<-c.Done()
+	if !errors.Is(c.Err(), cause) || errors.Is(c.Err(), net.ErrClosed) {
+		t.Errorf("ended with %v, want %v", c.Err(), cause)
+	}
+	told := make([]byte, maxSignal)
+	n, _ := signals.Read(told)
+	signals.Session().Close()
+	s, _, err := parseSignal(told[:n])
+	if err != nil || s.kind != signalClose || s.code != CodeProtocol {
+		t.Errorf("the peer was told %+v, %v", s, err)
+	}
+}
+
+func TestABundleLengthOutOfBoundsEndsTheCarrier(t *testing.T) {
+	for _, length := range []uint64{0, MaxBundleSize + 1, 1 << 40} {
+		c, _, streams := hostileYamux(t)
+		streams[1].Write(quicvarint.Append(nil, length))
+		if _, err := c.ReceiveBundles(make([][]byte, 4)); !errors.Is(err, errBundleLength) {
+			t.Errorf("length %d: %v", length, err)
+		}
+		wantViolation(t, c, streams[2], errBundleLength)
+	}
+}
+
+func TestAChunkLengthOutOfBoundsEndsTheCarrier(t *testing.T) {
+	for _, header := range [][]byte{{0x7f, 0xff}, {0x80, 0, 0, 1}, {0xff}} {
+		c, y, streams := hostileYamux(t)
+		s, err := y.OpenStream()
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Write(header)
+		in, err := c.AcceptStream(testContext(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := in.Read(make([]byte, 10)); !errors.Is(err, errChunkTooLong) {
+			t.Errorf("header %x: %v", header, err)
+		}
+		wantViolation(t, c, streams[2], errChunkTooLong)
+	}
+}
+
+func TestMalformedSignalsEndTheCarrier(t *testing.T) {
+	c, _, streams := hostileYamux(t)
+	streams[2].Write([]byte{7})
+	wantViolation(t, c, streams[2], errSignal)
+}
+
+func TestResetsOfStreamsNeverOpenedAreBounded(t *testing.T) {
+	c, _, streams := hostileYamux(t)
+	var b []byte
+	for id := uint32(1001); len(b) < 8000; id += 2 {
+		b = appendSignal(b, signal{kind: signalReset, stream: id})
+	}
+	streams[2].Write(b)
+	<-c.Done()
+	streams[2].Session().Close()
+	if !strings.Contains(c.Err().Error(), "never opened") {
+		t.Errorf("ended with %v", c.Err())
+	}
+}
+
+func TestGarbageInsteadOfYamuxEndsTheCarrier(t *testing.T) {
+	client, server := yamuxPendings(t)
+	go func() {
+		conn := client.(*yamuxPending).tls
+		conn.Write([]byte("hello"))
+		io.ReadFull(conn, make([]byte, 7))
+		conn.Write(bytes.Repeat([]byte{0xa5}, 1000))
+		io.Copy(io.Discard, conn)
+	}()
+	if c, err := serveShake(testContext(t), server); err == nil {
+		<-c.Done()
+		t.Errorf("garbage became a carrier, which ended with %v", c.Err())
+	}
+
+	c, y, _ := hostileYamux(t)
+	y.Close()
+	<-c.Done()
+	if err := c.Err(); !errors.Is(err, errEnded) || errors.Is(err, net.ErrClosed) {
+		t.Errorf("a connection that ends without a close: %v", err)
+	}
+}
+
+func TestStreamsThatNobodyAcceptsAreBounded(t *testing.T) {
+	c, y, _ := hostileYamux(t)
+	const flood = 8 * yamuxBacklog
+	for range flood {
+		if _, err := y.OpenStream(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := y.Ping(); err != nil { // all have arrived
+		t.Fatal(err)
+	}
+	if n := c.(*yamuxCarrier).y.NumStreams(); n > yamuxBacklog+3 {
+		t.Fatalf("%d of %d streams are held", n, flood)
+	}
+}
+
+func TestStreamsBeyondTheLimitAreResetAndTheOthersLive(t *testing.T) {
+	c, y, _ := hostileYamux(t)
+	ctx := testContext(t)
+	for range yamuxMaxStreams {
+		s, err := y.OpenStream()
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Write([]byte{1, 'x'})
+		if _, err := c.AcceptStream(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := y.OpenStream(); err != nil {
+		t.Fatal(err)
+	}
+	brief, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
+	defer cancel()
+	if _, err := c.AcceptStream(brief); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("one stream too many: %v", err)
+	}
+	if c.Err() != nil {
+		t.Fatalf("the carrier ended: %v", c.Err())
+	}
+}
+
+func TestAStreamThatEndsWithoutItsEndWasCutOff(t *testing.T) {
+	c, y, _ := hostileYamux(t)
+	s, err := y.OpenStream()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Write([]byte{5, 'h', 'a', 'l'})
+	s.Close()
+	in, err := c.AcceptStream(testContext(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := io.ReadAll(in)
+	if string(got) != "hal" || !errors.Is(err, errCutOff) {
+		t.Errorf("%q, %v", got, err)
+	}
+}
+
+func TestASilentClientDoesNotHoldUpOthers(t *testing.T) {
+	ctx := testContext(t)
+	ln := listenYamux(t)
+	silent, err := net.Dial("tcp4", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	first, err := ln.Accept(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer first.Close(CodeNone, "")
+	brief, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
+	defer cancel()
+	result := make(chan error, 1)
+	go func() {
+		_, err := first.Handshake(brief)
+		result <- err
+	}()
+	clientTLS, _ := testTLS()
+	dialed := make(chan error, 1)
+	go func() {
+		p, err := DialYamux(ctx, ln.Addr().(*net.TCPAddr), clientTLS)
+		if err == nil {
+			p.Close(CodeNone, "")
+		}
+		dialed <- err
+	}()
+	second, err := ln.Accept(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer second.Close(CodeNone, "")
+	if _, err := second.Handshake(ctx); err != nil {
+		t.Error(err)
+	}
+	if err := <-dialed; err != nil {
+		t.Error(err)
+	}
+	if err := <-result; !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("the silent client's handshake: %v", err)
+	}
+}
+
+// flakyListener runs out of descriptors before each connection.
+type flakyListener struct {
+	net.Listener
+	errs  []error
+	conns chan net.Conn
+}
+
+func (l *flakyListener) Accept() (net.Conn, error) {
+	if len(l.errs) > 0 {
+		err := l.errs[0]
+		l.errs = l.errs[1:]
+		return nil, &net.OpError{Op: "accept", Err: err}
+	}
+	c, ok := <-l.conns
+	if !ok {
+		return nil, net.ErrClosed
+	}
+	return c, nil
+}
+
+func TestAcceptSurvivesALackOfDescriptors(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := net.Pipe()
+		defer a.Close()
+		defer b.Close()
+		fl := &flakyListener{
+			errs:  []error{syscall.EMFILE, syscall.ENFILE, syscall.ECONNABORTED, syscall.EMFILE},
+			conns: make(chan net.Conn, 1),
+		}
+		fl.conns <- a
+		ln := ListenYamux(fl, &tls.Config{})
+		start := time.Now()
+		p, err := ln.Accept(context.Background())
+		if err != nil || p == nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(start); took != 75*time.Millisecond {
+			t.Errorf("backed off for %v, want 5+10+20+40 ms", took)
+		}
+		close(fl.conns)
+		if _, err := ln.Accept(context.Background()); err != net.ErrClosed {
+			t.Errorf("after Close: %v", err)
+		}
+		fl.errs = []error{syscall.EINVAL}
+		if _, err := ln.Accept(context.Background()); !errors.Is(err, syscall.EINVAL) {
+			t.Errorf("an error that stays: %v", err)
+		}
+	})
+}
+
+func TestCloseDoesNotWaitForAPeerThatTakesNothing(t *testing.T) {
+	client, server := yamuxPendings(t)
+	opened := make(chan error, 1)
+	stop := make(chan struct{})
+	var peer sync.WaitGroup
+	peer.Go(func() {
+		conn := client.(*yamuxPending).tls
+		conn.Write([]byte("hello"))
+		io.ReadFull(conn, make([]byte, 7))
+		y, err := yamux.Client(deaf{conn, stop}, yamuxConfig())
+		for i := 0; i < 3 && err == nil; i++ {
+			_, err = y.OpenStream()
+		}
+		opened <- err
+		<-stop
+		y.Close()
+	})
+	defer peer.Wait()
+	defer close(stop)
+	c, err := serveShake(testContext(t), server)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := <-opened; err != nil {
+		t.Fatal(err)
+	}
+	sent := make(chan error, 1)
+	go func() {
+		for {
+			if err := c.SendBundle(make([]byte, MaxBundleSize)); err != nil {
+				sent <- err
+				return
+			}
+		}
+	}()
+	start := time.Now()
+	c.Close(CodeNone, "")
+	if took := time.Since(start); took > closeBound+time.Second {
+		t.Errorf("Close took %v", took)
+	}
+	if err := <-sent; !errors.Is(err, net.ErrClosed) {
+		t.Errorf("the blocked SendBundle: %v", err)
+	}
+}
+
+// deaf reads nothing until it is stopped.
+type deaf struct {
+	*tls.Conn
+	stop chan struct{}
+}
+
+func (d deaf) Read([]byte) (int, error) {
+	<-d.stop
+	return 0, io.EOF
+}
