@@ -2,12 +2,14 @@ package client
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 
 	"wmproxy/certs"
+	"wmproxy/internal/udpio"
 	"wmproxy/tunnel"
 )
 
@@ -28,7 +30,7 @@ func (c *Client) dial(ctx context.Context, kind tunnel.Kind) (tunnel.Pending, er
 		attempt, cancel := context.WithTimeout(ctx, dialTimeout)
 		var p tunnel.Pending
 		if kind == tunnel.KindQUIC {
-			p, err = tunnel.DialQUIC(attempt, nil, net.UDPAddrFromAddrPort(target), tlsConf)
+			p, err = c.dialQUIC(attempt, target, tlsConf)
 		} else {
 			p, err = tunnel.DialYamux(attempt, net.TCPAddrFromAddrPort(target), tlsConf)
 		}
@@ -42,6 +44,19 @@ func (c *Client) dial(ctx context.Context, kind tunnel.Kind) (tunnel.Pending, er
 		}
 	}
 	return nil, errors.Join(errs...)
+}
+
+// dialQUIC opens a socket of the target's family that reads and writes in batches.
+func (c *Client) dialQUIC(ctx context.Context, target netip.AddrPort, tlsConf *tls.Config) (tunnel.Pending, error) {
+	local := netip.IPv4Unspecified()
+	if target.Addr().Is6() {
+		local = netip.IPv6Unspecified()
+	}
+	socket, err := udpio.ListenPacket(netip.AddrPortFrom(local, 0), udpio.Config{NoOffload: c.cfg.NoOffload})
+	if err != nil {
+		return nil, err
+	}
+	return tunnel.DialQUIC(ctx, socket, net.UDPAddrFromAddrPort(target), tlsConf)
 }
 
 func (c *Client) resolve(ctx context.Context) ([]netip.Addr, error) {

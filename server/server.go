@@ -20,6 +20,7 @@ import (
 	"wmproxy/certs"
 	"wmproxy/internal/admit"
 	"wmproxy/internal/egress"
+	"wmproxy/internal/udpio"
 	"wmproxy/tunnel"
 )
 
@@ -232,9 +233,17 @@ func (ls *listeners) add(l listener, own netip.AddrPort) {
 
 func (s *Server) listenQUIC(host, port string, id *identity, tlsConf *tls.Config) (listener, netip.AddrPort, error) {
 	addr := net.JoinHostPort(host, port)
-	conn, err := net.ListenPacket("udp", addr)
+	local, err := net.ResolveUDPAddr("udp", addr)
 	if err != nil {
 		return nil, netip.AddrPort{}, fmt.Errorf("listening on UDP %s: %w", addr, err)
+	}
+	bind := addrPort(local)
+	if local.IP == nil {
+		bind = netip.AddrPortFrom(netip.IPv6Unspecified(), bind.Port())
+	}
+	conn, err := udpio.ListenPacket(bind, udpio.Config{NoOffload: s.cfg.NoOffload})
+	if err != nil {
+		return nil, netip.AddrPort{}, err
 	}
 	l, err := tunnel.ListenQUIC(conn, tlsConf, tunnel.QUICConfig{
 		StatelessResetKey:   &id.resetKey,

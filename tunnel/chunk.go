@@ -61,6 +61,9 @@ func parseChunkHeader(b []byte) (n, size int, err error) {
 	return 0, 0, errChunkTooLong
 }
 
+// longAgo as a deadline makes yamux return instead of wait.
+var longAgo = time.Unix(1, 0)
+
 // chunkFrames holds buffers for one chunk with its header.
 var chunkFrames = sync.Pool{New: func() any { return new([maxChunkFrame]byte) }}
 
@@ -72,6 +75,8 @@ type chunkStream struct {
 
 	mu       sync.Mutex
 	deadline time.Time
+	moved    chan struct{} // one token: the deadline was
+	waiting  bool          // the writer waits for the peer to read, with yamux's deadline at ours
 	reset    *ResetError   // by either side; never changes once set
 	resetc   chan struct{} // closed with it
 	released bool          // Reset was called
@@ -92,7 +97,8 @@ type chunkStream struct {
 }
 
 func newChunkStream(c *yamuxCarrier, y *yamux.Stream, ours bool) *chunkStream {
-	return &chunkStream{y: y, c: c, ours: ours, resetc: make(chan struct{})}
+	y.SetWriteDeadline(longAgo)
+	return &chunkStream{y: y, c: c, ours: ours, resetc: make(chan struct{}), moved: make(chan struct{}, 1)}
 }
 
 func (s *chunkStream) Read(p []byte) (int, error) {
@@ -234,17 +240,22 @@ func (s *chunkStream) Write(p []byte) (int, error) {
 	}
 }
 
-// flushFrame writes what is left of the current frame and then gives the buffer back.
+// flushFrame writes what is left of the current frame and then gives the buffer
+// back. One stream at a time hands a frame to yamux, so that a bundle finds one
+// in front of it and not one of each stream. yamux is asked not to wait for the
+// stream's window meanwhile; that wait comes after the turn.
 func (s *chunkStream) flushFrame() error {
 	for len(s.unsent) > 0 {
-		s.mu.Lock()
-		reset := s.reset
-		s.mu.Unlock()
-		if reset != nil {
-			return reset
+		if err := s.takeTurn(); err != nil {
+			return err
 		}
 		n, err := s.y.Write(s.unsent)
+		<-s.c.turn
 		s.unsent = s.unsent[n:]
+		if errors.Is(err, yamux.ErrTimeout) {
+			n, err = s.writeWhenRead()
+			s.unsent = s.unsent[n:]
+		}
 		if err = s.callError(err); err != nil {
 			return err
 		}
@@ -254,6 +265,64 @@ func (s *chunkStream) flushFrame() error {
 		s.frame, s.unsent = nil, nil
 	}
 	return nil
+}
+
+// takeTurn waits for c.turn, for as long as the stream and its deadline allow.
+func (s *chunkStream) takeTurn() error {
+	for {
+		s.mu.Lock()
+		reset, deadline := s.reset, s.deadline
+		s.mu.Unlock()
+		if reset != nil {
+			return reset
+		}
+		if !deadline.IsZero() && !time.Now().Before(deadline) {
+			return os.ErrDeadlineExceeded
+		}
+		select {
+		case s.c.turn <- struct{}{}:
+			return nil
+		default:
+		}
+		var due <-chan time.Time
+		if !deadline.IsZero() {
+			t := time.NewTimer(time.Until(deadline))
+			defer t.Stop()
+			due = t.C
+		}
+		select {
+		case s.c.turn <- struct{}{}:
+			return nil
+		case <-due:
+		case <-s.moved:
+		case <-s.resetc:
+		case <-s.c.ended:
+			return &ResetError{Cause: s.c.err}
+		}
+	}
+}
+
+// writeWhenRead writes once the peer has read and given room, within the deadline.
+func (s *chunkStream) writeWhenRead() (int, error) {
+	if len(s.unsent) == 0 {
+		return 0, nil
+	}
+	s.mu.Lock()
+	if s.reset != nil {
+		s.mu.Unlock()
+		return 0, s.reset
+	}
+	s.waiting = true
+	s.y.SetWriteDeadline(s.deadline)
+	s.mu.Unlock()
+
+	n, err := s.y.Write(s.unsent)
+
+	s.mu.Lock()
+	s.waiting = false
+	s.y.SetWriteDeadline(longAgo)
+	s.mu.Unlock()
+	return n, err
 }
 
 // CloseWrite waits, as Write does, while the peer does not read.
@@ -286,7 +355,7 @@ func (s *chunkStream) end(reset *ResetError) *ResetError {
 	if s.reset == nil {
 		s.reset = reset
 		close(s.resetc)
-		s.y.SetDeadline(time.Unix(1, 0))
+		s.y.SetDeadline(longAgo)
 	}
 	return s.reset
 }
@@ -310,9 +379,17 @@ func (s *chunkStream) Reset(code ErrorCode) {
 func (s *chunkStream) SetDeadline(t time.Time) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.reset == nil {
-		s.deadline = t
-		s.y.SetDeadline(t)
+	if s.reset != nil {
+		return nil // the deadline is what wakes its callers
+	}
+	s.deadline = t
+	s.y.SetReadDeadline(t)
+	if s.waiting {
+		s.y.SetWriteDeadline(t)
+	}
+	select {
+	case s.moved <- struct{}{}:
+	default:
 	}
 	return nil
 }

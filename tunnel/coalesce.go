@@ -7,9 +7,10 @@ import (
 )
 
 const (
-	// coalesceBuffer bounds in bytes what waits between yamux and TLS. It is all
-	// that a bundle can find in front of it here, beside one stream chunk.
-	coalesceBuffer = 64 << 10
+	// coalesceBuffer bounds in bytes what waits between yamux and TLS, and as much
+	// again may be in the write under way: a bundle goes behind both. Two full TLS
+	// records; more would save nothing, because TLS makes a system call for each.
+	coalesceBuffer = 32 << 10
 
 	// closeBound is how long closing a carrier may take to send what is queued
 	// and tell the peer, together.

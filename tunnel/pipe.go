@@ -81,6 +81,7 @@ type PipeEnd struct {
 	config PipeConfig
 
 	max     atomic.Int64
+	muted   atomic.Bool
 	bundles *pipeBundles     // what we send
 	streams chan *pipeStream // what we opened and the peer has not accepted
 	control *pipeStream
@@ -139,7 +140,7 @@ func (e *PipeEnd) Handshake(ctx context.Context) (io.ReadWriter, error) {
 	case <-e.link.done:
 		return nil, e.link.errs[e.side]
 	}
-	e.unbind = context.AfterFunc(ctx, func() { e.control.SetDeadline(time.Unix(1, 0)) })
+	e.unbind = context.AfterFunc(ctx, func() { e.control.SetDeadline(longAgo) })
 	return pipeHandshake{e}, nil
 }
 
@@ -206,6 +207,9 @@ func (c pipeCarrier) MaxBundle() int         { return int(c.max.Load()) }
 func (c pipeCarrier) Control() io.ReadWriter { return c.control }
 
 func (c pipeCarrier) SendBundle(b []byte) error {
+	if c.muted.Load() {
+		return nil
+	}
 	if n := c.MaxBundle(); len(b) > n {
 		return &BundleTooLargeError{Max: n}
 	}
@@ -251,3 +255,7 @@ func (c pipeCarrier) AcceptStream(ctx context.Context) (Stream, error) {
 		return nil, c.Err()
 	}
 }
+
+// Mute makes what this end sends from now on vanish, as a path does that fails
+// without a word.
+func (e *PipeEnd) Mute() { e.muted.Store(true) }

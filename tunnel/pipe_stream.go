@@ -27,7 +27,12 @@ func newPipeStreams(a, b *PipeEnd) (ofA, ofB *pipeStream) {
 }
 
 func (s *pipeStream) Read(p []byte) (int, error)  { return s.in.read(p, s.end.side) }
-func (s *pipeStream) Write(p []byte) (int, error) { return s.out.write(p, s.end.side) }
+func (s *pipeStream) Write(p []byte) (int, error) {
+	if s.end.muted.Load() {
+		return len(p), nil
+	}
+	return s.out.write(p, s.end.side)
+}
 
 func (s *pipeStream) CloseWrite() error {
 	s.out.mu.Lock()

@@ -174,7 +174,7 @@ func (p *quicPending) Handshake(ctx context.Context) (io.ReadWriter, error) {
 		return nil, p.callError(ctx, err)
 	}
 	s := p.stream
-	p.unbind = context.AfterFunc(ctx, func() { s.SetDeadline(time.Unix(1, 0)) })
+	p.unbind = context.AfterFunc(ctx, func() { s.SetDeadline(longAgo) })
 	if !p.client {
 		gctx, cancel := context.WithCancel(context.Background())
 		p.unguard = cancel

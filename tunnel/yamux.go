@@ -97,7 +97,7 @@ func (p *yamuxPending) Handshake(ctx context.Context) (io.ReadWriter, error) {
 	if err := p.tls.HandshakeContext(ctx); err != nil {
 		return nil, fmt.Errorf("TLS handshake: %w", err)
 	}
-	p.unbind = context.AfterFunc(ctx, func() { p.raw.SetDeadline(time.Unix(1, 0)) })
+	p.unbind = context.AfterFunc(ctx, func() { p.raw.SetDeadline(longAgo) })
 	return p.tls, nil
 }
 
@@ -111,13 +111,14 @@ func (p *yamuxPending) Start(ctx context.Context) (Carrier, error) {
 		return nil, os.ErrDeadlineExceeded
 	}
 	p.raw.SetDeadline(time.Time{})
-	release := context.AfterFunc(ctx, func() { p.raw.SetDeadline(time.Unix(1, 0)) })
+	release := context.AfterFunc(ctx, func() { p.raw.SetDeadline(longAgo) })
 
 	c := &yamuxCarrier{
 		conn:     newCoalescer(p.tls, p.raw),
 		slots:    make(chan struct{}, yamuxMaxStreams),
 		openings: make(chan *opening),
 		finished: make(chan struct{}, 1),
+		turn:     make(chan struct{}, 1),
 		client:   p.client,
 		ended:    make(chan struct{}),
 		streams:  make(map[uint32]*chunkStream),
@@ -176,6 +177,7 @@ type yamuxCarrier struct {
 	slots    chan struct{} // one token for each stream that we have open
 	openings chan *opening
 	finished chan struct{} // wakes releaseStreams
+	turn     chan struct{} // one token: held by the stream that hands a frame to yamux
 
 	mu           sync.Mutex
 	streams      map[uint32]*chunkStream // by yamux id, until Reset

@@ -38,7 +38,7 @@ func ListenYamux(ln net.Listener, tlsConf *tls.Config) *YamuxListener {
 func (l *YamuxListener) Accept(ctx context.Context) (Pending, error) {
 	if ln, ok := l.ln.(interface{ SetDeadline(time.Time) error }); ok {
 		ln.SetDeadline(time.Time{})
-		defer context.AfterFunc(ctx, func() { ln.SetDeadline(time.Unix(1, 0)) })()
+		defer context.AfterFunc(ctx, func() { ln.SetDeadline(longAgo) })()
 	}
 	backoff := acceptBackoffMin
 	for {

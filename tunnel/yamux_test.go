@@ -7,6 +7,8 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -299,8 +301,11 @@ func TestAcceptSurvivesALackOfDescriptors(t *testing.T) {
 	})
 }
 
-func TestCloseDoesNotWaitForAPeerThatTakesNothing(t *testing.T) {
+// deafPeer returns a server's carrier whose client takes nothing off its connection.
+func deafPeer(t *testing.T) Carrier {
+	t.Helper()
 	client, server := yamuxPendings(t)
+	client.(*yamuxPending).raw.(*net.TCPConn).SetReadBuffer(16 << 10)
 	opened := make(chan error, 1)
 	stop := make(chan struct{})
 	var peer sync.WaitGroup
@@ -316,15 +321,21 @@ func TestCloseDoesNotWaitForAPeerThatTakesNothing(t *testing.T) {
 		<-stop
 		y.Close()
 	})
-	defer peer.Wait()
-	defer close(stop)
+	t.Cleanup(peer.Wait)
+	t.Cleanup(func() { close(stop) })
 	c, err := serveShake(testContext(t), server)
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { c.Close(CodeNone, "") })
 	if err := <-opened; err != nil {
 		t.Fatal(err)
 	}
+	return c
+}
+
+func TestCloseDoesNotWaitForAPeerThatTakesNothing(t *testing.T) {
+	c := deafPeer(t)
 	sent := make(chan error, 1)
 	go func() {
 		for {
@@ -342,6 +353,43 @@ func TestCloseDoesNotWaitForAPeerThatTakesNothing(t *testing.T) {
 	if err := <-sent; !errors.Is(err, net.ErrClosed) {
 		t.Errorf("the blocked SendBundle: %v", err)
 	}
+}
+
+// Where the connection stalls, one stream's chunk is inside yamux, in front of the
+// next bundle; the other streams wait outside and can be called off.
+func TestOneStreamAtATimeStandsInFrontOfABundle(t *testing.T) {
+	const streams = 20
+	c := deafPeer(t)
+	results := make(chan error, streams)
+	var all []Stream
+	for range streams {
+		s, err := c.OpenStream(testContext(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, s)
+		go func() { results <- writeUntilError(s) }()
+	}
+	stacks := make([]byte, 1<<20)
+	await(t, "streams outside yamux", func() (int, bool) {
+		n := bytes.Count(stacks[:runtime.Stack(stacks, true)], []byte(".takeTurn("))
+		return n, n == streams-1
+	})
+	for i, s := range all {
+		if i%2 == 0 {
+			s.SetDeadline(time.Now())
+		} else {
+			s.Reset(55)
+		}
+	}
+	for range streams - 1 {
+		err := <-results
+		if reset, ok := errors.AsType[*ResetError](err); !errors.Is(err, os.ErrDeadlineExceeded) && (!ok || reset.Code != 55) {
+			t.Errorf("a waiting writer: %v", err)
+		}
+	}
+	c.Close(CodeNone, "")
+	<-results
 }
 
 // deaf reads nothing until it is stopped.

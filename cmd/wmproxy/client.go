@@ -120,6 +120,7 @@ func (p *program) runClient(ctx context.Context, o clientOptions) error {
 	}
 	log := p.logger(o.log)
 	raiseDescriptorLimit(log)
+	checkUDPBuffers(log)
 	dir, err := openClientState(o.stateDir, log)
 	if err != nil {
 		return err

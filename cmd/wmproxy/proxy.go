@@ -66,5 +66,6 @@ func (p *program) startProxy(ctx context.Context, o proxyOptions) error {
 	}
 	o.config.Log = p.logger(o.log)
 	raiseDescriptorLimit(o.config.Log)
+	checkUDPBuffers(o.config.Log)
 	return standalone.Run(ctx, o.config)
 }

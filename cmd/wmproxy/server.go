@@ -155,6 +155,7 @@ func (p *program) tokens(c *cli.Context) ([]link.Token, error) {
 func (p *program) runServer(ctx context.Context, o serverOptions) error {
 	log := p.logger(o.log)
 	raiseDescriptorLimit(log)
+	checkUDPBuffers(log)
 	path := o.stateDir
 	if path == "" {
 		var err error

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"runtime"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -14,7 +13,7 @@ import (
 // none is lost for want of buffer.
 const benchWindow = 64
 
-// benchSockets makes a native Socket for one end of a benchmark.
+// benchSocket makes a native Socket for one end of a benchmark.
 func benchSocket(b *testing.B, cfg Config) *Socket {
 	b.Helper()
 	cfg.ReadBuffer, cfg.WriteBuffer = 4<<20, 4<<20
@@ -26,6 +25,21 @@ func benchSocket(b *testing.B, cfg Config) *Socket {
 	return s
 }
 
+// counter lets a benchmark sleep until enough has come: one that looked again
+// and again would keep the runtime from its poller, and measure that.
+type counter struct {
+	came, want atomic.Int64
+	enough     chan struct{}
+}
+
+func newCounter() *counter { return &counter{enough: make(chan struct{}, 1)} }
+
+func (c *counter) add(n int) {
+	if came := c.came.Add(int64(n)); came == c.want.Load() {
+		c.enough <- struct{}{}
+	}
+}
+
 // BenchmarkOneWay moves b.N datagrams in windows of 64 and counts one as one
 // operation, written and read.
 func BenchmarkOneWay(b *testing.B) {
@@ -34,8 +48,8 @@ func BenchmarkOneWay(b *testing.B) {
 		for _, off := range []bool{true, false} {
 			b.Run(fmt.Sprintf("Socket/%d/NoOffload=%v", size, off), func(b *testing.B) {
 				from, to := benchSocket(b, Config{NoOffload: off}), benchSocket(b, Config{NoOffload: off})
-				var came atomic.Int64
-				to.Start(func(ms []Message) { came.Add(int64(len(ms))) })
+				c := newCounter()
+				to.Start(func(ms []Message) { c.add(len(ms)) })
 				ms := make([]Message, benchWindow)
 				for i := range ms {
 					ms[i] = Message{Body: make([]byte, size), Addr: to.LocalAddr()}
@@ -43,9 +57,10 @@ func BenchmarkOneWay(b *testing.B) {
 				b.ReportAllocs()
 				for sent := 0; b.Loop(); sent++ {
 					if sent%benchWindow == 0 {
-						for came.Load() < int64(sent) {
-							runtime.Gosched()
+						if sent > 0 {
+							<-c.enough
 						}
+						c.want.Add(benchWindow)
 						if n, err := from.Write(ms); n != len(ms) || err != nil {
 							b.Fatal(n, err)
 						}
@@ -58,7 +73,7 @@ func BenchmarkOneWay(b *testing.B) {
 
 func oneWayNet(b *testing.B, size int) {
 	from, to := benchConn(b), benchConn(b)
-	var came atomic.Int64
+	c := newCounter()
 	done := make(chan struct{})
 	go func() { // ends when to is closed, and is waited for by done
 		defer close(done)
@@ -67,16 +82,17 @@ func oneWayNet(b *testing.B, size int) {
 			if _, _, err := to.ReadFromUDPAddrPort(buf); err != nil {
 				return
 			}
-			came.Add(1)
+			c.add(1)
 		}
 	}()
 	body, addr := make([]byte, size), to.LocalAddr().(*net.UDPAddr).AddrPort()
 	b.ReportAllocs()
 	for sent := 0; b.Loop(); sent++ {
 		if sent%benchWindow == 0 {
-			for came.Load() < int64(sent) {
-				runtime.Gosched()
+			if sent > 0 {
+				<-c.enough
 			}
+			c.want.Add(benchWindow)
 		}
 		if _, err := from.WriteToUDPAddrPort(body, addr); err != nil {
 			b.Fatal(err)
@@ -124,21 +140,20 @@ func BenchmarkSpread(b *testing.B) {
 	for _, n := range []int{8, 64} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
 			from := benchSocket(b, Config{})
-			var came atomic.Int64
+			c := newCounter()
 			ms := make([]Message, n)
 			for i := range ms {
 				s := benchSocket(b, Config{})
-				s.Start(func(ms []Message) { came.Add(int64(len(ms))) })
+				s.Start(func(ms []Message) { c.add(len(ms)) })
 				ms[i] = Message{Body: make([]byte, 64), Addr: s.LocalAddr()}
 			}
 			b.ReportAllocs()
 			sent := int64(0)
 			for b.Loop() {
-				_, _ = from.Write(ms)
 				sent += int64(n)
-				for came.Load() < sent {
-					runtime.Gosched()
-				}
+				c.want.Store(sent)
+				_, _ = from.Write(ms)
+				<-c.enough
 			}
 			b.ReportMetric(float64(b.Elapsed())/float64(time.Nanosecond)/float64(sent), "ns/datagram")
 		})

@@ -30,6 +30,10 @@ var loops struct {
 // goroutine parks in the runtime's own poller, which watches the epoll
 // descriptor, so that it costs no thread and wakes like any other read.
 //
+// Tried instead: a goroutine of a thread that sleeps in epoll_wait (a ping-pong
+// within the process took ten times as long, 52 to 66 µs against 5), and resting
+// in nanosleep after small turns (190 µs, and no fewer wake-ups).
+//
 // A turn is: one look at epoll, one visit to each ready socket, one call of each
 // Turn that was touched.
 type loop struct {
@@ -45,7 +49,8 @@ type loop struct {
 
 	// The rest belongs to the goroutine.
 	look    func(fd uintptr) bool
-	found   int // events of the last look
+	glance  func(fd uintptr) // look, for RawConn.Control
+	found   int              // events of the last look
 	events  [eventBatch]unix.EpollEvent
 	ready   []*Socket // of this turn
 	more    []*Socket // not read empty in the last one
@@ -138,6 +143,7 @@ func startLoop(index int) (*loop, error) {
 		}
 		return l.found > 0 || len(l.more) > 0
 	}
+	l.glance = func(fd uintptr) { l.look(fd) }
 	l.ended.Go(l.run)
 	return l, nil
 }
@@ -177,11 +183,26 @@ func (l *loop) run() {
 		switch err := l.raw.Read(l.look); {
 		case err == nil:
 			l.turn()
+			l.linger()
 		case errors.Is(err, os.ErrDeadlineExceeded):
 			l.idle()
 		default:
 			return
 		}
+	}
+}
+
+// linger has further turns for as long as looking again, after whom the turn woke
+// has had the processor, finds something. The runtime asks its poller only when
+// nothing else can run (or every 10 ms): parked, we would wait for that while
+// other goroutines are busy. One look is enough; several found no more.
+func (l *loop) linger() {
+	for {
+		runtime.Gosched()
+		if l.raw.Control(l.glance) != nil || l.found == 0 && len(l.more) == 0 {
+			return
+		}
+		l.turn()
 	}
 }
 

@@ -94,7 +94,9 @@ func TestRunsGoAsSegmentsAndArriveAsTrains(t *testing.T) {
 	got := collect(to)
 	for round := 1; round < 3; round++ {
 		got.wait(t, round*len(ms))
+		release := hold(t) // so that both trains wait together
 		write()
+		release()
 	}
 	for i, b := range got.wait(t, 3*len(ms)) {
 		want := 1000
@@ -188,48 +190,52 @@ func TestAnUnsendableRunFailsWithoutBlamingSegmentation(t *testing.T) {
 
 func TestAFloodedSocketGetsABoundedTurn(t *testing.T) {
 	sender := open(t, Config{NoOffload: true, WriteBuffer: 4 << 20})
-	flooded, quiet, gate := open(t, Config{NoOffload: true}), open(t, Config{}), open(t, Config{})
-	if loopLimit() > 1 {
-		t.Skip("the sockets are on several loops")
-	}
+	flooded, quiet := open(t, Config{NoOffload: true}), open(t, Config{})
 	one := func(to *Socket) Message { return Message{Body: []byte("x"), Addr: to.LocalAddr()} }
 	if n, err := sender.Write(slices.Repeat([]Message{one(flooded)}, 1000)); n != 1000 || err != nil {
 		t.Fatalf("Write = %d, %v", n, err)
 	}
-	entered, release := make(chan struct{}), make(chan struct{})
-	gate.Start(func([]Message) { close(entered); <-release })
-	_, _ = sender.Write([]Message{one(quiet), one(gate)})
-	<-entered // the loop stands still; the next turn finds both others ready
+	_, _ = sender.Write([]Message{one(quiet)})
+	release := hold(t) // the turn after it finds both ready
 	var flood, ahead atomic.Int64
 	ahead.Store(-1)
 	flooded.Start(func(ms []Message) { flood.Add(int64(len(ms))) })
 	quiet.Start(func([]Message) { ahead.Store(flood.Load()) })
-	close(release)
+	release()
 	eventually(t, "not all was read", func() bool { return flood.Load() == 1000 && ahead.Load() >= 0 })
 	if n := ahead.Load(); n > batchesPerTurn*readBatch {
 		t.Fatalf("%d datagrams of the flood went first", n)
 	}
 }
 
-func TestATurnIsCalledOnceForAllSocketsThatWereReady(t *testing.T) {
+// hold makes the loop stand still until release is called.
+func hold(t *testing.T) (release func()) {
+	t.Helper()
 	if loopLimit() > 1 {
 		t.Skip("the sockets are on several loops")
 	}
-	sender, gate := open(t, Config{}), open(t, Config{})
+	gate := open(t, Config{})
+	entered, leave := make(chan struct{}), make(chan struct{})
+	gate.Start(func([]Message) { close(entered); <-leave })
+	if n, err := gate.Write([]Message{{Body: []byte("x"), Addr: gate.LocalAddr()}}); n != 1 || err != nil {
+		t.Fatalf("Write = %d, %v", n, err)
+	}
+	<-entered
+	return func() { close(leave) }
+}
+
+func TestATurnIsCalledOnceForAllSocketsThatWereReady(t *testing.T) {
+	sender := open(t, Config{})
 	var calls, callbacks atomic.Int32
 	turn := NewTurn(func() { calls.Add(1) })
-	entered, release := make(chan struct{}), make(chan struct{})
-	gate.Start(func([]Message) { close(entered); <-release })
-	ms := []Message{{Body: []byte("x"), Addr: gate.LocalAddr()}}
-	_, _ = sender.Write(ms)
-	<-entered
+	release := hold(t)
 	for range 30 {
 		s := open(t, Config{})
 		s.OnTurn(turn)
 		s.Start(func([]Message) { callbacks.Add(1) })
 		_, _ = sender.Write([]Message{{Body: []byte("x"), Addr: s.LocalAddr()}})
 	}
-	close(release)
+	release()
 	eventually(t, "no turn", func() bool { return callbacks.Load() == 30 && calls.Load() > 0 })
 	if calls.Load() != 1 {
 		t.Fatalf("%d calls for one turn", calls.Load())

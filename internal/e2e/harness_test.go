@@ -1,0 +1,549 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"wmproxy/internal/link"
+	"wmproxy/internal/probe"
+	"wmproxy/socks"
+)
+
+const (
+	// patience bounds the wait for what is certain to come on a machine that
+	// is not overloaded.
+	patience = 20 * time.Second
+
+	// shutdownBound is what users are promised after SIGINT or SIGTERM.
+	shutdownBound = 2 * time.Second
+
+	// silence is how long nothing has to come for it to count as never.
+	silence = 300 * time.Millisecond
+)
+
+// logLine is one line of a process's log.
+type logLine struct {
+	Level string
+	Msg   string
+	Attrs map[string]any // all of them, time, level and msg included
+	Raw   string
+}
+
+// String returns the attribute's text; "" where there is none.
+func (l logLine) String(key string) string {
+	switch v := l.Attrs[key].(type) {
+	case nil:
+		return ""
+	case string:
+		return v
+	default:
+		return fmt.Sprint(v)
+	}
+}
+
+// Int returns a number, from a group with keys one after the other; 0 where there
+// is none.
+func (l logLine) Int(keys ...string) int {
+	m := l.Attrs
+	for _, key := range keys[:len(keys)-1] {
+		m, _ = m[key].(map[string]any)
+	}
+	n, _ := m[keys[len(keys)-1]].(float64)
+	return int(n)
+}
+
+// output is what a process writes, line by line, for whoever waits for a line.
+type output struct {
+	mu      sync.Mutex
+	text    bytes.Buffer
+	changed chan struct{} // closed and made anew with each write
+}
+
+func newOutput() *output { return &output{changed: make(chan struct{})} }
+
+func (o *output) Write(b []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.text.Write(b)
+	close(o.changed)
+	o.changed = make(chan struct{})
+	return len(b), nil
+}
+
+// read returns all that was written and a channel that closes when there is more.
+func (o *output) read() (string, <-chan struct{}) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.text.String(), o.changed
+}
+
+func (o *output) String() string { s, _ := o.read(); return s }
+
+// process is a running wmproxy.
+type process struct {
+	t      testing.TB
+	name   string
+	cmd    *exec.Cmd
+	stdout *output
+	stderr *output
+
+	exited  chan struct{} // closed after Wait
+	secrets []string      // that must not be in a log
+	killed  bool          // no orderly end is expected
+	failing bool          // the test expects it to fail
+}
+
+// environment is what processes run in: nothing of the tester's own settings.
+func environment(t testing.TB, extra ...string) []string {
+	home := t.TempDir()
+	return append([]string{
+		"PATH=" + os.Getenv("PATH"), "HOME=" + home, "XDG_STATE_HOME=" + home,
+		"GORACE=atexit_sleep_ms=0", // else each process waits a second at its end
+	}, extra...)
+}
+
+// launch starts wmproxy with args and cleans up after the test. env adds to the
+// environment.
+func launch(t testing.TB, env []string, args ...string) *process {
+	t.Helper()
+	p := &process{
+		t: t, name: args[0], cmd: exec.Command(binary, args...),
+		stdout: newOutput(), stderr: newOutput(), exited: make(chan struct{}),
+		secrets: secretsIn(args),
+	}
+	p.cmd.Env = environment(t, env...)
+	p.cmd.Stdout, p.cmd.Stderr = p.stdout, p.stderr
+	if err := p.cmd.Start(); err != nil {
+		t.Fatalf("starting %s: %v", p.name, err)
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		_ = p.cmd.Wait() // ProcessState says all of it
+		close(p.exited)
+	})
+	t.Cleanup(func() {
+		p.end()
+		wg.Wait()
+		p.checkLog()
+		if t.Failed() {
+			t.Logf("log of %s %d:\n%s", p.name, p.PID(), p.stderr)
+		}
+	})
+	return p
+}
+
+// secretsIn finds what a command line has of secrets.
+func secretsIn(args []string) (secrets []string) {
+	for i, arg := range args {
+		if l, err := link.Parse(arg); err == nil {
+			secrets = append(secrets, l.Secret)
+		}
+		if i == 0 {
+			continue
+		}
+		switch args[i-1] {
+		case "--pass", "-p":
+			secrets = append(secrets, arg)
+		case "--token":
+			_, secret, _ := strings.Cut(arg, ":")
+			secrets = append(secrets, secret)
+		}
+	}
+	return secrets
+}
+
+// PID is the process's id.
+func (p *process) PID() int { return p.cmd.Process.Pid }
+
+// running says whether the process has not ended.
+func (p *process) running() bool {
+	select {
+	case <-p.exited:
+		return false
+	default:
+		return true
+	}
+}
+
+// end ends a process that the test has left running.
+func (p *process) end() {
+	switch {
+	case p.running():
+		p.Stop()
+	case !p.killed && !p.failing && p.cmd.ProcessState.ExitCode() != 0:
+		p.t.Errorf("%s ended by itself: %v", p.name, p.cmd.ProcessState)
+	}
+}
+
+// checkLog finds what no log may have.
+func (p *process) checkLog() {
+	text := p.stderr.String()
+	for _, secret := range p.secrets {
+		if secret != "" && strings.Contains(text, secret) {
+			p.t.Errorf("the log of %s has a secret in it", p.name)
+		}
+	}
+	for _, bad := range []string{"WARNING: DATA RACE", "panic:", "fatal error:"} {
+		if strings.Contains(text, bad) {
+			p.t.Errorf("%s: %s\n%s", p.name, bad, text)
+		}
+	}
+}
+
+// Stop ends the process by SIGTERM and checks that it goes in order and in time.
+func (p *process) Stop() { p.t.Helper(); p.StopBy(syscall.SIGTERM) }
+
+// StopBy is Stop by another signal. It returns how long the end took.
+func (p *process) StopBy(sig syscall.Signal) time.Duration {
+	p.t.Helper()
+	began := time.Now()
+	if err := p.cmd.Process.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		p.t.Errorf("signalling %s: %v", p.name, err)
+	}
+	select {
+	case <-p.exited:
+	case <-time.After(2 * shutdownBound):
+		_ = p.cmd.Process.Kill()
+		<-p.exited
+		p.t.Errorf("%s had to be killed %v after %v", p.name, 2*shutdownBound, sig)
+		return time.Since(began)
+	}
+	took := time.Since(began)
+	if code := p.cmd.ProcessState.ExitCode(); code != 0 {
+		p.t.Errorf("%s ended with %v after %v, want exit code 0", p.name, p.cmd.ProcessState, sig)
+	}
+	if took > shutdownBound {
+		p.t.Errorf("%s took %v to end after %v, want at most %v", p.name, took, sig, shutdownBound)
+	}
+	return took
+}
+
+// Kill ends the process without a chance to say anything.
+func (p *process) Kill() {
+	p.killed = true
+	_ = p.cmd.Process.Kill()
+	<-p.exited
+}
+
+// WaitExit waits until the process has ended by itself and returns its exit code.
+func (p *process) WaitExit() int {
+	p.t.Helper()
+	p.failing = true
+	select {
+	case <-p.exited:
+	case <-time.After(patience):
+		p.t.Fatalf("%s is still running; its log:\n%s", p.name, p.stderr)
+	}
+	return p.cmd.ProcessState.ExitCode()
+}
+
+// Logs returns the lines of the log so far. Lines that are not JSON, such as the
+// sentence of a fatal error, come with Raw alone.
+func (p *process) Logs() []logLine { return parseLog(p.stderr.String()) }
+
+func parseLog(text string) (lines []logLine) {
+	for raw := range strings.Lines(text) {
+		if !strings.HasSuffix(raw, "\n") {
+			break // half of it
+		}
+		l := logLine{Raw: strings.TrimSuffix(raw, "\n")}
+		if json.Unmarshal([]byte(raw), &l.Attrs) == nil {
+			l.Level, l.Msg = l.String("level"), l.String("msg")
+		}
+		lines = append(lines, l)
+	}
+	return lines
+}
+
+// WaitLog waits for a line that match likes, from the given one on, and returns it.
+func (p *process) WaitLog(what string, match func(logLine) bool) logLine {
+	p.t.Helper()
+	l, _ := p.WaitLogAfter(0, what, match)
+	return l
+}
+
+// WaitLogAfter is WaitLog from line number first on; next is the number of the
+// line after the one it returns.
+func (p *process) WaitLogAfter(first int, what string, match func(logLine) bool) (l logLine, next int) {
+	p.t.Helper()
+	deadline := time.After(patience)
+	for {
+		text, more := p.stderr.read()
+		lines := parseLog(text)
+		for i := first; i < len(lines); i++ {
+			if match(lines[i]) {
+				return lines[i], i + 1
+			}
+		}
+		select {
+		case <-more:
+		case <-p.exited:
+			if text == p.stderr.String() {
+				p.t.Fatalf("%s ended (%v) without a line of %s", p.name, p.cmd.ProcessState, what)
+			}
+		case <-deadline:
+			p.t.Fatalf("%s has no line of %s after %v", p.name, what, patience)
+		}
+	}
+}
+
+// CountLogs counts the lines that match likes.
+func (p *process) CountLogs(match func(logLine) bool) (n int) {
+	for _, l := range p.Logs() {
+		if match(l) {
+			n++
+		}
+	}
+	return n
+}
+
+// message matches the lines with this message.
+func message(msg string) func(logLine) bool {
+	return func(l logLine) bool { return l.Msg == msg }
+}
+
+// saying matches the lines with this text anywhere.
+func saying(text string) func(logLine) bool {
+	return func(l logLine) bool { return strings.Contains(l.Raw, text) }
+}
+
+// serverProcess is a running wmproxy server.
+type serverProcess struct {
+	*process
+	Link     string // for a client
+	Addr     netip.AddrPort
+	StateDir string
+}
+
+// loopbackAllowed lets a server reach what the tests put on loopback.
+var loopbackAllowed = []string{"--allow", "127.0.0.0/8", "--allow", "::1"}
+
+// startServer starts a server on a port of its own that may reach loopback, and
+// waits until it listens. args come last.
+func startServer(t testing.TB, args ...string) *serverProcess {
+	t.Helper()
+	return startServerIn(t, filepath.Join(t.TempDir(), "server"), "127.0.0.1:0", append(slices.Clone(loopbackAllowed), args...)...)
+}
+
+// startServerIn starts a server with just these args.
+func startServerIn(t testing.TB, stateDir, listen string, args ...string) *serverProcess {
+	t.Helper()
+	for range 3 {
+		p := launch(t, nil, append([]string{"server", "--listen", listen, "--state-dir", stateDir}, args...)...)
+		text, ok := p.pasted()
+		if !ok {
+			// Port 0 is chosen for TCP, and UDP may have it in use.
+			if strings.HasSuffix(listen, ":0") && strings.Contains(p.stderr.String(), "address already in use") {
+				p.failing = true
+				continue
+			}
+			t.Fatalf("the server did not start:\n%s", p.stderr)
+		}
+		l, err := link.Parse(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.secrets = append(p.secrets, l.Secret)
+		addr, err := netip.ParseAddrPort(l.Address())
+		if err != nil {
+			addr = netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), l.Port)
+		}
+		return &serverProcess{process: p, Link: text, Addr: addr, StateDir: stateDir}
+	}
+	t.Fatal("no port is free for both TCP and UDP")
+	return nil
+}
+
+var pasted = regexp.MustCompile(`wmproxy client '([^']+)'`)
+
+// pasted waits for the command that a server prints and returns its link.
+func (p *process) pasted() (string, bool) {
+	deadline := time.After(patience)
+	for {
+		text, more := p.stdout.read()
+		if m := pasted.FindStringSubmatch(text); m != nil {
+			return m[1], true
+		}
+		select {
+		case <-more:
+		case <-p.exited:
+			return "", false
+		case <-deadline:
+			return "", false
+		}
+	}
+}
+
+// socksProcess is a running wmproxy client or proxy.
+type socksProcess struct {
+	*process
+	Addr netip.AddrPort // of the SOCKS5 entrance
+}
+
+// startClient starts a client of the server behind linkText and waits until
+// the tunnel is up with all of its carriers. args come last.
+func startClient(t testing.TB, linkText string, args ...string) *socksProcess {
+	t.Helper()
+	c := startClientAlone(t, linkText, args...)
+	c.waitUp()
+	return c
+}
+
+// startClientAlone starts a client and waits for its SOCKS5 port alone.
+func startClientAlone(t testing.TB, linkText string, args ...string) *socksProcess {
+	t.Helper()
+	return startEntrance(t, append([]string{"client", "--state-dir", filepath.Join(t.TempDir(), "client")}, args...), "--listen", linkText)
+}
+
+// startProxy starts a standalone proxy that may reach loopback. args come last.
+func startProxy(t testing.TB, args ...string) *socksProcess {
+	t.Helper()
+	return startEntrance(t, append(append([]string{"proxy"}, loopbackAllowed...), args...), "--bind")
+}
+
+// startEntrance starts what listens for SOCKS5, on a port of its own unless
+// args name one.
+func startEntrance(t testing.TB, args []string, listenFlag string, arguments ...string) *socksProcess {
+	t.Helper()
+	if !slices.Contains(args, listenFlag) {
+		args = append(args, listenFlag, "127.0.0.1:0")
+	}
+	p := launch(t, nil, append(args, arguments...)...)
+	line := p.WaitLog("listening", message("SOCKS5 is listening"))
+	return &socksProcess{process: p, Addr: netip.MustParseAddrPort(line.String("address"))}
+}
+
+// waitUp waits until the tunnel is up and misses none of its carriers.
+func (c *socksProcess) waitUp() {
+	c.t.Helper()
+	c.waitUpAfter(0)
+}
+
+// waitUpAfter is waitUp from a line of the log on; it returns the next one.
+func (c *socksProcess) waitUpAfter(first int) int {
+	c.t.Helper()
+	_, next := c.WaitLogAfter(first, "the tunnel being up", func(l logLine) bool {
+		return strings.HasPrefix(l.Msg, "tunnel up: ") && !strings.Contains(l.Msg, "; without ")
+	})
+	return next
+}
+
+// Socks returns a SOCKS5 client of the entrance.
+func (c *socksProcess) Socks() *socks.Client {
+	return &socks.Client{Server: c.Addr.String(), Timeout: patience}
+}
+
+// associate opens a UDP association that ends with the test.
+func associate(t testing.TB, c *socks.Client) *socks.PacketConn {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	conn, err := c.Associate(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return conn
+}
+
+// connect opens a stream that ends with the test.
+func connect(t testing.TB, c *socks.Client, dst socks.Addr) *net.TCPConn {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	conn, err := c.Connect(ctx, dst)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return conn.(*net.TCPConn)
+}
+
+// startEcho starts a UDP and TCP echo on loopback.
+func startEcho(t testing.TB) socks.Addr {
+	t.Helper()
+	return startEchoAt(t, "127.0.0.1:0")
+}
+
+func startEchoAt(t testing.TB, addr string) socks.Addr {
+	t.Helper()
+	echo, err := probe.ListenEcho(addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { echo.Close() })
+	return echo.Addr()
+}
+
+// ping sends a datagram to an echo until it comes back, which a tunnel that is
+// still on its way up takes more than one for.
+func ping(t testing.TB, conn *socks.PacketConn, echo socks.Addr) time.Duration {
+	t.Helper()
+	pinger := probe.NewPinger(conn, echo)
+	began := time.Now()
+	for {
+		rtt, err := pinger.Ping(100, 200*time.Millisecond)
+		if err == nil {
+			return rtt
+		}
+		if !errors.Is(err, probe.ErrNoReply) || time.Since(began) > patience {
+			t.Fatalf("after %v: %v", time.Since(began), err)
+		}
+	}
+}
+
+// tunnelled is a server and a client with one kind of tunnel between them, or a
+// proxy, which has none.
+type tunnelled struct {
+	Server *serverProcess // nil for the proxy
+	Entry  *socksProcess
+}
+
+// Exit is the process whose sockets the targets see.
+func (tu tunnelled) Exit() *process {
+	if tu.Server != nil {
+		return tu.Server.process
+	}
+	return tu.Entry.process
+}
+
+// Kinds of tunnel that overEach goes through.
+const (
+	overQUIC  = "quic"
+	overYamux = "yamux"
+	overBoth  = "auto"
+	overProxy = "proxy"
+)
+
+// startOver starts what kind needs. exit are flags of the exit's side, entrance
+// of the entrance's.
+func startOver(t testing.TB, kind string, exit, entrance []string) tunnelled {
+	t.Helper()
+	if kind == overProxy {
+		return tunnelled{Entry: startProxy(t, slices.Concat(exit, entrance)...)}
+	}
+	s := startServer(t, exit...)
+	return tunnelled{s, startClient(t, s.Link, slices.Concat([]string{"--transport", kind}, entrance)...)}
+}
+
+// overEach runs a test over each kind of tunnel.
+func overEach(t *testing.T, kinds []string, test func(t *testing.T, kind string)) {
+	for _, kind := range kinds {
+		t.Run(kind, func(t *testing.T) { test(t, kind) })
+	}
+}

@@ -1,0 +1,67 @@
+// Package e2e tries wmproxy as its users have it: the real program, as separate
+// processes, between real applications and real targets on loopback.
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"go.uber.org/goleak"
+)
+
+// binary is the program under test, built once. It has the race detector when
+// the tests have it.
+var binary string
+
+func TestMain(m *testing.M) { os.Exit(run(m)) }
+
+func run(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "wmproxy-e2e-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(dir)
+	binary = filepath.Join(dir, "wmproxy")
+	args := []string{"build", "-o", binary}
+	if raceEnabled {
+		args = append(args, "-race")
+	}
+	if out, err := exec.Command("go", append(args, "wmproxy/cmd/wmproxy")...).CombinedOutput(); err != nil {
+		fmt.Fprintf(os.Stderr, "building wmproxy: %v\n%s", err, out)
+		return 1
+	}
+	code := m.Run()
+	if err := goleak.Find(); code == 0 && err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return code
+}
+
+// unable skips a test that needs what this machine lacks. Where
+// WMPROXY_TEST_NO_SKIP is set, as .ci/run does, everything has to be there.
+func unable(t testing.TB, why string) {
+	t.Helper()
+	if os.Getenv("WMPROXY_TEST_NO_SKIP") != "" {
+		t.Fatal(why)
+	}
+	t.Skip(why)
+}
+
+// debian returns the path of a program, or skips the test.
+func debian(t testing.TB, program, pkg string) string {
+	t.Helper()
+	path, err := exec.LookPath(program)
+	if err != nil {
+		// Debian keeps daemons where ordinary users do not look.
+		path = filepath.Join("/usr/sbin", program)
+		if _, err := os.Stat(path); err != nil {
+			unable(t, program+" is not installed (Debian package "+pkg+")")
+		}
+	}
+	return path
+}
