@@ -129,7 +129,7 @@ type Pending interface {
 	// for the client to open it. ctx bounds the call and every Read and Write after it until Start.
 	Handshake(ctx context.Context) (io.ReadWriter, error)
 
-	// Start turns the connection into a carrier. Both ends call it after the handshake,
+	// Start turns the connection into a carrier, or fails; then Close it. Both ends call it after the handshake,
 	// and neither touches the handshake stream or Pending again.
 	// The deadline of ctx bounds Start alone; its later end does not touch the carrier.
 	Start(ctx context.Context) (Carrier, error)

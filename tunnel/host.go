@@ -3,7 +3,6 @@ package tunnel
 import (
 	"context"
 	"crypto/rand"
-	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -88,7 +87,8 @@ func (h *Host) Attach(ctx context.Context, p Pending) (*Attachment, error) {
 	}
 	c, err := p.Start(ctx)
 	if err != nil {
-		return nil, errors.Join(ErrHandshake, err)
+		p.Close(CodeProtocol, "the handshake failed")
+		return nil, fmt.Errorf("%w: %w", ErrHandshake, err)
 	}
 	return s.attach(c, hh.attach, s.inc, h.instance, resumed)
 }

@@ -3,6 +3,7 @@ package tunnel
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"slices"
 	"sync"
@@ -181,7 +182,8 @@ func (s *Session) Attach(ctx context.Context, p Pending, cred Credentials) (*Att
 	}
 	c, err := p.Start(ctx)
 	if err != nil {
-		return nil, errors.Join(ErrHandshake, err)
+		p.Close(CodeProtocol, "")
+		return nil, fmt.Errorf("%w: %w", ErrHandshake, err)
 	}
 	return s.attach(c, number, in, w.instance, w.resumed)
 }
