@@ -54,13 +54,15 @@ var testTLS = sync.OnceValues(func() (client, server *tls.Config) {
 	}
 	roots := x509.NewCertPool()
 	roots.AddCert(cert)
-	return &tls.Config{
-			MinVersion: tls.VersionTLS13, NextProtos: []string{ALPN},
-			RootCAs: roots, ServerName: "carrier.test",
-		}, &tls.Config{
-			MinVersion: tls.VersionTLS13, NextProtos: []string{ALPN},
-			Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}},
-		}
+	client = &tls.Config{
+		MinVersion: tls.VersionTLS13, NextProtos: []string{ALPN},
+		RootCAs: roots, ServerName: "carrier.test",
+	}
+	server = &tls.Config{
+		MinVersion: tls.VersionTLS13, NextProtos: []string{ALPN},
+		Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}},
+	}
+	return client, server
 })
 
 // pendings makes one connection of a kind; both ends are closed with the test.

@@ -26,7 +26,7 @@ func newPipeStreams(a, b *PipeEnd) (ofA, ofB *pipeStream) {
 	return &pipeStream{end: a, in: ba, out: ab}, &pipeStream{end: b, in: ab, out: ba}
 }
 
-func (s *pipeStream) Read(p []byte) (int, error)  { return s.in.read(p, s.end.side) }
+func (s *pipeStream) Read(p []byte) (int, error) { return s.in.read(p, s.end.side) }
 func (s *pipeStream) Write(p []byte) (int, error) {
 	if s.end.muted.Load() {
 		return len(p), nil

@@ -11,8 +11,6 @@ import (
 //
 //	length varint (1..MaxBundleSize) · bundle (length bytes)
 const (
-	maxBundleHeader = 4
-
 	// bundleBuffer is the largest read buffer in bytes: several of the largest
 	// bundles in one call. It starts at bundleBufferMin, which carriers that
 	// bring no datagrams keep.

@@ -146,6 +146,18 @@ func TestGarbageInsteadOfYamuxEndsTheCarrier(t *testing.T) {
 	}
 }
 
+func TestACloseIsNotLostToTheEndBehindIt(t *testing.T) {
+	for range 30 {
+		c, y, streams := hostileYamux(t)
+		streams[2].Write(appendSignal(nil, signal{kind: signalClose, code: CodeReplaced, reason: "newer"}))
+		y.Close()
+		<-c.Done()
+		if closed, ok := errors.AsType[*CloseError](c.Err()); !ok || closed.Code != CodeReplaced || closed.Reason != "newer" {
+			t.Fatalf("ended with %v", c.Err())
+		}
+	}
+}
+
 func TestStreamsThatNobodyAcceptsAreBounded(t *testing.T) {
 	c, y, _ := hostileYamux(t)
 	const flood = 8 * yamuxBacklog
@@ -368,6 +380,8 @@ func TestOneStreamAtATimeStandsInFrontOfABundle(t *testing.T) {
 			t.Fatal(err)
 		}
 		all = append(all, s)
+	}
+	for _, s := range all {
 		go func() { results <- writeUntilError(s) }()
 	}
 	stacks := make([]byte, 1<<20)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"slices"
 
 	"github.com/urfave/cli/v2"
@@ -23,6 +24,7 @@ type clientOptions struct {
 	entrance entranceOptions
 	stateDir string // empty: the default, and only if it can be had
 	log      logOptions
+	debug    netip.AddrPort // not valid: off
 }
 
 func (p *program) client() *cli.Command {
@@ -41,7 +43,7 @@ func (p *program) client() *cli.Command {
 			&cli.StringFlag{Name: "streams", Value: client.Auto, Usage: "carry TCP over `KIND` first: quic, yamux or auto, which is yamux while it is there"},
 			&cli.StringFlag{Name: "state-dir", Usage: "keep state in `DIR`", DefaultText: "/var/lib/wmproxy/client for root, else ~/.local/state/wmproxy/client"},
 			&cli.BoolFlag{Name: "no-offload", Usage: "never hand the kernel several UDP datagrams as one (for network cards that damage them)", DisableDefaultText: true},
-		}, logFlags()),
+		}, logFlags(), debugFlags()),
 		Action: func(c *cli.Context) error {
 			o, err := p.clientOptions(c)
 			if err != nil {
@@ -73,6 +75,9 @@ func (p *program) clientOptions(c *cli.Context) (o clientOptions, err error) {
 	}
 	if one := o.config.Transport; one != client.Auto && o.config.Streams != client.Auto && o.config.Streams != one {
 		return o, usageErrorf("%s is a carrier that %s leaves out; make them the same or drop one", p.origin("streams"), p.origin("transport"))
+	}
+	if o.debug, err = p.debugAddr(c); err != nil {
+		return o, err
 	}
 	o.log, err = p.logOptions(c)
 	return o, err
@@ -121,6 +126,11 @@ func (p *program) runClient(ctx context.Context, o clientOptions) error {
 	log := p.logger(o.log)
 	raiseDescriptorLimit(log)
 	checkUDPBuffers(log)
+	stop, err := startDebug(o.debug, log)
+	if err != nil {
+		return err
+	}
+	defer stop()
 	dir, err := openClientState(o.stateDir, log)
 	if err != nil {
 		return err

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"net/netip"
 	"slices"
 	"wmproxy/internal/standalone"
 
@@ -12,6 +13,7 @@ type proxyOptions struct {
 	config   standalone.Config // Log is not set
 	entrance entranceOptions
 	log      logOptions
+	debug    netip.AddrPort // not valid: off
 }
 
 func (p *program) proxy() *cli.Command {
@@ -22,7 +24,7 @@ func (p *program) proxy() *cli.Command {
 		Description: "Entrance and exit in one process, without a tunnel. Flags without a command mean this one.",
 		Flags: slices.Concat([]cli.Flag{
 			&cli.StringFlag{Name: "bind", Aliases: []string{"b"}, Value: "127.0.0.1:8090", Usage: "listen for SOCKS5 on `HOST[:PORT]`, port 8090 when none is given"},
-		}, entranceFlags(), exitFlags(), logFlags()),
+		}, entranceFlags(), exitFlags(), logFlags(), debugFlags()),
 		Action: func(c *cli.Context) error {
 			o, err := p.proxyOptions(c)
 			if err != nil {
@@ -56,6 +58,9 @@ func (p *program) proxyOptions(c *cli.Context) (o proxyOptions, err error) {
 	if o.config.Filtering, err = p.filtering(c); err != nil {
 		return o, err
 	}
+	if o.debug, err = p.debugAddr(c); err != nil {
+		return o, err
+	}
 	o.log, err = p.logOptions(c)
 	return o, err
 }
@@ -67,5 +72,10 @@ func (p *program) startProxy(ctx context.Context, o proxyOptions) error {
 	o.config.Log = p.logger(o.log)
 	raiseDescriptorLimit(o.config.Log)
 	checkUDPBuffers(o.config.Log)
+	stop, err := startDebug(o.debug, o.config.Log)
+	if err != nil {
+		return err
+	}
+	defer stop()
 	return standalone.Run(ctx, o.config)
 }

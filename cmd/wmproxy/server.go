@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -19,6 +20,7 @@ type serverOptions struct {
 	config   server.Config // State, Log and Started are not set
 	stateDir string        // empty: the default
 	log      logOptions
+	debug    netip.AddrPort // not valid: off
 }
 
 func (p *program) server() *cli.Command {
@@ -38,7 +40,7 @@ func (p *program) server() *cli.Command {
 			&cli.StringFlag{Name: "token-file", Usage: "accept the users in `FILE`, a NAME:SECRET on each line"},
 			&cli.StringFlag{Name: "cert", Usage: "certificate chain of a public CA, PEM `FILE`, read again when it changes (with --key)"},
 			&cli.StringFlag{Name: "key", Usage: "its private key, PEM `FILE`"},
-		}, exitFlags(), logFlags()),
+		}, exitFlags(), logFlags(), debugFlags()),
 		Action: func(c *cli.Context) error {
 			o, err := p.serverOptions(c)
 			if err != nil {
@@ -76,6 +78,9 @@ func (p *program) serverOptions(c *cli.Context) (o serverOptions, err error) {
 		return o, err
 	}
 	if o.config.Filtering, err = p.filtering(c); err != nil {
+		return o, err
+	}
+	if o.debug, err = p.debugAddr(c); err != nil {
 		return o, err
 	}
 	o.log, err = p.logOptions(c)
@@ -156,9 +161,13 @@ func (p *program) runServer(ctx context.Context, o serverOptions) error {
 	log := p.logger(o.log)
 	raiseDescriptorLimit(log)
 	checkUDPBuffers(log)
+	stop, err := startDebug(o.debug, log)
+	if err != nil {
+		return err
+	}
+	defer stop()
 	path := o.stateDir
 	if path == "" {
-		var err error
 		if path, err = state.DefaultDir("server"); err != nil {
 			return err
 		}

@@ -162,8 +162,8 @@ func (s *portable) survive(err error, failed int) bool {
 
 // Write sends ms in order and returns how many the system took. It never waits:
 // what does not fit into the socket's buffer is dropped, with no error. (On
-// Windows it may wait up to a millisecond for each call.) A datagram that cannot
-// be sent (larger than MaxDatagram, no route) does not stop those after it; err
+// Windows it may wait up to a millisecond for each datagram.) A datagram that cannot
+// be sent (too large, no route) does not stop those after it; err
 // is the first such error. After Close it is net.ErrClosed. Any goroutine may
 // call it.
 func (s *portable) Write(ms []Message) (sent int, err error) {

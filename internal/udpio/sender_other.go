@@ -48,7 +48,7 @@ func (w *sender) write(ms []Message) (sent int, err error) {
 }
 
 func (w *sender) send(m *Message) error {
-	if m.Len() > MaxDatagram {
+	if m.tooLarge() {
 		return syscall.EMSGSIZE
 	}
 	body := m.Body

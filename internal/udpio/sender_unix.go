@@ -71,7 +71,7 @@ func (w *sender) write(ms []Message) (sent int, err error) {
 
 func (w *sender) send(m *Message) error {
 	switch {
-	case m.Len() > MaxDatagram:
+	case m.tooLarge():
 		return syscall.EMSGSIZE
 	case m.Addr.Port() == 0:
 		return syscall.EINVAL

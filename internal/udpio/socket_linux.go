@@ -228,7 +228,7 @@ func (s *Socket) readBatch(l *loop) (int, unix.Errno) {
 
 // Write sends ms in order and returns how many the system took. It never waits:
 // what does not fit into the socket's buffer is dropped, with no error. A
-// datagram that cannot be sent (larger than MaxDatagram, no route) does not stop
+// datagram that cannot be sent (too large, no route) does not stop
 // those after it; err is the first such error, a syscall.Errno. After Close it
 // is net.ErrClosed. Any goroutine may call it.
 func (s *Socket) Write(ms []Message) (sent int, err error) {

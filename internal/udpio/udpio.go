@@ -12,9 +12,12 @@ package udpio
 
 import "net/netip"
 
-// MaxDatagram is the largest UDP payload in bytes, over IPv4 (65,535 less the
-// IPv4 and UDP headers). IPv6 carries 20 bytes more; we never send that.
-const MaxDatagram = 65507
+// The largest UDP payloads in bytes: 65,535 less the UDP header and, over IPv4,
+// the IPv4 header (RFC 768, RFC 791, RFC 8200).
+const (
+	MaxDatagram  = 65507 // over IPv4
+	MaxDatagram6 = 65527 // over IPv6
+)
 
 // Message is one datagram. On the way out Head and Body are sent one after the
 // other as one payload; on the way in Head is nil and Body is the payload.
@@ -28,3 +31,9 @@ type Message struct {
 
 // Len is the payload's size in bytes.
 func (m *Message) Len() int { return len(m.Head) + len(m.Body) }
+
+// tooLarge says that no UDP datagram to m's destination holds the payload.
+func (m *Message) tooLarge() bool {
+	n := m.Len()
+	return n > MaxDatagram && (n > MaxDatagram6 || !m.Addr.Addr().Is6())
+}

@@ -48,7 +48,7 @@ func (w *writer) fill(ms []Message, from int, family uint16, maxSegment int) (ne
 	for next = from; next < len(ms) && w.n < writeBatch && w.iov+2 <= writeIovs; {
 		m := &ms[next]
 		// Asked here, so that EINVAL and EMSGSIZE from a run mean segmentation.
-		if m.Len() > MaxDatagram {
+		if m.tooLarge() {
 			return next, unix.EMSGSIZE
 		}
 		if m.Addr.Port() == 0 {
