@@ -18,6 +18,15 @@ const (
 	// quantum is how many bytes a flow sends before it is the next one's turn.
 	quantum = 1500
 
+	// smallRoom is the share of a bundle, as a divisor, that is left empty or padded
+	// when the next datagram does not fit: a seventh. A larger room gets the
+	// datagram's first fragment.
+	smallRoom = 7
+
+	// congestedAfter is how long the next datagram must have waited for the path to
+	// count as the limit. Then bytes are dearer than system calls: no padding.
+	congestedAfter = 5 * time.Millisecond
+
 	// packetOverhead is what a waiting datagram counts beside its own bytes.
 	packetOverhead = 64
 )
@@ -60,13 +69,14 @@ type packet struct {
 
 // sender is a carrier's side of the queue.
 type sender struct {
+	exact   bool          // bundles of exactly the limit leave cheaper (QUIC's trains)
 	wake    chan struct{} // one slot
 	parked  bool          // waits on wake; guarded by queue.mu
 	message uint16        // number of the last datagram sent in fragments
 	since   time.Duration // when the oldest datagram of the last bundle was queued
 }
 
-func newSender() *sender { return &sender{wake: make(chan struct{}, 1)} }
+func newSender(exact bool) *sender { return &sender{exact: exact, wake: make(chan struct{}, 1)} }
 
 // Packets come in a few sizes, so that small ones do not hold large buffers.
 var packetPools = [...]struct {
@@ -234,14 +244,13 @@ func (q *queue) close() {
 	}
 }
 
-// fill appends the next bundle of at most limit bytes to b. It returns b as it is,
-// having parked s, when there is nothing to send or s does not serve the queue:
-// the caller then waits on s.wake. now is the clock that push was given.
+// fill puts the next bundle of at most limit bytes into b, which is empty. It
+// returns b as it is, having parked s, when there is nothing to send or s does
+// not serve the queue: the caller then waits on s.wake. now is the clock that
+// push was given.
 func (q *queue) fill(b []byte, limit int, s *sender, now time.Duration) []byte {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	limit += len(b)
-	empty := len(b)
 	s.since = now
 	for q.sender == s && q.turn != nil {
 		f := q.turn
@@ -252,8 +261,11 @@ func (q *queue) fill(b []byte, limit int, s *sender, now time.Duration) []byte {
 		}
 		before := len(b)
 		var done bool
-		b, done = q.appendPacket(b, limit, f, p, s, before == empty)
-		if len(b) == before && !done {
+		b, done = q.appendPacket(b, limit, f, p, s)
+		if len(b) == before {
+			if s.exact && now-p.since < congestedAfter {
+				b = pad(b, limit)
+			}
 			break // full
 		}
 		s.since = min(s.since, p.since)
@@ -266,34 +278,44 @@ func (q *queue) fill(b []byte, limit int, s *sender, now time.Duration) []byte {
 			q.turn = f.next
 		}
 	}
-	if len(b) == empty {
+	if len(b) == 0 {
 		s.parked = true
 	}
 	return b
 }
 
+// pad fills b up to limit with padding: flow 0, length 0, and whatever follows.
+func pad(b []byte, limit int) []byte {
+	n := len(b)
+	b = b[:limit]
+	clear(b[n:])
+	return b
+}
+
 // appendPacket appends p, or a fragment of it, as far as there is room up to
-// limit. done says that nothing of p is left.
-func (q *queue) appendPacket(b []byte, limit int, f *flowQueue, p *packet, s *sender, empty bool) (_ []byte, done bool) {
+// limit; nothing means that the bundle is full. done says that nothing of p is left.
+func (q *queue) appendPacket(b []byte, limit int, f *flowQueue, p *packet, s *sender) (_ []byte, done bool) {
 	room := limit - len(b)
 	if p.off > 0 && p.by != s {
 		p.off, p.index = 0, 0 // fragments stay on one carrier
 	}
+	least := minFragment
 	if p.off == 0 {
 		if recordLen(f.id, len(p.buf)) <= room {
 			b = appendRecordHeader(b, f.id, len(p.buf))
 			return append(b, p.buf...), true
 		}
-		if !empty && recordLen(f.id, len(p.buf)) <= limit {
-			return b, false // it fits into the next bundle whole
-		}
-		s.message++
-		p.message, p.by = s.message, s
+		// The first fragment may be small, since only one is.
+		least = min(minFragment, limit/smallRoom)
 	}
 	left := p.buf[p.off:]
-	n := min(len(left), room-maxRecordHeader)
-	if n < len(left) && n < minFragment {
+	n := min(len(left), room-fragmentOverhead(f.id, room))
+	if n < len(left) && n < least {
 		return b, false
+	}
+	if p.off == 0 {
+		s.message++
+		p.message, p.by = s.message, s
 	}
 	count := uint8(0)
 	if n == len(left) {

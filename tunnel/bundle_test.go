@@ -13,7 +13,7 @@ import (
 func newTestQueue() (*queue, *dropCounters, *sender) {
 	drops := &dropCounters{}
 	q := &queue{drops: drops}
-	s := newSender()
+	s := newSender(false)
 	q.use(s)
 	return q, drops, s
 }
@@ -28,7 +28,7 @@ func drain(t *testing.T, q *queue, s *sender, limit int, now time.Duration) (byF
 	var r reassembler
 	defer r.close()
 	for {
-		b := q.fill(nil, limit, s, now)
+		b := q.fill(make([]byte, 0, limit), limit, s, now)
 		if len(b) == 0 {
 			return byFlow, bundles
 		}
@@ -154,7 +154,7 @@ func TestADatagramInFragmentsStartsAgainOnAnotherCarrier(t *testing.T) {
 	if b := q.fill(nil, 1404, s1, 0); len(b) == 0 {
 		t.Fatal("nothing left over the first carrier")
 	}
-	s2 := newSender()
+	s2 := newSender(false)
 	q.use(s2)
 	if b := q.fill(nil, 1404, s1, 0); len(b) != 0 {
 		t.Fatal("a carrier that no longer serves got a bundle")
@@ -187,6 +187,78 @@ func TestAFlowServesAQuantumBeforeTheNextOne(t *testing.T) {
 	}
 }
 
+func TestAFullBundleIsExactWhereThatIsCheaper(t *testing.T) {
+	const limit = 1404
+	for _, size := range []int{67, 167, 727, 1207, 1379, 8007} {
+		q, drops, _ := newTestQueue()
+		s := newSender(true)
+		q.use(s)
+		f := &flowQueue{id: 2}
+		sent := 0
+		for range 40 {
+			q.push(f, message(make([]byte, size)), 0)
+			sent++
+		}
+		padding, bundles, got := 0, 0, 0
+		var r reassembler
+		for {
+			b := q.fill(make([]byte, 0, limit), limit, s, 0)
+			if len(b) == 0 {
+				break
+			}
+			bundles++
+			if len(b) != limit && q.turn != nil {
+				t.Errorf("%d bytes: bundle %d has %d bytes, want %d", size, bundles, len(b), limit)
+			}
+			for len(b) > 0 {
+				rec, rest, err := parseRecord(b)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if rec.padding() {
+					padding += len(b)
+					break
+				}
+				if !rec.fragment || r.add(&rec, 0) != nil {
+					got++
+				}
+				b = rest
+			}
+		}
+		r.close()
+		if got != sent {
+			t.Errorf("%d bytes: %d datagrams arrived, want %d; drops %v", size, got, sent, drops.snapshot())
+		}
+		if share := float64(padding) / float64(bundles*limit); share > 1.0/smallRoom {
+			t.Errorf("%d bytes: %.0f %% padding", size, 100*share)
+		}
+	}
+}
+
+func TestNothingIsPaddedOnACongestedPath(t *testing.T) {
+	const limit = 1404
+	q, _, _ := newTestQueue()
+	s := newSender(true)
+	q.use(s)
+	f := &flowQueue{id: 2}
+	for range 40 {
+		q.push(f, message(make([]byte, 167)), 0)
+	}
+	for {
+		b := q.fill(make([]byte, 0, limit), limit, s, congestedAfter)
+		if len(b) == 0 {
+			break
+		}
+		for len(b) > 0 {
+			rec, rest, err := parseRecord(b)
+			if err != nil || rec.padding() {
+				t.Fatalf("padding or %v", err)
+			}
+			b = rest
+		}
+	}
+}
+
 func TestTheQueueDoesNotAllocate(t *testing.T) {
 	if raceEnabled {
 		t.Skip("sync.Pool drops at random under the race detector")
@@ -213,7 +285,7 @@ func BenchmarkQueue(b *testing.B) {
 	for _, size := range []int{64, 1200, 8000} {
 		b.Run(fmt.Sprint(size), func(b *testing.B) {
 			q := &queue{drops: &dropCounters{}}
-			s := newSender()
+			s := newSender(false)
 			q.use(s)
 			f := &flowQueue{id: 2}
 			ms := make([]udpio.Message, 16)

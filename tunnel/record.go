@@ -14,16 +14,13 @@ import (
 //	|             | (length of the body) | count u8: only where F is 1 |      |
 //	+-------------+----------------------+-----------------------------+------+
 //
-// Flow 0 with length 0 is padding up to the end of the bundle; flow 0 with a
-// length is control in band, and what is unknown there is skipped. Fragments of
+// Flow 0 with length 0, or with nothing after it, is padding up to the end of the
+// bundle; flow 0 with a length is control in band, and what is unknown there is skipped. Fragments of
 // one datagram share flow and message; index rises from 0, and count is 0 in all
 // but the last, where it is index+1: a sender need not know beforehand how the
 // datagram will fall into bundles.
 const (
 	fragmentHeaderLen = 4
-
-	// maxRecordHeader is the longest header of a record in bytes.
-	maxRecordHeader = 8 + 4 + fragmentHeaderLen
 
 	// MaxBody is the largest datagram in bytes: the longest address as SOCKS5
 	// writes it, and the largest UDP payload.
@@ -32,8 +29,8 @@ const (
 	// maxFragments bounds the fragments of one datagram.
 	maxFragments = 128
 
-	// minFragment is the smallest body of a fragment but the last in bytes, so
-	// that the largest datagram stays below maxFragments.
+	// minFragment is the smallest body in bytes of a fragment that is neither the
+	// first nor the last, so that the largest datagram stays below maxFragments.
 	minFragment = 600
 )
 
@@ -58,6 +55,9 @@ func parseRecord(b []byte) (r record, rest []byte, err error) {
 		return r, nil, errMalformedBundle
 	}
 	b = b[n:]
+	if flow == 0 && len(b) == 0 {
+		return r, nil, nil // padding of one byte
+	}
 	v, n, err := quicvarint.Parse(b)
 	if err != nil {
 		return r, nil, errMalformedBundle
@@ -87,6 +87,12 @@ func parseRecord(b []byte) (r record, rest []byte, err error) {
 // recordLen is the size in bytes of a whole datagram's record.
 func recordLen(flow uint64, body int) int {
 	return quicvarint.Len(flow) + quicvarint.Len(uint64(body)<<1) + body
+}
+
+// fragmentOverhead is the size in bytes of a fragment's header where the whole
+// record takes at most room bytes.
+func fragmentOverhead(flow uint64, room int) int {
+	return quicvarint.Len(flow) + quicvarint.Len(uint64(max(room, 0))<<1|1) + fragmentHeaderLen
 }
 
 // appendRecordHeader appends the header of a whole datagram of length bytes.

@@ -25,6 +25,9 @@ func TestRecordsSurviveTheWire(t *testing.T) {
 	b = append(appendFragmentHeader(b, 4, 3, 7, 0, 0), "beg"...)
 	b = appendRecordHeader(b, 0, 0)
 	b = append(b, 0xff, 0xff) // padding may hold anything
+	if r, _, err := parseRecord([]byte{0}); err != nil || !r.padding() {
+		t.Errorf("one byte of padding: %+v, %v", r, err)
+	}
 
 	want := []record{
 		{flow: 2, body: []byte("hello")},

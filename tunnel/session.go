@@ -190,7 +190,7 @@ func (s *Session) Attach(ctx context.Context, p Pending, cred Credentials) (*Att
 
 // attach adds c to the session and serves it until it ends.
 func (s *Session) attach(c Carrier, number uint64, in *incarnation, instance [16]byte, resumed bool) (*Attachment, error) {
-	a := &Attachment{s: s, c: c, number: number, instance: instance, resumed: resumed, snd: newSender(), done: make(chan struct{})}
+	a := &Attachment{s: s, c: c, number: number, instance: instance, resumed: resumed, snd: newSender(c.Kind() == KindQUIC), done: make(chan struct{})}
 	a.out.wake = make(chan struct{}, 1)
 	a.heard.Store(int64(s.now()))
 	s.mu.Lock()

@@ -31,9 +31,6 @@ const (
 
 	// shutdownBound is what users are promised after SIGINT or SIGTERM.
 	shutdownBound = 2 * time.Second
-
-	// silence is how long nothing has to come for it to count as never.
-	silence = 300 * time.Millisecond
 )
 
 // logLine is one line of a process's log.
@@ -122,7 +119,7 @@ func environment(t testing.TB, extra ...string) []string {
 func launch(t testing.TB, env []string, args ...string) *process {
 	t.Helper()
 	p := &process{
-		t: t, name: args[0], cmd: exec.Command(binary, args...),
+		t: t, name: args[0], cmd: exec.Command(program, args...),
 		stdout: newOutput(), stderr: newOutput(), exited: make(chan struct{}),
 		secrets: secretsIn(args),
 	}

@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -12,21 +13,24 @@ import (
 	"go.uber.org/goleak"
 )
 
-// binary is the program under test, built once. It has the race detector when
+// program is the program under test, built once. It has the race detector when
 // the tests have it.
-var binary string
+var program string
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
 func run(m *testing.M) int {
+	// Most tests wait more than they work, so two cores serve more than two; what
+	// is on the command line comes later and wins.
+	_ = flag.Set("test.parallel", "4")
 	dir, err := os.MkdirTemp("", "wmproxy-e2e-")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
 	defer os.RemoveAll(dir)
-	binary = filepath.Join(dir, "wmproxy")
-	args := []string{"build", "-o", binary}
+	program = filepath.Join(dir, "wmproxy")
+	args := []string{"build", "-o", program}
 	if raceEnabled {
 		args = append(args, "-race")
 	}
@@ -53,14 +57,14 @@ func unable(t testing.TB, why string) {
 }
 
 // debian returns the path of a program, or skips the test.
-func debian(t testing.TB, program, pkg string) string {
+func debian(t testing.TB, name, pkg string) string {
 	t.Helper()
-	path, err := exec.LookPath(program)
+	path, err := exec.LookPath(name)
 	if err != nil {
 		// Debian keeps daemons where ordinary users do not look.
-		path = filepath.Join("/usr/sbin", program)
+		path = filepath.Join("/usr/sbin", name)
 		if _, err := os.Stat(path); err != nil {
-			unable(t, program+" is not installed (Debian package "+pkg+")")
+			unable(t, name+" is not installed (Debian package "+pkg+")")
 		}
 	}
 	return path

@@ -1,0 +1,229 @@
+package bench
+
+import (
+	"net"
+	"net/netip"
+	"sync"
+
+	"wmproxy/internal/udpio"
+)
+
+// socketBuffer is asked for each association, in bytes: a relay that answers in
+// bursts must not lose them here.
+const socketBuffer = 4 << 20
+
+// flow is one association, or without a proxy one socket, and what it has sent.
+type flow struct {
+	load    *udpLoad
+	index   uint16
+	control *net.TCPConn // nil without a proxy
+	socket  *udpio.Socket
+	to      netip.AddrPort // the relay, or the target
+
+	mu       sync.Mutex
+	primed   bool
+	sequence uint64 // of the last datagram sent
+	slots    []slot // of a window; nil for a rate
+	tally    tally
+	counts   counts
+	out      []udpio.Message
+	heads    []byte // of the messages in out, or of the slots
+	rtts     []int64
+}
+
+// slot is one place in the window.
+type slot struct {
+	sequence uint64 // that is in flight, 0 for none
+	sent     int64  // ns
+}
+
+// counts is what became of datagrams.
+type counts struct {
+	sent, unsent                int64
+	inTime, late                int64
+	reordered, duplicate, alien int64
+}
+
+func (c *counts) add(d counts) {
+	c.sent += d.sent
+	c.unsent += d.unsent
+	c.inTime += d.inTime
+	c.late += d.late
+	c.reordered += d.reordered
+	c.duplicate += d.duplicate
+	c.alien += d.alien
+}
+
+// lost is what did not come back in time.
+func (c *counts) lost() int64 { return c.sent - c.inTime }
+
+// receive is the socket's callback.
+func (f *flow) receive(ms []udpio.Message) {
+	now := f.load.now()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.out, f.rtts = f.out[:0], f.rtts[:0]
+	for i := range ms {
+		f.arrived(&ms[i], now)
+	}
+	f.flush()
+	f.load.recorder.add(f.rtts)
+}
+
+// arrived accounts for one datagram and puts what replaces it into out.
+func (f *flow) arrived(m *udpio.Message, now int64) {
+	body := m.Body
+	if f.control != nil {
+		body = payloadOf(body)
+	}
+	s, ok := readStamp(body)
+	if !ok || s.run != f.load.run || s.index != f.index || len(body) != f.load.size {
+		f.counts.alien++
+		return
+	}
+	if s.sequence == 0 {
+		f.prime()
+		return
+	}
+	switch f.tally.arrived(s.sequence) {
+	case duplicate:
+		f.counts.duplicate++
+		return
+	case reordered:
+		f.counts.reordered++
+	case inOrder:
+	}
+	rtt := now - s.sent
+	if rtt > f.load.timeoutNS {
+		f.counts.late++
+		return // its place in the window has been given to another
+	}
+	f.counts.inTime++
+	f.rtts = append(f.rtts, rtt)
+	if int(s.slot) < len(f.slots) && f.slots[s.slot].sequence == s.sequence {
+		f.slots[s.slot].sequence = 0
+		if f.load.sending.Load() {
+			f.compose(int(s.slot), now)
+		}
+	}
+}
+
+// prime notes that the way is open: the first reply has come.
+func (f *flow) prime() {
+	if !f.primed {
+		f.primed = true
+		f.load.unprimed.Done()
+	}
+}
+
+// compose puts the next datagram, of a slot of the window, into out.
+func (f *flow) compose(at int, now int64) {
+	f.sequence++
+	if f.slots != nil {
+		f.slots[at] = slot{f.sequence, now}
+	}
+	f.put(at, stamp{run: f.load.run, index: f.index, slot: uint16(at), sequence: f.sequence, sent: now})
+}
+
+// put makes a message of s with the head at a place of heads.
+func (f *flow) put(at int, s stamp) {
+	size := len(f.load.header) + MinSize
+	head := f.heads[at*size:][:size:size]
+	s.put(head[len(f.load.header):])
+	f.out = append(f.out, udpio.Message{Head: head, Body: f.load.body, Addr: f.to})
+}
+
+// flush writes out. What the system did not take was never sent: its places stay
+// marked and are filled again when they time out.
+func (f *flow) flush() {
+	if len(f.out) == 0 {
+		return
+	}
+	sent, err := f.socket.Write(f.out)
+	f.counts.sent += int64(sent)
+	f.counts.unsent += int64(len(f.out) - sent)
+	if err != nil {
+		f.load.fail(err)
+	}
+	f.out = f.out[:0]
+}
+
+// fill gives the places of the window that are free, or whose datagram is lost,
+// to new ones.
+func (f *flow) fill(now int64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.out = f.out[:0]
+	for i := range f.slots {
+		if f.slots[i].sequence == 0 || now-f.slots[i].sent > f.load.timeoutNS {
+			f.compose(i, now)
+		}
+	}
+	f.flush()
+}
+
+// send sends n datagrams of a rate.
+func (f *flow) send(n int, now int64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.out = f.out[:0]
+	for range n {
+		f.compose(len(f.out), now)
+		if len(f.out) == rateBatch {
+			f.flush()
+		}
+	}
+	f.flush()
+}
+
+// knock sends the datagram that opens the way, unless it is open.
+func (f *flow) knock() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.primed {
+		return
+	}
+	f.out = f.out[:0]
+	f.put(0, stamp{run: f.load.run, index: f.index})
+	if _, err := f.socket.Write(f.out); err != nil {
+		f.load.fail(err)
+	}
+	f.out = f.out[:0]
+}
+
+// read returns the counts so far.
+func (f *flow) read() counts {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.counts
+}
+
+// open makes the association and its socket.
+func (f *flow) open(way *Way, control *net.TCPConn, relay netip.AddrPort, cfg udpio.Config) error {
+	local := netip.AddrPort{}
+	f.control, f.to = control, relay
+	if control == nil {
+		f.to = way.direct
+	} else if ap := control.LocalAddr().(*net.TCPAddr).AddrPort(); ap.Addr().Unmap().Is4() == relay.Addr().Is4() {
+		// Servers take datagrams from where the request came from.
+		local = netip.AddrPortFrom(ap.Addr().Unmap(), 0)
+	}
+	if !local.IsValid() {
+		local = netip.AddrPortFrom(netip.IPv6Unspecified(), 0)
+		if f.to.Addr().Is4() {
+			local = netip.AddrPortFrom(netip.IPv4Unspecified(), 0)
+		}
+	}
+	var err error
+	f.socket, err = udpio.Listen(local, cfg)
+	return err
+}
+
+func (f *flow) close() {
+	if f.socket != nil {
+		_ = f.socket.Close()
+	}
+	if f.control != nil {
+		_ = f.control.Close()
+	}
+}

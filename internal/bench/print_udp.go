@@ -1,0 +1,97 @@
+package bench
+
+import (
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/guptarohit/asciigraph"
+)
+
+// Print writes the result for people.
+func (r UDPResult) Print(out io.Writer) error {
+	b := new(strings.Builder)
+	load := fmt.Sprintf("%d associations × %d in flight", r.Associations, r.Window)
+	if r.Rate > 0 {
+		load = fmt.Sprintf("%s datagrams/s over %d associations", grouped(int64(r.Rate)), r.Associations)
+	}
+	r.head(b, fmt.Sprintf("%d B, %s", r.Size, load))
+	row(b, "round trips/s", "%s  (%.1f Mbit/s each way)", grouped(int64(r.PerSecond)), r.Mbit)
+	row(b, "datagrams", "%s sent, %s back, %s lost (%.3f %%)", grouped(r.Sent), grouped(r.InTime), grouped(r.Lost), r.LossPercent)
+	row(b, "order", "%s reordered, %s duplicates, %s late", grouped(r.Reordered), grouped(r.Duplicate), grouped(r.Late))
+	row(b, "RTT", "p50 %s · p90 %s · p99 %s · p99.9 %s · max %s", microseconds(r.RTT.P50), microseconds(r.RTT.P90),
+		microseconds(r.RTT.P99), microseconds(r.RTT.P999), microseconds(r.RTT.Max))
+	r.remarks(b)
+	if len(r.Processes) > 0 {
+		row(b, "CPU", "%.1f s per million round trips", r.CPUPerMillion)
+		r.processes(b)
+	}
+	chart(b, r.Series)
+	_, err := io.WriteString(out, b.String())
+	return err
+}
+
+// remarks says what should not have happened.
+func (r UDPResult) remarks(b *strings.Builder) {
+	for _, remark := range []struct {
+		n    int64
+		text string
+	}{
+		{r.InFlight, "were still in flight when it was interrupted"},
+		{r.Unsent, "were never sent: this machine had no room for them in its socket buffers"},
+		{r.Skipped, "were not sent in time: this machine is too busy for the rate"},
+		{r.Alien, "came that were none of ours, or of another size"},
+		{int64(r.Ended), "associations were ended by the server"},
+	} {
+		if remark.n > 0 {
+			row(b, "note", "%s %s", grouped(remark.n), remark.text)
+		}
+	}
+}
+
+func (o Outcome) head(b *strings.Builder, load string) {
+	fmt.Fprintf(b, "%s · %s · %s · %.2f s", o.Way, o.Target, load, o.Seconds)
+	if o.Interrupted {
+		b.WriteString(" · interrupted")
+	}
+	b.WriteString("\n\n")
+}
+
+func (o Outcome) processes(b *strings.Builder) {
+	for _, u := range o.Processes {
+		row(b, "process", "%s (%d): %.2f CPU-s, RSS %.1f MiB%s", u.Name, u.PID, u.CPUSeconds, mebibytes(u.RSS), pss(u))
+	}
+}
+
+func pss(u Usage) string {
+	if u.PSS == 0 {
+		return ""
+	}
+	return fmt.Sprintf(", PSS %.1f MiB", mebibytes(u.PSS))
+}
+
+func mebibytes(n int64) float64 { return float64(n) / (1 << 20) }
+
+// row writes a name and what it is.
+func row(b *strings.Builder, name, format string, args ...any) {
+	fmt.Fprintf(b, "%-14s %s\n", name, fmt.Sprintf(format, args...))
+}
+
+const chartHeight = 8
+
+// chart draws the latency over the time of the run.
+func chart(b *strings.Builder, series []Point) {
+	var p50, p99 []float64
+	for _, p := range series {
+		if p.RoundTrips > 0 {
+			p50, p99 = append(p50, p.P50/1e3), append(p99, p.P99/1e3)
+		}
+	}
+	if len(p50) < 2 {
+		return
+	}
+	b.WriteString("\n" + asciigraph.PlotMany([][]float64{p99, p50},
+		asciigraph.Height(chartHeight), asciigraph.LowerBound(0), asciigraph.Precision(2),
+		asciigraph.SeriesChars(asciigraph.CreateCharSet("·"), asciigraph.DefaultCharSet),
+		asciigraph.Caption("RTT in ms over the run: line p50, dots p99")) + "\n")
+}

@@ -1,0 +1,63 @@
+package bench
+
+// seenWindow is how many sequence numbers of an association are remembered to
+// tell duplicates, a power of two: two seconds of 32,768 datagrams each.
+const seenWindow = 1 << 16
+
+// tally follows the sequence numbers of one association, which count up from 1.
+// It has no clock. The zero value works; its memory comes with the first
+// datagram that arrives, and grows with the numbers up to seenWindow bits.
+type tally struct {
+	highest uint64   // that arrived
+	seen    []uint64 // bit sequence%size for those after highest-size
+}
+
+// arrival is what a datagram is to those before it.
+type arrival uint8
+
+const (
+	inOrder   arrival = iota
+	reordered         // a later one arrived before it
+	duplicate         // it arrived before, or is too old to tell
+)
+
+func (t *tally) size() uint64 { return uint64(len(t.seen)) * 64 }
+
+// arrived notes a sequence number.
+func (t *tally) arrived(sequence uint64) arrival {
+	if sequence > t.highest {
+		t.advance(sequence)
+		t.mark(sequence)
+		return inOrder
+	}
+	if sequence+t.size() <= t.highest || t.marked(sequence) {
+		return duplicate
+	}
+	t.mark(sequence)
+	return reordered
+}
+
+// advance makes sequence the highest and forgets what leaves the window.
+func (t *tally) advance(sequence uint64) {
+	for t.size() < seenWindow && sequence >= t.size() {
+		t.grow()
+	}
+	first := t.highest + 1
+	if sequence-t.highest > t.size() {
+		first = sequence - t.size() + 1
+	}
+	for s := first; s <= sequence; s++ {
+		t.seen[s%t.size()/64] &^= 1 << (s % 64)
+	}
+	t.highest = sequence
+}
+
+// grow doubles the window. Until it has its full size no number has left it, so
+// that the places of those in it stay the same.
+func (t *tally) grow() {
+	words := max(2*len(t.seen), 4)
+	t.seen = append(t.seen, make([]uint64, words-len(t.seen))...)
+}
+
+func (t *tally) mark(s uint64)        { t.seen[s%t.size()/64] |= 1 << (s % 64) }
+func (t *tally) marked(s uint64) bool { return t.seen[s%t.size()/64]&(1<<(s%64)) != 0 }

@@ -1,0 +1,134 @@
+package bench
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+)
+
+// Usage is what one process spent while a load ran, and its memory.
+type Usage struct {
+	PID        int     `json:"pid"`
+	Name       string  `json:"name"`
+	CPUSeconds float64 `json:"cpu_seconds"`         // user and system
+	RSS        int64   `json:"rss_bytes"`           // at the end
+	PSS        int64   `json:"pss_bytes,omitempty"` // at the end, where it may be read
+}
+
+// clockTicks is the unit of CPU times in /proc, per second: 100 on all
+// architectures that Go supports (USER_HZ).
+const clockTicks = 100
+
+// errStat is a /proc/PID/stat that is not as proc(5) says.
+var errStat = errors.New("unexpected contents of /proc/PID/stat")
+
+// sample is a process at one moment.
+type sample struct {
+	name string
+	cpu  float64 // seconds since its start
+}
+
+// parseStat reads the name and utime + stime out of /proc/PID/stat:
+//
+//	pid (name) state ppid … utime stime …
+//	1    2      3     4      14    15
+//
+// The name may hold spaces and parentheses; it ends at the last one.
+func parseStat(b []byte) (sample, error) {
+	open, shut := bytes.IndexByte(b, '('), bytes.LastIndexByte(b, ')')
+	if open < 0 || shut < open {
+		return sample{}, errStat
+	}
+	fields := bytes.Fields(b[shut+1:])
+	const state, utime, stime = 3, 14, 15
+	if len(fields) <= stime-state {
+		return sample{}, errStat
+	}
+	user, err1 := strconv.ParseUint(string(fields[utime-state]), 10, 63)
+	system, err2 := strconv.ParseUint(string(fields[stime-state]), 10, 63)
+	if err1 != nil || err2 != nil {
+		return sample{}, errStat
+	}
+	return sample{string(b[open+1 : shut]), float64(user+system) / clockTicks}, nil
+}
+
+// readSample samples one process.
+func readSample(pid int) (sample, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return sample{}, fmt.Errorf("cannot read the figures of process %d (%w); --pids needs Linux and running processes", pid, err)
+	}
+	return parseStat(b)
+}
+
+// parseKilobytes finds a line "key: N kB" as in /proc/PID/status, in bytes; 0 if
+// there is none.
+func parseKilobytes(text, key string) int64 {
+	for line := range strings.Lines(text) {
+		name, value, ok := strings.Cut(line, ":")
+		if !ok || name != key {
+			continue
+		}
+		n, err := strconv.ParseInt(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(value), "kB")), 10, 53)
+		if err != nil {
+			return 0
+		}
+		return n << 10
+	}
+	return 0
+}
+
+// readMemory reads a process's memory, in bytes; what may not be read is 0.
+func readMemory(pid int) (rss, pss int64) {
+	if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid)); err == nil {
+		rss = parseKilobytes(string(b), "VmRSS")
+	}
+	if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid)); err == nil {
+		pss = parseKilobytes(string(b), "Pss")
+	}
+	return rss, pss
+}
+
+// meter measures what processes spend from when it is made.
+type meter struct {
+	pids   []int
+	before []sample
+}
+
+func newMeter(pids []int) (*meter, error) {
+	m := &meter{pids: pids}
+	for _, pid := range pids {
+		s, err := readSample(pid)
+		if err != nil {
+			return nil, err
+		}
+		m.before = append(m.before, s)
+	}
+	return m, nil
+}
+
+// read returns what was spent until now. A process that is gone is an error.
+func (m *meter) read() ([]Usage, error) {
+	var all []Usage
+	for i, pid := range m.pids {
+		s, err := readSample(pid)
+		if err != nil {
+			return nil, err
+		}
+		u := Usage{PID: pid, Name: s.name, CPUSeconds: s.cpu - m.before[i].cpu}
+		u.RSS, u.PSS = readMemory(pid)
+		all = append(all, u)
+	}
+	return all, nil
+}
+
+// cpu is the CPU seconds of all together.
+func cpu(all []Usage) (seconds float64) {
+	for _, u := range all {
+		seconds += u.CPUSeconds
+	}
+	return seconds
+}
