@@ -76,15 +76,15 @@ func (c *counters) snapshot() Stats {
 	return s
 }
 
-// logAttrs is s for a log line, with the drops that happened.
-func (s *Stats) logAttrs() []slog.Attr {
+// logAttrs is s for a log line, with the drops that happened, more among them.
+func (s *Stats) logAttrs(more []any) []slog.Attr {
 	attrs := []slog.Attr{
 		slog.Uint64("up_datagrams", s.Up.Datagrams),
 		slog.Uint64("up_bytes", s.Up.Bytes),
 		slog.Uint64("down_datagrams", s.Down.Datagrams),
 		slog.Uint64("down_bytes", s.Down.Bytes),
 	}
-	var drops []any
+	drops := more
 	for r, n := range s.Drops {
 		if n > 0 {
 			drops = append(drops, slog.Uint64(DropReason(r).String(), n))

@@ -74,6 +74,12 @@ type Uplink interface {
 	End()
 }
 
+// DropReporter is an Uplink that drops datagrams and can tell how many, as log
+// attributes, after End. They go into the association's line in the log.
+type DropReporter interface {
+	DropAttrs() []any
+}
+
 // Association is a UDP ASSOCIATE: a UDP socket for one client, for as long as
 // its control connection lasts. Any goroutine may call its methods.
 type Association struct {
@@ -229,11 +235,15 @@ func (a *Association) end() {
 	a.up.End()
 	a.pin.Store(nil) // a shared socket is still open
 	stats := a.Stats()
+	var more []any
+	if up, ok := a.up.(DropReporter); ok {
+		more = up.DropAttrs()
+	}
 	attrs := append([]slog.Attr{
 		slog.String("user", a.user),
 		slog.Any("client", a.client),
 		slog.Duration("duration", time.Since(a.start)),
-	}, stats.logAttrs()...)
+	}, stats.logAttrs(more)...)
 	a.server.log().LogAttrs(context.Background(), slog.LevelInfo, "association ended", attrs...)
 }
 

@@ -49,6 +49,7 @@ type queue struct {
 type flowQueue struct {
 	id          uint64
 	first, last *packet
+	drops       [dropReasons]uint32
 	bytes       int
 	deficit     int
 	next, prev  *flowQueue // nil while nothing waits
@@ -125,7 +126,7 @@ func (q *queue) push(f *flowQueue, ms []udpio.Message, now time.Duration) {
 		m := &ms[i]
 		p := getPacket(m.Len())
 		if p == nil {
-			q.drops.add(DropTooLarge, 1)
+			q.drop(f, DropTooLarge)
 			continue
 		}
 		p.buf = append(append(p.buf, m.Head...), m.Body...)
@@ -213,8 +214,23 @@ func (q *queue) pop(f *flowQueue) *packet {
 }
 
 func (q *queue) dropOldest(f *flowQueue, why Drop) {
-	q.drops.add(why, 1)
+	q.drop(f, why)
 	putPacket(q.pop(f))
+}
+
+func (q *queue) drop(f *flowQueue, why Drop) {
+	q.drops.add(why, 1)
+	f.drops[why]++
+}
+
+// dropped is what f has lost in the queue so far.
+func (q *queue) dropped(f *flowQueue) (s Drops) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for i, n := range f.drops {
+		s[i] = uint64(n)
+	}
+	return s
 }
 
 // clear drops what f has waiting.

@@ -1,6 +1,9 @@
 package tunnel
 
-import "sync/atomic"
+import (
+	"log/slog"
+	"sync/atomic"
+)
 
 // Drop is a reason for which a session dropped a datagram.
 type Drop uint8
@@ -32,6 +35,16 @@ func (c *dropCounters) add(d Drop, n uint64) { c[d].Add(n) }
 
 // Drops is a snapshot of the counters, indexed by Drop.
 type Drops [dropReasons]uint64
+
+// Attrs is the reasons that occurred, for a line in the log.
+func (s *Drops) Attrs() (attrs []any) {
+	for d, n := range s {
+		if n > 0 {
+			attrs = append(attrs, slog.Uint64(Drop(d).String(), n))
+		}
+	}
+	return attrs
+}
 
 func (c *dropCounters) snapshot() (s Drops) {
 	for i := range c {

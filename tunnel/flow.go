@@ -72,6 +72,9 @@ func (f *Flow) Send(ms []udpio.Message) {
 	f.s.q.push(&f.q, ms, f.s.now())
 }
 
+// Drops is what the flow has lost in the queue so far, by reason.
+func (f *Flow) Drops() Drops { return f.s.q.dropped(&f.q) }
+
 // End ends the flow on both sides. Further calls do nothing.
 func (f *Flow) End(code EndCode) {
 	if f.over.CompareAndSwap(false, true) {

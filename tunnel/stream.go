@@ -11,7 +11,7 @@ import (
 
 const (
 	// MaxStreams bounds the streams that one session's peer may have open.
-	MaxStreams = 4096
+	MaxStreams = 2048
 
 	// MaxStreamAddr bounds the address in a stream's header in bytes.
 	MaxStreamAddr = 1 + 1 + 255 + 2

@@ -4,8 +4,6 @@ import (
 	"fmt"
 	"io"
 	"strings"
-
-	"github.com/guptarohit/asciigraph"
 )
 
 // Print writes the result for people.
@@ -26,7 +24,7 @@ func (r UDPResult) Print(out io.Writer) error {
 		row(b, "CPU", "%.1f s per million round trips", r.CPUPerMillion)
 		r.processes(b)
 	}
-	chart(b, r.Series)
+	chart(b, r.Series, "RTT")
 	_, err := io.WriteString(out, b.String())
 	return err
 }
@@ -47,51 +45,4 @@ func (r UDPResult) remarks(b *strings.Builder) {
 			row(b, "note", "%s %s", grouped(remark.n), remark.text)
 		}
 	}
-}
-
-func (o Outcome) head(b *strings.Builder, load string) {
-	fmt.Fprintf(b, "%s · %s · %s · %.2f s", o.Way, o.Target, load, o.Seconds)
-	if o.Interrupted {
-		b.WriteString(" · interrupted")
-	}
-	b.WriteString("\n\n")
-}
-
-func (o Outcome) processes(b *strings.Builder) {
-	for _, u := range o.Processes {
-		row(b, "process", "%s (%d): %.2f CPU-s, RSS %.1f MiB%s", u.Name, u.PID, u.CPUSeconds, mebibytes(u.RSS), pss(u))
-	}
-}
-
-func pss(u Usage) string {
-	if u.PSS == 0 {
-		return ""
-	}
-	return fmt.Sprintf(", PSS %.1f MiB", mebibytes(u.PSS))
-}
-
-func mebibytes(n int64) float64 { return float64(n) / (1 << 20) }
-
-// row writes a name and what it is.
-func row(b *strings.Builder, name, format string, args ...any) {
-	fmt.Fprintf(b, "%-14s %s\n", name, fmt.Sprintf(format, args...))
-}
-
-const chartHeight = 8
-
-// chart draws the latency over the time of the run.
-func chart(b *strings.Builder, series []Point) {
-	var p50, p99 []float64
-	for _, p := range series {
-		if p.RoundTrips > 0 {
-			p50, p99 = append(p50, p.P50/1e3), append(p99, p.P99/1e3)
-		}
-	}
-	if len(p50) < 2 {
-		return
-	}
-	b.WriteString("\n" + asciigraph.PlotMany([][]float64{p99, p50},
-		asciigraph.Height(chartHeight), asciigraph.LowerBound(0), asciigraph.Precision(2),
-		asciigraph.SeriesChars(asciigraph.CreateCharSet("·"), asciigraph.DefaultCharSet),
-		asciigraph.Caption("RTT in ms over the run: line p50, dots p99")) + "\n")
 }

@@ -8,7 +8,6 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -368,22 +367,35 @@ func (l *udpLoad) result(seconds float64, atEnd counts, usage []Usage) UDPResult
 }
 
 // ended counts the associations that the server has ended.
-func (l *udpLoad) ended() (n int) {
+func (l *udpLoad) ended() int {
+	var controls []*net.TCPConn
 	for _, f := range l.flows {
-		if f.control != nil && hungUp(f.control) {
-			n++
+		if f.control != nil {
+			controls = append(controls, f.control)
 		}
 	}
-	return n
+	return hungUp(controls)
 }
 
-// hungUp says whether the other side has closed c, on which it has nothing to say.
-func hungUp(c *net.TCPConn) bool {
-	var b [1]byte
-	// A deadline in the past would not even look.
-	_ = c.SetReadDeadline(time.Now().Add(time.Millisecond))
-	_, err := c.Read(b[:])
-	return err != nil && !errors.Is(err, syscall.ETIMEDOUT) && !timedOut(err)
+// hungUp counts the connections that the other side has closed; it has nothing
+// to say on them.
+func hungUp(controls []*net.TCPConn) int {
+	var n atomic.Int64
+	var looking errgroup.Group
+	looking.SetLimit(openers)
+	for _, c := range controls {
+		looking.Go(func() error {
+			var b [1]byte
+			// A deadline in the past would not even look.
+			_ = c.SetReadDeadline(time.Now().Add(time.Millisecond))
+			if _, err := c.Read(b[:]); err != nil && !timedOut(err) {
+				n.Add(1)
+			}
+			return nil
+		})
+	}
+	_ = looking.Wait()
+	return int(n.Load())
 }
 
 func timedOut(err error) bool {

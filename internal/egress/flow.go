@@ -17,6 +17,7 @@ type downlink interface {
 	Send(ms []udpio.Message)
 	End(code tunnel.EndCode)
 	Forget()
+	Drops() tunnel.Drops
 }
 
 var (
@@ -149,7 +150,7 @@ func (f *flow) finish(why string) {
 	e.cfg.Log.Info("flow ended", append([]any{
 		"user", f.user.name, "flow", f.link.ID(), "why", why,
 		"duration", time.Since(f.since).Round(time.Millisecond),
-	}, s.attrs()...)...)
+	}, s.attrs(f.link.Drops())...)...)
 }
 
 // batchSize is how many datagrams go to a socket or to the tunnel at once.

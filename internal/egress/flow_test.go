@@ -44,6 +44,7 @@ func newFakeLink(id uint64) *fakeLink {
 func (l *fakeLink) ID() uint64              { return l.id }
 func (l *fakeLink) End(code tunnel.EndCode) { l.ended <- code }
 func (l *fakeLink) Forget()                 { l.forgotten <- struct{}{} }
+func (l *fakeLink) Drops() tunnel.Drops     { return tunnel.Drops{} }
 
 func (l *fakeLink) Send(ms []udpio.Message) {
 	for _, m := range ms {
@@ -543,7 +544,7 @@ func TestAnEndedFlowClosesItsSocketAndLogsOneLine(t *testing.T) {
 	line := out.String()
 	for _, want := range []string{
 		"user=ann", "flow=7", "why=normal", "duration=", "up_datagrams=1", "up_bytes=3",
-		"down_datagrams=0", "dropped.policy=1", "dropped.ended=",
+		"down_datagrams=0", "drops.policy=1", "drops.ended=",
 	} {
 		if !strings.Contains(line, want) {
 			t.Errorf("no %s in %s", want, line)
@@ -552,7 +553,7 @@ func TestAnEndedFlowClosesItsSocketAndLogsOneLine(t *testing.T) {
 	if n := strings.Count(line, "\n"); n != 1 {
 		t.Errorf("%d lines, want 1: %s", n, line)
 	}
-	for _, not := range []string{"secret", "dropped.port", "dropped.send"} {
+	for _, not := range []string{"secret", "drops.port", "drops.send"} {
 		if strings.Contains(line, not) {
 			t.Errorf("%s in %s", not, line)
 		}

@@ -3,6 +3,8 @@ package egress
 import (
 	"log/slog"
 	"sync/atomic"
+
+	"wmproxy/tunnel"
 )
 
 // Drop is a reason for which a datagram went no further.
@@ -47,20 +49,21 @@ func (s *Stats) add(t Stats) {
 	}
 }
 
-// attrs is s as a line in a log: drops only where there are any.
-func (s *Stats) attrs() []any {
+// attrs is s as a line in a log, with what the tunnel's queue dropped: drops only
+// where there are any.
+func (s *Stats) attrs(queue tunnel.Drops) []any {
 	as := []any{
 		"up_datagrams", s.UpDatagrams, "up_bytes", s.UpBytes,
 		"down_datagrams", s.DownDatagrams, "down_bytes", s.DownBytes,
 	}
-	var drops []any
+	drops := queue.Attrs()
 	for i, n := range s.Drops {
 		if n > 0 {
 			drops = append(drops, slog.Uint64(Drop(i).String(), n))
 		}
 	}
 	if len(drops) > 0 {
-		as = append(as, slog.Group("dropped", drops...))
+		as = append(as, slog.Group("drops", drops...))
 	}
 	return as
 }

@@ -97,6 +97,12 @@ func (a *association) End() {
 	a.flow.Load().End(tunnel.EndNormal)
 }
 
+// DropAttrs is what the tunnel dropped, for the association's line in the log.
+func (a *association) DropAttrs() []any {
+	drops := a.flow.Load().Drops()
+	return drops.Attrs()
+}
+
 // Receive takes datagrams for the application.
 func (a *association) Receive(bodies [][]byte) { a.socks.Deliver(bodies) }
 

@@ -1,0 +1,225 @@
+package bench
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// HoldConfig is a load of associations that are held open.
+type HoldConfig struct {
+	Common       // Duration is how long they are held
+	Associations int
+	Size         int           // of the datagrams, in bytes
+	Settle       time.Duration // from their end to the last look at the memory
+}
+
+// HoldResult is how that went. Memory is of the processes of PIDs together, in
+// bytes.
+type HoldResult struct {
+	Outcome
+	Associations int    `json:"associations"`
+	Size         int    `json:"size"`
+	Opened       int64  `json:"opened"`
+	First        int64  `json:"answered_first"` // right after they were opened
+	Again        int64  `json:"answered_again"` // before they were closed
+	Ended        int    `json:"ended_by_server"`
+	Reason       string `json:"first_failure,omitempty"`
+
+	Before  Memory  `json:"memory_before"`
+	Held    Memory  `json:"memory_held"`
+	After   Memory  `json:"memory_after"`                // Settle after the end
+	PerRSS  float64 `json:"bytes_per_association"`       // of RSS
+	PerPSS  float64 `json:"pss_bytes_per_association"`   // 0 where it may not be read
+	AfterOf float64 `json:"memory_after_percent_before"` // of RSS
+
+	OpenSeconds float64 `json:"open_seconds"`
+}
+
+// Memory is resident memory in bytes. PSS counts what processes share once.
+type Memory struct {
+	RSS int64 `json:"rss_bytes"`
+	PSS int64 `json:"pss_bytes,omitempty"`
+}
+
+// memoryOf is of all pids together.
+func memoryOf(pids []int) (m Memory) {
+	for _, pid := range pids {
+		rss, pss := readMemory(pid)
+		m.RSS, m.PSS = m.RSS+rss, m.PSS+pss
+	}
+	return m
+}
+
+type hold struct {
+	cfg  HoldConfig
+	run  uint32
+	line *progress
+
+	all   []association
+	first atomic.Pointer[error]
+}
+
+// Hold runs the load. The end of ctx is no error: the result is then what was
+// measured until there. It is an error if not one association answered.
+func Hold(ctx context.Context, cfg HoldConfig) (HoldResult, error) {
+	l := &hold{cfg: cfg, run: rand.Uint32(), line: newProgress(cfg.Progress), all: make([]association, cfg.Associations)}
+	defer l.line.clear()
+	if err := l.cfg.prepare(ctx); err != nil {
+		return HoldResult{}, err
+	}
+	m, err := newMeter(cfg.PIDs)
+	if err != nil {
+		return HoldResult{}, err
+	}
+	r := HoldResult{Associations: cfg.Associations, Size: cfg.Size, Before: memoryOf(cfg.PIDs)}
+	begin := time.Now()
+	r.Opened, r.First = l.open(ctx)
+	r.OpenSeconds = time.Since(begin).Seconds()
+	if err := l.first.Load(); err != nil && r.First == 0 {
+		l.close()
+		return r, describe(&l.cfg.Way, *err)
+	}
+	l.pause(ctx, "held for", cfg.Duration)
+	r.Held = memoryOf(cfg.PIDs)
+	r.Again = l.ask(ctx)
+	r.Ended = l.ended()
+	l.close()
+	l.pause(ctx, "closed for", cfg.Settle)
+	r.After = memoryOf(cfg.PIDs)
+	usage, err := m.read()
+	r.Outcome = Outcome{
+		Load: "hold", Way: l.cfg.Way.String(), Target: l.cfg.Target.String(),
+		Seconds: time.Since(begin).Seconds(), Interrupted: ctx.Err() != nil, Processes: usage,
+	}
+	r.compare()
+	if reason := l.first.Load(); reason != nil {
+		r.Reason = (*reason).Error()
+	}
+	return r, err
+}
+
+// compare fills in what follows from the three looks at the memory.
+func (r *HoldResult) compare() {
+	if r.Opened == 0 || r.Before.RSS == 0 {
+		return
+	}
+	r.PerRSS = float64(r.Held.RSS-r.Before.RSS) / float64(r.Opened)
+	if r.Before.PSS > 0 {
+		r.PerPSS = float64(r.Held.PSS-r.Before.PSS) / float64(r.Opened)
+	}
+	r.AfterOf = percent(r.After.RSS, r.Before.RSS)
+}
+
+// each calls visit for every association, on openers goroutines, until ctx ends.
+func (l *hold) each(ctx context.Context, doing string, visit func(*traveller, *association) error) {
+	var next, done atomic.Int64
+	var workers sync.WaitGroup
+	for range openers {
+		workers.Go(func() {
+			t := newTraveller(&l.cfg.Common, l.cfg.Size, l.run)
+			for i := next.Add(1) - 1; i < int64(len(l.all)) && ctx.Err() == nil; i = next.Add(1) - 1 {
+				err := visit(t, &l.all[i])
+				done.Add(1)
+				if err != nil && !interrupted(ctx, err) {
+					l.first.CompareAndSwap(nil, &err)
+				}
+			}
+		})
+	}
+	finished := make(chan struct{})
+	var watcher sync.WaitGroup
+	watcher.Go(func() {
+		tick := time.NewTicker(progressEvery)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				l.line.show(func() string {
+					return fmt.Sprintf("%s %s of %s", doing, grouped(done.Load()), grouped(int64(len(l.all))))
+				})
+			case <-finished:
+				return
+			}
+		}
+	})
+	workers.Wait()
+	close(finished)
+	watcher.Wait()
+}
+
+// open opens all and makes a round trip on each.
+func (l *hold) open(ctx context.Context) (opened, answered int64) {
+	var open, ok atomic.Int64
+	l.each(ctx, "opened", func(t *traveller, a *association) (err error) {
+		if *a, err = openAssociation(ctx, &l.cfg.Way); err != nil {
+			*a = association{}
+			return err
+		}
+		open.Add(1)
+		if _, _, err = t.trip(ctx, *a); err == nil {
+			ok.Add(1)
+		}
+		return err
+	})
+	return open.Load(), ok.Load()
+}
+
+// ask makes a round trip on each that is open.
+func (l *hold) ask(ctx context.Context) int64 {
+	var ok atomic.Int64
+	l.each(ctx, "asked", func(t *traveller, a *association) error {
+		if a.udp == nil {
+			return nil
+		}
+		_, _, err := t.trip(ctx, *a)
+		if err == nil {
+			ok.Add(1)
+		}
+		return err
+	})
+	return ok.Load()
+}
+
+// ended counts the associations that the server has ended.
+func (l *hold) ended() int {
+	var controls []*net.TCPConn
+	for i := range l.all {
+		if c := l.all[i].control; c != nil {
+			controls = append(controls, c)
+		}
+	}
+	return hungUp(controls)
+}
+
+func (l *hold) close() {
+	for i := range l.all {
+		l.all[i].close()
+		l.all[i] = association{}
+	}
+}
+
+// pause waits for d, or less if ctx ends.
+func (l *hold) pause(ctx context.Context, doing string, d time.Duration) {
+	over := time.NewTimer(d)
+	defer over.Stop()
+	tick := time.NewTicker(progressEvery)
+	defer tick.Stop()
+	began := time.Now()
+	for {
+		select {
+		case <-tick.C:
+			l.line.show(func() string {
+				return fmt.Sprintf("%s %s of %s", doing, time.Since(began).Round(100*time.Millisecond), d)
+			})
+		case <-over.C:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}

@@ -1,0 +1,124 @@
+package bench
+
+import (
+	"encoding/binary"
+	"errors"
+	"io"
+	"net"
+	"time"
+)
+
+// A TCP connection to an Echo that begins with these bytes is one of a load:
+//
+//	+-------------------+------+
+//	| "wmproxy-bench/1" | mode |
+//	+-------------------+------+
+//	|        15         |  1   |
+//	+-------------------+------+
+//
+// 'U': the rest is thrown away; the total so far goes back, 8 bytes big-endian,
+// every 20 ms and at the end of the stream. 'D': pseudo-random bytes come back
+// until the connection ends. On any other beginning all bytes are echoed, so
+// that the same port serves "wmproxy test --echo".
+const (
+	preface     = "wmproxy-bench/1"
+	prefaceLen  = len(preface) + 1
+	modeUp      = 'U'
+	modeDown    = 'D'
+	totalLen    = 8
+	totalsEvery = 20 * time.Millisecond
+)
+
+func appendPreface(b []byte, mode byte) []byte { return append(append(b, preface...), mode) }
+
+// streamChunk is written to a socket at once, in bytes.
+const streamChunk = 256 << 10
+
+// serveStream serves one connection of an Echo until its end.
+func serveStream(c *net.TCPConn) {
+	var b [prefaceLen]byte
+	n, isLoad := readPreface(c, b[:])
+	switch {
+	case !isLoad:
+		echoStream(c, b[:n])
+	case b[prefaceLen-1] == modeUp:
+		sink(c)
+	default:
+		source(c)
+	}
+}
+
+// readPreface reads as long as what it reads is a preface. n bytes of b are then
+// filled, and isLoad says whether they are a whole one.
+func readPreface(c net.Conn, b []byte) (n int, isLoad bool) {
+	for n < prefaceLen {
+		_ = c.SetReadDeadline(time.Now().Add(echoIdle))
+		m, err := c.Read(b[n:])
+		n += m
+		if err != nil || string(b[:min(n, len(preface))]) != preface[:min(n, len(preface))] {
+			return n, false
+		}
+	}
+	return n, b[n-1] == modeUp || b[n-1] == modeDown
+}
+
+// echoStream returns at the stream's end; the caller's Close then sends ours,
+// after everything that was written.
+func echoStream(c net.Conn, first []byte) {
+	buf := make([]byte, 32<<10)
+	n := copy(buf, first)
+	for {
+		_ = c.SetDeadline(time.Now().Add(echoIdle))
+		if n > 0 {
+			if _, err := c.Write(buf[:n]); err != nil {
+				return
+			}
+		}
+		var err error
+		if n, err = c.Read(buf); err != nil && n == 0 {
+			return
+		}
+	}
+}
+
+// sink throws away what comes and reports the totals.
+func sink(c *net.TCPConn) {
+	d := newDiscarder(c)
+	var total uint64
+	var report [totalLen]byte
+	tell := func() error {
+		binary.BigEndian.PutUint64(report[:], total)
+		_, err := c.Write(report[:])
+		return err
+	}
+	told := time.Now()
+	for {
+		now := time.Now()
+		_ = c.SetDeadline(now.Add(echoIdle))
+		n, err := d.discard()
+		total += uint64(n)
+		if errors.Is(err, io.EOF) {
+			_ = tell()
+		}
+		if err != nil {
+			return
+		}
+		if now.Sub(told) >= totalsEvery {
+			told = now
+			if tell() != nil {
+				return
+			}
+		}
+	}
+}
+
+// source writes until the connection ends.
+func source(c *net.TCPConn) {
+	chunk := filler(streamChunk)
+	for {
+		_ = c.SetWriteDeadline(time.Now().Add(echoIdle))
+		if _, err := c.Write(chunk); err != nil {
+			return
+		}
+	}
+}

@@ -1,0 +1,244 @@
+package bench
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"wmproxy/socks"
+)
+
+// TCPConfig is a load of streams at full speed.
+type TCPConfig struct {
+	Common
+	Streams  int // connections in each direction
+	Up, Down bool
+}
+
+// TCPResult is what they moved. Up is what arrived at the target, Down what
+// arrived here.
+type TCPResult struct {
+	Outcome
+	Streams   int     `json:"streams"`
+	UpBytes   int64   `json:"up_bytes"`
+	DownBytes int64   `json:"down_bytes"`
+	UpGbit    float64 `json:"up_gbit_per_second"`
+	DownGbit  float64 `json:"down_gbit_per_second"`
+	Broken    int     `json:"streams_broken"` // ended before their time
+
+	CPUPerGB float64   `json:"cpu_seconds_per_gb,omitempty"`
+	Series   []float64 `json:"series_gbit"` // up and down together
+}
+
+// tcpWarm is how long streams run before they are measured: windows open, and
+// what fills the buffers does not count.
+const tcpWarm = 300 * time.Millisecond
+
+// tcpLoad is a running load.
+type tcpLoad struct {
+	cfg    TCPConfig
+	conns  []*net.TCPConn
+	ups    []*atomic.Int64 // what the target said that it got
+	down   atomic.Int64
+	broken atomic.Int64
+	ending atomic.Bool
+}
+
+// TCP runs a load of streams. The end of ctx is no error: the result is then
+// what was measured until there.
+func TCP(ctx context.Context, cfg TCPConfig) (TCPResult, error) {
+	l := &tcpLoad{cfg: cfg}
+	if err := l.cfg.prepare(ctx); err != nil {
+		return TCPResult{}, err
+	}
+	var modes []byte
+	for range cfg.Streams {
+		if cfg.Up {
+			modes = append(modes, modeUp)
+		}
+		if cfg.Down {
+			modes = append(modes, modeDown)
+		}
+	}
+	if err := l.dial(ctx, modes); err != nil {
+		return TCPResult{}, err
+	}
+	var streams sync.WaitGroup
+	defer streams.Wait()
+	defer l.close()
+	for i, mode := range modes {
+		l.run(&streams, l.conns[i], mode)
+	}
+	return l.measure(ctx)
+}
+
+// dial opens a connection for each mode.
+func (l *tcpLoad) dial(ctx context.Context, modes []byte) error {
+	l.conns = make([]*net.TCPConn, len(modes))
+	work, dialing := errgroup.WithContext(ctx)
+	work.SetLimit(openers)
+	for i := range modes {
+		work.Go(func() (err error) {
+			l.conns[i], err = l.cfg.connect(dialing)
+			return err
+		})
+	}
+	if err := work.Wait(); err != nil {
+		l.close()
+		return describe(&l.cfg.Way, err)
+	}
+	return nil
+}
+
+// connect opens a stream to the target.
+func (w *Way) connect(ctx context.Context) (*net.TCPConn, error) {
+	var conn net.Conn
+	var err error
+	if w.Socks == "" {
+		conn, err = dialer.DialContext(ctx, "tcp", w.direct.String())
+		if err != nil {
+			err = fmt.Errorf("%w; check that \"wmproxy bench echo\" runs there", err)
+		}
+	} else {
+		client := socks.Client{Server: w.Socks, Username: w.Username, Password: w.Password, Timeout: handshakeTimeout}
+		conn, err = client.Connect(ctx, w.Target)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return conn.(*net.TCPConn), nil
+}
+
+// run starts a stream.
+func (l *tcpLoad) run(streams *sync.WaitGroup, c *net.TCPConn, mode byte) {
+	end := func() {
+		if !l.ending.Load() {
+			l.broken.Add(1)
+		}
+	}
+	if _, err := c.Write(appendPreface(nil, mode)); err != nil {
+		end()
+		return
+	}
+	if mode == modeDown {
+		streams.Go(func() { l.drain(c); end() })
+		return
+	}
+	total := new(atomic.Int64)
+	l.ups = append(l.ups, total)
+	streams.Go(func() { source(c) })
+	streams.Go(func() { readTotals(c, total); end() })
+}
+
+// readTotals follows what the target got of a stream.
+func readTotals(c net.Conn, total *atomic.Int64) {
+	var b [totalLen]byte
+	for {
+		if _, err := io.ReadFull(c, b[:]); err != nil {
+			return
+		}
+		total.Store(int64(binary.BigEndian.Uint64(b[:])))
+	}
+}
+
+// drain counts what comes down.
+func (l *tcpLoad) drain(c *net.TCPConn) {
+	d := newDiscarder(c)
+	for {
+		n, err := d.discard()
+		l.down.Add(int64(n))
+		if err != nil {
+			return
+		}
+	}
+}
+
+// moved is what arrived so far, in bytes.
+func (l *tcpLoad) moved() (up, down int64) {
+	for _, total := range l.ups {
+		up += total.Load()
+	}
+	return up, l.down.Load()
+}
+
+func (l *tcpLoad) measure(ctx context.Context) (TCPResult, error) {
+	warm := time.NewTimer(tcpWarm)
+	defer warm.Stop()
+	select {
+	case <-warm.C:
+	case <-ctx.Done():
+	}
+	m, err := newMeter(l.cfg.PIDs)
+	if err != nil {
+		return TCPResult{}, err
+	}
+	begin := time.Now()
+	up0, down0 := l.moved()
+	series := l.watch(ctx)
+	up, down := l.moved()
+	seconds := time.Since(begin).Seconds()
+	usage, err := m.read()
+	if err != nil {
+		return TCPResult{}, err
+	}
+	r := TCPResult{
+		Outcome: Outcome{
+			Load: "tcp", Way: l.cfg.Way.String(), Target: l.cfg.Target.String(),
+			Seconds: seconds, Interrupted: ctx.Err() != nil, Processes: usage,
+		},
+		Streams: l.cfg.Streams, UpBytes: up - up0, DownBytes: down - down0,
+		Broken: int(l.broken.Load()), Series: series,
+	}
+	r.UpGbit, r.DownGbit = gbit(r.UpBytes, seconds), gbit(r.DownBytes, seconds)
+	if all := r.UpBytes + r.DownBytes; all > 0 {
+		r.CPUPerGB = cpu(usage) / float64(all) * 1e9
+	}
+	return r, nil
+}
+
+// watch shows how it goes until the time is over or ctx ends, and returns the
+// rate in each interval.
+func (l *tcpLoad) watch(ctx context.Context) (series []float64) {
+	ctx, stop := context.WithTimeout(ctx, l.cfg.Duration)
+	defer stop()
+	tick := time.NewTicker(max(l.cfg.Duration/points, 2*totalsEvery))
+	defer tick.Stop()
+	line := newProgress(l.cfg.Progress)
+	defer line.clear()
+	up, down := l.moved()
+	last, lastAt := up+down, time.Now()
+	for {
+		select {
+		case now := <-tick.C:
+			up, down = l.moved()
+			series = append(series, gbit(up+down-last, now.Sub(lastAt).Seconds()))
+			last, lastAt = up+down, now
+			line.show(func() string {
+				return fmt.Sprintf("%s of %s · %.2f Gbit/s", time.Since(line.began).Round(100*time.Millisecond), l.cfg.Duration, series[len(series)-1])
+			})
+		case <-ctx.Done():
+			return series
+		}
+	}
+}
+
+func gbit(bytes int64, seconds float64) float64 { return float64(bytes) * 8 / 1e9 / seconds }
+
+// close ends all streams.
+func (l *tcpLoad) close() {
+	l.ending.Store(true)
+	for _, c := range l.conns {
+		if c != nil {
+			// What is on the way is of no use to anyone any more.
+			_ = c.SetLinger(0)
+			_ = c.Close()
+		}
+	}
+}
