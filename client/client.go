@@ -78,6 +78,7 @@ func (c *Client) Run(ctx context.Context) error {
 		NoOffload:    c.cfg.NoOffload,
 		Connect:      entrance.Connect,
 		Associate:    entrance.Associate,
+		Turn:         c.session.Turn(),
 		Log:          c.cfg.Log,
 	}
 	c.cfg.Log.Info("SOCKS5 is listening", slog.String("address", ln.Addr().String()))

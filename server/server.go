@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"syscall"
 
 	"golang.org/x/time/rate"
 
@@ -28,15 +29,20 @@ import (
 type Server struct {
 	cfg    Config
 	tokens *tokens
-	gate   admit.Gate
+	// Connections that have not authenticated; opening are those of QUIC that have
+	// not said enough of TLS for quic-go to show them to us.
+	gate    admit.Gate
+	opening admit.Gate
 	// failures bounds the log lines about those who did not get in.
 	failures *rate.Limiter
 }
 
 const (
-	// verifyAbove is how many half-open connections there may be before QUIC
-	// clients have to prove their address by a Retry (RFC 9000 section 8.1.2).
-	verifyAbove = 128
+	// verifyAbove is how many half-open connections there may be, and verifyAddrAbove
+	// how many of one address that have said nothing yet, before QUIC clients have to prove their address by a
+	// Retry (RFC 9000 section 8.1.2). A flood with forged sources gets no further.
+	verifyAbove     = 128
+	verifyAddrAbove = 16
 
 	// Log lines about refused connections: so many a second, so many at once.
 	failureLines = 5
@@ -63,7 +69,10 @@ func New(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Server{cfg: cfg, tokens: users, failures: rate.NewLimiter(failureLines, failureBurst)}, nil
+	return &Server{
+		cfg: cfg, tokens: users, opening: admit.Gate{Refuse: true},
+		failures: rate.NewLimiter(failureLines, failureBurst),
+	}, nil
 }
 
 // Serve listens until ctx ends and then ends every session in order. It returns
@@ -211,7 +220,7 @@ func (s *Server) listen(id *identity) (*listeners, error) {
 		}
 		own := addrPort(ln.Addr())
 		port = strconv.Itoa(int(own.Port()))
-		ls.add(tunnel.ListenYamux(ln, tlsConf), own)
+		ls.add(tunnel.ListenYamux(&sparing{ln.(*net.TCPListener), s.gate.EvictOldest}, tlsConf), own)
 	}
 	if slices.Contains(s.cfg.Transports, TransportQUIC) {
 		l, own, err := s.listenQUIC(host, port, id, tlsConf)
@@ -224,6 +233,21 @@ func (s *Server) listen(id *identity) (*listeners, error) {
 	s.cfg.Log.Info("listening", slog.String("address", net.JoinHostPort(host, strconv.Itoa(int(ls.port)))),
 		slog.Any("transports", s.cfg.Transports))
 	return ls, nil
+}
+
+// sparing is a listener that asks for room when there is no descriptor left for
+// the next connection. Its user tries again, a little later each time.
+type sparing struct {
+	*net.TCPListener
+	makeRoom func()
+}
+
+func (l *sparing) Accept() (net.Conn, error) {
+	conn, err := l.TCPListener.Accept()
+	if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) {
+		l.makeRoom()
+	}
+	return conn, err
 }
 
 func (ls *listeners) add(l listener, own netip.AddrPort) {
@@ -247,12 +271,20 @@ func (s *Server) listenQUIC(host, port string, id *identity, tlsConf *tls.Config
 	}
 	l, err := tunnel.ListenQUIC(conn, tlsConf, tunnel.QUICConfig{
 		StatelessResetKey:   &id.resetKey,
-		VerifySourceAddress: func(net.Addr) bool { return s.gate.Len() > verifyAbove },
+		VerifySourceAddress: s.mustVerify,
+		Admit: func(remote net.Addr) (leave func(), ok bool) {
+			return s.opening.Enter(addrPort(remote).Addr(), func() {})
+		},
 	})
 	if err != nil {
 		return nil, netip.AddrPort{}, err
 	}
 	return l, addrPort(conn.LocalAddr()), nil
+}
+
+// mustVerify says whether a QUIC client has to prove its address.
+func (s *Server) mustVerify(remote net.Addr) bool {
+	return s.gate.Len()+s.opening.Len() >= verifyAbove || s.opening.LenOf(addrPort(remote).Addr()) >= verifyAddrAbove
 }
 
 // addrPort returns the address of a TCP or UDP socket, IPv4 unmapped.

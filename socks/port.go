@@ -101,7 +101,7 @@ func (t *portTable) join(s *Server, local netip.AddrPort, cfg udpio.Config) (*sh
 			t.shared = make(map[netip.Addr]*sharedPort)
 		}
 		t.shared[p.ip] = p
-		sock.Start(p.receive)
+		s.start(sock, p.receive)
 	}
 	p.users++
 	return p, nil

@@ -172,7 +172,7 @@ func (sv *serving) associate(conn net.Conn, user string) (*Association, error) {
 	if a.shared != nil {
 		a.shared.enter(a)
 	} else {
-		a.sock.Start(a.relayUp)
+		sv.start(a.sock, a.relayUp)
 	}
 	_, err := conn.Write(AppendReply(make([]byte, 0, MaxReplyLen), ReplySucceeded, a.bound))
 	return a, err

@@ -115,7 +115,7 @@ func putPacket(p *packet) {
 	}
 }
 
-// push queues datagrams of one flow, in order, and wakes the sender.
+// push queues datagrams of one flow, in order. It does not wake the sender: see kick.
 func (q *queue) push(f *flowQueue, ms []udpio.Message, now time.Duration) {
 	q.mu.Lock()
 	if q.closed {
@@ -136,6 +136,12 @@ func (q *queue) push(f *flowQueue, ms []udpio.Message, now time.Duration) {
 	for q.bytes > maxQueueBytes {
 		q.dropOldest(q.greedy(f), DropQueueFull)
 	}
+	q.mu.Unlock()
+}
+
+// kick wakes the sender if there is something to send.
+func (q *queue) kick() {
+	q.mu.Lock()
 	q.wakeLocked()
 	q.mu.Unlock()
 }

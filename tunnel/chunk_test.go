@@ -78,16 +78,35 @@ func TestSignalsAreReadAsWritten(t *testing.T) {
 	}
 }
 
+// longestSignal has its varints in eight bytes each, which RFC 9000 section 16 allows.
+func longestSignal() []byte {
+	b := append([]byte{signalClose}, quicvarint.AppendWithLen(nil, uint64(CodeAuth), 8)...)
+	b = quicvarint.AppendWithLen(b, maxReason, 8)
+	return append(b, make([]byte, maxReason)...)
+}
+
+// A reader with less room would spin: yamux returns at once where there is none.
+func TestTheLongestSignalHasRoom(t *testing.T) {
+	b := longestSignal()
+	if len(b) > maxSignal {
+		t.Fatalf("%d bytes, more than %d", len(b), maxSignal)
+	}
+	if s, size, err := parseSignal(b); s.code != CodeAuth || size != len(b) || err != nil {
+		t.Errorf("got %+v, %d, %v", s, size, err)
+	}
+}
+
 func FuzzSignal(f *testing.F) {
 	f.Add([]byte{})
 	f.Add(appendSignal(nil, signal{kind: signalClose, code: 3, reason: "version"}))
 	f.Add(appendSignal(nil, signal{kind: signalReset, stream: 9, code: 1}))
 	f.Add([]byte{0, 0, 0x42, 1})
+	f.Add(longestSignal())
 	f.Add([]byte{1, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		s, size, err := parseSignal(b)
 		if err != nil || size == 0 {
-			if err == nil && len(b) >= maxSignal+8 {
+			if err == nil && len(b) >= maxSignal {
 				t.Fatalf("%d bytes hold no whole signal", len(b))
 			}
 			return

@@ -239,14 +239,15 @@ func (o oneByte) Read(p []byte) (int, error) { return o.r.Read(p[:min(1, len(p))
 type hostHello struct {
 	*hello
 	exporter []byte
-	rw       io.ReadWriter
+	rw       io.ReadWriter // nil where there is nothing to answer on
 }
 
 // readHello waits for the client's Hello and checks everything but the session.
+// With an error, what it returns has rw alone, or not even that.
 func (h *Host) readHello(ctx context.Context, p Pending) (*hostHello, error) {
 	rw, err := p.Handshake(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrHandshake, err)
+		return &hostHello{}, fmt.Errorf("%w: %w", ErrHandshake, err)
 	}
 	hh := &hostHello{rw: rw}
 	if p.Protocol() != ALPN {

@@ -61,11 +61,7 @@ func (h *Host) Attach(ctx context.Context, p Pending) (*Attachment, error) {
 	defer cancel()
 	hh, err := h.readHello(ctx, p)
 	if err != nil {
-		if hh != nil {
-			refuse(p, hh.rw, err)
-		} else {
-			p.Close(CodeProtocol, "the handshake failed")
-		}
+		refuse(p, hh.rw, err)
 		return nil, err
 	}
 	s, resumed, err := h.join(hh, p.Kind())

@@ -21,9 +21,13 @@ const (
 	// 1 + 17 + 2 and the frame type 1. Only full packets are sent with GSO.
 	quicConnectionIDLength = 17
 
-	quicHandshakeIdleTimeout = 5 * time.Second
-	quicIdleTimeout          = 30 * time.Second
-	quicKeepAlive            = 15 * time.Second // shorter than NAT mappings live
+	// A handshake that is silent for the idle timeout has failed, and so has one
+	// of twice that age. A server waits less: what it waits for holds memory.
+	quicHandshakeIdleTimeout = HandshakeTimeout
+	quicServerHandshakeIdle  = HandshakeTimeout / 2
+
+	quicIdleTimeout = 30 * time.Second
+	quicKeepAlive   = 15 * time.Second // shorter than NAT mappings live
 
 	// quicMaxStreams bounds the streams that the peer has open at once, the
 	// control stream among them.
@@ -152,6 +156,7 @@ type quicPending struct {
 	unguard  context.CancelFunc // nil on the client
 	unguards sync.Once
 	second   *quic.Stream // a stream that came while the guard was called off
+	first    []byte       // a bundle that did
 }
 
 func (p *quicPending) Protocol() string {
@@ -168,23 +173,31 @@ func (p *quicPending) Handshake(ctx context.Context) (io.ReadWriter, error) {
 	if p.client {
 		p.stream, err = p.conn.OpenStreamSync(ctx)
 	} else {
-		p.stream, err = p.conn.AcceptStream(ctx)
+		p.stream, err = p.acceptFirst(ctx)
 	}
 	if err != nil {
 		return nil, p.callError(ctx, err)
 	}
 	s := p.stream
 	p.unbind = context.AfterFunc(ctx, func() { s.SetDeadline(longAgo) })
-	if !p.client {
-		gctx, cancel := context.WithCancel(context.Background())
-		p.unguard = cancel
-		p.guard.Go(func() { p.refuseSecond(gctx) })
-	}
 	return (*quicHandshake)(p), nil
 }
 
-// refuseSecond closes a connection whose client opens a second stream before it
-// has seen our answer to the first: until then it may hold one stream and no more.
+// acceptFirst waits for the client's first stream. Until the client has seen our
+// answer on it, it may hold this one stream and nothing more: the guard closes a
+// connection that brings anything else.
+func (p *quicPending) acceptFirst(ctx context.Context) (*quic.Stream, error) {
+	guarding, unguard := context.WithCancel(context.Background())
+	p.unguard = unguard
+	p.guard.Go(func() { p.refuseDatagram(guarding) })
+	s, err := p.conn.AcceptStream(ctx)
+	if err != nil {
+		return nil, err
+	}
+	p.guard.Go(func() { p.refuseSecond(guarding) })
+	return s, nil
+}
+
 func (p *quicPending) refuseSecond(ctx context.Context) {
 	s, err := p.conn.AcceptStream(ctx)
 	switch {
@@ -193,6 +206,17 @@ func (p *quicPending) refuseSecond(ctx context.Context) {
 		p.second = s
 	default:
 		p.conn.CloseWithError(quic.ApplicationErrorCode(CodeProtocol), "a second stream before the handshake ended")
+	}
+}
+
+func (p *quicPending) refuseDatagram(ctx context.Context) {
+	b, err := p.conn.ReceiveDatagram(ctx)
+	switch {
+	case err != nil:
+	case ctx.Err() != nil:
+		p.first = b
+	default:
+		p.conn.CloseWithError(quic.ApplicationErrorCode(CodeProtocol), "a datagram before the handshake ended")
 	}
 }
 
@@ -229,7 +253,7 @@ func (p *quicPending) Start(ctx context.Context) (Carrier, error) {
 	if !p.conn.ConnectionState().SupportsDatagrams.Remote {
 		return nil, errors.New("the peer does not take QUIC datagrams (RFC 9221)")
 	}
-	c := &quicCarrier{quicLink: p.quicLink, control: &quicStream{s: p.stream}}
+	c := &quicCarrier{quicLink: p.quicLink, control: &quicStream{s: p.stream}, first: p.first}
 	c.early.Store(p.second)
 	if err := c.probe(); err != nil {
 		return nil, err
@@ -272,6 +296,7 @@ type quicCarrier struct {
 	*quicLink
 	control *quicStream
 	early   atomic.Pointer[quic.Stream] // accepted before Start
+	first   []byte                      // received before Start; belongs to ReceiveBundles
 	max     atomic.Int64                // MaxBundle
 	probed  time.Time                   // belongs to SendBundle
 }
@@ -324,6 +349,10 @@ func (pollContext) Err() error                  { return nil }
 func (pollContext) Value(any) any               { return nil }
 
 func (c *quicCarrier) ReceiveBundles(dst [][]byte) (int, error) {
+	if b := c.first; len(b) > 0 && len(dst) > 0 {
+		dst[0], c.first = b, nil
+		return 1, nil
+	}
 	var ctx context.Context = context.Background()
 	n := 0
 	for n < len(dst) {

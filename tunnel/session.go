@@ -9,6 +9,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"wmproxy/internal/udpio"
 )
 
 // Errors of a session.
@@ -55,6 +57,7 @@ type Session struct {
 	user   string
 	start  time.Time
 	q      queue
+	turn   *udpio.Turn
 	drops  dropCounters
 	ctx    context.Context // ends with the session
 	cancel context.CancelFunc
@@ -109,9 +112,13 @@ func newSession(cfg SessionConfig, server bool, in *incarnation) *Session {
 		s.nextID = 1 // bit 0 names the side that opened the flow
 	}
 	s.q.drops = &s.drops
+	s.turn = udpio.NewTurn(s.q.kick)
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	return s
 }
+
+// Turn is what a socket whose callback uses Flow.Queue has to be given with OnTurn.
+func (s *Session) Turn() *udpio.Turn { return s.turn }
 
 // now is the session's steady clock.
 func (s *Session) now() time.Duration { return time.Since(s.start) }

@@ -16,7 +16,7 @@ func DialYamux(ctx context.Context, addr *net.TCPAddr, tlsConf *tls.Config) (Pen
 		return nil, fmt.Errorf("connect over TCP: %w", err)
 	}
 	tuneTCP(raw)
-	conn := tls.Client(raw, fullRecords(tlsConf))
+	conn := tls.Client(quiet(raw), fullRecords(tlsConf))
 	if err := conn.HandshakeContext(ctx); err != nil {
 		raw.Close()
 		return nil, fmt.Errorf("TLS handshake with %v: %w", addr, err)

@@ -45,7 +45,7 @@ func (l *YamuxListener) Accept(ctx context.Context) (Pending, error) {
 		raw, err := l.ln.Accept()
 		if err == nil {
 			tuneTCP(raw)
-			return &yamuxPending{raw: raw, tls: tls.Server(raw, l.tls)}, nil
+			return &yamuxPending{raw: raw, tls: tls.Server(quiet(raw), l.tls)}, nil
 		}
 		if ctx.Err() != nil {
 			return nil, ctx.Err()

@@ -17,8 +17,8 @@ const (
 	signalClose = 0
 	signalReset = 1
 
-	// maxSignal bounds a signal in bytes.
-	maxSignal = 1 + 8 + 2 + maxReason
+	// maxSignal bounds a signal in bytes. A peer may write any varint in eight.
+	maxSignal = 1 + 8 + 8 + maxReason
 )
 
 var errSignal = errors.New("malformed signal")

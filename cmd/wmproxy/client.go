@@ -124,9 +124,7 @@ func (p *program) runClient(ctx context.Context, o clientOptions) error {
 		return err
 	}
 	log := p.logger(o.log)
-	raiseDescriptorLimit(log)
-	checkUDPBuffers(log)
-	stop, err := startDebug(o.debug, log)
+	stop, err := prepare(ctx, o.debug, log)
 	if err != nil {
 		return err
 	}

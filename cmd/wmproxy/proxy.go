@@ -70,9 +70,7 @@ func (p *program) startProxy(ctx context.Context, o proxyOptions) error {
 		return err
 	}
 	o.config.Log = p.logger(o.log)
-	raiseDescriptorLimit(o.config.Log)
-	checkUDPBuffers(o.config.Log)
-	stop, err := startDebug(o.debug, o.config.Log)
+	stop, err := prepare(ctx, o.debug, o.config.Log)
 	if err != nil {
 		return err
 	}

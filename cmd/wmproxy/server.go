@@ -159,9 +159,7 @@ func (p *program) tokens(c *cli.Context) ([]link.Token, error) {
 
 func (p *program) runServer(ctx context.Context, o serverOptions) error {
 	log := p.logger(o.log)
-	raiseDescriptorLimit(log)
-	checkUDPBuffers(log)
-	stop, err := startDebug(o.debug, log)
+	stop, err := prepare(ctx, o.debug, log)
 	if err != nil {
 		return err
 	}

@@ -27,6 +27,10 @@ type Gate struct {
 	Total   int // half-open connections in all; 0 means DefaultTotal
 	PerAddr int // of these, from one IPv4 address or IPv6 /64; 0 means DefaultPerAddr
 
+	// Refuse makes the newcomer go where a bound is reached, for connections that
+	// nobody can end before their time. Their evict is only called by Close.
+	Refuse bool
+
 	mu      sync.Mutex
 	closed  bool
 	evicted uint64
@@ -45,7 +49,7 @@ type entry struct {
 // may be called from anywhere and more than once. If the newcomer's place is
 // needed later, evict is called instead, once, from the Enter that needs it and with
 // no lock held; it has to end the connection and must not wait. ok is false,
-// and leave does nothing, once the gate is closed.
+// and leave does nothing, once the gate is closed and where Refuse says so.
 func (g *Gate) Enter(addr netip.Addr, evict func()) (leave func(), ok bool) {
 	e := &entry{addr: bucket(addr), evict: evict}
 	g.mu.Lock()
@@ -54,6 +58,14 @@ func (g *Gate) Enter(addr netip.Addr, evict func()) (leave func(), ok bool) {
 		return func() {}, false
 	}
 	victim := g.makeRoom(e.addr)
+	if victim != nil && g.Refuse {
+		g.mu.Unlock()
+		return func() {}, false
+	}
+	if victim != nil {
+		g.remove(victim)
+		g.evicted++
+	}
 	g.insert(e)
 	g.mu.Unlock()
 	if victim != nil {
@@ -67,6 +79,34 @@ func (g *Gate) Len() int {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.all.Len()
+}
+
+// LenOf is how many of them count as from addr.
+func (g *Gate) LenOf(addr netip.Addr) int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	own := g.byAddr[bucket(addr)]
+	if own == nil {
+		return 0
+	}
+	return own.Len()
+}
+
+// EvictOldest ends the half-open connection that came first, where the process
+// has run out of something that newcomers need.
+func (g *Gate) EvictOldest() {
+	g.mu.Lock()
+	first := g.all.Front()
+	var victim *entry
+	if first != nil {
+		victim = first.Value.(*entry)
+		g.remove(victim)
+		g.evicted++
+	}
+	g.mu.Unlock()
+	if victim != nil {
+		victim.evict()
+	}
 }
 
 // Evicted is how many connections have lost their place to a newcomer.
@@ -92,8 +132,8 @@ func (g *Gate) Close() {
 	}
 }
 
-// makeRoom takes out and returns the entry that has to go before one of addr
-// comes in, or nil. One is always enough: entries come one at a time.
+// makeRoom returns the entry that has to go before one of addr comes in, or nil.
+// One is always enough: entries come one at a time.
 func (g *Gate) makeRoom(addr netip.Addr) *entry {
 	var oldest *list.Element
 	if own := g.byAddr[addr]; own != nil && own.Len() >= bound(g.PerAddr, DefaultPerAddr) {
@@ -104,10 +144,7 @@ func (g *Gate) makeRoom(addr netip.Addr) *entry {
 	if oldest == nil {
 		return nil
 	}
-	victim := oldest.Value.(*entry)
-	g.remove(victim)
-	g.evicted++
-	return victim
+	return oldest.Value.(*entry)
 }
 
 func (g *Gate) insert(e *entry) {

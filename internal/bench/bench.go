@@ -93,5 +93,11 @@ type Outcome struct {
 	Seconds     float64 `json:"seconds"`     // that were measured
 	Interrupted bool    `json:"interrupted"` // ended before its time
 
-	Processes []Usage `json:"processes,omitempty"`
+	OwnCPU    float64 `json:"bench_cpu_seconds,omitempty"` // what measuring itself took
+	Processes []Usage `json:"processes,omitempty"`         // of Common.PIDs
+}
+
+// outcome is the beginning of a load's result.
+func (c *Common) outcome(load string) Outcome {
+	return Outcome{Load: load, Way: c.Way.String(), Target: c.Target.String()}
 }

@@ -68,28 +68,26 @@ func Churn(ctx context.Context, cfg ChurnConfig) (ChurnResult, error) {
 	var waiter sync.WaitGroup
 	waiter.Go(func() { workers.Wait(); stop() })
 	l.watch(running)
-	seconds := time.Since(begin).Seconds()
+	o := l.cfg.outcome("churn")
+	o.Seconds, o.Interrupted = time.Since(begin).Seconds(), ctx.Err() != nil
 	done := l.done.Load()
-	usage, err := m.read()
+	err = m.read(&o)
 	stop()
 	waiter.Wait()
 	if err != nil {
 		return ChurnResult{}, err
 	}
-	return l.result(ctx, done, seconds, usage)
+	return l.result(o, done)
 }
 
-func (l *churn) result(ctx context.Context, done int64, seconds float64, usage []Usage) (ChurnResult, error) {
+func (l *churn) result(o Outcome, done int64) (ChurnResult, error) {
 	first := l.first.Load()
 	if done == 0 && first != nil {
 		return ChurnResult{}, describe(&l.cfg.Way, *first)
 	}
 	r := ChurnResult{
-		Outcome: Outcome{
-			Load: "churn", Way: l.cfg.Way.String(), Target: l.cfg.Target.String(),
-			Seconds: seconds, Interrupted: ctx.Err() != nil, Processes: usage,
-		},
-		Workers: l.cfg.Workers, Size: l.cfg.Size, Done: done, PerSecond: float64(done) / seconds,
+		Outcome: o, Workers: l.cfg.Workers, Size: l.cfg.Size,
+		Done: done, PerSecond: float64(done) / o.Seconds,
 		Again: l.again.Load(), Failed: l.failed.Load(),
 		Life: l.recorder.rtt(), Series: l.recorder.series,
 	}
@@ -97,7 +95,7 @@ func (l *churn) result(ctx context.Context, done int64, seconds float64, usage [
 		r.Reason = (*first).Error()
 	}
 	if done > 0 {
-		r.CPUMillis = cpu(usage) / float64(done) * 1e3
+		r.CPUMillis = o.cpu() / float64(done) * 1e3
 	}
 	return r, nil
 }

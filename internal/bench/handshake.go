@@ -23,17 +23,23 @@ var (
 // the server takes datagrams. socks.Client also opens a socket and starts a
 // goroutine for each association; a load of thousands brings sockets of its own.
 // Errors are *socks.StepError.
-func associate(ctx context.Context, way *Way) (control *net.TCPConn, relay netip.AddrPort, err error) {
+func associate(ctx context.Context, way *Way) (*net.TCPConn, netip.AddrPort, error) {
 	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
 	defer cancel()
 	conn, err := dialer.DialContext(ctx, "tcp", way.Socks)
 	if err != nil {
-		return nil, relay, &socks.StepError{Step: socks.StepDial, Err: err}
+		return nil, netip.AddrPort{}, &socks.StepError{Step: socks.StepDial, Err: err}
 	}
-	control = conn.(*net.TCPConn)
-	stop := context.AfterFunc(ctx, func() { _ = control.SetDeadline(time.Unix(1, 0)) })
+	control := conn.(*net.TCPConn)
+	// The context reaches the blocking reads and writes through the deadline.
+	aborted := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		_ = control.SetDeadline(time.Unix(1, 0))
+		close(aborted)
+	})
 	bound, step, err := requestAssociation(control, way)
-	if !stop() && err == nil {
+	if !stop() {
+		<-aborted
 		err = context.Cause(ctx)
 	}
 	if err == nil && bound.Port == 0 {
@@ -41,7 +47,7 @@ func associate(ctx context.Context, way *Way) (control *net.TCPConn, relay netip
 	}
 	if err != nil {
 		_ = control.Close()
-		return nil, relay, &socks.StepError{Step: step, Err: err}
+		return nil, netip.AddrPort{}, &socks.StepError{Step: step, Err: err}
 	}
 	ip := bound.IP
 	if !ip.IsValid() || ip.IsUnspecified() {

@@ -76,7 +76,7 @@ func Hold(ctx context.Context, cfg HoldConfig) (HoldResult, error) {
 	if err != nil {
 		return HoldResult{}, err
 	}
-	r := HoldResult{Associations: cfg.Associations, Size: cfg.Size, Before: memoryOf(cfg.PIDs)}
+	r := HoldResult{Outcome: l.cfg.outcome("hold"), Associations: cfg.Associations, Size: cfg.Size, Before: memoryOf(cfg.PIDs)}
 	begin := time.Now()
 	r.Opened, r.First = l.open(ctx)
 	r.OpenSeconds = time.Since(begin).Seconds()
@@ -91,11 +91,8 @@ func Hold(ctx context.Context, cfg HoldConfig) (HoldResult, error) {
 	l.close()
 	l.pause(ctx, "closed for", cfg.Settle)
 	r.After = memoryOf(cfg.PIDs)
-	usage, err := m.read()
-	r.Outcome = Outcome{
-		Load: "hold", Way: l.cfg.Way.String(), Target: l.cfg.Target.String(),
-		Seconds: time.Since(begin).Seconds(), Interrupted: ctx.Err() != nil, Processes: usage,
-	}
+	r.Seconds, r.Interrupted = time.Since(begin).Seconds(), ctx.Err() != nil
+	err = m.read(&r.Outcome)
 	r.compare()
 	if reason := l.first.Load(); reason != nil {
 		r.Reason = (*reason).Error()

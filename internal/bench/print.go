@@ -20,6 +20,7 @@ func (o Outcome) processes(b *strings.Builder) {
 	for _, u := range o.Processes {
 		row(b, "process", "%s (%d): %.2f CPU-s, RSS %.1f MiB%s", u.Name, u.PID, u.CPUSeconds, mebibytes(u.RSS), pss(u))
 	}
+	row(b, "bench itself", "%.2f CPU-s", o.OwnCPU)
 }
 
 func pss(u Usage) string {

@@ -35,7 +35,6 @@ func (r UDPResult) remarks(b *strings.Builder) {
 		n    int64
 		text string
 	}{
-		{r.InFlight, "were still in flight when it was interrupted"},
 		{r.Unsent, "were never sent: this machine had no room for them in its socket buffers"},
 		{r.Skipped, "were not sent in time: this machine is too busy for the rate"},
 		{r.Alien, "came that were none of ours, or of another size"},

@@ -183,22 +183,18 @@ func (l *tcpLoad) measure(ctx context.Context) (TCPResult, error) {
 	up0, down0 := l.moved()
 	series := l.watch(ctx)
 	up, down := l.moved()
-	seconds := time.Since(begin).Seconds()
-	usage, err := m.read()
-	if err != nil {
+	o := l.cfg.outcome("tcp")
+	o.Seconds, o.Interrupted = time.Since(begin).Seconds(), ctx.Err() != nil
+	if err := m.read(&o); err != nil {
 		return TCPResult{}, err
 	}
 	r := TCPResult{
-		Outcome: Outcome{
-			Load: "tcp", Way: l.cfg.Way.String(), Target: l.cfg.Target.String(),
-			Seconds: seconds, Interrupted: ctx.Err() != nil, Processes: usage,
-		},
-		Streams: l.cfg.Streams, UpBytes: up - up0, DownBytes: down - down0,
+		Outcome: o, Streams: l.cfg.Streams, UpBytes: up - up0, DownBytes: down - down0,
 		Broken: int(l.broken.Load()), Series: series,
 	}
-	r.UpGbit, r.DownGbit = gbit(r.UpBytes, seconds), gbit(r.DownBytes, seconds)
+	r.UpGbit, r.DownGbit = gbit(r.UpBytes, o.Seconds), gbit(r.DownBytes, o.Seconds)
 	if all := r.UpBytes + r.DownBytes; all > 0 {
-		r.CPUPerGB = cpu(usage) / float64(all) * 1e9
+		r.CPUPerGB = o.cpu() / float64(all) * 1e9
 	}
 	return r, nil
 }

@@ -38,7 +38,6 @@ type UDPResult struct {
 	InTime    int64   `json:"round_trips"`
 	Lost      int64   `json:"lost"` // not back within the timeout; Late ones included
 	Late      int64   `json:"late"`
-	InFlight  int64   `json:"in_flight"` // when it was interrupted
 	Reordered int64   `json:"reordered"`
 	Duplicate int64   `json:"duplicates"`
 	Alien     int64   `json:"unexpected"` // datagrams that are none of ours, or of the wrong size
@@ -64,6 +63,8 @@ const (
 	rateBatch = 64
 	// drainStep is how often the end looks whether all have come back.
 	drainStep = 5 * time.Millisecond
+	// interruptedPatience bounds the wait for what is outstanding after Ctrl-C.
+	interruptedPatience = time.Second
 	// points is how many intervals a run has.
 	points = 48
 )
@@ -224,9 +225,10 @@ func (l *udpLoad) measure(ctx context.Context) (UDPResult, error) {
 		senders.Go(func() { l.keepWindow(running) })
 	}
 	l.watch(running)
-	seconds := float64(l.now()-begin) / 1e9
+	o := l.cfg.outcome("udp")
+	o.Seconds = float64(l.now()-begin) / 1e9
 	atEnd := l.total()
-	usage, err := m.read()
+	err = m.read(&o)
 	l.sending.Store(false)
 	senders.Wait()
 	if err == nil {
@@ -236,16 +238,12 @@ func (l *udpLoad) measure(ctx context.Context) (UDPResult, error) {
 		return UDPResult{}, err
 	}
 	// The deadline of running is the regular end.
-	interrupted := ctx.Err() != nil
-	if !interrupted {
-		interrupted = !l.drain(ctx)
+	patience := l.cfg.timeout()
+	if o.Interrupted = ctx.Err() != nil; o.Interrupted {
+		patience = min(patience, interruptedPatience)
 	}
-	r := l.result(seconds, atEnd, usage)
-	r.Interrupted = interrupted
-	if interrupted {
-		r.InFlight, r.Lost, r.LossPercent = r.Lost-r.Late, r.Late, percent(r.Late, r.Sent)
-	}
-	return r, nil
+	l.drain(patience)
+	return l.result(o, atEnd), nil
 }
 
 // keepWindow fills the windows and replaces what is lost.
@@ -314,24 +312,20 @@ func (l *udpLoad) watch(ctx context.Context) {
 	}
 }
 
-// drain waits until nothing is outstanding, or all of it is lost. It says
-// whether it could wait so long.
-func (l *udpLoad) drain(ctx context.Context) bool {
+// drain waits until nothing is outstanding, or what is has to count as lost.
+func (l *udpLoad) drain(patience time.Duration) {
 	step := time.NewTicker(drainStep)
 	defer step.Stop()
-	lost := time.NewTimer(l.cfg.timeout())
+	lost := time.NewTimer(patience)
 	defer lost.Stop()
 	for {
-		c := l.total()
-		if c.lost() <= c.late {
-			return true
+		if c := l.total(); c.lost() <= c.late {
+			return
 		}
 		select {
 		case <-step.C:
 		case <-lost.C:
-			return true
-		case <-ctx.Done():
-			return false
+			return
 		}
 	}
 }
@@ -343,15 +337,12 @@ func (l *udpLoad) total() (c counts) {
 	return c
 }
 
-func (l *udpLoad) result(seconds float64, atEnd counts, usage []Usage) UDPResult {
+func (l *udpLoad) result(o Outcome, atEnd counts) UDPResult {
 	all := l.total()
 	r := UDPResult{
-		Outcome: Outcome{
-			Load: "udp", Way: l.cfg.Way.String(), Target: l.cfg.Target.String(),
-			Seconds: seconds, Processes: usage,
-		},
+		Outcome:      o,
 		Associations: l.cfg.Associations, Window: l.cfg.Window, Rate: l.cfg.Rate, Size: l.size,
-		PerSecond: float64(atEnd.inTime) / seconds,
+		PerSecond: float64(atEnd.inTime) / o.Seconds,
 		Sent:      all.sent, InTime: all.inTime, Lost: all.lost(), Late: all.late,
 		Reordered: all.reordered, Duplicate: all.duplicate, Alien: all.alien,
 		Unsent: all.unsent, Skipped: l.skipped.Load(),
@@ -361,7 +352,7 @@ func (l *udpLoad) result(seconds float64, atEnd counts, usage []Usage) UDPResult
 	}
 	r.Mbit = r.PerSecond * float64(l.size) * 8 / 1e6
 	if atEnd.inTime > 0 {
-		r.CPUPerMillion = cpu(usage) / float64(atEnd.inTime) * 1e6
+		r.CPUPerMillion = o.cpu() / float64(atEnd.inTime) * 1e6
 	}
 	return r
 }

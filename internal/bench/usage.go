@@ -96,10 +96,11 @@ func readMemory(pid int) (rss, pss int64) {
 type meter struct {
 	pids   []int
 	before []sample
+	own    float64 // CPU seconds of this process
 }
 
 func newMeter(pids []int) (*meter, error) {
-	m := &meter{pids: pids}
+	m := &meter{pids: pids, own: ownCPU()}
 	for _, pid := range pids {
 		s, err := readSample(pid)
 		if err != nil {
@@ -110,24 +111,33 @@ func newMeter(pids []int) (*meter, error) {
 	return m, nil
 }
 
-// read returns what was spent until now. A process that is gone is an error.
-func (m *meter) read() ([]Usage, error) {
-	var all []Usage
+// ownCPU is this process's, 0 where that cannot be learned.
+func ownCPU() float64 {
+	s, err := readSample(os.Getpid())
+	if err != nil {
+		return 0
+	}
+	return s.cpu
+}
+
+// read puts what was spent until now into o. A process that is gone is an error.
+func (m *meter) read(o *Outcome) error {
+	o.OwnCPU = ownCPU() - m.own
 	for i, pid := range m.pids {
 		s, err := readSample(pid)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		u := Usage{PID: pid, Name: s.name, CPUSeconds: s.cpu - m.before[i].cpu}
 		u.RSS, u.PSS = readMemory(pid)
-		all = append(all, u)
+		o.Processes = append(o.Processes, u)
 	}
-	return all, nil
+	return nil
 }
 
-// cpu is the CPU seconds of all together.
-func cpu(all []Usage) (seconds float64) {
-	for _, u := range all {
+// cpu is the CPU seconds of the named processes together.
+func (o *Outcome) cpu() (seconds float64) {
+	for _, u := range o.Processes {
 		seconds += u.CPUSeconds
 	}
 	return seconds

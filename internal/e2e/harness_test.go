@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -278,6 +279,12 @@ func (p *process) WaitLog(what string, match func(logLine) bool) logLine {
 // line after the one it returns.
 func (p *process) WaitLogAfter(first int, what string, match func(logLine) bool) (l logLine, next int) {
 	p.t.Helper()
+	return p.WaitLogWithin(patience, first, what, match)
+}
+
+// WaitLogWithin is WaitLogAfter with a patience of its own.
+func (p *process) WaitLogWithin(patience time.Duration, first int, what string, match func(logLine) bool) (l logLine, next int) {
+	p.t.Helper()
 	deadline := time.After(patience)
 	for {
 		text, more := p.stderr.read()
@@ -334,36 +341,57 @@ var loopbackAllowed = []string{"--allow", "127.0.0.0/8", "--allow", "::1"}
 // waits until it listens. args come last.
 func startServer(t testing.TB, args ...string) *serverProcess {
 	t.Helper()
-	return startServerIn(t, filepath.Join(t.TempDir(), "server"), "127.0.0.1:0", append(slices.Clone(loopbackAllowed), args...)...)
+	listen := fmt.Sprintf("127.0.0.1:%d", freePorts(t, 1))
+	return startServerIn(t, filepath.Join(t.TempDir(), "server"), listen, append(slices.Clone(loopbackAllowed), args...)...)
+}
+
+// freePorts finds n ports in a row that nothing listens on, for TCP or UDP. They
+// are below those that systems give to clients, so that in all likelihood they
+// stay free.
+func freePorts(t testing.TB, n int) uint16 {
+	t.Helper()
+	for range 50 {
+		first := 10000 + rand.N(uint16(20000))
+		if portsFree(first, n) {
+			return first
+		}
+	}
+	t.Fatalf("no %d ports in a row are free", n)
+	return 0
+}
+
+func portsFree(first uint16, n int) bool {
+	for i := range n {
+		addr := fmt.Sprintf("127.0.0.1:%d", int(first)+i)
+		tcp, err := net.Listen("tcp", addr)
+		if err != nil {
+			return false
+		}
+		tcp.Close()
+		udp, err := net.ListenPacket("udp", addr)
+		if err != nil {
+			return false
+		}
+		udp.Close()
+	}
+	return true
 }
 
 // startServerIn starts a server with just these args.
 func startServerIn(t testing.TB, stateDir, listen string, args ...string) *serverProcess {
 	t.Helper()
-	for range 3 {
-		p := launch(t, nil, append([]string{"server", "--listen", listen, "--state-dir", stateDir}, args...)...)
-		text, ok := p.pasted()
-		if !ok {
-			// Port 0 is chosen for TCP, and UDP may have it in use.
-			if strings.HasSuffix(listen, ":0") && strings.Contains(p.stderr.String(), "address already in use") {
-				p.failing = true
-				continue
-			}
-			t.Fatalf("the server did not start:\n%s", p.stderr)
-		}
-		l, err := link.Parse(text)
-		if err != nil {
-			t.Fatal(err)
-		}
-		p.secrets = append(p.secrets, l.Secret)
-		addr, err := netip.ParseAddrPort(l.Address())
-		if err != nil {
-			addr = netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), l.Port)
-		}
-		return &serverProcess{process: p, Link: text, Addr: addr, StateDir: stateDir}
+	p := launch(t, nil, append([]string{"server", "--listen", listen, "--state-dir", stateDir}, args...)...)
+	text, ok := p.pasted()
+	if !ok {
+		t.Fatalf("the server did not start:\n%s", p.stderr)
 	}
-	t.Fatal("no port is free for both TCP and UDP")
-	return nil
+	l, err := link.Parse(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.secrets = append(p.secrets, l.Secret)
+	addr := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), l.Port)
+	return &serverProcess{process: p, Link: text, Addr: addr, StateDir: stateDir}
 }
 
 var pasted = regexp.MustCompile(`wmproxy client '([^']+)'`)

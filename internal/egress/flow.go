@@ -14,7 +14,8 @@ import (
 // downlink is the way back to the client.
 type downlink interface {
 	ID() uint64
-	Send(ms []udpio.Message)
+	Queue(ms []udpio.Message)
+	Turn() *udpio.Turn
 	End(code tunnel.EndCode)
 	Forget()
 	Drops() tunnel.Drops
@@ -76,6 +77,7 @@ func (u *UserExit) openFlow(link downlink) (*flow, tunnel.EndCode) {
 	if e.cfg.Filtering != EndpointIndependent {
 		f.peers = make(peerTable)
 	}
+	sock.OnTurn(link.Turn())
 	sock.Start(f.replies)
 	if !e.addFlow(f) {
 		sock.Close()
@@ -123,7 +125,7 @@ func (e *Exits) addFlow(f *flow) bool {
 func (f *flow) Ended(code tunnel.EndCode) { f.close(code.String()) }
 
 // close frees the flow, once. It does not wait for the socket's reader, which
-// may be inside link.Send while its session is calling us.
+// may be inside link.Queue while its session is calling us.
 func (f *flow) close(why string) {
 	if !f.ended.CompareAndSwap(false, true) {
 		return
@@ -285,7 +287,7 @@ func (f *flow) reply(b *batch, ms []udpio.Message) {
 	}
 	f.counts.downDatagrams.Add(uint64(n))
 	f.counts.downBytes.Add(uint64(size))
-	f.link.Send(b.ms[:n])
+	f.link.Queue(b.ms[:n])
 	clear(b.ms[:n])
 }
 

@@ -46,7 +46,9 @@ func (l *fakeLink) End(code tunnel.EndCode) { l.ended <- code }
 func (l *fakeLink) Forget()                 { l.forgotten <- struct{}{} }
 func (l *fakeLink) Drops() tunnel.Drops     { return tunnel.Drops{} }
 
-func (l *fakeLink) Send(ms []udpio.Message) {
+func (l *fakeLink) Turn() *udpio.Turn { return udpio.NewTurn(func() {}) }
+
+func (l *fakeLink) Queue(ms []udpio.Message) {
 	for _, m := range ms {
 		whole := slices.Concat(m.Head, m.Body)
 		a, n, err := socks.ParseAddr(whole)

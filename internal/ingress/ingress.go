@@ -89,7 +89,8 @@ func (a *association) open() bool {
 }
 
 // Send takes datagrams from the application.
-func (a *association) Send(ms []udpio.Message) { a.flow.Load().Send(ms) }
+// The socket has the session's Turn.
+func (a *association) Send(ms []udpio.Message) { a.flow.Load().Queue(ms) }
 
 // End says that the application ended the association.
 func (a *association) End() {

@@ -63,7 +63,7 @@ func Run(ctx context.Context, cfg Config) error {
 	proxy := &socks.Server{
 		Username: cfg.User, Password: cfg.Pass,
 		UDPAdvertise: cfg.UDPAdvertise, UDPPorts: cfg.UDPPorts, UDPFrom: cfg.UDPFrom, NoOffload: cfg.NoOffload,
-		Connect: entrance.Connect, Associate: entrance.Associate,
+		Connect: entrance.Connect, Associate: entrance.Associate, Turn: session.Turn(),
 		Log: cfg.Log,
 	}
 	cfg.Log.Info("SOCKS5 is listening", slog.String("address", ln.Addr().String()))

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"net"
 	"net/netip"
+	"os"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -35,6 +36,8 @@ type PacketConn struct {
 	next   int // train to hand out from
 	offset int // in it
 	peers  peers
+
+	out datagramWriter
 }
 
 // open prepares ReadBatch.
@@ -44,6 +47,7 @@ func (c *PacketConn) open(cfg Config) error {
 		return err
 	}
 	c.raw, c.noOffload = raw, cfg.NoOffload
+	c.out.open(c.UDPConn)
 	c.fill = func(fd uintptr) bool { return c.in.read(int(fd)) }
 	if cfg.NoOffload {
 		return nil
@@ -99,15 +103,16 @@ func (c *PacketConn) hand(m *ipv4.Message) {
 	}
 }
 
-// WriteMsgUDP is net.UDPConn's, except that with NoOffload it sends what oob
-// asks the system to segment (UDP_SEGMENT) as single datagrams.
+// WriteMsgUDP is net.UDPConn's without the scheduler being told (see sendmsg),
+// except that with NoOffload it sends what oob asks the system to segment
+// (UDP_SEGMENT) as single datagrams.
 func (c *PacketConn) WriteMsgUDP(b, oob []byte, addr *net.UDPAddr) (n, oobn int, err error) {
 	if !c.noOffload || len(oob) > oobSize {
-		return c.UDPConn.WriteMsgUDP(b, oob, addr)
+		return c.out.write(c.raw, b, oob, addr)
 	}
 	at, space, value := findControl(oob, unix.UDP_SEGMENT)
 	if at < 0 || len(value) < 2 {
-		return c.UDPConn.WriteMsgUDP(b, oob, addr)
+		return c.out.write(c.raw, b, oob, addr)
 	}
 	size := int(binary.NativeEndian.Uint16(value))
 	plain := plains.Get().(*[oobSize]byte)
@@ -116,10 +121,59 @@ func (c *PacketConn) WriteMsgUDP(b, oob []byte, addr *net.UDPAddr) (n, oobn int,
 	m += copy(plain[m:], oob[at+space:])
 	for n < len(b) && err == nil {
 		var sent int
-		sent, _, err = c.UDPConn.WriteMsgUDP(b[n:min(n+max(size, 1), len(b))], plain[:m], addr)
+		sent, _, err = c.out.write(c.raw, b[n:min(n+max(size, 1), len(b))], plain[:m], addr)
 		n += sent
 	}
 	return n, len(oob), err
+}
+
+// datagramWriter sends single datagrams, or trains, and waits for room like
+// net.UDPConn does. It allocates nothing.
+type datagramWriter struct {
+	mu     sync.Mutex
+	family uint16
+	flush  func(fd uintptr) bool
+	hdr    unix.Msghdr
+	iov    unix.Iovec
+	name   sockaddr
+	sent   int
+	errno  unix.Errno
+}
+
+func (w *datagramWriter) open(c *net.UDPConn) {
+	w.family = unix.AF_INET
+	if c.LocalAddr().(*net.UDPAddr).IP.To4() == nil {
+		w.family = unix.AF_INET6
+	}
+	w.flush = func(fd uintptr) bool {
+		w.sent, w.errno = sendmsg(int(fd), &w.hdr)
+		return w.errno != unix.EAGAIN
+	}
+}
+
+func (w *datagramWriter) write(raw syscall.RawConn, b, oob []byte, addr *net.UDPAddr) (n, oobn int, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.hdr = unix.Msghdr{Name: (*byte)(unsafe.Pointer(&w.name)), Iov: &w.iov}
+	if w.hdr.Namelen = w.name.put(addr.AddrPort(), w.family); w.hdr.Namelen == 0 {
+		return 0, 0, unix.EAFNOSUPPORT
+	}
+	w.iov.Base = unsafe.SliceData(b)
+	w.iov.SetLen(len(b))
+	w.hdr.SetIovlen(1)
+	if len(oob) > 0 {
+		w.hdr.Control = unsafe.SliceData(oob)
+		w.hdr.SetControllen(len(oob))
+	}
+	err = raw.Write(w.flush)
+	w.iov.Base, w.hdr.Control = nil, nil
+	if err == nil && w.errno != 0 {
+		err = os.NewSyscallError("sendmsg", w.errno)
+	}
+	if err != nil {
+		return 0, 0, err
+	}
+	return w.sent, len(oob), nil
 }
 
 // plains is room for control messages without UDP_SEGMENT.

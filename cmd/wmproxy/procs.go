@@ -1,0 +1,84 @@
+package main
+
+import (
+	"context"
+	"os"
+	"runtime"
+	"time"
+)
+
+const (
+	// procsInterval is how often the governor looks.
+	procsInterval = 250 * time.Millisecond
+
+	// procsBusy is the share of the processors in use above which one more is taken.
+	procsBusy = 0.85
+
+	// procsCalm is the share of one processor less below which one is given back.
+	procsCalm = 0.5
+
+	// How many looks in a row that takes: half a second up, five seconds down.
+	procsBusyLooks = 2
+	procsCalmLooks = 20
+)
+
+// procs decides on how many processors the Go scheduler should run.
+//
+// A relay spends most of its time on handing datagrams from goroutine to
+// goroutine. On one processor a hand-off is a switch between goroutines; on two
+// it is the wake-up of a thread, which costs ten times as much. So the process
+// stays on one processor until that one is really full.
+type procs struct {
+	now, most  int
+	busy, calm int
+}
+
+// next takes the processor seconds used per second and returns how many
+// processors there should be.
+func (p *procs) next(used float64) int {
+	switch {
+	case used > procsBusy*float64(p.now):
+		p.busy, p.calm = p.busy+1, 0
+	case used < procsCalm*float64(p.now-1):
+		p.busy, p.calm = 0, p.calm+1
+	default:
+		p.busy, p.calm = 0, 0
+	}
+	switch {
+	case p.busy >= procsBusyLooks && p.now < p.most:
+		p.now, p.busy = p.now+1, 0
+	case p.calm >= procsCalmLooks:
+		p.now, p.calm = p.now-1, 0
+	}
+	return p.now
+}
+
+// governProcs runs the process on as few processors as its load needs until ctx
+// ends. It does nothing where GOMAXPROCS is set or CPU time cannot be read.
+func governProcs(ctx context.Context) {
+	most := runtime.GOMAXPROCS(0)
+	last, ok := cpuTime()
+	if !ok || most == 1 || os.Getenv("GOMAXPROCS") != "" {
+		return
+	}
+	p := procs{now: 1, most: most}
+	runtime.GOMAXPROCS(1)
+	defer runtime.GOMAXPROCS(most)
+	tick := time.NewTicker(procsInterval)
+	defer tick.Stop()
+	at := time.Now()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		now := time.Now()
+		used, _ := cpuTime()
+		before := p.now
+		if n := p.next((used - last).Seconds() / now.Sub(at).Seconds()); n != before {
+			runtime.GOMAXPROCS(n)
+		}
+		last, at = used, now
+	}
+}

@@ -1,0 +1,133 @@
+package bench
+
+import (
+	"encoding/binary"
+	"io"
+	"net"
+	"net/netip"
+	"sync"
+	"testing"
+)
+
+var loopback = netip.MustParseAddrPort("127.0.0.1:0")
+
+func listenEcho(t *testing.T) *Echo {
+	t.Helper()
+	e, err := ListenEcho(loopback, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := e.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return e
+}
+
+func dialEcho(t *testing.T, e *Echo) *net.TCPConn {
+	t.Helper()
+	c, err := net.DialTCP("tcp", nil, net.TCPAddrFromAddrPort(e.Addr()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+func TestOtherStreamsAreEchoed(t *testing.T) {
+	e := listenEcho(t)
+	for _, text := range []string{
+		"", "x", "hello, world", preface[:5], preface, preface + "X", preface + "?more", "wmproxy-bunch/1U and so on",
+	} {
+		c := dialEcho(t, e)
+		for i := range len(text) { // byte by byte, as the network may cut it
+			if _, err := c.Write([]byte{text[i]}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := c.CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := io.ReadAll(c); err != nil || string(got) != text {
+			t.Errorf("%q came back as %q, %v", text, got, err)
+		}
+	}
+}
+
+func TestTheSinkTellsHowMuchItGot(t *testing.T) {
+	c := dialEcho(t, listenEcho(t))
+	if _, err := c.Write(appendPreface(nil, modeUp)); err != nil {
+		t.Fatal(err)
+	}
+	const total = 3_000_001
+	if _, err := c.Write(make([]byte, total)); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	got, err := io.ReadAll(c)
+	if err != nil || len(got) < totalLen || len(got)%totalLen != 0 {
+		t.Fatalf("%d bytes of totals, %v", len(got), err)
+	}
+	if last := binary.BigEndian.Uint64(got[len(got)-totalLen:]); last != total {
+		t.Errorf("it got %d of %d bytes", last, total)
+	}
+}
+
+func TestTheSourceSendsUntilTheEnd(t *testing.T) {
+	c := dialEcho(t, listenEcho(t))
+	if _, err := c.Write(appendPreface(nil, modeDown)); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := io.CopyN(io.Discard, c, 10<<20); err != nil {
+		t.Fatalf("%d bytes, %v", n, err)
+	}
+}
+
+func TestDiscardCountsWhatReadWouldReturn(t *testing.T) {
+	c := dialEcho(t, listenEcho(t))
+	const total = 100_003
+	var writer sync.WaitGroup
+	defer writer.Wait()
+	writer.Go(func() {
+		_, _ = c.Write(make([]byte, total))
+		_ = c.CloseWrite()
+	})
+	d := newDiscarder(c)
+	got := 0
+	for {
+		n, err := d.discard()
+		got += n
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got != total {
+		t.Errorf("%d of %d bytes", got, total)
+	}
+}
+
+func TestAnEchoEndsWithItsConnections(t *testing.T) {
+	e, err := ListenEcho(loopback, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := dialEcho(t, e)
+	if _, err := c.Write(appendPreface(nil, modeDown)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	if err := e.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.Copy(io.Discard, c); err == nil {
+		return // an orderly end
+	}
+}

@@ -1,0 +1,55 @@
+package bench
+
+import (
+	"math/rand/v2"
+	"testing"
+)
+
+func TestArrivalsAreToldApart(t *testing.T) {
+	for _, test := range []struct {
+		name     string
+		sequence []uint64
+		want     []arrival
+	}{
+		{"one after the other", []uint64{1, 2, 3}, []arrival{inOrder, inOrder, inOrder}},
+		{"a gap is no disorder", []uint64{1, 5, 9}, []arrival{inOrder, inOrder, inOrder}},
+		{"overtaken", []uint64{1, 3, 2, 4}, []arrival{inOrder, inOrder, reordered, inOrder}},
+		{"twice", []uint64{1, 1, 2, 1, 2}, []arrival{inOrder, duplicate, inOrder, duplicate, duplicate}},
+		{"overtaken and twice", []uint64{2, 1, 1}, []arrival{inOrder, reordered, duplicate}},
+		{"the window grows", []uint64{1, 255, 256, 1, 255, 40_000, 2, 256}, []arrival{inOrder, inOrder, inOrder, duplicate, duplicate, inOrder, reordered, duplicate}},
+		{"too old to tell", []uint64{1, seenWindow + 2, 2, 3}, []arrival{inOrder, inOrder, duplicate, reordered}},
+		{"a place is free again", []uint64{5, 5 + seenWindow, 5 + seenWindow, 6}, []arrival{inOrder, inOrder, duplicate, reordered}},
+		{"far ahead", []uint64{1, 1 << 60, 1<<60 - 1, 1}, []arrival{inOrder, inOrder, reordered, duplicate}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			var ta tally
+			for i, s := range test.sequence {
+				if got := ta.arrived(s); got != test.want[i] {
+					t.Errorf("%d (%d.): got %d, want %d", s, i+1, got, test.want[i])
+				}
+			}
+		})
+	}
+}
+
+// A plain set knows the truth.
+func TestTheTallyAgreesWithASet(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 2))
+	var ta tally
+	seen := make(map[uint64]bool)
+	highest := uint64(0)
+	for range 200_000 {
+		s := 1 + random.Uint64N(min(highest+50, 300_000))
+		want := reordered
+		switch {
+		case s > highest:
+			want = inOrder
+		case seen[s], s+seenWindow <= highest:
+			want = duplicate
+		}
+		if got := ta.arrived(s); got != want {
+			t.Fatalf("%d after %d: got %d, want %d", s, highest, got, want)
+		}
+		seen[s], highest = true, max(highest, s)
+	}
+}

@@ -1,0 +1,349 @@
+package bench
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"wmproxy/internal/standalone"
+	"wmproxy/socks"
+)
+
+// target is an echo that treats the nth datagram of the load as it is told.
+type target struct {
+	addr netip.AddrPort
+	n    atomic.Int64
+}
+
+// answer is called with the number of a datagram, from 1, and sends what is to
+// come back.
+func listenTarget(t *testing.T, answer func(n int64, send func())) *target {
+	t.Helper()
+	conn, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tg := &target{addr: conn.LocalAddr().(*net.UDPAddr).AddrPort()}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		buf := make([]byte, 1<<16)
+		for {
+			n, from, err := conn.ReadFromUDPAddrPort(buf)
+			if err != nil {
+				return
+			}
+			b := bytes.Clone(buf[:n])
+			send := func() { _, _ = conn.WriteToUDPAddrPort(b, from) }
+			if s, ok := readStamp(b); ok && s.sequence == 0 {
+				send()
+				continue
+			}
+			answer(tg.n.Add(1), send)
+		}
+	})
+	t.Cleanup(func() { conn.Close(); wg.Wait() })
+	return tg
+}
+
+func (tg *target) load(d time.Duration) UDPConfig {
+	return UDPConfig{
+		Common:       Common{Way: Way{Target: socks.AddrFrom(tg.addr)}, Duration: d, Timeout: 100 * time.Millisecond},
+		Associations: 1, Size: 64,
+	}
+}
+
+func runUDP(t *testing.T, cfg UDPConfig) UDPResult {
+	t.Helper()
+	r, err := UDP(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func TestEachLostDatagramIsCounted(t *testing.T) {
+	tg := listenTarget(t, func(n int64, send func()) {
+		if n%10 != 0 {
+			send()
+		}
+	})
+	cfg := tg.load(300 * time.Millisecond)
+	cfg.Rate = 2000
+	r := runUDP(t, cfg)
+	if want := tg.n.Load() / 10; r.Lost != want || r.Sent != tg.n.Load() || r.InTime != r.Sent-want {
+		t.Errorf("%d sent, %d back, %d lost; the target got %d and dropped %d", r.Sent, r.InTime, r.Lost, tg.n.Load(), want)
+	}
+	if r.Duplicate != 0 || r.Reordered != 0 || r.Alien != 0 || r.Late != 0 {
+		t.Errorf("got %+v", r)
+	}
+}
+
+func TestDuplicatesAreNotRoundTrips(t *testing.T) {
+	tg := listenTarget(t, func(n int64, send func()) {
+		send()
+		if n%5 == 0 {
+			send()
+		}
+	})
+	cfg := tg.load(200 * time.Millisecond)
+	cfg.Rate = 1000
+	r := runUDP(t, cfg)
+	if r.Duplicate != tg.n.Load()/5 || r.InTime != r.Sent || r.Lost != 0 {
+		t.Errorf("%d sent, %d back, %d lost, %d duplicates", r.Sent, r.InTime, r.Lost, r.Duplicate)
+	}
+}
+
+func TestReorderingIsCounted(t *testing.T) {
+	var held func()
+	tg := listenTarget(t, func(n int64, send func()) {
+		switch n % 4 {
+		case 1:
+			held = send // overtaken by the next
+		case 2:
+			send()
+			held()
+		default:
+			send()
+		}
+	})
+	cfg := tg.load(200 * time.Millisecond)
+	cfg.Rate = 2000
+	r := runUDP(t, cfg)
+	if got := tg.n.Load(); r.Reordered != got/4 && r.Reordered != got/4+1 || r.Lost > 1 {
+		t.Errorf("%d sent, %d lost, %d reordered", r.Sent, r.Lost, r.Reordered)
+	}
+}
+
+func TestALossDoesNotStallTheWindow(t *testing.T) {
+	tg := listenTarget(t, func(n int64, send func()) {
+		if n > 2 { // both places of the window lose their first
+			send()
+		}
+	})
+	cfg := tg.load(400 * time.Millisecond)
+	cfg.Window = 2
+	r := runUDP(t, cfg)
+	if r.Lost != 2 || r.InTime < 10 || r.Sent != r.InTime+2 {
+		t.Errorf("%d sent, %d back, %d lost", r.Sent, r.InTime, r.Lost)
+	}
+}
+
+func TestTheWindowIsNeverExceeded(t *testing.T) {
+	var flying, most atomic.Int64
+	var mu sync.Mutex
+	var waiting []func()
+	tg := listenTarget(t, func(n int64, send func()) {
+		most.Store(max(most.Load(), flying.Add(1)))
+		mu.Lock()
+		defer mu.Unlock()
+		if waiting = append(waiting, send); len(waiting) == 8 {
+			for _, send := range waiting {
+				flying.Add(-1)
+				send()
+			}
+			waiting = nil
+		}
+	})
+	cfg := tg.load(100 * time.Millisecond)
+	cfg.Window, cfg.Timeout = 8, 10*time.Second
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	r, err := UDP(ctx, cfg) // interrupted, so that it does not wait for those held
+	if err != nil {
+		t.Fatal(err)
+	}
+	if most.Load() != 8 || r.InTime < 100 {
+		t.Errorf("%d in flight, %d back", most.Load(), r.InTime)
+	}
+}
+
+func TestWhatComesAfterTheTimeoutIsLateAndLost(t *testing.T) {
+	held := make(chan func(), 100)
+	tg := listenTarget(t, func(n int64, send func()) {
+		if n == 1 {
+			held <- send
+			return
+		}
+		select {
+		case late := <-held:
+			late() // replaced, so its time was over
+		default:
+		}
+		send()
+	})
+	cfg := tg.load(300 * time.Millisecond)
+	cfg.Window = 1
+	r := runUDP(t, cfg)
+	if r.Late != 1 || r.Lost != 1 || r.Duplicate != 0 {
+		t.Errorf("%d late, %d lost, %d duplicates", r.Late, r.Lost, r.Duplicate)
+	}
+	if r.RTT.Max > 100_000 {
+		t.Errorf("a round trip took %v µs", r.RTT.Max)
+	}
+}
+
+func TestATargetThatDoesNotAnswerIsAnError(t *testing.T) {
+	t.Parallel()
+	silent, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	cfg := (&target{addr: silent.LocalAddr().(*net.UDPAddr).AddrPort()}).load(time.Second)
+	cfg.Window = 1
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := UDP(ctx, cfg); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestAnInterruptedLoadTellsWhatItHas(t *testing.T) {
+	e := listenEcho(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	r, err := UDP(ctx, UDPConfig{Common: Common{Way: Way{Target: socks.AddrFrom(e.Addr())}, Duration: time.Hour}, Associations: 2, Window: 4, Size: 64})
+	if err != nil || !r.Interrupted || r.InTime == 0 || r.Lost != 0 || r.Seconds > 10 {
+		t.Errorf("got %+v and %v", r, err)
+	}
+}
+
+// startProxy runs a whole proxy in this process.
+func startProxy(t *testing.T) string {
+	t.Helper()
+	started := make(chan net.Addr, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		err := standalone.Run(ctx, standalone.Config{
+			Bind: "127.0.0.1:0", User: "u", Pass: "p",
+			Allow:   []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")},
+			Started: func(a net.Addr) { started <- a },
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(func() { cancel(); wg.Wait() })
+	return (<-started).String()
+}
+
+func throughProxy(t *testing.T) Common {
+	t.Helper()
+	return Common{
+		Way:      Way{Socks: startProxy(t), Username: "u", Password: "p", Target: socks.AddrFrom(listenEcho(t).Addr())},
+		Duration: 200 * time.Millisecond,
+	}
+}
+
+func TestEveryLoadPassesAProxy(t *testing.T) {
+	common := throughProxy(t)
+	var printed bytes.Buffer
+	t.Run("window", func(t *testing.T) {
+		r := runUDP(t, UDPConfig{Common: common, Associations: 4, Window: 8, Size: 200})
+		if r.PerSecond < 100 || r.InTime < 50 || r.Lost*100 > r.Sent || r.Ended != 0 || r.RTT.P50 <= 0 || r.RTT.P50 > r.RTT.P999 {
+			t.Errorf("got %+v", r)
+		}
+		if err := r.Print(&printed); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Run("rate", func(t *testing.T) {
+		r := runUDP(t, UDPConfig{Common: common, Associations: 3, Rate: 1000, Size: 160})
+		if r.Sent+r.Skipped < 190 || r.Sent > 201 || r.Lost != 0 {
+			t.Errorf("got %+v", r)
+		}
+	})
+	t.Run("large", func(t *testing.T) {
+		r := runUDP(t, UDPConfig{Common: common, Associations: 1, Window: 1, Size: MaxSize})
+		if r.InTime == 0 {
+			t.Errorf("got %+v", r)
+		}
+	})
+	t.Run("tcp", func(t *testing.T) {
+		r, err := TCP(t.Context(), TCPConfig{Common: common, Streams: 2, Up: true, Down: true})
+		if err != nil || r.UpBytes < 1<<20 || r.DownBytes < 1<<20 || r.Broken != 0 {
+			t.Errorf("got %+v and %v", r, err)
+		}
+		if err := r.Print(&printed); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Run("churn", func(t *testing.T) {
+		r, err := Churn(t.Context(), ChurnConfig{Common: common, Workers: 4, Size: 64})
+		if err != nil || r.Done < 20 || r.Failed != 0 || r.Life.P50 <= 0 {
+			t.Errorf("got %+v and %v", r, err)
+		}
+		if err := r.Print(&printed); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Run("hold", func(t *testing.T) {
+		held := common
+		held.Duration = 10 * time.Millisecond
+		r, err := Hold(t.Context(), HoldConfig{Common: held, Associations: 50, Size: 64, Settle: 10 * time.Millisecond})
+		if err != nil || r.Opened != 50 || r.First != 50 || r.Again != 50 || r.Ended != 0 {
+			t.Errorf("got %+v and %v", r, err)
+		}
+		if err := r.Print(&printed); err != nil {
+			t.Error(err)
+		}
+	})
+	for _, want := range []string{"round trips/s", "Gbit/s", "associations/s", "answered once more", "RTT in ms over the run"} {
+		if !strings.Contains(printed.String(), want) {
+			t.Errorf("nothing printed says %q", want)
+		}
+	}
+}
+
+func TestAWrongPasswordIsToldAtOnce(t *testing.T) {
+	common := throughProxy(t)
+	common.Password = "wrong"
+	_, udp := UDP(t.Context(), UDPConfig{Common: common, Associations: 2, Window: 1, Size: 64})
+	_, churn := Churn(t.Context(), ChurnConfig{Common: common, Workers: 1, Size: 64})
+	_, hold := Hold(t.Context(), HoldConfig{Common: common, Associations: 2, Size: 64})
+	_, tcp := TCP(t.Context(), TCPConfig{Common: common, Streams: 1, Up: true})
+	for _, err := range []error{udp, churn, hold, tcp} {
+		if !errors.Is(err, socks.ErrAuth) || !strings.Contains(err.Error(), "wmproxy test --socks") {
+			t.Errorf("got %v", err)
+		}
+	}
+}
+
+func TestAnAssociationThatTheServerEndedIsSeen(t *testing.T) {
+	ln, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(loopback))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	var mine []*net.TCPConn
+	for i := range 4 {
+		c, err := net.DialTCP("tcp", nil, ln.Addr().(*net.TCPAddr))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		theirs, err := ln.AcceptTCP()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer theirs.Close()
+		if i == 1 {
+			_ = theirs.CloseWrite()
+			// The end has arrived once the next read of another kind would see it.
+			_, _ = c.Write([]byte("x"))
+			_, _ = theirs.Read(make([]byte, 1))
+		}
+		mine = append(mine, c)
+	}
+	if n := hungUp(mine); n != 1 {
+		t.Errorf("%d ended, want 1", n)
+	}
+}

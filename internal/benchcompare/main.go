@@ -1,0 +1,126 @@
+// Command benchcompare measures wmproxy beside other tunnels on this machine: it
+// starts all of them on loopback ports, runs the same loads of "wmproxy bench"
+// through each in alternating rounds, and writes medians and ratios to
+// docs/BENCHMARKS.md. Only what the run measured is written.
+//
+//	go run ./internal/benchcompare [-quick] [-only LOAD,...] [-systems NAME,...]
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// options is what the command line says.
+type options struct {
+	quick        bool
+	only         []string // loads; empty: all
+	systems      []string // empty: all that are installed
+	arrangements []string // empty: both
+	rounds       int
+	duration     time.Duration // of one round of a load
+	hold         int           // associations
+	settle       time.Duration
+	out          string // file to write; empty: standard output
+	wmproxy      string // binary; empty: built from the source
+	command      string // as typed, for the report
+}
+
+func main() {
+	o, err := parse(os.Args[1:], os.Stderr)
+	if errors.Is(err, flag.ErrHelp) {
+		return
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "benchcompare:", err)
+		os.Exit(2)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, o); err != nil {
+		fmt.Fprintln(os.Stderr, "benchcompare:", err)
+		stop()
+		os.Exit(1)
+	}
+}
+
+func parse(args []string, out io.Writer) (o options, err error) {
+	var only, systems, arrangements string
+	f := flag.NewFlagSet("benchcompare", flag.ContinueOnError)
+	f.SetOutput(out)
+	f.BoolVar(&o.quick, "quick", false, "fewer and shorter rounds, a smaller hold")
+	f.StringVar(&only, "only", "", "these `LOADS` only, with commas: "+strings.Join(loadNames(), ","))
+	f.StringVar(&systems, "systems", "", "these `SYSTEMS` only, with commas: "+strings.Join(systemNames(), ","))
+	f.StringVar(&arrangements, "arrangements", "", "`shared` or own only")
+	f.IntVar(&o.rounds, "rounds", 0, "`N` rounds of each load (default 5, quick 3)")
+	f.DurationVar(&o.duration, "dur", 0, "`TIME` of one round (default 2.5s, quick 1.5s)")
+	f.IntVar(&o.hold, "hold", 0, "`N` associations to hold (default 9000, quick 2000)")
+	f.DurationVar(&o.settle, "settle", 0, "look at the memory `TIME` after they are closed (default 30s, quick 5s)")
+	f.StringVar(&o.out, "out", "docs/BENCHMARKS.md", "`FILE` to write, - for standard output")
+	f.StringVar(&o.wmproxy, "wmproxy", "", "measure the binary `FILE` in place of building one")
+	if err = f.Parse(args); err != nil {
+		return o, err
+	}
+	if f.NArg() > 0 {
+		return o, fmt.Errorf("%q is left over; lists have commas and no spaces", f.Arg(0))
+	}
+	o.command = strings.TrimSpace("go run ./internal/benchcompare " + strings.Join(args, " "))
+	o.defaults()
+	if o.only, err = words(only, loadNames()); err != nil {
+		return o, fmt.Errorf("-only: %w", err)
+	}
+	if o.systems, err = words(systems, systemNames()); err != nil {
+		return o, fmt.Errorf("-systems: %w", err)
+	}
+	if o.arrangements, err = words(arrangements, []string{shared, own}); err != nil {
+		return o, fmt.Errorf("-arrangements: %w", err)
+	}
+	return o, nil
+}
+
+// defaults fills in what was not given.
+func (o *options) defaults() {
+	rounds, duration, hold, settle := 5, 2500*time.Millisecond, 9000, 30*time.Second
+	if o.quick {
+		rounds, duration, hold, settle = 3, 1500*time.Millisecond, 2000, 5*time.Second
+	}
+	if o.rounds <= 0 {
+		o.rounds = rounds
+	}
+	if o.duration <= 0 {
+		o.duration = duration
+	}
+	if o.hold <= 0 {
+		o.hold = hold
+	}
+	if o.settle <= 0 {
+		o.settle = settle
+	}
+}
+
+// words splits a list whose words have to be among known; an empty list is all.
+func words(list string, known []string) ([]string, error) {
+	if list == "" {
+		return known, nil
+	}
+	var found []string
+	for word := range strings.SplitSeq(list, ",") {
+		ok := false
+		for _, k := range known {
+			ok = ok || k == word
+		}
+		if !ok {
+			return nil, fmt.Errorf("%q is none of %s", word, strings.Join(known, ","))
+		}
+		found = append(found, word)
+	}
+	return found, nil
+}

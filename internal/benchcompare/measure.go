@@ -1,0 +1,293 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"wmproxy/certs"
+)
+
+var nan = math.NaN()
+
+// cell is what one system did with one load in one arrangement.
+type cell struct {
+	rounds []values
+	failed string // why there are no more rounds
+}
+
+// key names a cell.
+type key struct{ arrangement, load, system string }
+
+// comparison is all that a run measured.
+type comparison struct {
+	options
+	log     io.Writer
+	cells   map[key]*cell
+	absent  map[string]string // systems that were not measured, and why
+	began   time.Time
+	partial bool // interrupted
+}
+
+func run(ctx context.Context, o options) error {
+	dir, err := os.MkdirTemp("", "benchcompare-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	if o.wmproxy == "" {
+		o.wmproxy = filepath.Join(dir, "wmproxy")
+		if b, err := exec.CommandContext(ctx, "go", "build", "-o", o.wmproxy, "./cmd/wmproxy").CombinedOutput(); err != nil {
+			return fmt.Errorf("building wmproxy: %w\n%s", err, b)
+		}
+	}
+	c := &comparison{options: o, log: os.Stderr, cells: make(map[key]*cell), absent: make(map[string]string), began: time.Now()}
+	for _, arrangement := range o.arrangements {
+		if err := c.arrange(ctx, dir, arrangement); err != nil && ctx.Err() == nil {
+			return err
+		}
+	}
+	c.partial = ctx.Err() != nil
+	if len(c.cells) == 0 {
+		return errors.New("nothing was measured")
+	}
+	return c.write(context.WithoutCancel(ctx))
+}
+
+// arrange runs all loads in one arrangement.
+func (c *comparison) arrange(ctx context.Context, dir, arrangement string) error {
+	dir, err := os.MkdirTemp(dir, arrangement+"-")
+	if err != nil {
+		return err
+	}
+	r := &rig{dir: dir, arrangement: arrangement, wmproxy: c.wmproxy}
+	r.cert, r.key = filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
+	if _, err := certs.LoadOrCreate(r.cert, r.key); err != nil {
+		return err
+	}
+	target, echo, err := r.echo(ctx)
+	if err != nil {
+		return err
+	}
+	defer echo.end()
+	running, err := c.begin(ctx, r, target)
+	defer func() {
+		for _, p := range running {
+			p.end()
+		}
+	}()
+	if err != nil {
+		return err
+	}
+	for _, l := range loads {
+		if !slices.Contains(c.only, l.name) {
+			continue
+		}
+		if l.fresh {
+			err = c.measureFresh(ctx, r, l, target)
+		} else {
+			err = c.measure(ctx, r, l, running, target)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// echo starts the target.
+func (r *rig) echo(ctx context.Context) (string, *process, error) {
+	addr, err := freeAddress()
+	if err != nil {
+		return "", nil, err
+	}
+	p, err := start(r.dir, r.arrangement, r.wmproxy, "bench", "echo", "--listen", addr)
+	if err != nil {
+		return "", nil, err
+	}
+	if err := p.until(ctx, "open port", listens(addr)); err != nil {
+		p.end()
+		return "", nil, err
+	}
+	return addr, p, nil
+}
+
+// begin starts all systems that are to be measured and can be.
+func (c *comparison) begin(ctx context.Context, r *rig, target string) (map[string]*peer, error) {
+	running := make(map[string]*peer)
+	for _, s := range c.wanted() {
+		p, err := c.beginOne(ctx, r, s, target)
+		if ctx.Err() != nil {
+			return running, context.Cause(ctx)
+		}
+		if err != nil {
+			c.absent[s.name] = err.Error()
+			say(c.log, "%s %s: not measured: %v", r.arrangement, s.name, err)
+			continue
+		}
+		running[s.name] = p
+	}
+	return running, nil
+}
+
+// wanted is the systems to measure whose programs are there.
+func (c *comparison) wanted() (found []system) {
+	for _, s := range systems {
+		if !slices.Contains(c.systems, s.name) {
+			continue
+		}
+		if program := s.missing(); program != "" {
+			c.absent[s.name] = program + " is not installed"
+			continue
+		}
+		found = append(found, s)
+	}
+	return found
+}
+
+// warmUps is how often a system is tried until its tunnel must be up.
+const warmUps = 3
+
+// beginOne starts a system and sends something through it.
+func (c *comparison) beginOne(ctx context.Context, r *rig, s system, target string) (*peer, error) {
+	p, err := s.begin(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	warm := udp("", "", "--assoc=1", "--window=1")
+	short := c.options
+	short.duration = 50 * time.Millisecond
+	for range warmUps {
+		if _, err = output(ctx, r.arrangement, c.wmproxy, warm.arguments(short, p, target)...); err == nil || ctx.Err() != nil {
+			break
+		}
+	}
+	if err != nil {
+		p.end()
+		return nil, err
+	}
+	return p, nil
+}
+
+// measure runs a load in alternating rounds.
+func (c *comparison) measure(ctx context.Context, r *rig, l load, running map[string]*peer, target string) error {
+	for round := range c.rounds {
+		for _, s := range rotated(c.wanted(), round) {
+			p := running[s.name]
+			if p == nil || !c.goesOn(r, l, s) {
+				continue
+			}
+			if err := c.once(ctx, r, l, s, p, target); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// rotated begins each round with another system, so that none always follows
+// the same one.
+func rotated(all []system, by int) []system {
+	if len(all) == 0 {
+		return nil
+	}
+	by %= len(all)
+	return append(slices.Clone(all[by:]), all[:by]...)
+}
+
+// measureFresh runs a load once on each system, with processes of its own.
+func (c *comparison) measureFresh(ctx context.Context, r *rig, l load, target string) error {
+	for _, s := range c.wanted() {
+		if s.name == direct || c.absent[s.name] != "" {
+			continue
+		}
+		p, err := c.beginOne(ctx, r, s, target)
+		if err != nil {
+			c.cell(r, l, s).failed = err.Error()
+			continue
+		}
+		err = c.once(ctx, r, l, s, p, target)
+		p.end()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *comparison) cell(r *rig, l load, s system) *cell {
+	k := key{r.arrangement, l.name, s.name}
+	if c.cells[k] == nil {
+		c.cells[k] = new(cell)
+	}
+	return c.cells[k]
+}
+
+// goesOn says whether the load has passed so far.
+func (c *comparison) goesOn(r *rig, l load, s system) bool { return c.cell(r, l, s).failed == "" }
+
+// once runs one round. Only the end of ctx is an error: a load that a system
+// does not pass is a result.
+func (c *comparison) once(ctx context.Context, r *rig, l load, s system, p *peer, target string) error {
+	b, err := output(ctx, r.arrangement, c.wmproxy, l.arguments(c.options, p, target)...)
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	var v values
+	if err == nil {
+		v, err = l.read(b)
+	}
+	ce := c.cell(r, l, s)
+	if err != nil {
+		ce.failed = err.Error()
+		say(c.log, "%s %s %s: %v", r.arrangement, l.name, s.name, err)
+		return nil
+	}
+	ce.rounds = append(ce.rounds, v)
+	say(c.log, "%s %s %s: %s", r.arrangement, l.name, s.name, strings.Join(texts(l, v), ", "))
+	return nil
+}
+
+// texts is the values with their titles.
+func texts(l load, v values) (all []string) {
+	for i, f := range l.figure {
+		all = append(all, f.title+" "+f.text(v[i]))
+	}
+	return all
+}
+
+// medians is the median of each figure over the rounds.
+func (c *cell) medians(l load) values {
+	all := make(values, len(l.figure))
+	for i := range all {
+		var column []float64
+		for _, v := range c.rounds {
+			column = append(column, v[i])
+		}
+		all[i] = median(column)
+	}
+	return all
+}
+
+// median is NaN of nothing, and of anything with a NaN in it.
+func median(v []float64) float64 {
+	if len(v) == 0 || slices.ContainsFunc(v, math.IsNaN) {
+		return nan
+	}
+	v = slices.Clone(v)
+	slices.SortFunc(v, cmp.Compare[float64])
+	half := len(v) / 2
+	if len(v)%2 == 1 {
+		return v[half]
+	}
+	return (v[half-1] + v[half]) / 2
+}

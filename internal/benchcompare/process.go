@@ -1,0 +1,162 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// Arrangements of the scheduler's groups. With sched_autogroup_enabled each
+// session is a group, and groups preempt each other more eagerly than processes
+// of one.
+const (
+	shared = "shared" // all in one session, as started from one shell
+	own    = "own"    // each in a session of its own (setsid), as services are
+)
+
+const (
+	startTimeout = 10 * time.Second
+	startStep    = 20 * time.Millisecond
+	// endGrace is how long a process has after SIGTERM.
+	endGrace = 3 * time.Second
+	// tailBytes is how much of a process's output an error shows.
+	tailBytes = 600
+)
+
+// process is one that we started.
+type process struct {
+	cmd    *exec.Cmd
+	output *os.File
+	exited chan struct{}
+	waiter sync.WaitGroup // waits for the process
+}
+
+// start runs a program with its output in a file under dir.
+func start(dir, arrangement, path string, args ...string) (*process, error) {
+	output, err := os.CreateTemp(dir, filepath.Base(path)+"-*.log")
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.Command(path, args...)
+	cmd.Stdout, cmd.Stderr = output, output
+	cmd.SysProcAttr = session(arrangement == own)
+	if err := cmd.Start(); err != nil {
+		_ = output.Close()
+		return nil, err
+	}
+	p := &process{cmd: cmd, output: output, exited: make(chan struct{})}
+	p.waiter.Go(func() {
+		_ = cmd.Wait()
+		close(p.exited)
+	})
+	return p, nil
+}
+
+func (p *process) pid() int { return p.cmd.Process.Pid }
+
+// end ends the process and waits for it.
+func (p *process) end() {
+	_ = p.cmd.Process.Signal(syscall.SIGTERM)
+	select {
+	case <-p.exited:
+	case <-time.After(endGrace):
+		_ = p.cmd.Process.Kill()
+	}
+	p.waiter.Wait()
+	_ = p.output.Close()
+}
+
+// tail is the end of what the process said.
+func (p *process) tail() string {
+	b, err := os.ReadFile(p.output.Name())
+	if err != nil {
+		return ""
+	}
+	return string(bytes.TrimSpace(b[max(0, len(b)-tailBytes):]))
+}
+
+// until calls ready until it says yes; it gives up when the process ends.
+func (p *process) until(ctx context.Context, what string, ready func() bool) error {
+	deadline := time.Now().Add(startTimeout)
+	for !ready() {
+		select {
+		case <-p.exited:
+			return fmt.Errorf("%s ended at once: %s", p.cmd.Path, p.tail())
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(startStep):
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("%s has no %s after %v: %s", p.cmd.Path, what, startTimeout, p.tail())
+		}
+	}
+	return nil
+}
+
+// listens says whether something accepts TCP there.
+func listens(addr string) func() bool {
+	return func() bool {
+		c, err := net.DialTimeout("tcp", addr, time.Second)
+		if err != nil {
+			return false
+		}
+		_ = c.Close()
+		return true
+	}
+}
+
+// freeAddress is a loopback address that is free for TCP and UDP now.
+func freeAddress() (string, error) {
+	for range 20 {
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return "", err
+		}
+		addr := ln.Addr().String()
+		udp, err := net.ListenPacket("udp", addr)
+		_ = ln.Close()
+		if err != nil {
+			continue
+		}
+		_ = udp.Close()
+		return addr, nil
+	}
+	return "", errors.New("no port is free for both TCP and UDP")
+}
+
+// output runs a program to its end and returns its standard output.
+func output(ctx context.Context, arrangement, path string, args ...string) ([]byte, error) {
+	cmd := exec.CommandContext(ctx, path, args...)
+	cmd.SysProcAttr = session(arrangement == own)
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	cmd.WaitDelay = endGrace
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	b, err := cmd.Output()
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	if err != nil {
+		said := bytes.TrimSpace(stderr.Bytes())
+		return nil, fmt.Errorf("%w: %s", err, said[:min(len(said), tailBytes)])
+	}
+	return b, nil
+}
+
+// write makes a file for a process.
+func write(dir, name, text string) (string, error) {
+	path := filepath.Join(dir, name)
+	return path, os.WriteFile(path, []byte(text), 0o600)
+}
+
+// say writes a line about what is going on.
+func say(out io.Writer, format string, args ...any) { fmt.Fprintf(out, format+"\n", args...) }

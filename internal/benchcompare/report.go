@@ -1,0 +1,241 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"maps"
+	"math"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// write writes the report.
+func (c *comparison) write(ctx context.Context) error {
+	b := new(strings.Builder)
+	c.head(ctx, b)
+	for _, l := range loads {
+		if c.measured(l) {
+			c.table(b, l)
+		}
+	}
+	c.notes(b)
+	if c.out == "-" {
+		_, err := os.Stdout.WriteString(b.String())
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(c.out), 0o755); err != nil {
+		return err
+	}
+	say(c.log, "written to %s", c.out)
+	return os.WriteFile(c.out, []byte(b.String()), 0o644)
+}
+
+func (c *comparison) measured(l load) bool {
+	for k := range c.cells {
+		if k.load == l.name {
+			return true
+		}
+	}
+	return false
+}
+
+func (c *comparison) head(ctx context.Context, b *strings.Builder) {
+	b.WriteString("# Benchmarks\n\n" +
+		"Written by `make bench-compare`, which starts everything on this one machine, over\n" +
+		"loopback, and runs the loads of `wmproxy bench` through each system in alternating\n" +
+		"rounds. All figures are medians over the rounds; × is the multiple of shadowsocks-libev's\n" +
+		"in the same column. One datagram is one round trip. CPU is that of the tunnel's two\n" +
+		"processes together, user and system.\n\n" +
+		"*shared*: all processes in one session, as started from one shell. *own*: each in its\n" +
+		"own (`setsid`), as services are; with `sched_autogroup_enabled` = 1 every wake-up then\n" +
+		"preempts more eagerly.\n\n")
+	fact := func(name, format string, args ...any) {
+		fmt.Fprintf(b, "| %s | %s |\n", name, fmt.Sprintf(format, args...))
+	}
+	b.WriteString("| | |\n| --- | --- |\n")
+	fact("date", "%s, %s of measuring", c.began.UTC().Format("2006-01-02 15:04 MST"), time.Since(c.began).Round(time.Second))
+	fact("command", "`%s`", c.command)
+	fact("rounds", "%d of %v", c.rounds, c.duration)
+	fact("wmproxy", "%s", revision(ctx))
+	fact("Go", "%s %s/%s", runtime.Version(), runtime.GOOS, runtime.GOARCH)
+	fact("machine", "%s", machine())
+	fact("kernel", "%s, sched_autogroup_enabled = %s", fileLine("/proc/sys/kernel/osrelease"), fileLine("/proc/sys/kernel/sched_autogroup_enabled"))
+	fact("load average at the end", "%s (other work on the machine shows here)", fileLine("/proc/loadavg"))
+	for _, s := range c.wanted() {
+		for _, program := range s.programs {
+			if v := version(ctx, program); v != "" {
+				fact(program, "%s", v)
+			}
+		}
+	}
+	if c.partial {
+		fact("incomplete", "the run was interrupted")
+	}
+}
+
+// table writes a load's figures: a row for each system, a group of columns for
+// each arrangement.
+func (c *comparison) table(b *strings.Builder, l load) {
+	fmt.Fprintf(b, "\n## %s\n\n`wmproxy %s`\n", l.title, strings.Join(c.shown(l), " "))
+	for _, arrangement := range c.arrangements {
+		base := c.cells[key{arrangement, l.name, baseline}]
+		var against values
+		if base != nil {
+			against = base.medians(l)
+		}
+		fmt.Fprintf(b, "\n| %s |", arrangement)
+		rule := "\n| --- |"
+		for _, f := range l.figure {
+			fmt.Fprintf(b, " %s |", strings.TrimSpace(f.title+" "+f.unit))
+			rule += " ---: |"
+		}
+		b.WriteString(rule + "\n")
+		for _, s := range systems {
+			if ce := c.cells[key{arrangement, l.name, s.name}]; ce != nil {
+				fmt.Fprintf(b, "| %s |%s\n", s.title, ce.row(l, against))
+			}
+		}
+	}
+}
+
+// shown is a load's command line without what differs between systems.
+func (c *comparison) shown(l load) []string {
+	return slices.DeleteFunc(l.arguments(c.options, &peer{}, ""), func(arg string) bool {
+		return arg == "--direct" || arg == "--json" || strings.HasPrefix(arg, "--target=")
+	})
+}
+
+func (c *cell) row(l load, against values) string {
+	m := c.medians(l)
+	row := ""
+	for i, f := range l.figure {
+		row += " " + f.text(m[i])
+		if f.ratio && i < len(against) {
+			row += multiple(m[i], against[i])
+		}
+		row += " |"
+	}
+	if len(c.rounds) == 0 {
+		return " does not pass" + strings.Repeat(" |", len(l.figure))
+	}
+	return row
+}
+
+// multiple is v as a multiple of base.
+func multiple(v, base float64) string {
+	if math.IsNaN(v) || math.IsNaN(base) || base == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" (%.2f×)", v/base)
+}
+
+// text is a value in its unit, with commas between thousands.
+func (f figure) text(v float64) string {
+	if math.IsNaN(v) {
+		return "–"
+	}
+	s := strconv.FormatFloat(v, 'f', f.round, 64)
+	point := strings.IndexByte(s+".", '.')
+	for i := point - 3; i > 0 && s[i-1] != '-'; i -= 3 {
+		s = s[:i] + "," + s[i:]
+	}
+	return s
+}
+
+// notes says what is missing and why.
+func (c *comparison) notes(b *strings.Builder) {
+	var lines []string
+	for _, name := range slices.Sorted(maps.Keys(c.absent)) {
+		lines = append(lines, fmt.Sprintf("- %s was not measured: %s", name, oneLine(c.absent[name])))
+	}
+	for _, arrangement := range c.arrangements {
+		for _, l := range loads {
+			for _, s := range systems {
+				if ce := c.cells[key{arrangement, l.name, s.name}]; ce != nil && ce.failed != "" {
+					lines = append(lines, fmt.Sprintf("- %s, %s, %s: after %d rounds %s", arrangement, l.title, s.title, len(ce.rounds), oneLine(ce.failed)))
+				}
+			}
+		}
+	}
+	if len(lines) > 0 {
+		b.WriteString("\n## Not measured\n\n" + strings.Join(lines, "\n") + "\n")
+	}
+}
+
+// oneLine is the beginning of an error, fit for a list.
+func oneLine(s string) string {
+	s, _, _ = strings.Cut(s, ";")
+	s = strings.Join(strings.Fields(s), " ")
+	return s[:min(len(s), 200)]
+}
+
+// fileLine is a file's first line, or a question mark.
+func fileLine(path string) string {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return "?"
+	}
+	line, _, _ := bytes.Cut(b, []byte("\n"))
+	return string(line)
+}
+
+// machine is the processor, how many, and the memory.
+func machine() string {
+	model, memory := runtime.GOARCH, ""
+	if b, err := os.ReadFile("/proc/cpuinfo"); err == nil {
+		if m := field(string(b), "model name"); m != "" {
+			model = m
+		}
+	}
+	if b, err := os.ReadFile("/proc/meminfo"); err == nil {
+		if kb, err := strconv.Atoi(strings.TrimSuffix(field(string(b), "MemTotal"), " kB")); err == nil {
+			memory = fmt.Sprintf(", %.1f GiB", float64(kb)/(1<<20))
+		}
+	}
+	return fmt.Sprintf("%s, %d CPUs%s", model, runtime.NumCPU(), memory)
+}
+
+// field is the value of a line "name: value", empty if there is none.
+func field(text, name string) string {
+	for line := range strings.Lines(text) {
+		key, value, ok := strings.Cut(line, ":")
+		if ok && strings.TrimSpace(key) == name {
+			return strings.TrimSpace(value)
+		}
+	}
+	return ""
+}
+
+// revision is the commit that is measured.
+func revision(ctx context.Context) string {
+	b, err := exec.CommandContext(ctx, "git", "describe", "--always", "--dirty").Output()
+	if err != nil {
+		return "of this source"
+	}
+	return strings.TrimSpace(string(b))
+}
+
+// version is what a program says that it is; empty if it does not.
+func version(ctx context.Context, program string) string {
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	asked := map[string]string{"ss-local": "-h", "hysteria": "version", "sing-box": "version", "gost": "-V"}[program]
+	if asked == "" {
+		return ""
+	}
+	// Some exit with an error after help.
+	b, _ := exec.CommandContext(ctx, program, asked).CombinedOutput()
+	for line := range strings.Lines(string(b)) {
+		if line = strings.TrimSpace(line); strings.ContainsAny(line, "0123456789") {
+			return line
+		}
+	}
+	return ""
+}

@@ -1,0 +1,236 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+)
+
+// system is something to measure.
+type system struct {
+	name     string
+	title    string
+	programs []string // that must be on PATH
+	begin    func(context.Context, *rig) (*peer, error)
+}
+
+// peer is a system that runs.
+type peer struct {
+	socks     string // its SOCKS5 address; empty: there is none, go straight
+	processes []*process
+}
+
+func (p *peer) end() {
+	for i := len(p.processes) - 1; i >= 0; i-- {
+		p.processes[i].end()
+	}
+}
+
+// rig is where systems are started.
+type rig struct {
+	dir         string // for their files
+	arrangement string
+	wmproxy     string
+	cert, key   string // of 127.0.0.1, for those that need one
+}
+
+const (
+	direct   = "direct"
+	baseline = "ss" // what ratios are to
+)
+
+// method is the fastest that shadowsocks-libev has on CPUs with AES.
+const method = "aes-128-gcm"
+
+// secret is every tunnel's password here. They listen on loopback only, for the
+// length of the run.
+const secret = "c2VjcmV0LW9mLWJlbmNoIQ=="
+
+var systems = []system{
+	{direct, "direct, no proxy", nil, func(context.Context, *rig) (*peer, error) { return &peer{}, nil }},
+	{"quic", "wmproxy over QUIC", nil, func(ctx context.Context, r *rig) (*peer, error) { return r.ours(ctx, "quic") }},
+	{"yamux", "wmproxy over yamux", nil, func(ctx context.Context, r *rig) (*peer, error) { return r.ours(ctx, "yamux") }},
+	{"auto", "wmproxy auto", nil, func(ctx context.Context, r *rig) (*peer, error) { return r.ours(ctx, "auto") }},
+	{baseline, "shadowsocks-libev, " + method, []string{"ss-local", "ss-server"}, shadowsocks},
+	{"hysteria", "hysteria 2", []string{"hysteria"}, hysteria},
+	{"tuic", "sing-box, TUIC", []string{"sing-box"}, tuic},
+	{"ss2022", "sing-box, 2022-blake3-aes-128-gcm", []string{"sing-box"}, ss2022},
+	{"gost", "gost, relay over mtls", []string{"gost"}, gost},
+}
+
+func systemNames() (names []string) {
+	for _, s := range systems {
+		names = append(names, s.name)
+	}
+	return names
+}
+
+// missing is the first program that the system needs and this machine lacks.
+func (s system) missing() string {
+	for _, program := range s.programs {
+		if _, err := exec.LookPath(program); err != nil {
+			return program
+		}
+	}
+	return ""
+}
+
+// pair starts the far end, waits until it listens on TCP at wait (if that is
+// not empty), then the near end, which serves SOCKS5 at socks.
+func (r *rig) pair(ctx context.Context, wait, socks string, far, near []string) (*peer, error) {
+	p := &peer{socks: socks}
+	server, err := start(r.dir, r.arrangement, far[0], far[1:]...)
+	if err != nil {
+		return nil, err
+	}
+	p.processes = append(p.processes, server)
+	if wait != "" {
+		err = server.until(ctx, "open port", listens(wait))
+	}
+	var client *process
+	if err == nil {
+		client, err = start(r.dir, r.arrangement, near[0], near[1:]...)
+	}
+	if err == nil {
+		p.processes = append(p.processes, client)
+		err = client.until(ctx, "open port", listens(socks))
+	}
+	if err != nil {
+		p.end()
+		return nil, err
+	}
+	return p, nil
+}
+
+// addresses is one for the tunnel and one for SOCKS5.
+func addresses() (tunnel, socks string, err error) {
+	if tunnel, err = freeAddress(); err != nil {
+		return "", "", err
+	}
+	for socks == "" || socks == tunnel {
+		if socks, err = freeAddress(); err != nil {
+			return "", "", err
+		}
+	}
+	return tunnel, socks, nil
+}
+
+func port(addr string) string {
+	_, port, _ := net.SplitHostPort(addr)
+	return port
+}
+
+// ours starts wmproxy with one transport.
+func (r *rig) ours(ctx context.Context, transport string) (*peer, error) {
+	tunnel, socks, err := addresses()
+	if err != nil {
+		return nil, err
+	}
+	state, err := os.MkdirTemp(r.dir, "wmproxy-")
+	if err != nil {
+		return nil, err
+	}
+	server, err := start(r.dir, r.arrangement, r.wmproxy, "server", "--listen", tunnel, "--advertise", tunnel,
+		"--state-dir", filepath.Join(state, "server"), "--allow", "127.0.0.0/8")
+	if err != nil {
+		return nil, err
+	}
+	p := &peer{socks: socks, processes: []*process{server}}
+	link := filepath.Join(state, "server", "client.link")
+	err = server.until(ctx, "link", func() bool { _, err := os.Stat(link); return err == nil })
+	var client *process
+	if err == nil {
+		client, err = start(r.dir, r.arrangement, r.wmproxy, "client", "--link-file", link, "--listen", socks,
+			"--transport", transport, "--state-dir", filepath.Join(state, "client"))
+	}
+	if err == nil {
+		p.processes = append(p.processes, client)
+		err = client.until(ctx, "open port", listens(socks))
+	}
+	if err != nil {
+		p.end()
+		return nil, err
+	}
+	return p, nil
+}
+
+func shadowsocks(ctx context.Context, r *rig) (*peer, error) {
+	tunnel, socks, err := addresses()
+	if err != nil {
+		return nil, err
+	}
+	return r.pair(ctx, tunnel, socks,
+		[]string{"ss-server", "-s", "127.0.0.1", "-p", port(tunnel), "-k", secret, "-m", method, "-u"},
+		[]string{"ss-local", "-s", "127.0.0.1", "-p", port(tunnel), "-b", "127.0.0.1", "-l", port(socks), "-k", secret, "-m", method, "-u"})
+}
+
+// hysteria listens on UDP alone, which cannot be waited for; its client keeps
+// trying.
+func hysteria(ctx context.Context, r *rig) (*peer, error) {
+	tunnel, socks, err := addresses()
+	if err != nil {
+		return nil, err
+	}
+	far, err := write(r.dir, "hysteria-server.yaml", fmt.Sprintf(
+		"listen: %s\ntls:\n  cert: %s\n  key: %s\nauth:\n  type: password\n  password: %s\n", tunnel, r.cert, r.key, secret))
+	if err != nil {
+		return nil, err
+	}
+	near, err := write(r.dir, "hysteria-client.yaml", fmt.Sprintf(
+		"server: %s\nauth: %s\ntls:\n  insecure: true\nsocks5:\n  listen: %s\n", tunnel, secret, socks))
+	if err != nil {
+		return nil, err
+	}
+	return r.pair(ctx, "", socks, []string{"hysteria", "server", "-c", far}, []string{"hysteria", "client", "-c", near})
+}
+
+const tuicUser = "2a3f1a6e-6f0b-4a55-9f3c-0d8f6c1d9b11"
+
+func tuic(ctx context.Context, r *rig) (*peer, error) {
+	tunnel, socks, err := addresses()
+	if err != nil {
+		return nil, err
+	}
+	inbound := fmt.Sprintf(`{"type":"tuic","listen":"127.0.0.1","listen_port":%s,"users":[{"uuid":%q,"password":%q}],"congestion_control":"bbr",
+		"tls":{"enabled":true,"alpn":["h3"],"certificate_path":%q,"key_path":%q}}`, port(tunnel), tuicUser, secret, r.cert, r.key)
+	outbound := fmt.Sprintf(`{"type":"tuic","server":"127.0.0.1","server_port":%s,"uuid":%q,"password":%q,"congestion_control":"bbr","udp_relay_mode":"native",
+		"tls":{"enabled":true,"insecure":true,"alpn":["h3"]}}`, port(tunnel), tuicUser, secret)
+	return r.singBox(ctx, "tuic", "", socks, inbound, outbound)
+}
+
+func ss2022(ctx context.Context, r *rig) (*peer, error) {
+	tunnel, socks, err := addresses()
+	if err != nil {
+		return nil, err
+	}
+	inbound := fmt.Sprintf(`{"type":"shadowsocks","listen":"127.0.0.1","listen_port":%s,"method":"2022-blake3-aes-128-gcm","password":%q}`, port(tunnel), secret)
+	outbound := fmt.Sprintf(`{"type":"shadowsocks","server":"127.0.0.1","server_port":%s,"method":"2022-blake3-aes-128-gcm","password":%q}`, port(tunnel), secret)
+	return r.singBox(ctx, "ss2022", tunnel, socks, inbound, outbound)
+}
+
+func (r *rig) singBox(ctx context.Context, name, wait, socks, inbound, outbound string) (*peer, error) {
+	const quiet = `"log":{"level":"error"}`
+	far, err := write(r.dir, name+"-server.json", fmt.Sprintf(`{%s,"inbounds":[%s],"outbounds":[{"type":"direct"}]}`, quiet, inbound))
+	if err != nil {
+		return nil, err
+	}
+	near, err := write(r.dir, name+"-client.json", fmt.Sprintf(
+		`{%s,"inbounds":[{"type":"socks","listen":"127.0.0.1","listen_port":%s}],"outbounds":[%s]}`, quiet, port(socks), outbound))
+	if err != nil {
+		return nil, err
+	}
+	return r.pair(ctx, wait, socks, []string{"sing-box", "run", "-c", far}, []string{"sing-box", "run", "-c", near})
+}
+
+func gost(ctx context.Context, r *rig) (*peer, error) {
+	tunnel, socks, err := addresses()
+	if err != nil {
+		return nil, err
+	}
+	return r.pair(ctx, tunnel, socks,
+		[]string{"gost", "-L", "relay+mtls://" + tunnel},
+		[]string{"gost", "-L", "socks5://" + socks + "?udp=true", "-F", "relay+mtls://" + tunnel})
+}

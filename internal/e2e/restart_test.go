@@ -1,0 +1,89 @@
+package e2e
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"wmproxy/internal/probe"
+	"wmproxy/socks"
+)
+
+// The applications see nothing of it: their association is the same one, and
+// they open nothing anew.
+func TestAssociationsOutliveTheServer(t *testing.T) {
+	t.Parallel()
+	overEach(t, []string{overQUIC, overYamux, overBoth}, func(t *testing.T, kind string) {
+		for _, end := range []struct {
+			name string
+			end  func(*serverProcess)
+		}{
+			{"stopped", func(s *serverProcess) { s.Stop() }},
+			{"killed", func(s *serverProcess) { s.Kill() }},
+		} {
+			t.Run(end.name, func(t *testing.T) {
+				s := startServer(t)
+				c := startClient(t, s.Link, "--transport", kind)
+				echo := startEcho(t)
+				conn := associate(t, c.Socks())
+				ping(t, conn, echo)
+
+				end.end(s)
+				began := time.Now()
+				again := startServerIn(t, s.StateDir, s.Addr.String(), loopbackAllowed...)
+				if again.Link != s.Link {
+					t.Error("the link has changed")
+				}
+				ping(t, conn, echo)
+				took := time.Since(began)
+				if took > 10*time.Second {
+					t.Errorf("datagrams pass %v after the restart", took)
+				}
+				if got := replyTo(t, c.Socks(), echo); got != socks.ReplySucceeded {
+					t.Errorf("a stream: reply %d", got)
+				}
+				t.Logf("datagrams pass %v after the restart", took.Round(time.Millisecond))
+			})
+		}
+	})
+}
+
+func TestAClientMayStartBeforeItsServer(t *testing.T) {
+	t.Parallel()
+	s := startServer(t)
+	s.Stop()
+	c := startClientAlone(t, s.Link)
+	echo := startEcho(t)
+	conn := associate(t, c.Socks())
+	if _, err := probe.NewPinger(conn, echo).Ping(10, 300*time.Millisecond); !errors.Is(err, probe.ErrNoReply) {
+		t.Errorf("without a server: %v", err)
+	}
+	if got := replyTo(t, c.Socks(), echo); got != socks.ReplyGeneralFailure {
+		t.Errorf("a stream without a server: reply %d, want %d", got, socks.ReplyGeneralFailure)
+	}
+	c.WaitLog("the tunnel being down", func(l logLine) bool { return strings.HasPrefix(l.Msg, "tunnel down, trying again: ") })
+	began := time.Now()
+	startServerIn(t, s.StateDir, s.Addr.String(), loopbackAllowed...)
+	ping(t, conn, echo)
+	t.Logf("datagrams pass %v after the server's start", time.Since(began).Round(time.Millisecond))
+}
+
+// A client that was let in once stays, whatever the server says later.
+func TestARefusalAfterSuccessDoesNotEndTheClient(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, "--token", "alice:first-secret-of-alice")
+	c := startClient(t, s.Link)
+	conn := associate(t, c.Socks())
+	s.Stop()
+	again := startServerIn(t, s.StateDir, s.Addr.String(), "--token", "alice:second-secret-of-alice")
+	c.WaitLog("the refusal", saying("does not know this user and token"))
+	again.Stop()
+	if !c.running() {
+		t.Fatal("the client has ended")
+	}
+	associate(t, c.Socks())
+	if _, err := conn.WriteToAddr([]byte("x"), address("127.0.0.1:9")); err != nil {
+		t.Errorf("the old association: %v", err)
+	}
+}
