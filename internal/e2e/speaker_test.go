@@ -13,7 +13,9 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"net"
 	"net/netip"
+	"sync"
 	"testing"
 	"time"
 
@@ -42,6 +44,7 @@ const (
 	wireMaxMessage  = 4096
 	wireMaxBundle   = 16384
 	wireMaxSentence = 256
+	wireWindow      = 4 << 20 // of a stream on yamux
 
 	// hangUpAfter is how long the server has to hang up after a close.
 	hangUpAfter = 300 * time.Millisecond
@@ -219,7 +222,8 @@ type speaker struct {
 	receive func() ([]byte, error)
 	stream  func() (wireStream, error)
 	closed  func() error // waits for the carrier's end and says why
-	signals io.Writer    // yamux's third stream
+	bundles io.Writer    // yamux's second stream
+	signals io.Writer    // and third
 }
 
 // wireStream is a stream of data as it is on the wire.
@@ -312,6 +316,7 @@ func (sp *speaker) startYamux() {
 	}
 	bundles := bufio.NewReaderSize(three[1], 64<<10)
 	sp.control, sp.write, sp.signals = bufio.NewReader(three[0]), three[0], three[2]
+	sp.bundles = three[1]
 	sp.send = func(b []byte) error {
 		_, err := three[1].Write(append(quicvarint.Append(nil, uint64(len(b))), b...))
 		return err
@@ -467,22 +472,40 @@ func records(t testing.TB, b []byte) (found [][]byte) {
 	return found
 }
 
-// echoed sends a bundle until the datagram comes back from the echo.
-func (sp *speaker) echoed(bundles [][]byte, want []byte) {
+// echoed sends bundles, and again where one is lost, until the datagram that they
+// make comes back from the echo. It returns all that came meanwhile.
+func (sp *speaker) echoed(bundles [][]byte, want []byte) (all [][]byte) {
 	sp.t.Helper()
-	for _, b := range bundles {
-		if err := sp.send(b); err != nil {
-			sp.t.Fatal(err)
+	back := make(chan struct{})
+	var sender sync.WaitGroup
+	defer sender.Wait()
+	defer close(back)
+	sender.Go(func() {
+		again := time.NewTicker(retryAfter)
+		defer again.Stop()
+		for {
+			for _, b := range bundles {
+				if err := sp.send(b); err != nil {
+					sp.t.Error(err)
+					return
+				}
+			}
+			select {
+			case <-again.C:
+			case <-back:
+				return
+			}
 		}
-	}
+	})
 	for {
 		b, err := sp.receive()
 		if err != nil {
 			sp.t.Fatal(err)
 		}
 		for _, body := range records(sp.t, b) {
+			all = append(all, body)
 			if bytes.Equal(body, want) {
-				return
+				return all
 			}
 		}
 	}
@@ -592,4 +615,27 @@ func (c *chunked) Read(p []byte) (int, error) {
 	n, err := c.r.Read(p[:min(uint64(len(p)), c.left)])
 	c.left -= uint64(n)
 	return n, err
+}
+
+func byteReader(r io.Reader) *bufio.Reader { return bufio.NewReader(r) }
+
+// abandoned waits for the server to reset a stream; nil is that it did. On yamux
+// the stream then ends without a chunk of length 0.
+func (sp *speaker) abandoned(st wireStream) error {
+	if sp.kind == 1 {
+		_, err := io.Copy(io.Discard, st)
+		if reset := (*quic.StreamError)(nil); errors.As(err, &reset) && reset.Remote {
+			return nil
+		}
+		return fmt.Errorf("the stream ended with %v", err)
+	}
+	if _, err := io.Copy(io.Discard, &chunked{r: byteReader(st)}); !errors.Is(err, io.ErrUnexpectedEOF) {
+		return fmt.Errorf("the stream ended with %v", err)
+	}
+	return nil
+}
+
+func isTimeout(err error) bool {
+	timeout := net.Error(nil)
+	return errors.As(err, &timeout) && timeout.Timeout()
 }

@@ -1,0 +1,51 @@
+package standalone
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"wmproxy/internal/probe"
+	"wmproxy/socks"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func TestTheProxyCarriesDatagramsOfEverySizeAndAStream(t *testing.T) {
+	echo, err := probe.ListenEcho("127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer echo.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	started, ended := make(chan net.Addr, 1), make(chan error, 1)
+	go func() {
+		ended <- Run(ctx, Config{
+			Bind: "127.0.0.1:0", User: "u", Pass: "p",
+			Allow:   []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")},
+			Started: func(a net.Addr) { started <- a },
+		})
+	}()
+	client := &socks.Client{Server: (<-started).String(), Username: "u", Password: "p"}
+	results, err := probe.Sizes(ctx, client, echo.Addr(), []int{0, 1, 1472, 65497})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range results {
+		if !r.OK() {
+			t.Errorf("%d bytes: %d of %d came back, %v", r.Size, r.Received, r.Sent, r.Err)
+		}
+	}
+	if r := probe.Stream(ctx, client, echo.Addr(), 1<<20); r.Err != nil {
+		t.Errorf("stream: %v", r.Err)
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Errorf("the proxy ended with %v", err)
+	}
+}

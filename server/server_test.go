@@ -1,0 +1,121 @@
+package server
+
+import (
+	"io/fs"
+	"log/slog"
+	"os"
+	"strings"
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"wmproxy/internal/link"
+	"wmproxy/internal/state"
+	"wmproxy/tunnel"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func openState(t *testing.T) *state.Dir {
+	t.Helper()
+	dir, err := state.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { dir.Close() })
+	return dir
+}
+
+func TestTheRandomTokenIsMadeOnceAndKept(t *testing.T) {
+	dir := openState(t)
+	first, err := loadTokens(nil, dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := loadTokens(nil, dir)
+	if err != nil || again.first != first.first {
+		t.Errorf("a second start has another token, %v", err)
+	}
+	if info, err := os.Stat(dir.Join(fileToken)); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("the file's mode is %v, %v", info.Mode(), err)
+	}
+	if err := os.Remove(dir.Join(fileToken)); err != nil {
+		t.Fatal(err)
+	}
+	rotated, err := loadTokens(nil, dir)
+	if err != nil || rotated.first.Secret == first.first.Secret {
+		t.Errorf("deleting the file did not make a new token, %v", err)
+	}
+}
+
+func TestGivenTokensReplaceTheRandomOne(t *testing.T) {
+	dir := openState(t)
+	ts, err := loadTokens([]link.Token{{Name: "alice", Secret: "a"}, {Name: "bob", Secret: "b"}}, dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := dir.ReadFile(fileToken); !os.IsNotExist(err) && err != fs.ErrNotExist {
+		t.Errorf("a token file was written, %v", err)
+	}
+	for _, c := range []struct {
+		user, token string
+		want        bool
+	}{{"alice", "a", true}, {"bob", "b", true}, {"alice", "b", false}, {"carol", "a", false}, {"", "", false}, {"alice", "", false}} {
+		if got := ts.authenticate(tunnel.Credentials{User: c.user, Token: c.token}); got != c.want {
+			t.Errorf("%s:%s: %v, want %v", c.user, c.token, got, c.want)
+		}
+	}
+}
+
+func TestADamagedTokenFileSaysWhatToDo(t *testing.T) {
+	dir := openState(t)
+	if err := dir.WriteFile(fileToken, []byte("nonsense\n")); err != nil {
+		t.Fatal(err)
+	}
+	_, err := loadTokens(nil, dir)
+	if err == nil || !strings.Contains(err.Error(), "delete it to make a new one") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestWhatTheLinkAdvertises(t *testing.T) {
+	for _, c := range []struct {
+		advertise, listen, host string
+		port                    uint16
+	}{
+		{"vpn.example.net", ":8090", "vpn.example.net", 8090},
+		{"vpn.example.net:443", ":8090", "vpn.example.net", 443},
+		{"[2001:db8::1]:443", ":8090", "2001:db8::1", 443},
+		{"2001:db8::1", ":8090", "2001:db8::1", 8090},
+		{"", "203.0.113.5:8090", "203.0.113.5", 8090},
+		{"", "[::1]:8090", "::1", 8090},
+	} {
+		s := &Server{cfg: Config{Advertise: c.advertise, Listen: c.listen}}
+		id, err := (&Server{cfg: Config{State: openState(t)}}).loadIdentity()
+		if err != nil {
+			t.Fatal(err)
+		}
+		host, port, err := s.advertised(id, 8090)
+		if err != nil || host != c.host || port != c.port {
+			t.Errorf("%q on %q: %s, %d, %v; want %s, %d", c.advertise, c.listen, host, port, err, c.host, c.port)
+		}
+	}
+	for _, bad := range []string{"vpn.example.net:0", "vpn.example.net:x", "two words", "a:b:c:99999"} {
+		if _, _, err := splitAdvertise(bad, 8090); err == nil {
+			t.Errorf("--advertise %q was taken", bad)
+		}
+	}
+}
+
+func TestWrongConfigurationsAreRefusedWithASentence(t *testing.T) {
+	log := slog.New(slog.DiscardHandler)
+	for says, cfg := range map[string]Config{
+		"use quic, yamux or both":    {Transports: []string{"tcp"}},
+		"give both --cert and --key": {CertFile: "x.pem"},
+	} {
+		cfg.Log, cfg.State = log, openState(t)
+		if _, err := New(cfg); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("got %v, want %q", err, says)
+		}
+	}
+}
