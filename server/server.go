@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"runtime"
 	"slices"
 	"strconv"
 	"sync"
@@ -43,6 +44,10 @@ const (
 	// Retry (RFC 9000 section 8.1.2). A flood with forged sources gets no further.
 	verifyAbove     = 128
 	verifyAddrAbove = 16
+
+	// What the exit leaves of the descriptors: one in reserveShare, at least minReserve.
+	reserveShare = 8
+	minReserve   = 64
 
 	// Log lines about refused connections: so many a second, so many at once.
 	failureLines = 5
@@ -91,7 +96,7 @@ func (s *Server) Serve(ctx context.Context) error {
 
 	exits := egress.New(egress.Config{
 		Allow: s.cfg.Allow, Closed: ls.isOwn, Filtering: s.cfg.Filtering,
-		Idle: s.cfg.UDPIdle, NoOffload: s.cfg.NoOffload, Log: s.cfg.Log,
+		Idle: s.cfg.UDPIdle, NoOffload: s.cfg.NoOffload, MaxSockets: maxSockets(s.cfg.Descriptors), Log: s.cfg.Log,
 	})
 	defer exits.Close()
 	host := tunnel.NewHost(tunnel.HostConfig{
@@ -129,6 +134,14 @@ func (s *Server) Serve(ctx context.Context) error {
 	}
 }
 
+// maxSockets is how many of so many descriptors the exit may use.
+func maxSockets(descriptors int) int {
+	if descriptors <= 0 {
+		return 0
+	}
+	return max(1, descriptors-max(minReserve, descriptors/reserveShare))
+}
+
 // listener is a QUIC or a yamux listener.
 type listener interface {
 	Accept(ctx context.Context) (tunnel.Pending, error)
@@ -157,6 +170,9 @@ func (s *Server) accept(ctx context.Context, l listener, host *tunnel.Host, wg *
 			return fmt.Errorf("accepting connections: %w", err)
 		}
 		wg.Go(func() { s.admit(ctx, p, host) })
+		// In a flood Accept never waits: without this, who has just come would be
+		// the oldest before it had its first turn.
+		runtime.Gosched()
 	}
 }
 

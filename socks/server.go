@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -169,6 +170,9 @@ func (sv *serving) accept(ln net.Listener) error {
 		if err == nil {
 			backoff = 0
 			sv.wg.Go(func() { sv.visit(conn) })
+			// In a flood Accept never waits: without this, who has just come would be
+			// the oldest before it had its first turn.
+			runtime.Gosched()
 			continue
 		}
 		if sv.ctx.Err() != nil {

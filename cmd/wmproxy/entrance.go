@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+
 	"wmproxy/socks"
 
 	"github.com/urfave/cli/v2"

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/netip"
 	"slices"
+
 	"wmproxy/internal/standalone"
 
 	"github.com/urfave/cli/v2"

@@ -4,6 +4,7 @@ package main
 
 import (
 	"log/slog"
+	"math"
 
 	"golang.org/x/sys/unix"
 )
@@ -26,4 +27,13 @@ func raiseDescriptorLimit(log *slog.Logger) {
 		}
 	}
 	log.Debug("open files", "limit", limit.Cur)
+}
+
+// descriptorLimit is how many descriptors the process may have; 0 is not known.
+func descriptorLimit() int {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil || limit.Cur > math.MaxInt32 {
+		return 0
+	}
+	return int(limit.Cur)
 }

@@ -175,6 +175,7 @@ func (p *program) runServer(ctx context.Context, o serverOptions) error {
 		return err
 	}
 	defer dir.Close()
+	o.config.Descriptors = descriptorLimit()
 	o.config.State, o.config.Log = dir, log
 	o.config.Started = func(text string) {
 		fmt.Fprintf(p.stdout, "On the client:\n\n  wmproxy client '%s'\n\n", text)

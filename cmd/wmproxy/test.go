@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"strings"
 	"time"
+
 	"wmproxy/internal/probe"
 
 	"github.com/urfave/cli/v2"

@@ -19,7 +19,7 @@ import (
 func TestCurlDownloadsAndUploads(t *testing.T) {
 	t.Parallel()
 	curl := debian(t, "curl", "curl")
-	body := noise(20, 20<<20)
+	body := random(20, 20<<20)
 	want := hex.EncodeToString(sha(body))
 	file := filepath.Join(t.TempDir(), "upload")
 	if err := os.WriteFile(file, body, 0o600); err != nil {

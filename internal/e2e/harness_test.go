@@ -119,8 +119,14 @@ func environment(t testing.TB, extra ...string) []string {
 // environment.
 func launch(t testing.TB, env []string, args ...string) *process {
 	t.Helper()
+	return launchCommand(t, env, exec.Command(program, args...), args)
+}
+
+// launchCommand is launch with a command that ends up running wmproxy with args.
+func launchCommand(t testing.TB, env []string, cmd *exec.Cmd, args []string) *process {
+	t.Helper()
 	p := &process{
-		t: t, name: args[0], cmd: exec.Command(program, args...),
+		t: t, name: args[0], cmd: cmd,
 		stdout: newOutput(), stderr: newOutput(), exited: make(chan struct{}),
 		secrets: secretsIn(args),
 	}
@@ -380,7 +386,14 @@ func portsFree(first uint16, n int) bool {
 // startServerIn starts a server with just these args.
 func startServerIn(t testing.TB, stateDir, listen string, args ...string) *serverProcess {
 	t.Helper()
-	p := launch(t, nil, append([]string{"server", "--listen", listen, "--state-dir", stateDir}, args...)...)
+	s := serverBehind(t, launch(t, nil, append([]string{"server", "--listen", listen, "--state-dir", stateDir}, args...)...))
+	s.StateDir = stateDir
+	return s
+}
+
+// serverBehind waits until the server that p is listens.
+func serverBehind(t testing.TB, p *process) *serverProcess {
+	t.Helper()
 	text, ok := p.pasted()
 	if !ok {
 		t.Fatalf("the server did not start:\n%s", p.stderr)
@@ -391,7 +404,7 @@ func startServerIn(t testing.TB, stateDir, listen string, args ...string) *serve
 	}
 	p.secrets = append(p.secrets, l.Secret)
 	addr := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), l.Port)
-	return &serverProcess{process: p, Link: text, Addr: addr, StateDir: stateDir}
+	return &serverProcess{process: p, Link: text, Addr: addr}
 }
 
 var pasted = regexp.MustCompile(`wmproxy client '([^']+)'`)

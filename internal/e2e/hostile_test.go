@@ -27,8 +27,8 @@ const (
 	drip = 100 * time.Millisecond
 )
 
-// noise is n bytes without a meaning; the first begins nothing that we speak.
-func noise(n int) []byte {
+// garbage is n bytes without a meaning; the first begins nothing that we speak.
+func garbage(n int) []byte {
 	b := make([]byte, n)
 	_, _ = rand.Read(b)
 	b[0] = 0xff
@@ -79,7 +79,7 @@ func withstand(t *testing.T, addr netip.AddrPort, assaults []assault) {
 			var sender sync.WaitGroup
 			sender.Go(func() { a.send(conn) })
 			n, err := io.Copy(io.Discard, conn)
-			if timeout := net.Error(nil); errors.As(err, &timeout) && timeout.Timeout() {
+			if isTimeout(err) {
 				t.Errorf("%s: still open after %v", a.name, time.Since(began))
 			}
 			t.Logf("%-32s %d bytes back, closed after %v", a.name, n, time.Since(began).Round(time.Millisecond))
@@ -106,8 +106,8 @@ func TestTheEntranceWithstandsWhatIsNotSOCKS(t *testing.T) {
 	before := holdingsNow(t, c.process, false)
 	greeting := "\x05\x01\x00"
 	withstand(t, c.Addr, []assault{
-		{name: "noise", bytes: noise(2000)},
-		{name: "much noise", bytes: noise(1 << 20)},
+		{name: "noise", bytes: garbage(2000)},
+		{name: "much noise", bytes: garbage(1 << 20)},
 		{name: "TLS", bytes: clientHello(t)},
 		{name: "HTTP", bytes: []byte("GET http://example.com/ HTTP/1.1\r\nHost: example.com\r\n\r\n")},
 		{name: "SOCKS4", bytes: []byte("\x04\x01\x00\x50\x7f\x00\x00\x01me\x00")},
@@ -125,7 +125,7 @@ func TestTheEntranceWithstandsWhatIsNotSOCKS(t *testing.T) {
 		{name: "an empty name", bytes: []byte(greeting + "\x05\x01\x00\x03\x00\x00\x50")},
 		{name: "a slow greeting", bytes: append([]byte("\x05\xff"), make([]byte, 255)...), slow: true, bound: socksHandshakeBound},
 		{name: "a slow request", bytes: append([]byte(greeting+"\x05\x01\x00\x03\xff"), make([]byte, 257)...), slow: true, bound: socksHandshakeBound},
-		{name: "noise on an association", bytes: append([]byte(greeting+"\x05\x03\x00\x01\x00\x00\x00\x00\x00\x00"), noise(1<<20)...)},
+		{name: "noise on an association", bytes: append([]byte(greeting+"\x05\x03\x00\x01\x00\x00\x00\x00\x00\x00"), garbage(1<<20)...)},
 	})
 	after, _ := settled(t, c.process, roughly(before), settling)
 	t.Logf("client:\nbefore %v\nafter  %v", before, after)
@@ -160,18 +160,18 @@ func TestTheTunnelPortWithstandsWhatIsNotTLS(t *testing.T) {
 	rested(t, s.process)
 	before := holdingsNow(t, s.process, false)
 	hello := clientHello(t)
-	longRecord := append([]byte{22, 3, 1, 0xff, 0xff}, noise(1<<16)...)
-	longMessage := append([]byte{22, 3, 1, 0x40, 0, 1, 0xff, 0xff, 0xff}, noise(1<<14-4)...)
+	longRecord := append([]byte{22, 3, 1, 0xff, 0xff}, garbage(1<<16)...)
+	longMessage := append([]byte{22, 3, 1, 0x40, 0, 1, 0xff, 0xff, 0xff}, garbage(1<<14-4)...)
 	withstand(t, s.Addr, []assault{
-		{name: "noise", bytes: noise(2000)},
-		{name: "much noise", bytes: noise(1 << 20)},
+		{name: "noise", bytes: garbage(2000)},
+		{name: "much noise", bytes: garbage(1 << 20)},
 		{name: "HTTP", bytes: []byte("GET / HTTP/1.1\r\nHost: example.com\r\n\r\n")},
 		{name: "SSH", bytes: []byte("SSH-2.0-OpenSSH_9.9\r\n"), bound: handshakeBound},
 		{name: "silence", bound: handshakeBound},
 		{name: "half a record header", bytes: hello[:3], bound: handshakeBound},
 		{name: "half a ClientHello", bytes: hello[:len(hello)/2], bound: handshakeBound},
 		{name: "a whole ClientHello alone", bytes: hello, bound: handshakeBound},
-		{name: "a ClientHello and noise", bytes: append(append([]byte(nil), hello...), noise(2000)...)},
+		{name: "a ClientHello and noise", bytes: append(append([]byte(nil), hello...), garbage(2000)...)},
 		{name: "too long a record", bytes: longRecord},
 		{name: "too long a handshake message", bytes: longMessage},
 		{name: "a slow ClientHello", bytes: hello, slow: true, bound: handshakeBound},
@@ -203,7 +203,7 @@ func greetings(t testing.TB, s *serverProcess) []struct {
 		code uint64
 	}{
 		{assault{name: "silence", bound: handshakeBound}, codeTimeout},
-		{assault{name: "noise", bytes: append([]byte{1}, noise(2000)...)}, codeProtocol},
+		{assault{name: "noise", bytes: append([]byte{1}, garbage(2000)...)}, codeProtocol},
 		{assault{name: "a yamux frame", bytes: []byte{0, 1, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0}}, codeProtocol},
 		{assault{name: "an END", bytes: wireMessage(typeEnd, varints(0, 2, 0))}, codeProtocol},
 		{assault{name: "a Welcome", bytes: wireMessage(typeWelcome, make([]byte, 24))}, codeProtocol},
@@ -215,7 +215,7 @@ func greetings(t testing.TB, s *serverProcess) []struct {
 		{assault{name: "a user of 2^62-1 bytes", bytes: wireMessage(typeHello, varints(1, 1, 1<<62-1))}, codeProtocol},
 		{assault{name: "a Hello cut short", bytes: wireMessage(typeHello, varints(1, 1, 3))}, codeProtocol},
 		{assault{name: "half a Hello", bytes: varints(typeHello, 100, 1), bound: handshakeBound}, codeTimeout},
-		{assault{name: "a slow Hello", bytes: append(varints(typeHello, wireMaxMessage), noise(wireMaxMessage)...), slow: true, bound: handshakeBound}, codeTimeout},
+		{assault{name: "a slow Hello", bytes: append(varints(typeHello, wireMaxMessage), garbage(wireMaxMessage)...), slow: true, bound: handshakeBound}, codeTimeout},
 		{assault{name: "a wrong token", bytes: c.hello(l, newWireSession(), wireHello{withSecret: true})}, codeAuth},
 		{assault{name: "a proof of nothing", bytes: c.hello(good, newWireSession(), wireHello{withSecret: true})}, codeSession},
 		{assault{name: "another's session", bytes: c.hello(good, stranger, wireHello{withSecret: true})}, codeSession},
@@ -279,9 +279,8 @@ func (c *connection) refusedAfter(a assault) (code uint64, err error) {
 		return 0, err
 	}
 	kind, payload, err := readWire(c.tls)
-	timeout := net.Error(nil)
 	switch {
-	case errors.As(err, &timeout) && timeout.Timeout():
+	case isTimeout(err):
 		return 0, errors.New("still open")
 	case err == nil && kind == typeRefuse:
 		return refusal(payload)
@@ -318,7 +317,7 @@ func TestQUICHasOneStreamUntilWelcome(t *testing.T) {
 			if err != nil {
 				break // closed already
 			}
-			_, _ = st.Write(noise(1000))
+			_, _ = st.Write(garbage(1000))
 		}
 		closes("1000 streams", c)
 		if took := time.Since(began); took > slack {
@@ -328,7 +327,7 @@ func TestQUICHasOneStreamUntilWelcome(t *testing.T) {
 	datagrams := func() {
 		c := dialWire(t, overQUIC, s.Addr, wireALPN)
 		for range 1000 {
-			if c.quic.SendDatagram(noise(1000)) != nil {
+			if c.quic.SendDatagram(garbage(1000)) != nil {
 				break
 			}
 		}
@@ -340,7 +339,7 @@ func TestQUICHasOneStreamUntilWelcome(t *testing.T) {
 		if _, err := c.stream.Write(varints(typeHello, 100)); err != nil {
 			t.Fatal(err)
 		}
-		for c.quic.Context().Err() == nil && c.quic.SendDatagram(noise(1000)) == nil {
+		for c.quic.Context().Err() == nil && c.quic.SendDatagram(garbage(1000)) == nil {
 		}
 		closes("datagrams within Hello", c)
 	}

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/binary"
 	"io"
@@ -58,7 +59,7 @@ func TestMalformedBundlesCostTheirSenderAlone(t *testing.T) {
 
 		sp := attach(t, kind, srv, newWireSession(), wireHello{attach: 1, withSecret: true})
 		for i := range 2000 {
-			b := noise(1 + i%1000)
+			b := garbage(1 + i%1000)
 			b[0] = byte(i) // flows of one byte and others
 			if err := sp.send(b); err != nil {
 				t.Fatal(err)
@@ -94,7 +95,7 @@ func TestFragmentsWithoutEndAreBounded(t *testing.T) {
 		sp := attach(t, kind, srv, newWireSession(), wireHello{attach: 1, withSecret: true})
 		sp.answers(1)
 		before := holdingsNow(t, srv.process, false)
-		body := noise(1000)
+		body := garbage(1000)
 		for i := range 50_000 {
 			// As much of each datagram as there is, and never the end.
 			message, index := uint16(i/60), byte(i%60)
@@ -174,7 +175,7 @@ func TestControlMessagesAreHeldToTheirBounds(t *testing.T) {
 		}{
 			{"an unknown critical message", wireMessage(9, nil)},
 			{"another one", wireMessage(1<<61+1, []byte("x"))},
-			{"a message too long", append(varints(200, wireMaxMessage+1), noise(wireMaxMessage+1)...)},
+			{"a message too long", append(varints(200, wireMaxMessage+1), garbage(wireMaxMessage+1)...)},
 			{"a message of 2^62-1 bytes", varints(200, 1<<62-1)},
 			{"a Hello", wireMessage(typeHello, make([]byte, 100))},
 			{"an empty PING", wireMessage(typePing, nil)},
@@ -184,7 +185,7 @@ func TestControlMessagesAreHeldToTheirBounds(t *testing.T) {
 			{"a GO_AWAY too long", wireMessage(7, append(varints(1, 257), make([]byte, 257)...))},
 		} {
 			sp := attach(t, kind, srv, newWireSession(), wireHello{attach: 1, withSecret: true})
-			sp.say(200, noise(wireMaxMessage)) // optional, unknown, and as long as may be
+			sp.say(200, garbage(wireMaxMessage)) // optional, unknown, and as long as may be
 			sp.answers(1)
 			if _, err := sp.write.Write(test.bytes); err != nil {
 				t.Fatal(err)
@@ -242,7 +243,7 @@ func TestStreamHeadersAreHeldToTheirBounds(t *testing.T) {
 			got := make([]byte, 1)
 			var in io.Reader = st
 			if kind == overYamux {
-				in = &chunked{r: byteReader(st)}
+				in = &chunked{r: bufio.NewReader(st)}
 			}
 			if _, err := io.ReadFull(in, got); err != nil || got[0] != want {
 				t.Errorf("%s: %v, %v; want %d", name, got, err, want)
@@ -316,7 +317,7 @@ func TestWhatIsNotYamuxEndsTheCarrier(t *testing.T) {
 		name  string
 		bytes []byte
 	}{
-		{"noise", noise(2000)},
+		{"noise", garbage(2000)},
 		{"another version", header(9, 0, 0, 1, 0)},
 		{"more than the window", header(0, 0, syn, 1, 1<<31)},
 		{"an even stream", append(append(append(header(0, 1, syn, 1, 0), header(0, 1, syn, 3, 0)...), header(0, 1, syn, 5, 0)...), header(0, 1, syn, 8, 0)...)},

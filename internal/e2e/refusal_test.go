@@ -48,7 +48,8 @@ func TestAClientThatIsNotLetInSaysWhyAndFails(t *testing.T) {
 				l := good
 				l.Secret = "not-the-secret-at-all"
 				return l
-			}, []string{overQUIC, overYamux, overBoth},
+			},
+			[]string{overQUIC, overYamux, overBoth},
 			"does not know this user and token; get a new link", "unknown user or wrong token",
 		},
 		{
@@ -56,7 +57,8 @@ func TestAClientThatIsNotLetInSaysWhyAndFails(t *testing.T) {
 				l := good
 				l.Name = "mallory"
 				return l
-			}, []string{overQUIC, overYamux},
+			},
+			[]string{overQUIC, overYamux},
 			"does not know this user and token; get a new link", "unknown user or wrong token",
 		},
 		{
@@ -64,7 +66,8 @@ func TestAClientThatIsNotLetInSaysWhyAndFails(t *testing.T) {
 				l := good
 				l.Pin = &certs.Pin{1, 2, 3}
 				return l
-			}, []string{overQUIC, overYamux, overBoth},
+			},
+			[]string{overQUIC, overYamux, overBoth},
 			"has another key than the link's pin", "certificate",
 		},
 		{
@@ -73,28 +76,34 @@ func TestAClientThatIsNotLetInSaysWhyAndFails(t *testing.T) {
 				l := good
 				l.Pin = nil
 				return l
-			}, []string{overQUIC, overYamux},
+			},
+			[]string{overQUIC, overYamux},
 			"or a link with a pin", "certificate",
 		},
 		{
 			"a server of another version", func(t *testing.T) link.Link { return strangerOfVersion(t, 9) },
-			[]string{overYamux}, "speaks another version", "",
+			[]string{overYamux},
+			"speaks another version", "",
 		},
 		{
 			"a TLS server of another protocol", func(t *testing.T) link.Link { return tlsStranger(t, "h2") },
-			[]string{overYamux, overBoth}, "does not speak wmproxy/1; check the address, or update it", "",
+			[]string{overYamux, overBoth},
+			"does not speak wmproxy/1; check the address, or update it", "",
 		},
 		{
 			"a QUIC server of another protocol", func(t *testing.T) link.Link { return quicStranger(t, "h3") },
-			[]string{overQUIC}, "does not speak wmproxy/1; check the address, or update it", "",
+			[]string{overQUIC},
+			"does not speak wmproxy/1; check the address, or update it", "",
 		},
 		{
 			"a TLS server without protocols", func(t *testing.T) link.Link { return tlsStranger(t) },
-			[]string{overYamux}, `does not speak wmproxy/1 ("negotiated \"\"")`, "",
+			[]string{overYamux},
+			`does not speak wmproxy/1 ("negotiated \"\"")`, "",
 		},
 		{
 			"a server without TLS", httpStranger,
-			[]string{overYamux, overBoth}, "is not a wmproxy server: it does not speak TLS", "",
+			[]string{overYamux, overBoth},
+			"is not a wmproxy server: it does not speak TLS", "",
 		},
 	} {
 		for _, kind := range test.kinds {

@@ -13,7 +13,6 @@ import (
 	"fmt"
 	"io"
 	"log"
-	"net"
 	"net/netip"
 	"sync"
 	"testing"
@@ -617,8 +616,6 @@ func (c *chunked) Read(p []byte) (int, error) {
 	return n, err
 }
 
-func byteReader(r io.Reader) *bufio.Reader { return bufio.NewReader(r) }
-
 // abandoned waits for the server to reset a stream; nil is that it did. On yamux
 // the stream then ends without a chunk of length 0.
 func (sp *speaker) abandoned(st wireStream) error {
@@ -629,13 +626,8 @@ func (sp *speaker) abandoned(st wireStream) error {
 		}
 		return fmt.Errorf("the stream ended with %v", err)
 	}
-	if _, err := io.Copy(io.Discard, &chunked{r: byteReader(st)}); !errors.Is(err, io.ErrUnexpectedEOF) {
+	if _, err := io.Copy(io.Discard, &chunked{r: bufio.NewReader(st)}); !errors.Is(err, io.ErrUnexpectedEOF) {
 		return fmt.Errorf("the stream ended with %v", err)
 	}
 	return nil
-}
-
-func isTimeout(err error) bool {
-	timeout := net.Error(nil)
-	return errors.As(err, &timeout) && timeout.Timeout()
 }

@@ -87,6 +87,10 @@ type Config struct {
 	MaxFlows, MaxUserFlows     int
 	MaxStreams, MaxUserStreams int
 
+	// MaxSockets bounds flows and streams together, which have a descriptor each;
+	// 0 means that there is no such bound.
+	MaxSockets int
+
 	NoOffload bool // no segmentation offload on the sockets
 
 	// Resolve turns a name into addresses; nil asks the system. Its results are
@@ -253,13 +257,18 @@ func (e *Exits) refreshHost() {
 func (e *Exits) enterStream(u *UserExit) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.closed || e.streams >= e.cfg.MaxStreams || u.streams >= e.cfg.MaxUserStreams {
+	if e.closed || e.streams >= e.cfg.MaxStreams || u.streams >= e.cfg.MaxUserStreams || e.fullLocked() {
 		return false
 	}
 	e.streams++
 	u.streams++
 	e.wg.Add(1)
 	return true
+}
+
+// fullLocked says whether there may be no more sockets.
+func (e *Exits) fullLocked() bool {
+	return e.cfg.MaxSockets > 0 && e.flowCount+e.streams >= e.cfg.MaxSockets
 }
 
 func (e *Exits) leaveStream(u *UserExit) {

@@ -94,7 +94,7 @@ func (e *Exits) reserveFlow(u *UserExit) tunnel.EndCode {
 	if e.closed {
 		return tunnel.EndShutdown
 	}
-	if e.flowCount >= e.cfg.MaxFlows || u.flows >= e.cfg.MaxUserFlows {
+	if e.flowCount >= e.cfg.MaxFlows || u.flows >= e.cfg.MaxUserFlows || e.fullLocked() {
 		return tunnel.EndLimit
 	}
 	e.flowCount++

@@ -586,6 +586,25 @@ func TestLimitsRefuseFlowsAndEndsMakeRoom(t *testing.T) {
 	}
 }
 
+func TestFlowsAndStreamsShareTheSockets(t *testing.T) {
+	e := newExits(t, Config{MaxSockets: 2})
+	ann := e.For("ann")
+	f, _ := ann.openFlow(newFakeLink(1))
+	if f == nil || !e.enterStream(ann) {
+		t.Fatal("the first two are refused")
+	}
+	if f, code := ann.openFlow(newFakeLink(2)); f != nil || code != tunnel.EndLimit {
+		t.Errorf("a third: %v", code)
+	}
+	if e.enterStream(ann) {
+		t.Error("a third, of streams")
+	}
+	e.leaveStream(ann)
+	if f, _ := ann.openFlow(newFakeLink(3)); f == nil {
+		t.Error("no room after an end")
+	}
+}
+
 func TestCloseEndsEveryFlow(t *testing.T) {
 	e := New(Config{Allow: loopback})
 	var links []*fakeLink

@@ -1,0 +1,161 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// mayImport is the house of docs/ARCHITECTURE.md: which of our packages each may
+// import. What is not here, a new package or a new import, is a change of the house:
+// make it there first.
+var mayImport = map[string][]string{
+	"cmd/wmproxy": {
+		"client", "server", "internal/standalone", "internal/demo", "internal/bench", "internal/probe",
+		"internal/link", "internal/state", "internal/egress", "internal/udpio", "socks",
+	},
+
+	"client":              {"internal/ingress", "internal/link", "internal/state", "internal/udpio", "socks", "tunnel", "certs"},
+	"server":              {"internal/egress", "internal/admit", "internal/link", "internal/state", "internal/udpio", "tunnel", "certs"},
+	"internal/standalone": {"internal/ingress", "internal/egress", "socks", "tunnel"},
+
+	"internal/ingress": {"internal/relay", "internal/udpio", "socks", "tunnel"},
+	"internal/egress":  {"internal/relay", "internal/udpio", "socks", "tunnel"},
+	"internal/relay":   {"tunnel"},
+
+	"socks":          {"internal/udpio"},
+	"tunnel":         {"internal/udpio"},
+	"certs":          {},
+	"internal/udpio": {},
+
+	"internal/link":  {"certs"},
+	"internal/state": {},
+	"internal/admit": {},
+
+	"internal/probe": {"socks"},
+	"internal/bench": {"socks", "internal/udpio"},
+	"internal/demo":  {"client", "server", "internal/link", "internal/probe", "internal/state", "socks"},
+	"internal/e2e":   {}, // tests of processes, from outside
+}
+
+// foreign is who alone may import the packages that everything stands on. A
+// second package that does has begun to know what it should not.
+var foreign = map[string][]string{
+	"github.com/quic-go/quic-go":      {"tunnel", "client", "internal/udpio"}, // client: its errors; udpio: its socket
+	"github.com/hashicorp/yamux":      {"tunnel"},
+	"github.com/urfave/cli/v2":        {"cmd/wmproxy"},
+	"github.com/lmittmann/tint":       {"cmd/wmproxy"},
+	"github.com/miekg/dns":            {"internal/probe"},
+	"github.com/fsnotify/fsnotify":    {"certs"},
+	"github.com/pion/stun/v3":         {},
+	"github.com/google/go-cmp/cmp":    {},
+	"go.uber.org/goleak":              {},
+	"github.com/rogpeppe/go-internal": {},
+}
+
+func TestImportsRunOneWay(t *testing.T) {
+	for _, system := range []string{"linux", "windows", "darwin"} {
+		t.Run(system, func(t *testing.T) {
+			for _, p := range listPackages(t, system) {
+				path := strings.TrimPrefix(p.ImportPath, module)
+				allowed, known := mayImport[path]
+				if !known {
+					t.Errorf("%s is a package that the house does not have", path)
+					continue
+				}
+				for _, imported := range p.Imports {
+					if ours, ok := strings.CutPrefix(imported, module); ok {
+						if !slices.Contains(allowed, ours) {
+							t.Errorf("%s must not import %s", path, ours)
+						}
+						continue
+					}
+					for of, importers := range foreign {
+						if (imported == of || strings.HasPrefix(imported, of+"/")) && !slices.Contains(importers, path) {
+							t.Errorf("%s must not import %s", path, imported)
+						}
+					}
+				}
+			}
+		})
+	}
+}
+
+// What the table allows has no circle and nothing that points up: each package
+// reaches only such as do not reach it.
+func TestTheHouseHasNoCircle(t *testing.T) {
+	var reach func(from string, seen map[string]bool)
+	reach = func(from string, seen map[string]bool) {
+		for _, to := range mayImport[from] {
+			if !seen[to] {
+				seen[to] = true
+				reach(to, seen)
+			}
+		}
+	}
+	below := map[string]map[string]bool{}
+	for p := range mayImport {
+		below[p] = map[string]bool{}
+		reach(p, below[p])
+		if below[p][p] {
+			t.Errorf("%s reaches itself", p)
+		}
+	}
+	// The sentences of docs/ARCHITECTURE.md.
+	for p, never := range map[string][]string{
+		"client":           {"internal/egress", "server"},
+		"server":           {"internal/ingress", "client"},
+		"internal/ingress": {"internal/egress", "client", "server", "certs"},
+		"internal/egress":  {"internal/ingress", "client", "server", "certs"},
+		"tunnel":           {"socks", "certs", "internal/relay", "internal/ingress", "internal/egress"},
+		"socks":            {"tunnel", "certs", "internal/relay"},
+		"certs":            {"tunnel", "socks", "internal/udpio"},
+		"internal/udpio":   {"tunnel", "socks", "certs"},
+		"internal/probe":   {"tunnel", "client", "server", "internal/ingress", "internal/egress"},
+	} {
+		for _, other := range never {
+			if below[p][other] {
+				t.Errorf("%s reaches %s", p, other)
+			}
+		}
+	}
+}
+
+const module = "wmproxy/"
+
+type listed struct {
+	ImportPath string
+	Imports    []string // of the package, not of its tests
+}
+
+// listPackages asks the Go tool for our packages as one system builds them.
+func listPackages(t *testing.T, system string) (packages []listed) {
+	t.Helper()
+	cmd := exec.Command("go", "list", "-json=ImportPath,Imports", module+"...")
+	cmd.Env = append(os.Environ(), "GOOS="+system, "CGO_ENABLED=0")
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("go list: %v\n%s", err, &stderr)
+	}
+	for d := json.NewDecoder(bytes.NewReader(out)); ; {
+		var p listed
+		if err := d.Decode(&p); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		packages = append(packages, p)
+	}
+	if len(packages) < 10 {
+		t.Fatalf("go list knows %d packages", len(packages))
+	}
+	return packages
+}
