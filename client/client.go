@@ -95,10 +95,20 @@ func (c *Client) Run(ctx context.Context) error {
 			}
 		})
 	}
+	closed := make(chan struct{})
+	wg.Go(func() {
+		<-ctx.Done()
+		// The session after the entrance, so that the ends of its associations are
+		// told; but a carrier that is stuck holds the entrance's streams up.
+		select {
+		case <-closed:
+		case <-time.After(entranceGrace):
+		}
+		c.session.Close(tunnel.CodeShutdown, "the client is shutting down")
+	})
 	err = proxy.Serve(ctx, ln)
+	close(closed)
 	cancel(err)
-	// The session after the entrance: its associations have ended by now.
-	c.session.Close(tunnel.CodeShutdown, "the client is shutting down")
 	wg.Wait()
 	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
 		return cause
@@ -112,6 +122,9 @@ func (c *Client) Session() *tunnel.Session { return c.session }
 const (
 	// dialTimeout bounds one attempt at one address, TLS included.
 	dialTimeout = 5 * time.Second
+
+	// entranceGrace is how long associations and streams have to end by themselves.
+	entranceGrace = 300 * time.Millisecond
 
 	firstBackoff = 250 * time.Millisecond
 	lastBackoff  = 30 * time.Second
@@ -130,8 +143,7 @@ const (
 func (c *Client) keep(ctx context.Context, kind tunnel.Kind) error {
 	var b backoff
 	for {
-		began := time.Now()
-		err := c.attachOnce(ctx, kind)
+		lived, err := c.attachOnce(ctx, kind)
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -140,7 +152,7 @@ func (c *Client) keep(ctx context.Context, kind tunnel.Kind) error {
 			return errors.New(why.sentence)
 		}
 		c.status.failed(kind, why.sentence)
-		if time.Since(began) > steadyAfter {
+		if lived > steadyAfter {
 			b.reset()
 		}
 		wait := b.next()
@@ -155,22 +167,23 @@ func (c *Client) keep(ctx context.Context, kind tunnel.Kind) error {
 	}
 }
 
-// attachOnce dials, attaches and then waits for the end of the carrier, whose
-// reason it returns.
-func (c *Client) attachOnce(ctx context.Context, kind tunnel.Kind) error {
+// attachOnce dials, attaches and then waits for the end of the carrier. It
+// returns how long the carrier lived, and why it ended or never began.
+func (c *Client) attachOnce(ctx context.Context, kind tunnel.Kind) (lived time.Duration, err error) {
 	p, err := c.dial(ctx, kind)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	a, err := c.session.Attach(ctx, p, tunnel.Credentials{User: c.cfg.Link.Name, Token: c.cfg.Link.Secret})
 	if err != nil {
-		return err
+		return 0, err
 	}
+	began := time.Now()
 	c.status.attached(kind)
 	select {
 	case <-a.Done():
 	case <-ctx.Done():
 		<-a.Done() // Run closes the session
 	}
-	return a.Err()
+	return time.Since(began), a.Err()
 }

@@ -17,7 +17,7 @@ import (
 const maxAddrs = 8
 
 // dial resolves the server's name anew and tries its addresses in turn. It
-// returns what went wrong with each, unless the server itself said no.
+// returns the first connection, or what went wrong with each.
 func (c *Client) dial(ctx context.Context, kind tunnel.Kind) (tunnel.Pending, error) {
 	addrs, err := c.resolve(ctx)
 	if err != nil {

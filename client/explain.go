@@ -65,8 +65,9 @@ func explain(err error, l link.Link) explanation {
 		return final("the certificate of %s is not from an authority that this machine trusts; use a link with a pin", server)
 	case errors.As(err, &verify):
 		return final("the certificate of %s is not valid: %v", server, verify.Err)
-	case errors.As(err, &transport) && transport.Remote && transport.ErrorCode == tlsNoApplicationProtocol,
-		errors.As(err, &op) && op.Op == "remote error":
+	case errors.As(err, &op) && op.Op == "remote error":
+		return again("the server at %s refused TLS (%v); check that it is a wmproxy server", server, op.Err)
+	case errors.As(err, &transport) && transport.Remote && transport.ErrorCode == tlsNoApplicationProtocol:
 		return final("the server at %s does not speak %s; check the address, or update it", server, tunnel.ALPN)
 	case errors.As(err, &header):
 		return final("what answers at %s is not a wmproxy server: it does not speak TLS", server)

@@ -87,6 +87,7 @@ func (a *Attachment) execute() {
 	wg.Go(a.controlWriteLoop)
 	wg.Go(a.acceptLoop)
 	<-a.c.Done()
+	a.s.rechoose()
 	a.c.Close(CodeNone, "") // wait for the carrier's own goroutines
 	wg.Wait()
 }
@@ -141,6 +142,7 @@ func (a *Attachment) receiveLoop() {
 		now := a.s.now()
 		a.heard.Store(int64(now))
 		a.bundles.Add(uint64(n))
+		a.reassembler.expire(now)
 		for _, b := range bundles[:n] {
 			a.receiveBundle(b, now)
 		}
@@ -237,7 +239,12 @@ func (a *Attachment) control(t messageType, payload []byte) error {
 			a.s.peerEnded(flow, code)
 			seq++
 		}
-		a.out.sendAck(seq)
+		if f.err == nil && seq > maxEndNumber {
+			return errEndNumber
+		}
+		if f.err == nil {
+			a.out.sendAck(seq)
+		}
 	case msgEndAck:
 		a.s.endsAcked(f.varint())
 	case msgPing:

@@ -74,7 +74,6 @@ type sender struct {
 	wake    chan struct{} // one slot
 	parked  bool          // waits on wake; guarded by queue.mu
 	message uint16        // number of the last datagram sent in fragments
-	since   time.Duration // when the oldest datagram of the last bundle was queued
 }
 
 func newSender(exact bool) *sender { return &sender{exact: exact, wake: make(chan struct{}, 1)} }
@@ -273,9 +272,13 @@ func (q *queue) close() {
 func (q *queue) fill(b []byte, limit int, s *sender, now time.Duration) []byte {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	s.since = now
 	for q.sender == s && q.turn != nil {
 		f := q.turn
+		if f.deficit <= 0 { // what it sent beyond its share, it waits for
+			f.deficit += quantum
+			q.turn = f.next
+			continue
+		}
 		p := f.first
 		if now-p.since > maxQueueAge && (p.off == 0 || p.by != s) {
 			q.dropOldest(f, DropStale)
@@ -285,19 +288,14 @@ func (q *queue) fill(b []byte, limit int, s *sender, now time.Duration) []byte {
 		var done bool
 		b, done = q.appendPacket(b, limit, f, p, s)
 		if len(b) == before {
-			if s.exact && now-p.since < congestedAfter {
+			if s.exact && len(b) > 0 && now-p.since < congestedAfter {
 				b = pad(b, limit)
 			}
 			break // full
 		}
-		s.since = min(s.since, p.since)
 		f.deficit -= len(b) - before
 		if done {
 			putPacket(q.pop(f))
-		}
-		if f.deficit <= 0 && f.next != nil {
-			f.deficit += quantum
-			q.turn = f.next
 		}
 	}
 	if len(b) == 0 {

@@ -36,6 +36,13 @@ func (c *dropCounters) add(d Drop, n uint64) { c[d].Add(n) }
 // Drops is a snapshot of the counters, indexed by Drop.
 type Drops [dropReasons]uint64
 
+// Add adds what t counted.
+func (s *Drops) Add(t Drops) {
+	for i, n := range t {
+		s[i] += n
+	}
+}
+
 // Attrs is the reasons that occurred, for a line in the log.
 func (s *Drops) Attrs() (attrs []any) {
 	for d, n := range s {

@@ -1,6 +1,10 @@
 package tunnel
 
-import "github.com/quic-go/quic-go/quicvarint"
+import (
+	"errors"
+
+	"github.com/quic-go/quic-go/quicvarint"
+)
 
 const (
 	// maxPendingEnds bounds the ends that wait for an acknowledgement. Past it the
@@ -9,7 +13,12 @@ const (
 
 	// maxEndsPerMessage keeps an End message below maxMessage.
 	maxEndsPerMessage = 200
+
+	// maxEndNumber is the largest number of an end that can be acknowledged.
+	maxEndNumber = 1<<62 - 1
 )
+
+var errEndNumber = errors.New("an end's number is out of bounds")
 
 // endList is the flows whose end the peer has not acknowledged. They are numbered
 // in order and travel on the oldest carrier; when that goes, the next one sends

@@ -109,6 +109,7 @@ func FuzzMessages(f *testing.F) {
 // FuzzControl feeds control messages to a session as its peer would.
 func FuzzControl(f *testing.F) {
 	f.Add(uint64(msgEnd), []byte{0, 2, 0, 4, 1})
+	f.Add(uint64(msgEnd), []byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0})
 	f.Add(uint64(msgEndAck), []byte{5})
 	f.Add(uint64(msgPrefer), []byte{1, 2, 3})
 	f.Add(uint64(msgPong), []byte{1, 2, 3})
@@ -118,6 +119,7 @@ func FuzzControl(f *testing.F) {
 		a := &Attachment{s: s, snd: newSender(false)}
 		a.out.wake = make(chan struct{}, 1)
 		_ = a.control(messageType(kind), payload)
+		_, _ = a.out.append(nil, 0, 0)
 	})
 }
 

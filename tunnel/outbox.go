@@ -20,7 +20,8 @@ type outbox struct {
 	pong     bool
 	pongID   uint64
 	prefer   preference
-	preferOK bool // prefer is due
+	preferOK bool   // prefer is due
+	heard    uint64 // the epoch of the peer's preference
 	away     *CloseError
 	awayDone chan struct{}
 }
@@ -42,6 +43,7 @@ func (o *outbox) set(f func()) {
 func (o *outbox) sendAck(next uint64)     { o.set(func() { o.ack = next }) }
 func (o *outbox) sendPing()               { o.set(func() { o.ping = true }) }
 func (o *outbox) sendPong(id uint64)      { o.set(func() { o.pong, o.pongID = true, id }) }
+func (o *outbox) hear(epoch uint64)       { o.set(func() { o.heard = epoch }) }
 func (o *outbox) sendPrefer(p preference) { o.set(func() { o.prefer, o.preferOK = p, true }) }
 
 // sendGoAway returns a channel that is closed once the message was written.
@@ -92,5 +94,5 @@ func (o *outbox) append(b []byte, now time.Duration, bundles uint64) (_ []byte, 
 }
 
 func (o *outbox) appendCounters(b []byte, bundles uint64) []byte {
-	return quicvarint.Append(quicvarint.Append(b, bundles), o.prefer.epoch)
+	return quicvarint.Append(quicvarint.Append(b, bundles), o.heard)
 }

@@ -313,6 +313,9 @@ func (c *quicCarrier) probe() error {
 	if !errors.As(err, &large) {
 		return quicEnd(err)
 	}
+	if large.MaxDatagramPayloadSize < MinBundle {
+		return fmt.Errorf("the peer or the path takes datagrams of %d bytes only", large.MaxDatagramPayloadSize)
+	}
 	c.max.Store(large.MaxDatagramPayloadSize)
 	return nil
 }

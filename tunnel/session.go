@@ -17,7 +17,7 @@ import (
 var (
 	ErrSessionClosed = errors.New("tunnel: the session has ended")
 	ErrNotAttached   = errors.New("tunnel: nothing is attached to the session")
-	errRenewed       = errors.New("tunnel: the session was renewed while this carrier attached")
+	errRenewed       = fmt.Errorf("%w: the session was renewed meanwhile; try again", ErrHandshake)
 )
 
 const (
@@ -173,8 +173,8 @@ func (s *Session) renew(old *incarnation) {
 }
 
 // Attach authenticates on p and attaches it. The session keeps p, which it closes
-// on failure. A refusal is a *CloseError; other failures wrap ErrHandshake.
-// ctx bounds the handshake alone.
+// on failure. A refusal is a *CloseError; other failures wrap ErrHandshake or are
+// ErrSessionClosed. ctx bounds the handshake alone.
 func (s *Session) Attach(ctx context.Context, p Pending, cred Credentials) (*Attachment, error) {
 	ctx, cancel := context.WithTimeout(ctx, HandshakeTimeout)
 	defer cancel()
@@ -218,6 +218,7 @@ func (s *Session) attach(c Carrier, number uint64, in *incarnation, instance [16
 		}
 	}
 	s.attached = append(s.attached, a)
+	a.out.heard = s.prefer.epoch
 	s.chooseLocked()
 	s.wg.Go(a.execute)
 	s.mu.Unlock()
@@ -275,11 +276,21 @@ func (s *Session) chooseLocked() {
 	}
 }
 
+// rechoose takes a carrier that has ended out of service before it is detached.
+func (s *Session) rechoose() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.chooseLocked()
+}
+
 // pickLocked returns the carrier that serves a class: on the server the one that
 // the client asked for, else one of the preferred kind, else the newest.
 func (s *Session) pickLocked(number uint64, kind Kind) *Attachment {
 	var best *Attachment
 	for _, a := range s.attached {
+		if a.c.Err() != nil {
+			continue
+		}
 		if s.server && number != 0 && a.number == number {
 			return a
 		}
@@ -299,6 +310,9 @@ func (s *Session) preferred(p preference) {
 	}
 	s.prefer = p
 	s.chooseLocked()
+	for _, a := range s.attached {
+		a.out.hear(p.epoch)
+	}
 }
 
 // streamCarrier returns the carrier for a new stream, waiting a bounded time
@@ -372,6 +386,9 @@ func (s *Session) Close(code ErrorCode, reason string) {
 	attached := slices.Clone(s.attached)
 	first := !s.closed
 	s.closed = true
+	if first {
+		s.wg.Add(1)
+	}
 	s.mu.Unlock()
 	if first {
 		var told sync.WaitGroup
@@ -385,6 +402,7 @@ func (s *Session) Close(code ErrorCode, reason string) {
 		told.Wait()
 		s.q.close()
 		s.endFlows()
+		s.wg.Done()
 	}
 	s.wg.Wait()
 }

@@ -45,12 +45,14 @@ func (s *Session) OpenStream(ctx context.Context, addr []byte) (st Stream, bound
 	if len(addr) > MaxStreamAddr {
 		return nil, nil, fmt.Errorf("tunnel: address of %d bytes", len(addr))
 	}
-	a, err := s.streamCarrier(ctx)
-	if err != nil {
-		return nil, nil, err
-	}
-	if st, err = a.c.OpenStream(ctx); err != nil {
-		return nil, nil, fmt.Errorf("opening a stream over %v: %w", a.Kind(), err)
+	for st == nil {
+		a, err := s.streamCarrier(ctx)
+		if err != nil {
+			return nil, nil, err
+		}
+		if st, err = a.c.OpenStream(ctx); err != nil && (a.c.Err() == nil || ctx.Err() != nil) {
+			return nil, nil, fmt.Errorf("opening a stream over %v: %w", a.Kind(), err)
+		}
 	}
 	stop := context.AfterFunc(ctx, func() { st.Reset(CodeTimeout) })
 	bound, err = request(st, addr)

@@ -35,11 +35,10 @@ func quiet(conn net.Conn) net.Conn {
 	}
 	q.out.call = func(fd uintptr) bool {
 		b := q.out.b
-		call := unix.RawSyscall
 		if len(b) >= toldWrite {
-			call = unix.Syscall
+			return q.out.done(unix.Syscall(unix.SYS_WRITE, fd, uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b))))
 		}
-		return q.out.done(call(unix.SYS_WRITE, fd, uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b))))
+		return q.out.done(unix.RawSyscall(unix.SYS_WRITE, fd, uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b))))
 	}
 	return q
 }

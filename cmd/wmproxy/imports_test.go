@@ -38,25 +38,28 @@ var mayImport = map[string][]string{
 	"internal/state": {},
 	"internal/admit": {},
 
-	"internal/probe": {"socks"},
-	"internal/bench": {"socks", "internal/udpio"},
-	"internal/demo":  {"client", "server", "internal/link", "internal/probe", "internal/state", "socks"},
-	"internal/e2e":   {}, // tests of processes, from outside
+	"internal/probe":        {"socks"},
+	"internal/bench":        {"socks", "internal/udpio"},
+	"internal/benchcompare": {"internal/bench", "certs"},
+	"internal/demo":         {"client", "server", "internal/link", "internal/probe", "internal/state", "socks"},
+	"internal/e2e":          {}, // tests of processes, from outside
 }
 
 // foreign is who alone may import the packages that everything stands on. A
 // second package that does has begun to know what it should not.
 var foreign = map[string][]string{
-	"github.com/quic-go/quic-go":      {"tunnel", "client", "internal/udpio"}, // client: its errors; udpio: its socket
-	"github.com/hashicorp/yamux":      {"tunnel"},
-	"github.com/urfave/cli/v2":        {"cmd/wmproxy"},
-	"github.com/lmittmann/tint":       {"cmd/wmproxy"},
-	"github.com/miekg/dns":            {"internal/probe"},
-	"github.com/fsnotify/fsnotify":    {"certs"},
-	"github.com/pion/stun/v3":         {},
-	"github.com/google/go-cmp/cmp":    {},
-	"go.uber.org/goleak":              {},
-	"github.com/rogpeppe/go-internal": {},
+	"github.com/quic-go/quic-go":              {"tunnel", "client", "internal/udpio"}, // client: its errors; udpio: its socket
+	"github.com/hashicorp/yamux":              {"tunnel"},
+	"github.com/urfave/cli/v2":                {"cmd/wmproxy"},
+	"github.com/lmittmann/tint":               {"cmd/wmproxy"},
+	"github.com/miekg/dns":                    {"internal/probe"},
+	"github.com/fsnotify/fsnotify":            {"certs"},
+	"github.com/HdrHistogram/hdrhistogram-go": {"internal/bench"},
+	"github.com/guptarohit/asciigraph":        {"internal/bench"},
+	"github.com/pion/stun/v3":                 {},
+	"github.com/google/go-cmp/cmp":            {},
+	"go.uber.org/goleak":                      {},
+	"github.com/rogpeppe/go-internal":         {},
 }
 
 func TestImportsRunOneWay(t *testing.T) {

@@ -54,7 +54,7 @@ func listenTarget(t *testing.T, answer func(n int64, send func())) *target {
 
 func (tg *target) load(d time.Duration) UDPConfig {
 	return UDPConfig{
-		Common:       Common{Way: Way{Target: socks.AddrFrom(tg.addr)}, Duration: d, Timeout: 100 * time.Millisecond},
+		Common:       Common{Way: Way{Target: socks.AddrFrom(tg.addr)}, Duration: d, Timeout: 5 * time.Second},
 		Associations: 1, Size: 64,
 	}
 }
@@ -75,7 +75,7 @@ func TestEachLostDatagramIsCounted(t *testing.T) {
 		}
 	})
 	cfg := tg.load(300 * time.Millisecond)
-	cfg.Rate = 2000
+	cfg.Rate, cfg.Timeout = 2000, 500*time.Millisecond
 	r := runUDP(t, cfg)
 	if want := tg.n.Load() / 10; r.Lost != want || r.Sent != tg.n.Load() || r.InTime != r.Sent-want {
 		t.Errorf("%d sent, %d back, %d lost; the target got %d and dropped %d", r.Sent, r.InTime, r.Lost, tg.n.Load(), want)
@@ -114,9 +114,9 @@ func TestReorderingIsCounted(t *testing.T) {
 		}
 	})
 	cfg := tg.load(200 * time.Millisecond)
-	cfg.Rate = 2000
+	cfg.Rate, cfg.Timeout = 2000, 500*time.Millisecond
 	r := runUDP(t, cfg)
-	if got := tg.n.Load(); r.Reordered != got/4 && r.Reordered != got/4+1 || r.Lost > 1 {
+	if got := tg.n.Load(); r.Reordered != got/4 && r.Reordered != got/4+1 || r.Lost > 1 { // the last may still be held
 		t.Errorf("%d sent, %d lost, %d reordered", r.Sent, r.Lost, r.Reordered)
 	}
 }
@@ -127,8 +127,8 @@ func TestALossDoesNotStallTheWindow(t *testing.T) {
 			send()
 		}
 	})
-	cfg := tg.load(400 * time.Millisecond)
-	cfg.Window = 2
+	cfg := tg.load(700 * time.Millisecond)
+	cfg.Window, cfg.Timeout = 2, 300*time.Millisecond
 	r := runUDP(t, cfg)
 	if r.Lost != 2 || r.InTime < 10 || r.Sent != r.InTime+2 {
 		t.Errorf("%d sent, %d back, %d lost", r.Sent, r.InTime, r.Lost)
@@ -152,7 +152,7 @@ func TestTheWindowIsNeverExceeded(t *testing.T) {
 		}
 	})
 	cfg := tg.load(100 * time.Millisecond)
-	cfg.Window, cfg.Timeout = 8, 10*time.Second
+	cfg.Window = 8
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
 	r, err := UDP(ctx, cfg) // interrupted, so that it does not wait for those held
@@ -178,13 +178,13 @@ func TestWhatComesAfterTheTimeoutIsLateAndLost(t *testing.T) {
 		}
 		send()
 	})
-	cfg := tg.load(300 * time.Millisecond)
-	cfg.Window = 1
+	cfg := tg.load(700 * time.Millisecond)
+	cfg.Window, cfg.Timeout = 1, 300*time.Millisecond
 	r := runUDP(t, cfg)
 	if r.Late != 1 || r.Lost != 1 || r.Duplicate != 0 {
 		t.Errorf("%d late, %d lost, %d duplicates", r.Late, r.Lost, r.Duplicate)
 	}
-	if r.RTT.Max > 100_000 {
+	if r.RTT.Max > 300_000 {
 		t.Errorf("a round trip took %v µs", r.RTT.Max)
 	}
 }

@@ -69,7 +69,7 @@ func TestAMeterMeasuresThisProcess(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if u := o.Processes[0]; u.PID != os.Getpid() || u.Name == "" || u.RSS < 1<<20 || o.OwnCPU < 0.02 {
+	if u := o.Processes[0]; u.PID != os.Getpid() || u.Name == "" || u.RSS < 1<<20 || o.OwnCPU < 0.01 { // read a moment earlier
 		t.Errorf("got %+v, own %v", u, o.OwnCPU)
 	}
 }

@@ -1,9 +1,12 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strconv"
+	"strings"
 
 	"wmproxy/internal/bench"
 )
@@ -13,11 +16,16 @@ type load struct {
 	name   string
 	title  string
 	args   []string
-	only   []string // systems, nil: all
-	fresh  bool     // on processes that have done nothing yet, and once
+	fresh  bool // on processes that have done nothing yet, and once
+	once   bool // one long round
 	figure []figure
 	read   func([]byte) (values, error)
+	// steps, when set, is a load of several runs of bench, in place of args and read.
+	steps func(ctx context.Context, o options, do bencher) (values, error)
 }
+
+// bencher runs wmproxy bench on one system and returns its JSON.
+type bencher func(ctx context.Context, args ...string) ([]byte, error)
 
 // values is what one round of a load measured, in the order of its figures; NaN
 // for what was not.
@@ -59,6 +67,14 @@ var loads = []load{
 	tcp("tcp-up", "CONNECT, 4 streams up", "up"),
 	tcp("tcp-down", "CONNECT, 4 streams down", "down"),
 	{
+		name: "beside-flood", title: "160 B, 50/s on one association beside a flood on another",
+		args: []string{"udp", "--size=160", "--assoc=1", "--rate=50"}, figure: besideFigures("round trips/s", 0), steps: besideFlood, once: true,
+	},
+	{
+		name: "beside-tcp", title: "160 B, 50/s on one association beside a CONNECT download",
+		args: []string{"udp", "--size=160", "--assoc=1", "--rate=50"}, figure: besideFigures("Gbit/s", 2), steps: besideDownload, once: true,
+	},
+	{
 		name: "hold", title: "associations held open", args: []string{"hold"}, fresh: true,
 		figure: []figure{{"KB of RSS each", "", true, 1}, {"KB of PSS each", "", true, 1}, {"answered at the end", "%", false, 2}, {"RSS afterwards, of before", "%", false, 0}, {"RSS before", "MB", false, 1}},
 		read:   readHold,
@@ -80,26 +96,37 @@ func loadNames() (names []string) {
 	return names
 }
 
-// arguments is the whole command line of a load.
-func (l load) arguments(o options, p *peer, target string) []string {
-	args := append([]string{"bench"}, l.args...)
-	args = append(args, "--json", "--target="+target)
-	if p.socks == "" {
-		args = append(args, "--direct")
-	} else {
-		args = append(args, "--socks="+p.socks)
+// measure runs the load once on one system.
+func (l load) measure(ctx context.Context, o options, do bencher) (values, error) {
+	if l.steps != nil {
+		return l.steps(ctx, o, do)
 	}
-	pids := ""
-	for _, process := range p.processes {
-		pids += "," + strconv.Itoa(process.pid())
+	b, err := do(ctx, l.arguments(o)...)
+	if err != nil {
+		return nil, err
 	}
-	if pids != "" {
-		args = append(args, "--pids="+pids[1:])
-	}
+	return l.read(b)
+}
+
+// arguments is what bench is told of the load.
+func (l load) arguments(o options) []string {
 	if l.fresh {
-		return append(args, "--dur=1s", fmt.Sprintf("--assoc=%d", o.hold), fmt.Sprintf("--settle=%v", o.settle))
+		return append(slices.Clone(l.args), "--dur=1s", fmt.Sprintf("--assoc=%d", o.hold), fmt.Sprintf("--settle=%v", o.settle))
 	}
-	return append(args, fmt.Sprintf("--dur=%v", o.duration))
+	return append(slices.Clone(l.args), fmt.Sprintf("--dur=%v", o.duration))
+}
+
+// way is what bench is told of a system and the target.
+func (p *peer) way(target string) []string {
+	args := []string{"--json", "--target=" + target}
+	if p.socks == "" {
+		return append(args, "--direct")
+	}
+	var pids []string
+	for _, process := range p.processes {
+		pids = append(pids, strconv.Itoa(process.pid()))
+	}
+	return append(args, "--socks="+p.socks, "--pids="+strings.Join(pids, ","))
 }
 
 func readUDP(b []byte) (values, error) {

@@ -166,8 +166,9 @@ func (c *comparison) beginOne(ctx context.Context, r *rig, s system, target stri
 	warm := udp("", "", "--assoc=1", "--window=1")
 	short := c.options
 	short.duration = 50 * time.Millisecond
+	do := c.bencher(r, p, target)
 	for range warmUps {
-		if _, err = output(ctx, r.arrangement, c.wmproxy, warm.arguments(short, p, target)...); err == nil || ctx.Err() != nil {
+		if _, err = do(ctx, warm.arguments(short)...); err == nil || ctx.Err() != nil {
 			break
 		}
 	}
@@ -180,7 +181,11 @@ func (c *comparison) beginOne(ctx context.Context, r *rig, s system, target stri
 
 // measure runs a load in alternating rounds.
 func (c *comparison) measure(ctx context.Context, r *rig, l load, running map[string]*peer, target string) error {
-	for round := range c.rounds {
+	rounds := c.rounds
+	if l.once {
+		rounds = 1
+	}
+	for round := range rounds {
 		for _, s := range rotated(c.wanted(), round) {
 			p := running[s.name]
 			if p == nil || !c.goesOn(r, l, s) {
@@ -238,13 +243,9 @@ func (c *comparison) goesOn(r *rig, l load, s system) bool { return c.cell(r, l,
 // once runs one round. Only the end of ctx is an error: a load that a system
 // does not pass is a result.
 func (c *comparison) once(ctx context.Context, r *rig, l load, s system, p *peer, target string) error {
-	b, err := output(ctx, r.arrangement, c.wmproxy, l.arguments(c.options, p, target)...)
+	v, err := l.measure(ctx, c.options, c.bencher(r, p, target))
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
-	}
-	var v values
-	if err == nil {
-		v, err = l.read(b)
 	}
 	ce := c.cell(r, l, s)
 	if err != nil {
@@ -255,6 +256,14 @@ func (c *comparison) once(ctx context.Context, r *rig, l load, s system, p *peer
 	ce.rounds = append(ce.rounds, v)
 	say(c.log, "%s %s %s: %s", r.arrangement, l.name, s.name, strings.Join(texts(l, v), ", "))
 	return nil
+}
+
+// bencher runs bench in the rig's arrangement on one of its peers.
+func (c *comparison) bencher(r *rig, p *peer, target string) bencher {
+	return func(ctx context.Context, args ...string) ([]byte, error) {
+		args = append(append([]string{"bench"}, args...), p.way(target)...)
+		return output(ctx, r.arrangement, c.wmproxy, args...)
+	}
 }
 
 // texts is the values with their titles.

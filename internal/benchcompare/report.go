@@ -26,6 +26,7 @@ func (c *comparison) write(ctx context.Context) error {
 		}
 	}
 	c.notes(b)
+	b.WriteString("\n" + kept(c.out))
 	if c.out == "-" {
 		_, err := os.Stdout.WriteString(b.String())
 		return err
@@ -35,6 +36,20 @@ func (c *comparison) write(ctx context.Context) error {
 	}
 	say(c.log, "written to %s", c.out)
 	return os.WriteFile(c.out, []byte(b.String()), 0o644)
+}
+
+// byHand begins the part of the report that people write: what a figure's limit
+// is and how one knows. It stays when the rest is measured again.
+const byHand = "<!-- What follows is written by hand and stays. -->\n"
+
+// kept is that part of the report at path.
+func kept(path string) string {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return byHand
+	}
+	_, after, _ := strings.Cut(string(b), byHand)
+	return byHand + after
 }
 
 func (c *comparison) measured(l load) bool {
@@ -83,7 +98,7 @@ func (c *comparison) head(ctx context.Context, b *strings.Builder) {
 // table writes a load's figures: a row for each system, a group of columns for
 // each arrangement.
 func (c *comparison) table(b *strings.Builder, l load) {
-	fmt.Fprintf(b, "\n## %s\n\n`wmproxy %s`\n", l.title, strings.Join(c.shown(l), " "))
+	fmt.Fprintf(b, "\n## %s\n\n`wmproxy bench %s`\n", l.title, strings.Join(l.arguments(c.options), " "))
 	for _, arrangement := range c.arrangements {
 		base := c.cells[key{arrangement, l.name, baseline}]
 		var against values
@@ -103,13 +118,6 @@ func (c *comparison) table(b *strings.Builder, l load) {
 			}
 		}
 	}
-}
-
-// shown is a load's command line without what differs between systems.
-func (c *comparison) shown(l load) []string {
-	return slices.DeleteFunc(l.arguments(c.options, &peer{}, ""), func(arg string) bool {
-		return arg == "--direct" || arg == "--json" || strings.HasPrefix(arg, "--target=")
-	})
 }
 
 func (c *cell) row(l load, against values) string {

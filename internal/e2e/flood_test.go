@@ -135,7 +135,7 @@ type steady struct {
 	t       testing.TB
 	conn    *socks.PacketConn
 	began   time.Time
-	sent    int
+	sent    atomic.Int64
 	back    atomic.Int64
 	stop    func()
 	stopped chan struct{}
@@ -161,11 +161,11 @@ func startSteady(t testing.TB, c *socks.Client, echo socks.Addr) *steady {
 		defer tick.Stop()
 		to := net.UDPAddrFromAddrPort(echo.AddrPort())
 		for {
-			if _, err := s.conn.WriteTo(binary.BigEndian.AppendUint64(nil, uint64(s.sent)), to); err != nil {
+			if _, err := s.conn.WriteTo(binary.BigEndian.AppendUint64(nil, uint64(s.sent.Load())), to); err != nil {
 				t.Error(err)
 				return
 			}
-			s.sent++
+			s.sent.Add(1)
 			select {
 			case <-tick.C:
 			case <-s.stopped:
@@ -199,13 +199,13 @@ func (s *steady) Stop() (sent, lost int) {
 	defer tick.Stop()
 	// The sender has ended once the reader may.
 	for began := time.Now(); time.Since(began) < slack; <-tick.C {
-		if time.Since(began) > wanted/2 && int(s.back.Load()) >= s.sent {
+		if time.Since(began) > wanted/2 && s.back.Load() >= s.sent.Load() {
 			break
 		}
 	}
 	s.conn.Close()
 	s.wg.Wait()
-	return s.sent, s.sent - int(s.back.Load())
+	return int(s.sent.Load()), int(s.sent.Load() - s.back.Load())
 }
 
 // served says how long an honest application waits for a connection through c.
@@ -223,6 +223,7 @@ func served(t testing.TB, c *socksProcess, echo socks.Addr) time.Duration {
 func TestThousandsOfHalfOpenConnectionsHarmNobody(t *testing.T) {
 	for _, port := range []string{"SOCKS", "tunnel"} {
 		t.Run(port, func(t *testing.T) {
+			t.Parallel() // the two beside each other, and nothing else
 			s := startServer(t, withDebug...)
 			c := startClient(t, s.Link, withDebug...)
 			echo := startEcho(t)
@@ -453,8 +454,9 @@ func TestAcceptSurvivesTheEndOfDescriptors(t *testing.T) {
 	}
 }
 
-func TestOneUserLeavesDescriptorsForTheOthers(t *testing.T) {
-	const limit, flows = 256, 1000
+// startServerWithin starts a server that may have so many descriptors.
+func startServerWithin(t testing.TB, limit int) *serverProcess {
+	t.Helper()
 	sh, err := exec.LookPath("sh")
 	if err != nil {
 		unable(t, "there is no sh to set a limit in")
@@ -462,9 +464,14 @@ func TestOneUserLeavesDescriptorsForTheOthers(t *testing.T) {
 	listen := fmt.Sprintf("127.0.0.1:%d", freePorts(t, 1))
 	args := slices.Concat([]string{"server", "--listen", listen, "--state-dir", filepath.Join(t.TempDir(), "server")}, loopbackAllowed, withDebug)
 	cmd := exec.Command(sh, append([]string{"-c", "ulimit -n " + strconv.Itoa(limit) + ` && exec "$0" "$@"`, program}, args...)...)
-	s := serverBehind(t, launchCommand(t, nil, cmd, args))
-	echo := startEcho(t)
+	return serverBehind(t, launchCommand(t, nil, cmd, args))
+}
 
+func TestOneUserLeavesDescriptorsForTheOthers(t *testing.T) {
+	t.Parallel()
+	const limit, flows = 256, 1000
+	s := startServerWithin(t, limit)
+	echo := startEcho(t)
 	greedy := attach(t, overYamux, s, newWireSession(), wireHello{attach: 1, withSecret: true})
 	body := datagram(refusedDestination, []byte("x"))
 	for i := range uint64(flows) {

@@ -20,6 +20,7 @@ import (
 var refusedDestination = netip.MustParseAddrPort("10.255.255.1:9")
 
 func TestRecordsOfAnEndedFlowRaiseNoGhost(t *testing.T) {
+	t.Parallel()
 	overEach(t, wireKinds, func(t *testing.T, kind string) {
 		srv := startServer(t, withDebug...)
 		echo := startEcho(t)
@@ -49,6 +50,7 @@ func TestRecordsOfAnEndedFlowRaiseNoGhost(t *testing.T) {
 }
 
 func TestMalformedBundlesCostTheirSenderAlone(t *testing.T) {
+	t.Parallel()
 	overEach(t, wireKinds, func(t *testing.T, kind string) {
 		srv := startServer(t, withDebug...)
 		echo := startEcho(t)
@@ -66,10 +68,12 @@ func TestMalformedBundlesCostTheirSenderAlone(t *testing.T) {
 			}
 		}
 		for _, b := range [][]byte{
-			varints(2, 1<<62-1),             // a length beyond all
-			varints(2, 2000<<1),             // and beyond the bundle
-			varints(2, 1),                   // a fragment without its header
-			{0x40}, {0xff, 0xff}, {2, 0x80}, // varints cut short
+			varints(2, 1<<62-1), // a length beyond all
+			varints(2, 2000<<1), // and beyond the bundle
+			varints(2, 1),       // a fragment without its header
+			{0x40},
+			{0xff, 0xff},
+			{2, 0x80}, // varints cut short
 			append(wireFragment(2, 1, 200, 0, nil), 1), // an index beyond the most
 			wireFragment(2, 1, 5, 3, []byte("x")),      // a count that contradicts
 			wireRecord(2, nil), wireRecord(3, []byte("of the server's own side")),
@@ -87,6 +91,7 @@ func TestMalformedBundlesCostTheirSenderAlone(t *testing.T) {
 }
 
 func TestFragmentsWithoutEndAreBounded(t *testing.T) {
+	t.Parallel()
 	// 64 datagrams in parts, each at most as long as the longest, and a window of
 	// yamux; all of it twice, for buffers that were outgrown.
 	const bound = 2 * (64*(64<<10) + wireWindow)
@@ -113,13 +118,17 @@ func TestFragmentsWithoutEndAreBounded(t *testing.T) {
 }
 
 func TestAHundredThousandFlowsAreBounded(t *testing.T) {
+	t.Parallel()
+	// The server opens 16,384 flows for one user, if it has the descriptors. Here it
+	// has fewer: so many ports of one machine are nothing for a test to take.
 	const (
 		flows     = 100_000
 		perBundle = 50
-		userFlows = 16384 // the most that the server opens for one user
+		limit     = 2048
 	)
 	overEach(t, wireKinds, func(t *testing.T, kind string) {
-		srv := startServer(t, withDebug...)
+		t.Parallel()
+		srv := startServerWithin(t, limit)
 		echo := startEcho(t)
 		beside := associate(t, startClient(t, srv.Link).Socks())
 		ping(t, beside, echo)
@@ -143,7 +152,7 @@ func TestAHundredThousandFlowsAreBounded(t *testing.T) {
 		rested(t, srv.process)
 		during := holdingsNow(t, srv.process, false)
 		t.Logf("before %v\nduring %v, after %v", before, during, took.Round(time.Millisecond))
-		if during.Descriptors > before.Descriptors+userFlows {
+		if during.Descriptors > limit-limit/8+before.Descriptors {
 			t.Errorf("%d descriptors for one user's flows", during.Descriptors-before.Descriptors)
 		}
 		ping(t, beside, echo)
@@ -165,6 +174,7 @@ func (h holdings) loosely() holdings {
 }
 
 func TestControlMessagesAreHeldToTheirBounds(t *testing.T) {
+	t.Parallel()
 	overEach(t, wireKinds, func(t *testing.T, kind string) {
 		srv := startServer(t, withDebug...)
 		rested(t, srv.process)
@@ -201,6 +211,7 @@ func TestControlMessagesAreHeldToTheirBounds(t *testing.T) {
 }
 
 func TestAFloodOfControlMessagesDoesNotGrow(t *testing.T) {
+	t.Parallel()
 	overEach(t, wireKinds, func(t *testing.T, kind string) {
 		srv := startServer(t, withDebug...)
 		sp := attach(t, kind, srv, newWireSession(), wireHello{attach: 1, withSecret: true})
@@ -221,7 +232,7 @@ func TestAFloodOfControlMessagesDoesNotGrow(t *testing.T) {
 		sp.answers(1 << 40)
 		during := holdingsNow(t, srv.process, false)
 		t.Logf("before %v\nduring %v", before, during)
-		if during.Heap > before.Heap+2*wireWindow || during.Goroutines > before.Goroutines+1 {
+		if during.Heap > before.Heap+3*wireWindow || during.Goroutines > before.Goroutines+1 {
 			t.Errorf("before %v\nduring %v", before, during)
 		}
 	})
@@ -305,6 +316,7 @@ func (sp *speaker) opened(header []byte, end bool) wireStream {
 }
 
 func TestWhatIsNotYamuxEndsTheCarrier(t *testing.T) {
+	t.Parallel()
 	header := func(version, kind byte, flags uint16, stream, length uint32) []byte {
 		b := binary.BigEndian.AppendUint16([]byte{version, kind}, flags)
 		return binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint32(b, stream), length)
@@ -342,6 +354,7 @@ func TestWhatIsNotYamuxEndsTheCarrier(t *testing.T) {
 }
 
 func TestBundlesAndSignalsOnYamuxAreHeldToTheirBounds(t *testing.T) {
+	t.Parallel()
 	srv := startServer(t, withDebug...)
 	rested(t, srv.process)
 	before := holdingsNow(t, srv.process, false)

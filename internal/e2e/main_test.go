@@ -18,6 +18,9 @@ import (
 // the tests have it.
 var program string
 
+// programVariable names the program to a process that a test makes of this one.
+const programVariable = "WMPROXY_E2E_PROGRAM"
+
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
 func run(m *testing.M) int {
@@ -30,6 +33,9 @@ func run(m *testing.M) int {
 	_ = flag.Set("test.parallel", "4")
 	// An association is no *net.UDPConn, about which quic-go complains.
 	os.Setenv("QUIC_GO_DISABLE_RECEIVE_BUFFER_WARNING", "true")
+	if program = os.Getenv(programVariable); program != "" {
+		return m.Run() // as a process of one of the tests, which has built it
+	}
 	dir, err := os.MkdirTemp("", "wmproxy-e2e-")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

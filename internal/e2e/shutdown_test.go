@@ -74,17 +74,17 @@ func TestApplicationsSeeTheEndOfTheirClient(t *testing.T) {
 	app, target := stream(t, p.Socks())
 	p.Stop()
 	_ = conn.SetReadDeadline(time.Now().Add(patience))
-	if _, _, err := conn.ReadFromAddr(make([]byte, 1)); err == nil || timedOut(err) {
+	if _, _, err := conn.ReadFromAddr(make([]byte, 1)); err == nil || isTimeout(err) {
 		t.Errorf("the association: %v", err)
 	}
 	for name, c := range map[string]io.Reader{"application": app, "target": target} {
-		if _, err := c.Read(make([]byte, 1)); err == nil || err == io.EOF || timedOut(err) {
+		if _, err := c.Read(make([]byte, 1)); err == nil || err == io.EOF || isTimeout(err) {
 			t.Errorf("the %s's stream did not end as one that was cut off: %v", name, err)
 		}
 	}
 }
 
-func timedOut(err error) bool {
+func isTimeout(err error) bool {
 	e, ok := err.(interface{ Timeout() bool })
 	return ok && e.Timeout()
 }

@@ -211,6 +211,9 @@ func (f *flow) write(ms []udpio.Message) {
 	}
 	// The error is not looked at: whatever befell one datagram, the next may pass.
 	sent, _ := f.sock.Write(ms)
+	if sent < len(ms) {
+		size = size * sent / len(ms) // which ones, the socket does not say
+	}
 	f.counts.upDatagrams.Add(uint64(sent))
 	f.counts.upBytes.Add(uint64(size))
 	if sent < len(ms) {

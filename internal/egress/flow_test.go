@@ -657,7 +657,7 @@ func TestSteadyStateAllocatesNothing(t *testing.T) {
 
 type quietLink struct{ *fakeLink }
 
-func (quietLink) Send([]udpio.Message) {}
+func (quietLink) Queue([]udpio.Message) {}
 
 func FuzzReceive(f *testing.F) {
 	f.Add(to(netip.MustParseAddrPort("127.0.0.1:9"), "x"))

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -56,6 +57,9 @@ func reply(err error) byte {
 	if refused := (*tunnel.RefusedError)(nil); errors.As(err, &refused) {
 		return refused.Code
 	}
+	if errors.Is(err, context.DeadlineExceeded) {
+		return socks.ReplyTTLExpired // as the exit says when the target does not answer
+	}
 	return socks.ReplyGeneralFailure
 }
 
@@ -74,6 +78,9 @@ type association struct {
 	socks   *socks.Association
 	flow    atomic.Pointer[tunnel.Flow]
 	over    atomic.Bool
+
+	mu   sync.Mutex
+	lost tunnel.Drops // of the flows before this one
 }
 
 func (a *association) open() bool {
@@ -100,7 +107,10 @@ func (a *association) End() {
 
 // DropAttrs is what the tunnel dropped, for the association's line in the log.
 func (a *association) DropAttrs() []any {
-	drops := a.flow.Load().Drops()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	drops := a.lost
+	drops.Add(a.flow.Load().Drops())
 	return drops.Attrs()
 }
 
@@ -110,6 +120,9 @@ func (a *association) Receive(bodies [][]byte) { a.socks.Deliver(bodies) }
 // Ended is the far end's word that the flow is no more. A limit ends the
 // association; after anything else the next datagram goes over a new flow.
 func (a *association) Ended(code tunnel.EndCode) {
+	a.mu.Lock()
+	a.lost.Add(a.flow.Load().Drops())
+	a.mu.Unlock()
 	if code == tunnel.EndLimit || !a.open() {
 		a.socks.Close()
 	}

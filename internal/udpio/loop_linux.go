@@ -51,6 +51,7 @@ type loop struct {
 	look    func(fd uintptr) bool
 	glance  func(fd uintptr) // look, for RawConn.Control
 	found   int              // events of the last look
+	breath  breather
 	events  [eventBatch]unix.EpollEvent
 	ready   []*Socket // of this turn
 	more    []*Socket // not read empty in the last one
@@ -63,9 +64,12 @@ type loop struct {
 // loopEntry tells Close that it runs on a loop's goroutine.
 var loopEntry = reflect.ValueOf((*loop).run).Pointer()
 
+// processors is what the process started with; it may run on fewer while it is calm.
+var processors = runtime.GOMAXPROCS(0)
+
 // loopLimit is how many loops sockets are spread over.
 func loopLimit() int {
-	if n := runtime.GOMAXPROCS(0); n > 2 {
+	if n := processors; n > 2 {
 		return min(maxLoops, n/2)
 	}
 	return 1
@@ -198,6 +202,7 @@ func (l *loop) run() {
 // other goroutines are busy. One look is enough; several found no more.
 func (l *loop) linger() {
 	for {
+		l.breath.busy()
 		runtime.Gosched()
 		if l.raw.Control(l.glance) != nil || l.found == 0 && len(l.more) == 0 {
 			return

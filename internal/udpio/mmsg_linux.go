@@ -21,12 +21,14 @@ func recvmmsg(fd int, hdrs []unix.Mmsghdr) (int, unix.Errno) {
 }
 
 func sendmmsg(fd int, hdrs []unix.Mmsghdr) (int, unix.Errno) {
-	call := unix.RawSyscall6
+	const flags = unix.MSG_DONTWAIT | unix.MSG_NOSIGNAL
 	if len(hdrs) > toldBatch {
-		call = unix.Syscall6
+		n, _, errno := unix.Syscall6(unix.SYS_SENDMMSG, uintptr(fd),
+			uintptr(unsafe.Pointer(unsafe.SliceData(hdrs))), uintptr(len(hdrs)), flags, 0, 0)
+		return int(n), errno
 	}
-	n, _, errno := call(unix.SYS_SENDMMSG, uintptr(fd),
-		uintptr(unsafe.Pointer(unsafe.SliceData(hdrs))), uintptr(len(hdrs)), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, 0, 0)
+	n, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, uintptr(fd),
+		uintptr(unsafe.Pointer(unsafe.SliceData(hdrs))), uintptr(len(hdrs)), flags, 0, 0)
 	return int(n), errno
 }
 

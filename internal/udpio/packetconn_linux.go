@@ -35,6 +35,7 @@ type PacketConn struct {
 	in     trains
 	next   int // train to hand out from
 	offset int // in it
+	breath breather
 	peers  peers
 
 	out datagramWriter
@@ -70,6 +71,7 @@ func (c *PacketConn) ReadBatch(ms []ipv4.Message, flags int) (int, error) {
 	defer c.mu.Unlock()
 	if c.next == c.in.n {
 		c.next, c.in.n = 0, 0
+		c.breath.busy()
 		if err := c.raw.Read(c.fill); err != nil {
 			return 0, err
 		}
