@@ -172,15 +172,16 @@ func TestDebuggingEndsWithAProfileUnderWay(t *testing.T) {
 		}
 		answered <- err
 	}()
-	// Once a second trace is refused, the first is under way.
+	// Once its handler sleeps, the profile is under way.
 	deadline := time.Now().Add(10 * time.Second)
 	for {
-		resp, err := get("/debug/pprof/trace?seconds=0.001", "")
+		resp, err := get("/debug/pprof/goroutine?debug=2", "")
 		if err != nil {
 			t.Fatal(err)
 		}
+		stacks, _ := io.ReadAll(resp.Body)
 		resp.Body.Close()
-		if resp.StatusCode == http.StatusInternalServerError {
+		if bytes.Contains(stacks, []byte("net/http/pprof.sleep")) {
 			break
 		}
 		if time.Now().After(deadline) {

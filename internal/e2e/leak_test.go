@@ -178,11 +178,12 @@ func many(t testing.TB, entry *socksProcess, echo socks.Addr, n, parallel int, w
 }
 
 // warmUp gives pools and tables, and what the runtime keeps of goroutines, the
-// size that they have from then on: it does w some times, and then n all at once,
+// size that they have from then on: it does w often, because a map that entries
+// come to and go from grows beyond what is in it at a time, and then n all at once,
 // more than are open at a time later, because ends overlap with beginnings.
 func warmUp(t testing.TB, entry *socksProcess, echo socks.Addr, n int, w work) {
 	t.Helper()
-	many(t, entry, echo, n, n/2, w, func() {})
+	many(t, entry, echo, 5*n, n/2, w, func() {})
 	var open atomic.Int64
 	all := make(chan struct{})
 	many(t, entry, echo, n, n, w, func() {
