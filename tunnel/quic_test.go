@@ -144,6 +144,147 @@ func TestASecondStreamBeforeTheAnswerClosesTheConnection(t *testing.T) {
 	}
 }
 
+func TestADatagramBeforeTheAnswerClosesTheConnection(t *testing.T) {
+	for _, when := range []string{"before Hello", "after Hello"} {
+		t.Run(when, func(t *testing.T) {
+			ctx := testContext(t)
+			client, server := quicPendings(t)
+			rw, err := client.Handshake(ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if when == "after Hello" {
+				rw.Write([]byte("hello"))
+			}
+			result := make(chan error, 1)
+			go func() {
+				srw, err := server.Handshake(ctx)
+				if err == nil {
+					_, err = io.Copy(io.Discard, srw)
+				}
+				result <- err
+			}()
+			if err := client.(*quicPending).conn.SendDatagram([]byte("!")); err != nil {
+				t.Fatal(err)
+			}
+			if err := <-result; err == nil {
+				t.Error("the server knows of no end")
+			}
+			_, err = rw.Read(make([]byte, 1))
+			if closed, ok := errors.AsType[*CloseError](err); !ok || closed.Code != CodeProtocol {
+				t.Errorf("the client got %v", err)
+			}
+		})
+	}
+}
+
+// doorkeeper counts who comes in and who leaves.
+type doorkeeper struct {
+	shut           bool
+	entered, left  int
+	mu             sync.Mutex
+	leftMoreOften  bool
+	someoneEntered chan struct{}
+}
+
+func (d *doorkeeper) admit(net.Addr) (leave func(), ok bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.shut {
+		return nil, false
+	}
+	d.entered++
+	d.someoneEntered <- struct{}{}
+	once := false
+	return func() {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.leftMoreOften = d.leftMoreOften || once
+		once = true
+		d.left++
+	}, true
+}
+
+func (d *doorkeeper) counts() (inside, entered int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.entered - d.left, d.entered
+}
+
+func TestQUICAttemptsAreCountedInAndOut(t *testing.T) {
+	ctx := testContext(t)
+	clientTLS, serverTLS := testTLS()
+	socket, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &doorkeeper{someoneEntered: make(chan struct{}, 100)}
+	ln, err := ListenQUIC(socket, serverTLS, QUICConfig{Admit: d.admit})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	outside := func(what string, want int) {
+		t.Helper()
+		await(t, what, func() (int, bool) {
+			inside, entered := d.counts()
+			return inside, inside == 0 && entered == want
+		})
+	}
+
+	client, err := DialQUIC(ctx, nil, ln.Addr().(*net.UDPAddr), clientTLS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server, err := ln.Accept(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	outside("nobody inside once accepted", 1)
+	client.Close(CodeNone, "")
+	server.Close(CodeNone, "")
+
+	// One that says nothing that anybody could read leaves when its time is over.
+	junk, err := net.DialUDP("udp4", nil, ln.Addr().(*net.UDPAddr))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer junk.Close()
+	if _, err := junk.Write(unreadableInitial()); err != nil {
+		t.Fatal(err)
+	}
+	<-d.someoneEntered
+	<-d.someoneEntered
+	if inside, _ := d.counts(); inside != 1 {
+		t.Errorf("%d inside", inside)
+	}
+	outside("nobody inside after the silence", 2)
+
+	d.mu.Lock()
+	d.shut = true
+	d.mu.Unlock()
+	short, cancel := context.WithTimeout(ctx, HandshakeTimeout)
+	defer cancel()
+	refused, err := DialQUIC(short, nil, ln.Addr().(*net.UDPAddr), clientTLS)
+	if err == nil {
+		refused.Close(CodeNone, "")
+		t.Fatal("the door was shut")
+	}
+	if short.Err() != nil {
+		t.Errorf("the client was not told: %v", err)
+	}
+	if ln.openings.of != nil || d.leftMoreOften {
+		t.Errorf("left behind %v; somebody left twice: %v", ln.openings.of, d.leftMoreOften)
+	}
+}
+
+// unreadableInitial is a QUIC Initial packet (RFC 9000 section 17.2.2) with nothing in it.
+func unreadableInitial() []byte {
+	b := make([]byte, 1200)
+	copy(b, []byte{0xc3, 0, 0, 0, 1, 8, 1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0x44, 0x90}) // ids of 8 and 0, no token, length
+	return b
+}
+
 func TestAStreamOpenedRightAfterTheAnswerIsNotLost(t *testing.T) {
 	ctx := testContext(t)
 	client, server := quicPendings(t)

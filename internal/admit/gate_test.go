@@ -126,3 +126,49 @@ func TestManyEnterAndLeaveAtOnce(t *testing.T) {
 		t.Errorf("%d entries are left", g.Len())
 	}
 }
+
+func TestWhereTheNewcomerIsRefusedNobodyGoes(t *testing.T) {
+	g := Gate{Total: 3, PerAddr: 2, Refuse: true}
+	enter := func(addr string) (func(), bool) {
+		return g.Enter(netip.MustParseAddr(addr), func() { t.Errorf("one of %s was evicted", addr) })
+	}
+	leave, _ := enter("10.0.0.1")
+	enter("10.0.0.1")
+	if out, ok := enter("10.0.0.1"); ok {
+		t.Error("a third of one address came in")
+	} else {
+		out() // does nothing
+	}
+	if n := g.LenOf(netip.MustParseAddr("::ffff:10.0.0.1")); n != 2 {
+		t.Errorf("%d of the address, want 2", n)
+	}
+	if _, ok := enter("10.0.0.2"); !ok {
+		t.Error("the first of another address was refused")
+	}
+	if _, ok := enter("10.0.0.3"); ok {
+		t.Error("a fourth in all came in")
+	}
+	leave()
+	if _, ok := enter("10.0.0.3"); !ok {
+		t.Error("there was no room after one left")
+	}
+	if g.Len() != 3 || g.Evicted() != 0 || g.LenOf(netip.MustParseAddr("10.0.0.9")) != 0 {
+		t.Errorf("%d in, %d evicted", g.Len(), g.Evicted())
+	}
+}
+
+func TestTheOldestGoesOnDemand(t *testing.T) {
+	var g Gate
+	g.EvictOldest() // of none
+	var evicted []int
+	for i := range 3 {
+		if _, ok := g.Enter(netip.MustParseAddr("10.0.0.1"), func() { evicted = append(evicted, i) }); !ok {
+			t.Fatal("not admitted")
+		}
+	}
+	g.EvictOldest()
+	g.EvictOldest()
+	if !reflect.DeepEqual(evicted, []int{0, 1}) || g.Len() != 1 || g.Evicted() != 2 {
+		t.Errorf("evicted %v, %d left, %d counted", evicted, g.Len(), g.Evicted())
+	}
+}
