@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"reflect"
 	"syscall"
 
 	"github.com/quic-go/quic-go"
@@ -25,9 +26,21 @@ type explanation struct {
 	final bool
 }
 
-// tlsNoApplicationProtocol is the alert of a TLS server that speaks other
-// protocols only (RFC 7301 section 3.2), as QUIC carries it (RFC 9001 section 4.8).
-const tlsNoApplicationProtocol = quic.TransportErrorCode(0x100 + 120)
+// The alert of a TLS server that speaks other protocols only (RFC 7301 section
+// 3.2), and as QUIC carries it (RFC 9001 section 4.8).
+const (
+	alertNoApplicationProtocol = 120
+	quicNoApplicationProtocol  = quic.TransportErrorCode(0x100 + alertNoApplicationProtocol)
+)
+
+// alertNumber is the number of a TLS alert, or -1. Over TCP crypto/tls returns
+// alerts as a type of its own that it does not export, whose value is the number.
+func alertNumber(err error) int {
+	if v := reflect.ValueOf(err); v.Kind() == reflect.Uint8 {
+		return int(v.Uint())
+	}
+	return -1
+}
 
 // explain is the one place where errors become sentences.
 func explain(err error, l link.Link) explanation {
@@ -65,9 +78,10 @@ func explain(err error, l link.Link) explanation {
 		return final("the certificate of %s is not from an authority that this machine trusts; use a link with a pin", server)
 	case errors.As(err, &verify):
 		return final("the certificate of %s is not valid: %v", server, verify.Err)
-	case errors.As(err, &op) && op.Op == "remote error":
+	case errors.As(err, &op) && op.Op == "remote error" && alertNumber(op.Err) != alertNoApplicationProtocol:
 		return again("the server at %s refused TLS (%v); check that it is a wmproxy server", server, op.Err)
-	case errors.As(err, &transport) && transport.Remote && transport.ErrorCode == tlsNoApplicationProtocol:
+	case errors.As(err, &op) && op.Op == "remote error",
+		errors.As(err, &transport) && transport.Remote && transport.ErrorCode == quicNoApplicationProtocol:
 		return final("the server at %s does not speak %s; check the address, or update it", server, tunnel.ALPN)
 	case errors.As(err, &header):
 		return final("what answers at %s is not a wmproxy server: it does not speak TLS", server)

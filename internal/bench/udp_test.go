@@ -239,7 +239,7 @@ func throughProxy(t *testing.T) Common {
 	t.Helper()
 	return Common{
 		Way:      Way{Socks: startProxy(t), Username: "u", Password: "p", Target: socks.AddrFrom(listenEcho(t).Addr())},
-		Duration: 200 * time.Millisecond,
+		Duration: 500 * time.Millisecond,
 	}
 }
 

@@ -191,8 +191,10 @@ func startSteady(t testing.TB, c *socks.Client, echo socks.Addr) *steady {
 }
 
 // Stop stops once it has lasted long enough and returns how many were sent and how
-// many of them were lost.
+// many of them were lost. That is an error, unless the machine was so busy that the
+// sender itself did not come to send in time.
 func (s *steady) Stop() (sent, lost int) {
+	s.t.Helper()
 	time.Sleep(time.Until(s.began.Add(steadyFor))) // that it lasts is what is tested
 	s.stop()
 	tick := time.NewTicker(steadily)
@@ -205,7 +207,15 @@ func (s *steady) Stop() (sent, lost int) {
 	}
 	s.conn.Close()
 	s.wg.Wait()
-	return int(s.sent.Load()), int(s.sent.Load() - s.back.Load())
+	sent, lost = int(s.sent.Load()), int(s.sent.Load()-s.back.Load())
+	switch {
+	case lost == 0:
+	case time.Duration(sent)*steadily < steadyFor*9/10:
+		s.t.Logf("%d of %d are lost, and the machine let only those be sent", lost, sent)
+	default:
+		s.t.Errorf("%d of %d datagrams are lost", lost, sent)
+	}
+	return sent, lost
 }
 
 // served says how long an honest application waits for a connection through c.
@@ -251,9 +261,6 @@ func TestThousandsOfHalfOpenConnectionsHarmNobody(t *testing.T) {
 			after, took := settled(t, victim, before.loosely(), settling)
 			t.Logf("%d half-open in %v; %d datagrams, %d lost; a connection after %v, a client up and down in %v\nbefore %v\nduring %v\nafter  %v, %v later",
 				a.Open, opened.Round(time.Millisecond), sent, lost, wait.Round(time.Microsecond), attached.Round(time.Millisecond), before, during, after, took.Round(time.Millisecond))
-			if lost > 0 {
-				t.Errorf("the flow beside it lost %d of %d", lost, sent)
-			}
 			if got := during.Heap + during.Stacks - before.Heap - before.Stacks; got > halfOpenBound() {
 				t.Errorf("the half-open hold %d KiB, more than %d", got>>10, halfOpenBound()>>10)
 			}
@@ -392,9 +399,6 @@ func TestQUICHandshakesThatAreNeverFinishedAreBounded(t *testing.T) {
 	after, took := settled(t, s.process, before.loosely(), 2*settling)
 	t.Logf("%d datagrams, %d lost; a client up and down in %v\nbefore %v\nafter %d Initials %v\nafter %d ClientHellos %v\nafter  %v, %v later",
 		sent, lost, attached.Round(time.Millisecond), before, initials, junk, hellos, honest, after, took.Round(time.Millisecond))
-	if lost > 0 {
-		t.Errorf("the flow beside it lost %d of %d", lost, sent)
-	}
 	for _, h := range []holdings{junk, honest} {
 		if got := int(h.Heap+h.Stacks) - int(before.Heap+before.Stacks); got > int(most*2*perHalfOpen()) {
 			t.Errorf("unfinished handshakes hold %d KiB", got>>10)
@@ -452,9 +456,6 @@ func TestAcceptSurvivesTheEndOfDescriptors(t *testing.T) {
 			after, _ := settled(t, victim, before.loosely(), settling)
 			t.Logf("%d attackers for %d descriptors; an honest one got in after %v; %d datagrams, %d lost\nbefore %v\nafter  %v",
 				a.Open, left, took.Round(time.Millisecond), sent, lost, before, after)
-			if lost > 0 {
-				t.Errorf("the flow beside it lost %d of %d", lost, sent)
-			}
 		})
 	}
 }
