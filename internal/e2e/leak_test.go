@@ -237,29 +237,8 @@ func rested(t testing.TB, p *process) {
 	t.Fatalf("%s does not come to rest", p.name)
 }
 
-// The race detector takes its time, so it sees fewer over the carrier that is the
-// second choice.
-func TestTenThousandAssociationsLeaveNothing(t *testing.T) {
-	overEach(t, []string{overQUIC, overYamux}, func(t *testing.T, kind string) {
-		n := 10_000
-		if raceEnabled && kind == overYamux {
-			n = 2000
-		}
-		leavesNothing(t, kind, n, atOnce, useOnce)
-	})
-}
-
-func TestTwoThousandConnectsLeaveNothing(t *testing.T) {
-	overEach(t, []string{overQUIC, overYamux}, func(t *testing.T, kind string) {
-		n := 2000
-		if raceEnabled && kind == overQUIC {
-			n = 500
-		}
-		leavesNothing(t, kind, n, 100, connectOnce)
-	})
-}
-
 func TestAKilledClientLeavesNothingAtTheServer(t *testing.T) {
+	t.Parallel()
 	const open = 200
 	overEach(t, []string{overQUIC, overYamux}, func(t *testing.T, kind string) {
 		t.Parallel() // QUIC has no end but silence
@@ -293,6 +272,30 @@ func TestAKilledClientLeavesNothingAtTheServer(t *testing.T) {
 		c.Kill()
 		after, took := settled(t, s.process, before, bound)
 		t.Logf("over %s:\nbefore %v\nwith %d associations %v\nafter  %v, %v after the kill", kind, before, open, during, after, took.Round(time.Millisecond))
+	})
+}
+
+// The race detector takes its time, so it sees fewer over the carrier that is the
+// second choice.
+func TestTenThousandAssociationsLeaveNothing(t *testing.T) {
+	t.Parallel()
+	overEach(t, []string{overQUIC, overYamux}, func(t *testing.T, kind string) {
+		n := 10_000
+		if raceEnabled && kind == overYamux {
+			n = 2000
+		}
+		leavesNothing(t, kind, n, atOnce, useOnce)
+	})
+}
+
+func TestTwoThousandConnectsLeaveNothing(t *testing.T) {
+	t.Parallel()
+	overEach(t, []string{overQUIC, overYamux}, func(t *testing.T, kind string) {
+		n := 2000
+		if raceEnabled && kind == overQUIC {
+			n = 500
+		}
+		leavesNothing(t, kind, n, 100, connectOnce)
 	})
 }
 
