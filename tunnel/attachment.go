@@ -13,17 +13,15 @@ import (
 )
 
 const (
-	// heartbeatInterval is how often a carrier asks for a sign of life.
-	heartbeatInterval = 10 * time.Second
-
-	// deadAfter is how long a carrier may be silent.
-	deadAfter = 30 * time.Second
-
 	// receiveBatch is how many bundles are taken from a carrier at once.
 	receiveBatch = 32
-)
 
-var errSilent = fmt.Errorf("nothing was received for %v", deadAfter)
+	// crowdedAfter is how long handing over a bundle must have taken for the path
+	// to be the limit. On QUIC, which sends datagrams before all else, bundles then
+	// leave one part in streamShare of each packet to streams and control.
+	crowdedAfter = 5 * time.Millisecond
+	streamShare  = 8
+)
 
 // Attachment is a carrier that serves a session, from attach to detach. Its
 // goroutines belong to the session, which waits for them.
@@ -35,9 +33,11 @@ type Attachment struct {
 	resumed  bool
 	snd      *sender
 	out      outbox
+	began    time.Duration // on the session's clock
+	beat     heartbeats
 	heard    atomic.Int64 // when something last arrived, on the session's clock
-	bundles  atomic.Uint64
 	rtt      atomic.Int64
+	streams  atomic.Int64
 	cause    atomic.Pointer[CloseError] // what the peer said, or we found, before the end
 	done     chan struct{}
 
@@ -45,6 +45,7 @@ type Attachment struct {
 	reassembler reassembler
 	run         uint64
 	bodies      [][]byte
+	passed      bool // something other than probes, in this batch
 }
 
 // Kind is the carrier's transport.
@@ -56,7 +57,7 @@ func (a *Attachment) RemoteAddr() net.Addr { return a.c.RemoteAddr() }
 // LocalAddr is the carrier's own address.
 func (a *Attachment) LocalAddr() net.Addr { return a.c.LocalAddr() }
 
-// RTT is the last heartbeat's round-trip time; 0 before the first.
+// RTT is the last ping's round-trip time; 0 before the first.
 func (a *Attachment) RTT() time.Duration { return time.Duration(a.rtt.Load()) }
 
 // Resumed says whether the server knew the session already.
@@ -86,8 +87,9 @@ func (a *Attachment) execute() {
 	wg.Go(a.controlReadLoop)
 	wg.Go(a.controlWriteLoop)
 	wg.Go(a.acceptLoop)
+	wg.Go(a.heartbeat)
 	<-a.c.Done()
-	a.s.rechoose()
+	a.s.judged()            // out of service before it is detached
 	a.c.Close(CodeNone, "") // wait for the carrier's own goroutines
 	wg.Wait()
 }
@@ -101,16 +103,24 @@ func (a *Attachment) fail(code ErrorCode, err error) {
 	a.c.Close(code, err.Error())
 }
 
-// sendLoop pulls bundles from the session's queue for as long as this carrier
-// serves it.
+// sendLoop sends probes, and pulls bundles from the session's queue for as long
+// as this carrier serves it.
 func (a *Attachment) sendLoop() {
 	b := make([]byte, 0, MinBundle)
+	crowded := false
 	for {
-		limit := min(a.c.MaxBundle(), MaxBundleSize)
-		if cap(b) < limit {
-			b = make([]byte, 0, limit)
+		limit, most := a.bundleLimit()
+		if cap(b) < most {
+			b = make([]byte, 0, most)
 		}
-		b = a.s.q.fill(b[:0], limit, a.snd, a.s.now())
+		if crowded {
+			limit -= limit / streamShare
+		}
+		now := a.s.now()
+		var least int
+		b, least = a.appendProbe(b[:0], most)
+		probe := len(b)
+		b = a.s.q.fill(b, limit, a.snd, now)
 		if len(b) == 0 {
 			select {
 			case <-a.snd.wake:
@@ -119,6 +129,12 @@ func (a *Attachment) sendLoop() {
 			}
 			continue
 		}
+		if len(b) > probe {
+			a.touch(now)
+		}
+		if len(b) < least {
+			b = pad(b, least)
+		}
 		if err := a.c.SendBundle(b); err != nil {
 			if tooLarge := (*BundleTooLargeError)(nil); errors.As(err, &tooLarge) {
 				a.s.drops.add(DropPathShrank, 1)
@@ -126,6 +142,8 @@ func (a *Attachment) sendLoop() {
 			}
 			return
 		}
+		count(&a.beat.sent, len(b))
+		crowded = a.snd.exact && a.s.now()-now > crowdedAfter
 	}
 }
 
@@ -141,17 +159,22 @@ func (a *Attachment) receiveLoop() {
 		}
 		now := a.s.now()
 		a.heard.Store(int64(now))
-		a.bundles.Add(uint64(n))
 		a.reassembler.expire(now)
 		for _, b := range bundles[:n] {
 			a.receiveBundle(b, now)
+			count(&a.beat.received, len(b))
 		}
 		a.flush()
+		if a.passed {
+			a.passed = false
+			a.touch(now)
+		}
 		clear(bundles[:n])
 	}
 }
 
 func (a *Attachment) receiveBundle(b []byte, now time.Duration) {
+	size := len(b)
 	for len(b) > 0 {
 		rec, rest, err := parseRecord(b)
 		if err != nil {
@@ -163,7 +186,8 @@ func (a *Attachment) receiveBundle(b []byte, now time.Duration) {
 		}
 		b = rest
 		switch {
-		case rec.flow == 0: // control in band of a later version
+		case rec.flow == 0:
+			a.receiveProbe(rec.body, size, now)
 		case rec.fragment:
 			a.receiveFragment(&rec, now)
 		case len(rec.body) > 0:
@@ -173,6 +197,7 @@ func (a *Attachment) receiveBundle(b []byte, now time.Duration) {
 }
 
 func (a *Attachment) receiveFragment(rec *record, now time.Duration) {
+	a.passed = true
 	before := a.reassembler.drops
 	whole := a.reassembler.add(rec, now)
 	if lost := a.reassembler.drops - before; lost > 0 {
@@ -187,6 +212,7 @@ func (a *Attachment) receiveFragment(rec *record, now time.Duration) {
 // collect gathers datagrams of one flow that follow each other, so that the
 // handler can send them on with one system call.
 func (a *Attachment) collect(flow uint64, body []byte) {
+	a.passed = true
 	if flow != a.run {
 		a.flush()
 		a.run = flow
@@ -247,16 +273,14 @@ func (a *Attachment) control(t messageType, payload []byte) error {
 		}
 	case msgEndAck:
 		a.s.endsAcked(f.varint())
-	case msgPing:
-		a.out.sendPong(f.varint())
-	case msgPong:
-		if sent := time.Duration(f.varint()); f.err == nil {
-			a.rtt.Store(int64(max(0, a.s.now()-sent)))
-		}
 	case msgPrefer:
 		p := preference{f.varint(), f.varint(), f.varint()}
 		if f.err == nil {
 			a.s.preferred(p)
+		}
+	case msgDrain:
+		if left := f.varint(); f.err == nil && !a.s.server {
+			a.s.drain(time.Duration(min(left, 1<<40)) * time.Millisecond)
 		}
 	case msgGoAway:
 		e, err := parseSentence(payload)
@@ -275,14 +299,12 @@ func (a *Attachment) control(t messageType, payload []byte) error {
 	return f.err
 }
 
-// controlWriteLoop writes what is due on the control stream, and heartbeats.
+// controlWriteLoop writes what is due on the control stream.
 func (a *Attachment) controlWriteLoop() {
-	tick := time.NewTicker(heartbeatInterval)
-	defer tick.Stop()
 	var b []byte
 	for {
 		last := false
-		b, last = a.out.append(b[:0], a.s.now(), a.bundles.Load())
+		b, last = a.out.append(b[:0])
 		b = a.s.appendEnds(b, a)
 		if len(b) > 0 {
 			if _, err := a.c.Control().Write(b); err != nil {
@@ -297,12 +319,6 @@ func (a *Attachment) controlWriteLoop() {
 		case <-a.out.wake:
 		case <-a.c.Done():
 			return
-		case <-tick.C:
-			if a.s.now()-time.Duration(a.heard.Load()) > deadAfter {
-				a.fail(CodeTimeout, errSilent)
-				return
-			}
-			a.out.sendPing()
 		}
 	}
 }
@@ -321,8 +337,9 @@ func (a *Attachment) acceptLoop() {
 			st.Reset(CodeLimit)
 			continue
 		}
-		if !a.s.goStream(st) {
-			st.Reset(CodeShutdown)
+		carried := a.carry(st)
+		if !a.s.goStream(carried) {
+			carried.Reset(CodeShutdown)
 		}
 	}
 }

@@ -148,7 +148,7 @@ func (q *queue) kick() {
 func (q *queue) wakeLocked() {
 	if s := q.sender; s != nil && s.parked && q.flows > 0 {
 		s.parked = false
-		s.wake <- struct{}{} // one slot, and parked says that it is free
+		wake(s.wake)
 	}
 }
 
@@ -265,9 +265,9 @@ func (q *queue) close() {
 	}
 }
 
-// fill puts the next bundle of at most limit bytes into b, which is empty. It
-// returns b as it is, having parked s, when there is nothing to send or s does
-// not serve the queue: the caller then waits on s.wake. now is the clock that
+// fill puts what is next into the bundle b, up to limit bytes; b is empty or holds
+// a probe. It returns b as it is when there is nothing to send or s does not serve
+// the queue. An empty one then means that s is parked: the caller waits on s.wake. now is the clock that
 // push was given.
 func (q *queue) fill(b []byte, limit int, s *sender, now time.Duration) []byte {
 	q.mu.Lock()

@@ -165,6 +165,7 @@ const (
 	CodeReplaced        ErrorCode = 9 // a newer carrier took this one's place
 	CodeInternal        ErrorCode = 10
 	CodeConnectionReset ErrorCode = 11 // the TCP connection behind a stream was reset
+	CodeDraining        ErrorCode = 12 // the server is about to stop
 )
 
 // CloseError is the reason a peer gave for ending a carrier or refusing a connection.

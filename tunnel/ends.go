@@ -21,8 +21,8 @@ const (
 var errEndNumber = errors.New("an end's number is out of bounds")
 
 // endList is the flows whose end the peer has not acknowledged. They are numbered
-// in order and travel on the oldest carrier; when that goes, the next one sends
-// all of them again. Guarded by Session.mu.
+// in order and travel on the carrier that serves streams; when another takes
+// over, it sends all of them again. Guarded by Session.mu.
 type endList struct {
 	pending []flowEnd // numbers first, first+1, …
 	first   uint64
@@ -66,8 +66,8 @@ func (s *Session) sendEnd(flow uint64, code EndCode) {
 		return
 	}
 	s.ends.add(flowEnd{flow, code})
-	if len(s.attached) > 0 {
-		s.attached[0].out.kick()
+	if s.streamsOn != nil {
+		s.streamsOn.out.kick()
 	}
 }
 
@@ -82,7 +82,7 @@ func (s *Session) appendEnds(b []byte, a *Attachment) []byte {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	l := &s.ends
-	if len(s.attached) == 0 || s.attached[0] != a {
+	if s.streamsOn != a {
 		return b
 	}
 	if l.on != a {

@@ -124,6 +124,19 @@ func (f *Flow) ended(code EndCode) {
 	}
 }
 
+// FlowNumbers gives out the numbers of flows, which rise and are never used twice.
+// The zero value works.
+type FlowNumbers struct{ n atomic.Uint64 }
+
+// next is the next number; bit 0 names the side that opens the flow.
+func (f *FlowNumbers) next(server bool) uint64 {
+	n := f.n.Add(1) << 1
+	if server {
+		n |= 1
+	}
+	return n
+}
+
 // OpenFlow makes a flow that the peer learns of with its first datagram.
 func (s *Session) OpenFlow(h FlowHandler) (*Flow, error) {
 	s.flowsMu.Lock()
@@ -134,9 +147,8 @@ func (s *Session) OpenFlow(h FlowHandler) (*Flow, error) {
 	if len(s.flows) >= MaxFlows {
 		return nil, fmt.Errorf("tunnel: %d flows are open already", MaxFlows)
 	}
-	s.nextID += 2
 	f := &Flow{s: s, handler: h}
-	f.q.id = s.nextID
+	f.q.id = s.numbers.next(s.server)
 	s.flows[f.q.id] = f
 	return f, nil
 }

@@ -112,14 +112,14 @@ func FuzzControl(f *testing.F) {
 	f.Add(uint64(msgEnd), []byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0})
 	f.Add(uint64(msgEndAck), []byte{5})
 	f.Add(uint64(msgPrefer), []byte{1, 2, 3})
-	f.Add(uint64(msgPong), []byte{1, 2, 3})
+	f.Add(uint64(msgDrain), []byte{1, 2, 3})
 	f.Fuzz(func(t *testing.T, kind uint64, payload []byte) {
 		s := NewSession(SessionConfig{})
 		defer s.Close(CodeNone, "")
 		a := &Attachment{s: s, snd: newSender(false)}
 		a.out.wake = make(chan struct{}, 1)
 		_ = a.control(messageType(kind), payload)
-		_, _ = a.out.append(nil, 0, 0)
+		_, _ = a.out.append(nil)
 	})
 }
 

@@ -21,8 +21,16 @@ type HostConfig struct {
 	// Exit returns what serves a user's flows and streams.
 	Exit func(user string) Exit
 
-	// Hold is how long a session without a carrier is kept; 0 ends it at once.
+	// Hold is how long a session without a carrier is kept; 0 ends it at once. A
+	// client that said that it goes is not waited for.
 	Hold time.Duration
+
+	// Timers say when a carrier is dead; a server uses no other of them.
+	Timers Timers
+
+	// Event, if set, gets a sentence for each change of the user's session that an
+	// operator may want to know of. It must not wait or call the session.
+	Event func(user, sentence string)
 
 	Log *slog.Logger
 }
@@ -35,6 +43,7 @@ type Host struct {
 
 	mu       sync.Mutex
 	sessions map[sessionKey]*Session
+	draining time.Time // when we shall be gone; zero is not known
 	closed   bool
 }
 
@@ -106,12 +115,18 @@ func (h *Host) rejoin(hh *hostHello, kind Kind) (*Session, bool, error) {
 
 // create makes a session; h.mu is held.
 func (h *Host) create(key sessionKey, secret []byte) (*Session, error) {
-	if len(h.sessions) >= maxSessions {
+	if !h.draining.IsZero() {
+		return nil, &CloseError{Code: CodeDraining, Reason: "the server is about to stop and takes no new clients"}
+	}
+	if len(h.sessions) >= maxSessions && !h.evictLocked() {
 		return nil, &CloseError{Code: CodeLimit, Reason: "the server has too many sessions"}
 	}
 	in := &incarnation{id: key.id, confirmed: true}
 	copy(in.secret[:], secret)
-	cfg := SessionConfig{Log: h.cfg.Log}
+	cfg := SessionConfig{Log: h.cfg.Log, Timers: h.cfg.Timers}
+	if h.cfg.Event != nil {
+		cfg.Event = func(sentence string) { h.cfg.Event(key.user, sentence) }
+	}
 	if h.cfg.Exit != nil {
 		cfg.Exit = h.cfg.Exit(key.user)
 	}
@@ -128,14 +143,58 @@ func (h *Host) orphaned(key sessionKey, s *Session) {
 		h.end(key, s)
 		return
 	}
-	time.AfterFunc(h.cfg.Hold, func() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.orphanedLocked() == nil {
+		return // attached again, or closed
+	}
+	if s.holding != nil {
+		s.holding.Stop()
+	}
+	s.holding = time.AfterFunc(h.cfg.Hold, func() { h.end(key, s) })
+}
+
+// evictLocked makes room for one session more: that which has had no carrier for
+// longest goes. h.mu is held.
+func (h *Host) evictLocked() (ok bool) {
+	var oldest *Session
+	var key sessionKey
+	var since time.Time
+	for k, s := range h.sessions {
 		s.mu.Lock()
-		still := s.orphanedLocked() != nil && time.Since(s.detached) >= h.cfg.Hold
+		detached, orphaned := s.detached, s.orphanedLocked() != nil
 		s.mu.Unlock()
-		if still {
-			h.end(key, s)
+		if orphaned && (oldest == nil || detached.Before(since)) {
+			oldest, key, since = s, k, detached
 		}
-	})
+	}
+	if oldest == nil {
+		return false
+	}
+	delete(h.sessions, key)
+	h.ending.Go(func() { oldest.Close(CodeLimit, "the server has too many sessions") })
+	return true
+}
+
+// Drain tells every client that the server will be gone after left, and lets no
+// new session in. What is there goes on.
+func (h *Host) Drain(left time.Duration) {
+	h.mu.Lock()
+	h.draining = time.Now().Add(left)
+	h.mu.Unlock()
+	for _, s := range h.Sessions() {
+		s.tellDrain(left)
+	}
+}
+
+// Idle says whether no session has a flow or a stream.
+func (h *Host) Idle() bool {
+	for _, s := range h.Sessions() {
+		if s.Flows() > 0 || s.streams.Load() > 0 {
+			return false
+		}
+	}
+	return true
 }
 
 func (h *Host) end(key sessionKey, s *Session) {

@@ -16,12 +16,11 @@ type outbox struct {
 	mu       sync.Mutex
 	ack      uint64 // the sequence number after the last end received
 	acked    uint64
-	ping     bool
-	pong     bool
-	pongID   uint64
 	prefer   preference
 	preferOK bool   // prefer is due
-	heard    uint64 // the epoch of the peer's preference
+	heard    uint64 // the epoch of the peer's preference, for pongs
+	drain    time.Duration
+	drainOK  bool // drain is due
 	away     *CloseError
 	awayDone chan struct{}
 }
@@ -41,10 +40,22 @@ func (o *outbox) set(f func()) {
 }
 
 func (o *outbox) sendAck(next uint64)     { o.set(func() { o.ack = next }) }
-func (o *outbox) sendPing()               { o.set(func() { o.ping = true }) }
-func (o *outbox) sendPong(id uint64)      { o.set(func() { o.pong, o.pongID = true, id }) }
-func (o *outbox) hear(epoch uint64)       { o.set(func() { o.heard = epoch }) }
 func (o *outbox) sendPrefer(p preference) { o.set(func() { o.prefer, o.preferOK = p, true }) }
+
+func (o *outbox) sendDrain(d time.Duration) { o.set(func() { o.drain, o.drainOK = d, true }) }
+
+// hear notes the epoch of the newest preference.
+func (o *outbox) hear(epoch uint64) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.heard = epoch
+}
+
+func (o *outbox) heardEpoch() uint64 {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.heard
+}
 
 // sendGoAway returns a channel that is closed once the message was written.
 func (o *outbox) sendGoAway(e *CloseError) <-chan struct{} {
@@ -63,8 +74,7 @@ func (o *outbox) sendGoAway(e *CloseError) <-chan struct{} {
 func (o *outbox) told() { close(o.awayDone) }
 
 // append appends the messages that are due; last says that go-away is among them.
-// A ping's id is the time it was sent at.
-func (o *outbox) append(b []byte, now time.Duration, bundles uint64) (_ []byte, last bool) {
+func (o *outbox) append(b []byte) (_ []byte, last bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	var p [40]byte
@@ -78,21 +88,13 @@ func (o *outbox) append(b []byte, now time.Duration, bundles uint64) (_ []byte, 
 		v = quicvarint.Append(quicvarint.Append(v, o.prefer.datagrams), o.prefer.streams)
 		b = appendMessage(b, msgPrefer, v)
 	}
-	if o.pong {
-		o.pong = false
-		b = appendMessage(b, msgPong, o.appendCounters(quicvarint.Append(p[:0], o.pongID), bundles))
-	}
-	if o.ping {
-		o.ping = false
-		b = appendMessage(b, msgPing, o.appendCounters(quicvarint.Append(p[:0], uint64(now)), bundles))
+	if o.drainOK {
+		o.drainOK = false
+		b = appendMessage(b, msgDrain, quicvarint.Append(p[:0], uint64(o.drain.Milliseconds())))
 	}
 	if o.away != nil {
 		b = appendMessage(b, msgGoAway, appendSentence(nil, o.away.Code, o.away.Reason))
 		o.away, last = nil, true
 	}
 	return b, last
-}
-
-func (o *outbox) appendCounters(b []byte, bundles uint64) []byte {
-	return quicvarint.Append(quicvarint.Append(b, bundles), o.heard)
 }

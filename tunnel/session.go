@@ -38,12 +38,28 @@ type SessionConfig struct {
 	// Exit serves what the peer opens; nil refuses it.
 	Exit Exit
 
-	// Streams is the kind of carrier that new streams prefer; 0 is yamux.
+	// Streams is the kind of carrier that new streams prefer; 0 is yamux while it
+	// seldom has to send again, else QUIC.
 	Streams Kind
 
-	// Changed, if set, is called after a carrier was attached or detached. It
-	// must not wait.
+	// Timers say how soon a carrier is doubted.
+	Timers Timers
+
+	// Numbers is where flow numbers come from, for a client with several sessions;
+	// nil is the session's own.
+	Numbers *FlowNumbers
+
+	// Turn is what sockets have to be given that serve several sessions at once: its
+	// end has to Flush each of them. nil makes one for this session.
+	Turn *udpio.Turn
+
+	// Changed, if set, is called after a carrier was attached or detached, or the
+	// verdict on one has changed. It must not wait.
 	Changed func()
+
+	// Event, if set, gets a sentence for each change that an operator may want to
+	// know of. It must not wait or call the session.
+	Event func(string)
 
 	// Log is for what an operator should know; nil discards.
 	Log *slog.Logger
@@ -66,22 +82,32 @@ type Session struct {
 	flowsMu sync.RWMutex
 	flows   map[uint64]*Flow
 	ended   endedSet
-	nextID  uint64
+	numbers *FlowNumbers
 
 	unknownAt atomic.Int64 // when we last answered an unknown flow
 
-	mu         sync.Mutex
-	inc        *incarnation
-	attached   []*Attachment // oldest first
-	attaches   uint64        // attach numbers given out, rising
-	changed    chan struct{} // closed and replaced when attached changes
-	prefer     preference
-	ends       endList
-	closed     bool
-	holds      int    // attaches under way (server)
-	orphaned   func() // called without locks when the last carrier and hold are gone
-	detached   time.Time
-	gone       bool // the client said that it will not come back
+	mu        sync.Mutex
+	inc       *incarnation
+	attached  []*Attachment // oldest first
+	attaches  uint64        // attach numbers given out, rising
+	changed   chan struct{} // closed and replaced when attached changes
+	prefer    preference
+	datagrams *Attachment // the carrier that serves datagrams; nil is none
+	streamsOn *Attachment // the same for streams, and for ends
+	ends      endList
+	closed    bool
+	holds     int    // attaches under way (server)
+	orphaned  func() // called without locks when the last carrier and hold are gone
+	detached  time.Time
+	gone      bool          // the client said that it will not come back
+	draining  time.Duration // on the server, what it told: 0 is not
+	leaving   bool          // on the client: the server drains
+	instance  [16]byte      // of the server process attached last
+	holding   *time.Timer   // ends a session that nothing is attached to
+
+	// Why those carriers; on the client.
+	datagramsWhy, streamsWhy string
+
 	streams    atomic.Int64
 	maxStreams int64
 }
@@ -100,25 +126,29 @@ func newSession(cfg SessionConfig, server bool, in *incarnation) *Session {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	if cfg.Streams == 0 {
-		cfg.Streams = KindYamux
-	}
+	cfg.Timers = cfg.Timers.withDefaults()
 	s := &Session{
 		cfg: cfg, server: server, inc: in, start: time.Now(),
 		flows: make(map[uint64]*Flow), changed: make(chan struct{}),
 		maxStreams: MaxStreams,
 	}
-	if server {
-		s.nextID = 1 // bit 0 names the side that opened the flow
+	s.numbers = cfg.Numbers
+	if s.numbers == nil {
+		s.numbers = new(FlowNumbers)
 	}
 	s.q.drops = &s.drops
-	s.turn = udpio.NewTurn(s.q.kick)
+	if s.turn = cfg.Turn; s.turn == nil {
+		s.turn = udpio.NewTurn(s.Flush)
+	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	return s
 }
 
 // Turn is what a socket whose callback uses Flow.Queue has to be given with OnTurn.
 func (s *Session) Turn() *udpio.Turn { return s.turn }
+
+// Flush sends what Flow.Queue has queued.
+func (s *Session) Flush() { s.q.kick() }
 
 // now is the session's steady clock.
 func (s *Session) now() time.Duration { return time.Since(s.start) }
@@ -197,9 +227,16 @@ func (s *Session) Attach(ctx context.Context, p Pending, cred Credentials) (*Att
 
 // attach adds c to the session and serves it until it ends.
 func (s *Session) attach(c Carrier, number uint64, in *incarnation, instance [16]byte, resumed bool) (*Attachment, error) {
-	a := &Attachment{s: s, c: c, number: number, instance: instance, resumed: resumed, snd: newSender(c.Kind() == KindQUIC), done: make(chan struct{})}
+	a := &Attachment{
+		s: s, c: c, number: number, instance: instance, resumed: resumed, began: s.now(),
+		snd: newSender(c.Kind() == KindQUIC), done: make(chan struct{}),
+	}
 	a.out.wake = make(chan struct{}, 1)
-	a.heard.Store(int64(s.now()))
+	a.beat.stir = make(chan struct{}, 1)
+	if !s.server {
+		a.beat.h = newHealth(s.cfg.Timers, a.began)
+	}
+	a.heard.Store(int64(a.began))
 	s.mu.Lock()
 	if s.closed || s.inc != in {
 		closed := s.closed
@@ -211,20 +248,26 @@ func (s *Session) attach(c Carrier, number uint64, in *incarnation, instance [16
 		return nil, errRenewed
 	}
 	in.confirmed = true
-	var replaced []*Attachment
-	for _, b := range s.attached {
-		if b.c.Kind() == c.Kind() {
-			replaced = append(replaced, b)
-		}
+	if s.instance != instance {
+		s.instance, s.leaving = instance, false
+	}
+	surplus := s.surplusLocked(c)
+	if s.holding != nil {
+		s.holding.Stop()
 	}
 	s.attached = append(s.attached, a)
 	a.out.heard = s.prefer.epoch
+	if s.draining > 0 {
+		a.out.sendDrain(s.draining)
+	}
 	s.chooseLocked()
 	s.wg.Go(a.execute)
+	s.event("%s attached to %v", c.Kind().name(), c.RemoteAddr())
 	s.mu.Unlock()
-	for _, b := range replaced {
-		b.c.Close(CodeReplaced, "a newer connection of the same kind took its place")
+	for _, b := range surplus {
+		b.c.Close(CodeReplaced, "newer connections of the same kind took its place")
 	}
+	s.retire()
 	s.notify()
 	return a, nil
 }
@@ -232,6 +275,7 @@ func (s *Session) attach(c Carrier, number uint64, in *incarnation, instance [16
 func (s *Session) detach(a *Attachment) {
 	s.mu.Lock()
 	s.attached = slices.DeleteFunc(s.attached, func(b *Attachment) bool { return a == b })
+	s.event("%s ended: %v", a.Kind().name(), a.Err())
 	s.chooseLocked()
 	s.detached = time.Now()
 	orphaned := s.orphanedLocked()
@@ -246,59 +290,6 @@ func (s *Session) notify() {
 	if s.cfg.Changed != nil {
 		s.cfg.Changed()
 	}
-}
-
-// chooseLocked decides which carrier serves what, after attached has changed or
-// the client's preference has.
-func (s *Session) chooseLocked() {
-	close(s.changed)
-	s.changed = make(chan struct{})
-	var numbers preference
-	d := s.pickLocked(s.prefer.datagrams, KindQUIC)
-	if d != nil {
-		s.q.use(d.snd)
-		numbers.datagrams = d.number
-	} else {
-		s.q.use(nil)
-	}
-	if st := s.pickLocked(s.prefer.streams, s.cfg.Streams); st != nil {
-		numbers.streams = st.number
-	}
-	if len(s.attached) > 0 {
-		s.attached[0].out.kick() // it may have ends to send
-	}
-	if s.server {
-		return
-	}
-	s.prefer = preference{s.prefer.epoch + 1, numbers.datagrams, numbers.streams}
-	for _, a := range s.attached {
-		a.out.sendPrefer(s.prefer)
-	}
-}
-
-// rechoose takes a carrier that has ended out of service before it is detached.
-func (s *Session) rechoose() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.chooseLocked()
-}
-
-// pickLocked returns the carrier that serves a class: on the server the one that
-// the client asked for, else one of the preferred kind, else the newest.
-func (s *Session) pickLocked(number uint64, kind Kind) *Attachment {
-	var best *Attachment
-	for _, a := range s.attached {
-		if a.c.Err() != nil {
-			continue
-		}
-		if s.server && number != 0 && a.number == number {
-			return a
-		}
-		if best == nil || a.c.Kind() == kind || best.c.Kind() != kind {
-			best = a
-		}
-	}
-	return best
 }
 
 // preferred takes the client's choice; an older one than we have heard is stale.
@@ -322,8 +313,11 @@ func (s *Session) streamCarrier(ctx context.Context) (*Attachment, error) {
 	defer cancel()
 	for {
 		s.mu.Lock()
-		a, changed, closed := s.pickLocked(s.prefer.streams, s.cfg.Streams), s.changed, s.closed
+		a, changed, closed := s.streamsOn, s.changed, s.closed
 		s.mu.Unlock()
+		if a != nil && a.c.Err() != nil {
+			a = nil // its successor is about to be chosen
+		}
 		if closed {
 			return nil, ErrSessionClosed
 		}
@@ -366,6 +360,35 @@ func (s *Session) orphanedLocked() func() {
 	return s.orphaned
 }
 
+// tellDrain tells the client that the server will be gone after left.
+func (s *Session) tellDrain(left time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.draining = max(left, time.Millisecond)
+	for _, a := range s.attached {
+		a.out.sendDrain(s.draining)
+	}
+}
+
+// drain notes that the server will soon be gone.
+func (s *Session) drain(left time.Duration) {
+	s.mu.Lock()
+	first := !s.leaving
+	s.leaving = true
+	s.event("the server goes in %v", left.Round(time.Second))
+	s.mu.Unlock()
+	if first {
+		s.notify()
+	}
+}
+
+// Leaving says whether the server has told that it will soon be gone.
+func (s *Session) Leaving() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.leaving
+}
+
 // leave notes that the client goes for good: nothing is held for it.
 func (s *Session) leave() {
 	s.mu.Lock()
@@ -386,6 +409,9 @@ func (s *Session) Close(code ErrorCode, reason string) {
 	attached := slices.Clone(s.attached)
 	first := !s.closed
 	s.closed = true
+	if s.holding != nil {
+		s.holding.Stop()
+	}
 	if first {
 		s.wg.Add(1)
 	}

@@ -50,7 +50,11 @@ func (s *Session) OpenStream(ctx context.Context, addr []byte) (st Stream, bound
 		if err != nil {
 			return nil, nil, err
 		}
-		if st, err = a.c.OpenStream(ctx); err != nil && (a.c.Err() == nil || ctx.Err() != nil) {
+		opened, err := a.c.OpenStream(ctx)
+		switch {
+		case err == nil:
+			st = a.carry(opened)
+		case a.c.Err() == nil || ctx.Err() != nil:
 			return nil, nil, fmt.Errorf("opening a stream over %v: %w", a.Kind(), err)
 		}
 	}

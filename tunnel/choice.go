@@ -1,0 +1,232 @@
+package tunnel
+
+import (
+	"fmt"
+	"slices"
+)
+
+// maxPerKind bounds the carriers of one kind in a session: the newest, and one
+// that is kept for its streams.
+const maxPerKind = 2
+
+// name is a carrier's kind as an operator knows it.
+func (k Kind) name() string {
+	if k == KindQUIC {
+		return "QUIC"
+	}
+	return k.String()
+}
+
+// chooseLocked decides which carrier serves what, after attached, a verdict or
+// the client's preference has changed.
+func (s *Session) chooseLocked() {
+	close(s.changed)
+	s.changed = make(chan struct{})
+	if s.server {
+		s.datagrams = s.named(s.prefer.datagrams, KindQUIC)
+		s.streamsOn = s.named(s.prefer.streams, KindYamux)
+	} else {
+		s.decideLocked()
+	}
+	if s.datagrams != nil {
+		s.q.use(s.datagrams.snd)
+	} else {
+		s.q.use(nil)
+	}
+	if s.streamsOn != nil {
+		s.streamsOn.out.kick() // it may have ends to send
+	}
+}
+
+// decideLocked is the client's choice, which it tells the server.
+func (s *Session) decideLocked() {
+	d, why := s.best(KindQUIC, s.datagrams)
+	s.tellMove("datagrams", s.datagrams, d, why)
+	s.datagrams, s.datagramsWhy = d, why
+	kind, reason := s.streamKind()
+	st, why := s.best(kind, s.streamsOn)
+	if reason != "" && st != nil && st.Kind() == kind {
+		why = reason
+	}
+	s.tellMove("streams", s.streamsOn, st, why)
+	s.streamsOn, s.streamsWhy = st, why
+	p := preference{epoch: s.prefer.epoch + 1}
+	if d != nil {
+		p.datagrams = d.number
+	}
+	if st != nil {
+		p.streams = st.number
+	}
+	s.prefer = p
+	for _, a := range s.attached {
+		a.out.sendPrefer(p)
+	}
+}
+
+// streamKind is the kind of carrier that new streams prefer now, and why where
+// that is not a setting.
+func (s *Session) streamKind() (kind Kind, why string) {
+	if s.cfg.Streams != 0 {
+		return s.cfg.Streams, ""
+	}
+	for _, a := range s.attached {
+		if a.Kind() == KindYamux && a.resends() {
+			return KindQUIC, "yamux has to send too much again"
+		}
+	}
+	return KindYamux, ""
+}
+
+// best returns the carrier for a class that prefers kind and is now on current,
+// and why it is that one: a good one before a suspect, then the preferred kind,
+// then the newest. Among suspects it stays where it is.
+func (s *Session) best(kind Kind, current *Attachment) (best *Attachment, why string) {
+	top := -1
+	for _, a := range s.attached {
+		if a.c.Err() != nil {
+			continue
+		}
+		rank := 0
+		if good, _ := a.good(); good {
+			rank = 4
+		} else if a == current {
+			rank = 2
+		}
+		if a.Kind() == kind {
+			rank++
+		}
+		if rank >= top {
+			best, top = a, rank
+		}
+	}
+	return best, s.reason(best, kind)
+}
+
+// reason says why a, and not the newest carrier of the preferred kind, serves a class.
+func (s *Session) reason(a *Attachment, kind Kind) string {
+	switch {
+	case a == nil:
+		return "nothing is attached"
+	case a.Kind() == kind:
+		if good, why := a.good(); !good {
+			return fmt.Sprintf("%s, but nothing is better", why)
+		}
+		return "preferred"
+	}
+	for _, b := range slices.Backward(s.attached) {
+		if b.Kind() == kind && b.c.Err() == nil {
+			_, why := b.good()
+			return fmt.Sprintf("%s %s", kind.name(), why)
+		}
+	}
+	return fmt.Sprintf("%s is not attached", kind.name())
+}
+
+// tellMove makes an event of a class that moves from one kind of carrier to another.
+func (s *Session) tellMove(class string, from, to *Attachment, why string) {
+	if from == nil || to == nil || from.Kind() == to.Kind() {
+		return
+	}
+	if why == "preferred" {
+		why = to.Kind().name() + " works"
+	}
+	s.event("%s, %s moved to %s", why, class, to.Kind().name())
+}
+
+func (s *Session) event(format string, args ...any) {
+	if s.cfg.Event != nil {
+		s.cfg.Event(fmt.Sprintf(format, args...))
+	}
+}
+
+// named returns the carrier that the client asked for, where that is attached,
+// else the newest of the preferred kind, else the newest.
+func (s *Session) named(number uint64, kind Kind) *Attachment {
+	var best *Attachment
+	for _, a := range s.attached {
+		if a.c.Err() != nil {
+			continue
+		}
+		if number != 0 && a.number == number {
+			return a
+		}
+		if best == nil || a.Kind() == kind || best.Kind() != kind {
+			best = a
+		}
+	}
+	return best
+}
+
+// judged is called when the verdict on a carrier has changed, or one has ended.
+func (s *Session) judged() {
+	s.mu.Lock()
+	s.chooseLocked()
+	s.mu.Unlock()
+	s.retire()
+	s.notify()
+}
+
+// retire closes the client's carriers that a newer good one of their kind has
+// superseded and whose streams have ended. A stream goes where its carrier goes,
+// so one with streams stays for as long as it lives.
+func (s *Session) retire() {
+	if s.server {
+		return
+	}
+	var retired []*Attachment
+	s.mu.Lock()
+	newest := make(map[Kind]bool)
+	for _, a := range slices.Backward(s.attached) {
+		if newest[a.Kind()] && a.streams.Load() == 0 {
+			retired = append(retired, a)
+		}
+		if good, _ := a.good(); good && a.c.Err() == nil {
+			newest[a.Kind()] = true
+		}
+	}
+	s.mu.Unlock()
+	for _, a := range retired {
+		a.c.Close(CodeReplaced, "a newer connection of the same kind took its place")
+	}
+}
+
+// surplusLocked is the carriers of c's kind beyond maxPerKind once c is attached.
+func (s *Session) surplusLocked(c Carrier) (surplus []*Attachment) {
+	room := maxPerKind - 1
+	for _, a := range slices.Backward(s.attached) {
+		if a.Kind() != c.Kind() {
+			continue
+		}
+		if room--; room < 0 {
+			surplus = append(surplus, a)
+		}
+	}
+	return surplus
+}
+
+// Healthy says whether a good carrier of the kind is attached; 0 is any kind.
+func (s *Session) Healthy(kind Kind) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.healthyLocked(kind)
+}
+
+func (s *Session) healthyLocked(kind Kind) bool {
+	for _, a := range s.attached {
+		if kind != 0 && a.Kind() != kind || a.c.Err() != nil {
+			continue
+		}
+		if good, _ := a.good(); good {
+			return true
+		}
+	}
+	return false
+}
+
+// Changes returns a channel that is closed at the next change of what is
+// attached or how good it is.
+func (s *Session) Changes() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.changed
+}

@@ -1,0 +1,279 @@
+package tunnel
+
+import (
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	// maxPongs bounds the pings that wait for their answer; an honest client has
+	// no more open than it sends in a round trip, and the newest matter.
+	maxPongs = 8
+
+	// asleepAfter is how much further than the steady clock, which stops in suspend, the wall
+	// clock must have moved between two heartbeats for the machine to have slept.
+	asleepAfter = 3 * time.Second
+
+	// deadLooks is how often in Timers.Dead a server looks for signs of life.
+	deadLooks = 8
+)
+
+// heartbeats is what an attachment sends and knows of probes.
+type heartbeats struct {
+	due      atomic.Bool // something is in the mailbox: ping or pongs
+	sent     [len(counts{})]atomic.Uint64
+	received [len(counts{})]atomic.Uint64
+	used     atomic.Int64  // when something other than a probe last passed, on the session's clock
+	resting  atomic.Bool   // the heartbeat sleeps for long: use wakes it
+	stir     chan struct{} // one slot
+	own      atomic.Int64  // largest bundle in bytes that arrives, as we judge; 0 is any
+	limit    atomic.Int64  // the same, as the peer says
+
+	mu       sync.Mutex
+	h        *health // nil on the server
+	ping     uint64  // id of the ping that is due; 0 is none
+	pingFull bool
+	pongs    []pong
+	tcp      tcpLoss
+}
+
+// pong is an answer that is due.
+type pong struct {
+	id       uint64
+	size     int // of the ping's bundle
+	received counts
+}
+
+func load(c *[len(counts{})]atomic.Uint64) (out counts) {
+	for i := range c {
+		out[i] = c[i].Load()
+	}
+	return out
+}
+
+// count counts one bundle of n bytes.
+func count(c *[len(counts{})]atomic.Uint64, n int) {
+	c[0].Add(1)
+	for i, size := range sizeClasses {
+		if n <= size {
+			return
+		}
+		c[i+1].Add(1)
+	}
+}
+
+// touch notes that the carrier is in use.
+func (a *Attachment) touch(now time.Duration) {
+	a.beat.used.Store(int64(now))
+	if a.beat.resting.Load() && a.beat.resting.CompareAndSwap(true, false) {
+		wake(a.beat.stir)
+	}
+}
+
+// inUse says whether something passed lately, or wants to.
+func (a *Attachment) inUse(now time.Duration) bool {
+	used := a.beat.used.Load()
+	return used != 0 && now-time.Duration(used) < a.s.cfg.Timers.Suspect
+}
+
+// poke has the send loop look into the mailbox.
+func (a *Attachment) poke() {
+	a.beat.due.Store(true)
+	wake(a.snd.wake)
+}
+
+// heartbeat judges the carrier until it ends: on the client by pings, on the
+// server by whether anything comes at all.
+func (a *Attachment) heartbeat() {
+	if a.beat.h == nil {
+		a.awaitSigns()
+		return
+	}
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	steady, wall := a.s.now(), time.Now().Round(0)
+	for {
+		select {
+		case <-timer.C:
+		case <-a.beat.stir:
+		case <-a.c.Done():
+			return
+		}
+		now, clock := a.s.now(), time.Now().Round(0)
+		slept := clock.Sub(wall)-(now-steady) > asleepAfter
+		steady, wall = now, clock
+		next, changed, err := a.probe(now, slept)
+		if err != nil {
+			a.fail(CodeTimeout, err)
+			return
+		}
+		if changed {
+			a.s.judged()
+		}
+		timer.Reset(next)
+	}
+}
+
+// probe asks for a ping where one is due, judges, and says when to look again.
+func (a *Attachment) probe(now time.Duration, slept bool) (next time.Duration, changed bool, err error) {
+	loss := a.tcpStats()
+	b := &a.beat
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.resting.Store(false)
+	inUse := a.inUse(now)
+	if slept {
+		b.h.hurry()
+	}
+	if b.h.silent(now) >= a.s.cfg.Timers.Dead {
+		return 0, false, fmt.Errorf("no sign of life for %v", a.s.cfg.Timers.Dead)
+	}
+	changed = a.judgeLocked(now)
+	changed = b.tcp.judge(now, loss) || changed
+	since := now - b.h.lastAsked()
+	every := b.h.interval(now, inUse)
+	if since >= every || b.h.hurried {
+		if b.ping == 0 { // else the send loop is stuck with the one before
+			b.ping = b.h.ask(now)
+			b.pingFull = b.h.full(b.ping, inUse)
+			a.poke()
+		}
+		since = 0
+	}
+	// Doubt and the verdict come between pings.
+	next = max(min(every-since, a.s.cfg.Timers.Suspect/4), time.Millisecond)
+	if every > a.s.cfg.Timers.Suspect && b.h.silent(now) == 0 {
+		b.resting.Store(true)
+		if !a.inUse(a.s.now()) { // else it was touched before it rested
+			next = max(every-since, time.Millisecond)
+		}
+	}
+	return next, changed, nil
+}
+
+// judgeLocked brings the verdict up to now; beat.mu is held.
+func (a *Attachment) judgeLocked(now time.Duration) (changed bool) {
+	changed = a.beat.h.judge(now)
+	a.beat.own.Store(int64(a.beat.h.limit))
+	return changed
+}
+
+// awaitSigns ends the carrier when nothing arrives any more.
+func (a *Attachment) awaitSigns() {
+	dead := a.s.cfg.Timers.Dead
+	tick := time.NewTicker(dead / deadLooks)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-a.c.Done():
+			return
+		}
+		if a.s.now()-time.Duration(a.heard.Load()) > dead {
+			a.fail(CodeTimeout, fmt.Errorf("nothing was received for %v", dead))
+			return
+		}
+	}
+}
+
+// receiveProbe takes the body of a record of flow 0 in a bundle of size bytes.
+func (a *Attachment) receiveProbe(body []byte, size int, now time.Duration) {
+	p, ok := parseProbe(body)
+	if !ok {
+		return
+	}
+	received := load(&a.beat.received)
+	b := &a.beat
+	if !p.pong {
+		b.limit.Store(int64(min(p.limit, MaxBundleSize)))
+		b.mu.Lock()
+		if len(b.pongs) == maxPongs {
+			b.pongs = append(b.pongs[:0], b.pongs[1:]...)
+		}
+		b.pongs = append(b.pongs, pong{id: p.id, size: min(size, fullProbe), received: received})
+		b.mu.Unlock()
+		a.poke()
+		return
+	}
+	if b.h == nil {
+		return
+	}
+	b.mu.Lock()
+	changed := false
+	if b.h.answer(now, &p, received) {
+		a.rtt.Store(int64(b.h.rtt))
+		b.tcp.peer = tcpCounts{segments: p.segments, resent: p.resent}
+		changed = a.judgeLocked(now)
+	}
+	b.mu.Unlock()
+	if changed {
+		a.s.judged()
+	}
+}
+
+// appendProbe begins a bundle with the probe that is due, if any. least is the
+// size that the whole bundle must have.
+func (a *Attachment) appendProbe(buf []byte, limit int) (_ []byte, least int) {
+	b := &a.beat
+	if !b.due.Load() {
+		return buf, 0
+	}
+	stats := a.tcpStats()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	p := probe{sent: load(&b.sent), segments: stats.segments, resent: stats.resent}
+	switch {
+	case len(b.pongs) > 0:
+		p.pong, p.id, p.received, p.epoch = true, b.pongs[0].id, b.pongs[0].received, a.out.heardEpoch()
+		least = b.pongs[0].size
+		b.pongs = append(b.pongs[:0], b.pongs[1:]...)
+	case b.ping != 0:
+		p.id, p.received, p.limit = b.ping, load(&b.received), uint64(b.h.limit)
+		b.h.sent(p.id, p.sent)
+		if b.pingFull {
+			least = fullProbe
+		}
+		b.ping = 0
+	}
+	b.due.Store(len(b.pongs) > 0 || b.ping != 0)
+	if p.id == 0 {
+		return buf, 0
+	}
+	return p.append(buf), min(least, limit)
+}
+
+// bundleLimit is the largest bundle to send now in bytes, and the largest that the
+// transport takes, which probes may have.
+func (a *Attachment) bundleLimit() (limit, most int) {
+	most = min(a.c.MaxBundle(), MaxBundleSize)
+	limit = most
+	for _, n := range [...]int64{a.beat.own.Load(), a.beat.limit.Load()} {
+		if n > 0 {
+			limit = min(limit, max(int(n), MinBundle))
+		}
+	}
+	return limit, most
+}
+
+// good says whether the carrier may be relied on; why says why not.
+func (a *Attachment) good() (good bool, why string) {
+	b := &a.beat
+	if b.h == nil {
+		return true, ""
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return !b.h.suspect, b.h.why
+}
+
+// resends says whether the TCP connection sends too much again.
+func (a *Attachment) resends() bool {
+	a.beat.mu.Lock()
+	defer a.beat.mu.Unlock()
+	return a.beat.tcp.lossy
+}
+
+// tcpStats is what the carrier's TCP connection counts; zero on others.
+func (a *Attachment) tcpStats() tcpCounts { return tcpCounts{} }
