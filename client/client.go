@@ -12,15 +12,20 @@ import (
 	"time"
 
 	"wmproxy/internal/ingress"
+	"wmproxy/internal/link"
+	"wmproxy/internal/udpio"
 	"wmproxy/socks"
 	"wmproxy/tunnel"
 )
 
 // Client is one near end.
 type Client struct {
-	cfg     Config
-	session *tunnel.Session
-	status  *status
+	cfg       Config
+	kinds     []tunnel.Kind
+	upstreams []*upstream
+	turn      *udpio.Turn // of all sessions
+	route     *ingress.Route
+	steering  chan struct{} // one slot: something changed at a server
 }
 
 // New checks the configuration.
@@ -28,24 +33,64 @@ func New(cfg Config) (*Client, error) {
 	if cfg.Listen == "" {
 		cfg.Listen = "127.0.0.1:1080"
 	}
-	if cfg.Link.Host == "" {
+	if len(cfg.Links) == 0 {
 		return nil, errors.New("a client needs the link that the server printed")
+	}
+	if cfg.Pick != "" && cfg.Pick != Order && cfg.Pick != Fastest {
+		return nil, fmt.Errorf("unknown way to pick a server %q: use order or fastest", cfg.Pick)
 	}
 	kinds, err := transports(cfg.Transport)
 	if err != nil {
 		return nil, err
 	}
-	streams := tunnel.KindYamux
-	if cfg.Streams == QUIC {
-		streams = tunnel.KindQUIC
-	}
-	c := &Client{cfg: cfg, status: newStatus(cfg.Log, cfg.Link.Address(), kinds)}
-	c.session = tunnel.NewSession(tunnel.SessionConfig{
-		Streams: streams,
-		Log:     cfg.Log,
-		Changed: func() { c.status.kick() },
+	c := &Client{cfg: cfg, kinds: kinds, steering: make(chan struct{}, 1)}
+	c.turn = udpio.NewTurn(func() {
+		for _, u := range c.upstreams {
+			u.session.Flush()
+		}
 	})
+	numbers := new(tunnel.FlowNumbers)
+	for _, l := range cfg.Links {
+		c.upstreams = append(c.upstreams, c.newUpstream(l, numbers))
+	}
+	c.route = ingress.NewRoute(c.upstreams[0].session)
 	return c, nil
+}
+
+func (c *Client) newUpstream(l link.Link, numbers *tunnel.FlowNumbers) *upstream {
+	u := &upstream{link: l, status: newStatus(c.cfg.Log, l.Address(), c.kinds), noOffload: c.cfg.NoOffload}
+	u.session = tunnel.NewSession(tunnel.SessionConfig{
+		Streams: streamKind(c.cfg.Streams),
+		Timers:  c.cfg.Timers,
+		Numbers: numbers,
+		Turn:    c.turn,
+		Log:     c.cfg.Log,
+		Changed: func() {
+			u.status.kick()
+			select {
+			case c.steering <- struct{}{}:
+			default:
+			}
+		},
+		Event: func(sentence string) {
+			if len(c.cfg.Links) > 1 {
+				sentence = l.Address() + ": " + sentence
+			}
+			c.event(sentence)
+		},
+	})
+	return u
+}
+
+// streamKind is the kind that --streams names, 0 for auto.
+func streamKind(name string) tunnel.Kind {
+	switch name {
+	case QUIC:
+		return tunnel.KindQUIC
+	case Yamux:
+		return tunnel.KindYamux
+	}
+	return 0
 }
 
 func transports(name string) ([]tunnel.Kind, error) {
@@ -69,7 +114,7 @@ func (c *Client) Run(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	entrance := &ingress.SOCKS{Session: c.session, Log: c.cfg.Log}
+	entrance := &ingress.SOCKS{Route: c.route, Log: c.cfg.Log}
 	proxy := &socks.Server{
 		Username: c.cfg.User, Password: c.cfg.Pass,
 		UDPAdvertise: c.cfg.UDPAdvertise,
@@ -78,7 +123,7 @@ func (c *Client) Run(ctx context.Context) error {
 		NoOffload:    c.cfg.NoOffload,
 		Connect:      entrance.Connect,
 		Associate:    entrance.Associate,
-		Turn:         c.session.Turn(),
+		Turn:         c.turn,
 		Log:          c.cfg.Log,
 	}
 	c.cfg.Log.Info("SOCKS5 is listening", slog.String("address", ln.Addr().String()))
@@ -87,13 +132,12 @@ func (c *Client) Run(ctx context.Context) error {
 	}
 
 	var wg sync.WaitGroup
-	wg.Go(func() { c.status.run(ctx, c.session) })
-	for _, kind := range c.status.kinds {
-		wg.Go(func() {
-			if err := c.keep(ctx, kind); err != nil {
-				cancel(err)
-			}
-		})
+	wg.Go(func() { c.steerAll(ctx) })
+	for _, u := range c.upstreams {
+		wg.Go(func() { u.status.run(ctx, u.session) })
+		for _, kind := range c.kinds {
+			wg.Go(func() { u.keep(ctx, kind, func() { c.refusedBy(u, cancel) }) })
+		}
 	}
 	closed := make(chan struct{})
 	wg.Go(func() {
@@ -104,7 +148,11 @@ func (c *Client) Run(ctx context.Context) error {
 		case <-closed:
 		case <-time.After(entranceGrace):
 		}
-		c.session.Close(tunnel.CodeShutdown, "the client is shutting down")
+		var ending sync.WaitGroup
+		for _, u := range c.upstreams {
+			ending.Go(func() { u.session.Close(tunnel.CodeShutdown, "the client is shutting down") })
+		}
+		ending.Wait()
 	})
 	err = proxy.Serve(ctx, ln)
 	close(closed)
@@ -116,74 +164,15 @@ func (c *Client) Run(ctx context.Context) error {
 	return err
 }
 
-// Session is the session that Run keeps attached.
-func (c *Client) Session() *tunnel.Session { return c.session }
+// entranceGrace is how long associations and streams have to end by themselves.
+const entranceGrace = 300 * time.Millisecond
 
-const (
-	// dialTimeout bounds one attempt at one address, TLS included.
-	dialTimeout = 5 * time.Second
-
-	// entranceGrace is how long associations and streams have to end by themselves.
-	entranceGrace = 300 * time.Millisecond
-
-	firstBackoff = 250 * time.Millisecond
-	lastBackoff  = 30 * time.Second
-
-	// refusedBackoff is how long to wait after a refusal that will hardly change
-	// by itself.
-	refusedBackoff = 60 * time.Second
-
-	// steadyAfter is how long a carrier must have lived for the next attempt to
-	// come at once.
-	steadyAfter = 10 * time.Second
-)
-
-// keep attaches carriers of one kind, one after the other, until ctx ends. It
-// returns an error only if the server refuses us for good before it ever let us in.
-func (c *Client) keep(ctx context.Context, kind tunnel.Kind) error {
-	var b backoff
-	for {
-		lived, err := c.attachOnce(ctx, kind)
-		if ctx.Err() != nil {
-			return nil
-		}
-		why := explain(err, c.cfg.Link)
-		if why.final && !c.status.everAttached() {
-			return errors.New(why.sentence)
-		}
-		c.status.failed(kind, why.sentence)
-		if lived > steadyAfter {
-			b.reset()
-		}
-		wait := b.next()
-		if why.final {
-			wait = refusedBackoff
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(wait):
+// refusedBy ends the client once every server has refused it for good.
+func (c *Client) refusedBy(u *upstream, cancel context.CancelCauseFunc) {
+	for _, other := range c.upstreams {
+		if !other.status.refused() {
+			return
 		}
 	}
-}
-
-// attachOnce dials, attaches and then waits for the end of the carrier. It
-// returns how long the carrier lived, and why it ended or never began.
-func (c *Client) attachOnce(ctx context.Context, kind tunnel.Kind) (lived time.Duration, err error) {
-	p, err := c.dial(ctx, kind)
-	if err != nil {
-		return 0, err
-	}
-	a, err := c.session.Attach(ctx, p, tunnel.Credentials{User: c.cfg.Link.Name, Token: c.cfg.Link.Secret})
-	if err != nil {
-		return 0, err
-	}
-	began := time.Now()
-	c.status.attached(kind)
-	select {
-	case <-a.Done():
-	case <-ctx.Done():
-		<-a.Done() // Run closes the session
-	}
-	return time.Since(began), a.Err()
+	cancel(errors.New(u.status.refusal()))
 }

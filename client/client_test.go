@@ -89,19 +89,19 @@ func TestTheStateOfTheTunnelIsOneLine(t *testing.T) {
 	if line, _ := s.line(nil); line != "" {
 		t.Errorf("before anything was tried: %q", line)
 	}
-	s.failed(tunnel.KindQUIC, "no answer")
-	s.failed(tunnel.KindYamux, "no answer")
+	s.failed(tunnel.KindQUIC, "no answer", false)
+	s.failed(tunnel.KindYamux, "no answer", false)
 	if line, up := s.line(nil); line != "tunnel down, trying again: no answer" || up {
 		t.Errorf("the same reason twice: %q", line)
 	}
-	s.failed(tunnel.KindYamux, "refused")
+	s.failed(tunnel.KindYamux, "refused", false)
 	if line, _ := s.line(nil); line != "tunnel down, trying again: quic: no answer; yamux: refused" {
 		t.Errorf("two reasons: %q", line)
 	}
 }
 
 func TestAnUnknownTransportIsAnError(t *testing.T) {
-	_, err := New(Config{Link: testLink, Transport: "tcp", Log: slog.New(slog.DiscardHandler)})
+	_, err := New(Config{Links: []link.Link{testLink}, Transport: "tcp", Log: slog.New(slog.DiscardHandler)})
 	if err == nil || !strings.Contains(err.Error(), "use auto, quic or yamux") {
 		t.Errorf("got %v", err)
 	}

@@ -8,6 +8,7 @@ import (
 	"wmproxy/internal/link"
 	"wmproxy/internal/state"
 	"wmproxy/socks"
+	"wmproxy/tunnel"
 )
 
 // Carriers that Config.Transport and Config.Streams may name.
@@ -17,11 +18,28 @@ const (
 	Yamux = "yamux"
 )
 
-// Config is all that a client is told. Link and Log are required; the zero
+// What Config.Pick may be.
+const (
+	Order   = "order"
+	Fastest = "fastest"
+)
+
+// Timers say how soon a connection of the tunnel is doubted.
+type Timers = tunnel.Timers
+
+// MaxDead bounds Timers.Dead, and a server's.
+const MaxDead = tunnel.MaxDead
+
+// Config is all that a client is told. Links and Log are required; the zero
 // value of every other field is the default.
 type Config struct {
-	// Link names the server, its pin and the user's token.
-	Link link.Link
+	// Links name the servers, each with its pin and the user's token, at least
+	// one, the preferred first.
+	Links []link.Link
+
+	// Pick says which server new flows and streams go to: Order (the first that
+	// works) or Fastest (that with the lowest round-trip time). Default Order.
+	Pick string
 
 	// Listen is the HOST:PORT of the SOCKS5 entrance. Default "127.0.0.1:1080".
 	Listen string
@@ -47,6 +65,9 @@ type Config struct {
 
 	// Streams is which carrier streams prefer: Auto (yamux), QUIC or Yamux.
 	Streams string
+
+	// Timers say how soon a carrier is doubted.
+	Timers Timers
 
 	// State is the open and locked state directory, or nil when there is none.
 	// Whoever opened it closes it after Run has returned.

@@ -25,6 +25,7 @@ type status struct {
 	mu      sync.Mutex
 	reasons map[tunnel.Kind]string // why a kind is not attached
 	ever    bool
+	final   string // why the server refused us for good
 }
 
 func newStatus(log *slog.Logger, server string, kinds []tunnel.Kind) *status {
@@ -41,10 +42,17 @@ func (s *status) kick() {
 	}
 }
 
-func (s *status) everAttached() bool {
+// refused says whether the server has refused us for good and never let us in.
+func (s *status) refused() bool { return s.refusal() != "" }
+
+// refusal is why; "" where it has not.
+func (s *status) refusal() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.ever
+	if s.ever {
+		return ""
+	}
+	return s.final
 }
 
 func (s *status) attached(kind tunnel.Kind) {
@@ -55,9 +63,12 @@ func (s *status) attached(kind tunnel.Kind) {
 	s.kick()
 }
 
-func (s *status) failed(kind tunnel.Kind, why string) {
+func (s *status) failed(kind tunnel.Kind, why string, final bool) {
 	s.mu.Lock()
 	s.reasons[kind] = why
+	if final {
+		s.final = why
+	}
 	s.mu.Unlock()
 	s.kick()
 }
@@ -100,6 +111,7 @@ func (s *status) line(attached []*tunnel.Attachment) (line string, up bool) {
 			if a.Kind() == kind {
 				names = append(names, fmt.Sprintf("%v to %v", kind, a.RemoteAddr()))
 				found = true
+				break // another one is kept for its streams
 			}
 		}
 		if why := s.reasons[kind]; !found && why != "" {

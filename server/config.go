@@ -8,6 +8,7 @@ import (
 	"wmproxy/internal/egress"
 	"wmproxy/internal/link"
 	"wmproxy/internal/state"
+	"wmproxy/tunnel"
 )
 
 // Transports that Config may name.
@@ -15,6 +16,9 @@ const (
 	TransportQUIC  = "quic"
 	TransportYamux = "yamux"
 )
+
+// MaxDead bounds Config.Dead.
+const MaxDead = tunnel.MaxDead
 
 // Config is all that a server is told. State and Log are required; the zero
 // value of every other field is the default.
@@ -51,6 +55,16 @@ type Config struct {
 	// Filtering says whose datagrams reach an association through its egress
 	// socket (RFC 4787 section 5).
 	Filtering egress.Filtering
+
+	// Hold is how long the session of a client that lost its connections is kept,
+	// with its associations' sockets. 0 ends it at once.
+	Hold time.Duration
+
+	// Drain is how long Server.Drain waits for clients to go elsewhere.
+	Drain time.Duration
+
+	// Dead is how long a connection may be silent before it is closed. Default 30 s.
+	Dead time.Duration
 
 	// NoOffload switches UDP segmentation offload off, for network cards that
 	// corrupt it.

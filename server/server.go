@@ -16,6 +16,7 @@ import (
 	"strconv"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/time/rate"
 
@@ -34,6 +35,9 @@ type Server struct {
 	// not said enough of TLS for quic-go to show them to us.
 	gate    admit.Gate
 	opening admit.Gate
+	drain   chan struct{} // one slot: Drain was called
+	drained chan struct{} // closed when nothing is left to wait for
+
 	// failures bounds the log lines about those who did not get in.
 	failures *rate.Limiter
 }
@@ -51,6 +55,9 @@ const (
 
 	// Log lines about refused connections: so many a second, so many at once.
 	failureLines = 5
+
+	// drainLook is how often a draining server looks whether anything is open.
+	drainLook    = 100 * time.Millisecond
 	failureBurst = 50
 )
 
@@ -76,6 +83,7 @@ func New(cfg Config) (*Server, error) {
 	}
 	return &Server{
 		cfg: cfg, tokens: users, opening: admit.Gate{Refuse: true},
+		drain: make(chan struct{}, 1), drained: make(chan struct{}),
 		failures: rate.NewLimiter(failureLines, failureBurst),
 	}, nil
 }
@@ -102,6 +110,8 @@ func (s *Server) Serve(ctx context.Context) error {
 	host := tunnel.NewHost(tunnel.HostConfig{
 		Authenticate: s.tokens.authenticate,
 		Exit:         func(user string) tunnel.Exit { return exits.For(user) },
+		Hold:         s.cfg.Hold,
+		Timers:       tunnel.Timers{Dead: s.cfg.Dead},
 		Log:          s.cfg.Log,
 	})
 	if err := s.publish(id, ls.port); err != nil {
@@ -119,6 +129,7 @@ func (s *Server) Serve(ctx context.Context) error {
 			}
 		})
 	}
+	wg.Go(func() { s.awaitDrain(accepting, host) })
 	<-accepting.Done()
 	// First the sessions, which still can tell their clients, then the sockets.
 	host.Close(tunnel.CodeShutdown, "the server is shutting down")
@@ -131,6 +142,42 @@ func (s *Server) Serve(ctx context.Context) error {
 		return err
 	default:
 		return nil
+	}
+}
+
+// Drain tells clients that the server will be gone after Config.Drain, so that
+// they go elsewhere, and takes no new ones. The channel is closed when that time
+// is over or none of them has anything open. It may be called once.
+func (s *Server) Drain() <-chan struct{} {
+	s.drain <- struct{}{}
+	return s.drained
+}
+
+// awaitDrain waits for Drain, and then for the clients to go.
+func (s *Server) awaitDrain(ctx context.Context, host *tunnel.Host) {
+	select {
+	case <-s.drain:
+	case <-ctx.Done():
+		return
+	}
+	defer close(s.drained)
+	s.cfg.Log.Info("draining: no new clients, and those that are here are told to go", slog.Duration("for", s.cfg.Drain))
+	host.Drain(s.cfg.Drain)
+	over := time.NewTimer(s.cfg.Drain)
+	defer over.Stop()
+	look := time.NewTicker(drainLook)
+	defer look.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-over.C:
+			return
+		case <-look.C:
+			if host.Idle() {
+				return
+			}
+		}
 	}
 }
 

@@ -3,6 +3,7 @@ package tunnel
 import (
 	"fmt"
 	"slices"
+	"time"
 )
 
 // maxPerKind bounds the carriers of one kind in a session: the newest, and one
@@ -130,6 +131,7 @@ func (s *Session) tellMove(class string, from, to *Attachment, why string) {
 	if why == "preferred" {
 		why = to.Kind().name() + " works"
 	}
+	s.cfg.Log.Info(fmt.Sprintf("%s, %s moved to %s", why, class, to.Kind().name()))
 	s.event("%s, %s moved to %s", why, class, to.Kind().name())
 }
 
@@ -204,6 +206,13 @@ func (s *Session) surplusLocked(c Carrier) (surplus []*Attachment) {
 	return surplus
 }
 
+// Serving returns the carriers that serve datagrams and new streams; nil is none.
+func (s *Session) Serving() (datagrams, streams *Attachment) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.datagrams, s.streamsOn
+}
+
 // Healthy says whether a good carrier of the kind is attached; 0 is any kind.
 func (s *Session) Healthy(kind Kind) bool {
 	s.mu.Lock()
@@ -221,6 +230,24 @@ func (s *Session) healthyLocked(kind Kind) bool {
 		}
 	}
 	return false
+}
+
+// Proved is when a carrier was last proved to work in both directions: at its
+// start, or when the last answered ping left. It is zero before the first.
+func (s *Session) Proved() (latest time.Time) {
+	for _, a := range s.Attached() {
+		if at := s.start.Add(a.proved()); at.After(latest) {
+			latest = at
+		}
+	}
+	return latest
+}
+
+// Nudge has every carrier prove at once that it works.
+func (s *Session) Nudge() {
+	for _, a := range s.Attached() {
+		a.nudge()
+	}
 }
 
 // Changes returns a channel that is closed at the next change of what is

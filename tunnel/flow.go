@@ -61,6 +61,9 @@ type Flow struct {
 // ID is the flow's number; it is never used twice in a client process's life.
 func (f *Flow) ID() uint64 { return f.q.id }
 
+// Session is what the flow belongs to.
+func (f *Flow) Session() *Session { return f.s }
+
 // Send queues datagrams for the peer, in order: Head and Body of each one after
 // the other; Addr is not looked at. It copies them and never waits. What the
 // bounded queue has no room for pushes out the oldest and is counted.

@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"fmt"
+	"math"
 	"time"
 )
 
@@ -53,14 +54,19 @@ const (
 	// idleProbe is the longest time between two pings; NAT mappings live longer.
 	idleProbe = 10 * time.Second
 
-	// How many bundles must have been sent for their loss to mean something, and
-	// how many larger than a size.
+	// How many bundles must have been sent for their loss to mean something, to
+	// leave a carrier and to come back to it.
 	judgedBundles = 10
-	judgedLarge   = 4
+	steadyBundles = 40
 
 	// A carrier that loses more than half is left; it is taken back when it loses
-	// less than a fifth.
-	badShare, goodShare = 0.5, 0.8
+	// less than three in ten.
+	badShare, goodShare = 0.5, 0.7
+
+	// Large bundles are eaten when it is less likely than this that ordinary loss,
+	// taken to be leastLoss at least, met all of them: four where nothing else is lost.
+	eatenChance = 1e-5
+	leastLoss   = 0.05
 
 	openPings   = 64  // that may still be answered
 	keptSamples = 128 // answered pings that loss is judged by
@@ -76,8 +82,8 @@ const (
 //	                     dead
 //
 // bad is one of: a ping unanswered for Suspect; over as long, less than half of
-// judgedBundles or more arrived in one direction; of judgedLarge or more bundles
-// above some size none did, while smaller ones did.
+// judgedBundles or more arrived in one direction; of the bundles above some size
+// none did, while smaller ones did.
 type health struct {
 	t Timers
 
@@ -221,10 +227,15 @@ func (f *flowed) arrived() float64 {
 func (f *flowed) eaten() int {
 	for i, size := range sizeClasses {
 		sent, got := f.sent[i+1], f.got[i+1]
-		if sent < judgedLarge || got > 0 {
+		if got > 0 {
 			continue
 		}
-		if small := f.sent[0] - sent; small > 0 && float64(f.got[0]) >= badShare*float64(small) {
+		small := f.sent[0] - sent
+		if small == 0 {
+			return 0
+		}
+		loss := max(leastLoss, 1-float64(f.got[0])/float64(small))
+		if loss <= 1-badShare && math.Pow(loss, float64(sent)) <= eatenChance {
 			return size
 		}
 		return 0
@@ -280,6 +291,9 @@ func (h *health) complaint(now time.Duration) string {
 // recover says whether a suspect has worked well for long enough.
 func (h *health) recover(now time.Duration) bool {
 	steady := h.steady()
+	if now-h.since >= eagerFor {
+		steady = max(steady, 2*h.t.Steady) // there are fewer pings to judge by
+	}
 	if now-h.since < steady || h.silent(now) >= h.t.Suspect/2 || now-h.newest.at > steady {
 		return false
 	}
@@ -288,7 +302,7 @@ func (h *health) recover(now time.Duration) bool {
 		return false
 	}
 	for _, d := range []*flowed{&up, &down} {
-		if d.sent[0] < judgedBundles/2 || d.arrived() < goodShare {
+		if d.sent[0] < steadyBundles || d.arrived() < goodShare {
 			return false
 		}
 		for i := range sizeClasses {
@@ -320,9 +334,9 @@ func (h *health) interval(now time.Duration, inUse bool) time.Duration {
 	often, eager := h.t.Suspect/4, h.t.Suspect/20
 	switch {
 	case h.suspect && now-h.since < eagerFor:
-		return eager
+		return min(eager, h.t.Steady/(steadyBundles+10))
 	case h.suspect:
-		return often
+		return min(h.t.Suspect/8, 2*h.t.Steady/(steadyBundles+10))
 	case h.hurried || h.silent(now) > eager+2*h.rtt:
 		return eager // in doubt: more pings, so that a lost one means little
 	case inUse:

@@ -268,6 +268,27 @@ func (a *Attachment) good() (good bool, why string) {
 	return !b.h.suspect, b.h.why
 }
 
+// proved is when a ping left that was answered, or when the carrier began.
+func (a *Attachment) proved() time.Duration {
+	if a.beat.h == nil {
+		return a.began
+	}
+	a.beat.mu.Lock()
+	defer a.beat.mu.Unlock()
+	return max(a.began, a.beat.h.newest.at)
+}
+
+// nudge has the carrier pinged at once and again until it answers.
+func (a *Attachment) nudge() {
+	if a.beat.h == nil {
+		return
+	}
+	a.beat.mu.Lock()
+	a.beat.h.hurry()
+	a.beat.mu.Unlock()
+	wake(a.beat.stir)
+}
+
 // resends says whether the TCP connection sends too much again.
 func (a *Attachment) resends() bool {
 	a.beat.mu.Lock()

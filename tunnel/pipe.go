@@ -23,6 +23,8 @@ const (
 // perfect: immediate, ordered, nothing lost, and SendBundle waits for the
 // receiver. Delay, Jitter and Rate need no goroutine and work in testing/synctest.
 type PipeConfig struct {
+	Kind Kind // what the end says that it is; 0 is KindPipe
+
 	MaxBundle int           // in bytes, MinBundle..MaxBundleSize; 0 is MaxBundleSize
 	Queue     int           // bundles under way, delayed ones included; 0 is 64
 	Delay     time.Duration // of everything: bundles, control, streams
@@ -82,6 +84,7 @@ type PipeEnd struct {
 
 	max     atomic.Int64
 	muted   atomic.Bool
+	eats    atomic.Int64     // bundles larger than this many bytes vanish; 0 is none
 	bundles *pipeBundles     // what we send
 	streams chan *pipeStream // what we opened and the peer has not accepted
 	control *pipeStream
@@ -111,8 +114,13 @@ func (e *PipeEnd) finish(ours, theirs error) {
 	})
 }
 
-// Kind is KindPipe.
-func (e *PipeEnd) Kind() Kind { return KindPipe }
+// Kind is the configuration's.
+func (e *PipeEnd) Kind() Kind {
+	if e.config.Kind != 0 {
+		return e.config.Kind
+	}
+	return KindPipe
+}
 
 // LocalAddr is a name for this end.
 func (e *PipeEnd) LocalAddr() net.Addr { return pipeAddr(e.side) }
@@ -207,7 +215,7 @@ func (c pipeCarrier) MaxBundle() int         { return int(c.max.Load()) }
 func (c pipeCarrier) Control() io.ReadWriter { return c.control }
 
 func (c pipeCarrier) SendBundle(b []byte) error {
-	if c.muted.Load() {
+	if eats := int(c.eats.Load()); c.muted.Load() || eats > 0 && len(b) > eats {
 		return nil
 	}
 	if n := c.MaxBundle(); len(b) > n {
@@ -256,6 +264,12 @@ func (c pipeCarrier) AcceptStream(ctx context.Context) (Stream, error) {
 	}
 }
 
-// Mute makes what this end sends from now on vanish, as a path does that fails
-// without a word.
-func (e *PipeEnd) Mute() { e.muted.Store(true) }
+// Mute makes the bundles that this end sends from now on vanish, or not, as a path
+// does that fails without a word. Control and streams still pass.
+func (e *PipeEnd) Mute(mute bool) { e.muted.Store(mute) }
+
+// Eat makes bundles larger than so many bytes vanish; 0 is none.
+func (e *PipeEnd) Eat(above int) { e.eats.Store(int64(above)) }
+
+// Lose changes the share of bundles that vanish, 0..1.
+func (e *PipeEnd) Lose(share float64) { e.bundles.lose(share) }

@@ -44,6 +44,12 @@ func newPipeBundles(link *pipeLink, config PipeConfig) *pipeBundles {
 	}
 }
 
+func (q *pipeBundles) lose(share float64) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.config.Loss = share
+}
+
 func wake(token chan struct{}) {
 	select {
 	case token <- struct{}{}:

@@ -515,8 +515,8 @@ func TestASilentCarrierIsGivenUp(t *testing.T) {
 		if rtt := near.RTT(); rtt < 60*time.Millisecond || rtt > 65*time.Millisecond {
 			t.Errorf("RTT %v over a path of 60 ms", rtt)
 		}
-		near.c.(pipeCarrier).Mute()
-		far.c.(pipeCarrier).Mute() // and the path swallows everything
+		near.c.(pipeCarrier).Mute(true)
+		far.c.(pipeCarrier).Mute(true) // and the path swallows everything
 		began := time.Now()
 		<-near.Done()
 		if d := time.Since(began); d > 30*time.Second+idleProbe+time.Second {

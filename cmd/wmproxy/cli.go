@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/urfave/cli/v2"
+
+	"wmproxy/internal/link"
 )
 
 // What a user may type:
@@ -244,9 +246,13 @@ func (p *program) finish(app *cli.App, command *cli.Command, flags []given, argu
 	return append(append(line, "--"), arguments...), nil
 }
 
-// maxArguments is one for a command that documents an argument, else none.
+// maxArguments is one for a command that documents an argument, several for one
+// that documents it with dots, else none.
 func maxArguments(command *cli.Command) int {
-	if command.ArgsUsage != "" {
+	switch {
+	case strings.Contains(command.ArgsUsage, "..."):
+		return link.MaxLinks
+	case command.ArgsUsage != "":
 		return 1
 	}
 	return 0

@@ -75,7 +75,7 @@ func TestWrongUsageSaysWhatToDo(t *testing.T) {
 		{args: "--state-dir d server", want: "flags go after the command; write wmproxy server first and then its flags"},
 		{args: "--user a b", want: "there are 1 arguments where wmproxy proxy takes at most 0; put quotes around values with spaces, see wmproxy proxy --help"},
 		{args: "server SECRET", want: "there are 1 arguments where wmproxy server takes at most 0; put quotes around values with spaces, see wmproxy server --help"},
-		{args: "client a SECRET", want: "there are 2 arguments where wmproxy client takes at most 1; put quotes around values with spaces, see wmproxy client --help"},
+		{args: "client a b c d e f g h SECRET", want: "there are 9 arguments where wmproxy client takes at most 8; put quotes around values with spaces, see wmproxy client --help"},
 		{args: "client --lisen x", want: "wmproxy client has no flag --lisen; see wmproxy client --help"},
 		{args: "test -pSECRET", want: "-p needs a space before its value; see wmproxy test --help"},
 		{args: "client --listen", want: "--listen needs a value; one that starts with a hyphen is written --listen=VALUE"},

@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
+	"strings"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -31,16 +33,22 @@ func (p *program) client() *cli.Command {
 	return &cli.Command{
 		Name:      "client",
 		Usage:     "the near end: a SOCKS5 server whose UDP and TCP leave from your server",
-		UsageText: "wmproxy client LINK [flags]\nwmproxy client --link-file FILE [flags]\n" + linkVariable + "=LINK wmproxy client [flags]",
-		ArgsUsage: "[LINK]",
+		UsageText: "wmproxy client LINK... [flags]\nwmproxy client --link-file FILE [flags]\n" + linkVariable + "=LINK wmproxy client [flags]",
+		ArgsUsage: "[LINK...]",
 		Description: "LINK is what the server printed. It holds a secret, and on the command line other users of this\n" +
-			"machine can see it (ps): use --link-file or " + linkVariable + " where that matters.",
+			"machine can see it (ps): use --link-file or " + linkVariable + " where that matters. With links of several\n" +
+			"servers, the first that works is used, or the fastest; when it is gone, everything moves to another.",
 		Flags: slices.Concat([]cli.Flag{
-			&cli.StringFlag{Name: "link-file", Usage: "read the link from `FILE`"},
+			&cli.StringFlag{Name: "link-file", Usage: "read the links from `FILE`, one on a line"},
 			&cli.StringFlag{Name: "listen", Value: "127.0.0.1:1080", Usage: "listen for SOCKS5 on `HOST:PORT`"},
 		}, entranceFlags(), []cli.Flag{
 			&cli.StringFlag{Name: "transport", Value: client.Auto, Usage: "`KIND` is quic, yamux or auto: both, each falling over to the other"},
 			&cli.StringFlag{Name: "streams", Value: client.Auto, Usage: "carry TCP over `KIND` first: quic, yamux or auto, which is yamux while it is there"},
+			&cli.StringFlag{Name: "pick", Value: client.Order, Usage: "among several servers use the first that works, order, or the one with the lowest round-trip time, fastest (`HOW`)"},
+			&cli.DurationFlag{Name: "suspect", Value: 2 * time.Second, Usage: "leave a connection of the tunnel that gives no sign of life, or loses half, for `TIME` while in use"},
+			&cli.DurationFlag{Name: "suspect-idle", Value: 20 * time.Second, Usage: "the same while nothing uses it (`TIME`)"},
+			&cli.DurationFlag{Name: "steady", Value: 5 * time.Second, Usage: "return to it when it has worked well for `TIME`; each relapse doubles that, up to a minute"},
+			deadFlag(),
 			&cli.StringFlag{Name: "state-dir", Usage: "keep state in `DIR`", DefaultText: "/var/lib/wmproxy/client for root, else ~/.local/state/wmproxy/client"},
 			&cli.BoolFlag{Name: "no-offload", Usage: "never hand the kernel several UDP datagrams as one (for network cards that damage them)", DisableDefaultText: true},
 		}, logFlags(), debugFlags()),
@@ -58,7 +66,13 @@ func (p *program) client() *cli.Command {
 func (p *program) clientOptions(c *cli.Context) (o clientOptions, err error) {
 	o.stateDir = c.String("state-dir")
 	o.config.NoOffload = c.Bool("no-offload")
-	if o.config.Link, err = p.link(c); err != nil {
+	if o.config.Links, err = p.links(c); err != nil {
+		return o, err
+	}
+	if o.config.Pick, err = p.choice(c, "pick", client.Order, client.Fastest); err != nil {
+		return o, err
+	}
+	if o.config.Timers, err = p.timers(c); err != nil {
 		return o, err
 	}
 	if o.entrance, err = p.entranceOptions(c, "listen", "1080"); err != nil {
@@ -83,40 +97,40 @@ func (p *program) clientOptions(c *cli.Context) (o clientOptions, err error) {
 	return o, err
 }
 
-// link reads the link from where it was given: what was typed wins over the
+// links reads the links from where they were given: what was typed wins over the
 // environment, and of one kind there may be only one.
-func (p *program) link(c *cli.Context) (link.Link, error) {
-	argument, path, variable := c.Args().First(), c.String("link-file"), p.getenv(linkVariable)
+func (p *program) links(c *cli.Context) ([]link.Link, error) {
+	arguments, path, variable := c.Args().Slice(), c.String("link-file"), p.getenv(linkVariable)
 	fileTyped := path != "" && p.fromEnv["link-file"] == ""
 	switch {
-	case argument != "" && fileTyped:
-		return link.Link{}, usageErrorf("a link and --link-file are both given; keep one")
-	case argument != "":
-		return parseLink(argument, "")
+	case len(arguments) > 0 && fileTyped:
+		return nil, usageErrorf("a link and --link-file are both given; keep one")
+	case len(arguments) > 0:
+		return parseLinks(arguments, "")
 	case path != "" && !fileTyped && variable != "":
-		return link.Link{}, usageErrorf("%s and %s are both set; keep one", linkVariable, p.origin("link-file"))
+		return nil, usageErrorf("%s and %s are both set; keep one", linkVariable, p.origin("link-file"))
 	case path != "":
 		data, err := p.readSmall("link-file", path)
 		if err != nil {
-			return link.Link{}, err
+			return nil, err
 		}
-		l, err := link.Parse(string(data))
+		links, err := link.ParseAll(string(data))
 		if err != nil {
-			return link.Link{}, fmt.Errorf("in %s: %w", path, err)
+			return nil, fmt.Errorf("in %s: %w", path, err)
 		}
-		return l, nil
+		return links, nil
 	case variable != "":
-		return parseLink(variable, "in "+linkVariable+": ")
+		return parseLinks([]string{variable}, "in "+linkVariable+": ")
 	}
-	return link.Link{}, usageErrorf("there is no link; paste the one that the server printed, or give --link-file FILE or %s", linkVariable)
+	return nil, usageErrorf("there is no link; paste the one that the server printed, or give --link-file FILE or %s", linkVariable)
 }
 
-func parseLink(text, where string) (link.Link, error) {
-	l, err := link.Parse(text)
+func parseLinks(texts []string, where string) ([]link.Link, error) {
+	links, err := link.ParseAll(strings.Join(texts, "\n"))
 	if err != nil {
-		return link.Link{}, usageErrorf("%s%v", where, err)
+		return nil, usageErrorf("%s%v", where, err)
 	}
-	return l, nil
+	return links, nil
 }
 
 func (p *program) runClient(ctx context.Context, o clientOptions) error {

@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -48,6 +49,10 @@ type program struct {
 	// fromEnv names the environment variable behind a flag that was not on the
 	// command line, so that an error names what the user wrote.
 	fromEnv map[string]string
+
+	// drain, where set, is what SIGTERM calls before work is canceled; its channel
+	// is closed when nothing is left to wait for.
+	drain atomic.Pointer[func() <-chan struct{}]
 }
 
 // usageError is wrong usage: exit code 2.
@@ -85,7 +90,7 @@ func (p *program) run(ctx context.Context, args []string) int {
 }
 
 // untilSignal runs work and returns its exit code. The first signal cancels its
-// context; a second, or work that then takes longer than shutdownGrace, ends
+// context, after the drain where that is set, which another signal cuts short; a second, or work that then takes longer than shutdownGrace, ends
 // the wait with exit code 1, and the process exits under it.
 func (p *program) untilSignal(signals <-chan os.Signal, work func(context.Context) int) int {
 	ctx, cancel := context.WithCancel(context.Background())
@@ -95,7 +100,15 @@ func (p *program) untilSignal(signals <-chan os.Signal, work func(context.Contex
 	select {
 	case code := <-result:
 		return code
-	case <-signals:
+	case s := <-signals:
+		if drain := p.drain.Load(); s == syscall.SIGTERM && drain != nil {
+			select {
+			case code := <-result:
+				return code
+			case <-(*drain)():
+			case <-signals:
+			}
+		}
 		cancel()
 	}
 	grace := time.NewTimer(shutdownGrace)

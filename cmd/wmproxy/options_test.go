@@ -65,6 +65,7 @@ func TestServerDefaults(t *testing.T) {
 		config: server.Config{
 			Listen: ":8090", Transports: []string{"quic", "yamux"},
 			UDPIdle: 5 * time.Minute, Filtering: egress.EndpointIndependent,
+			Hold: 2 * time.Minute, Dead: 30 * time.Second,
 		},
 		log: logOptions{format: logJSON, level: slog.LevelInfo},
 	}
@@ -82,7 +83,7 @@ func TestServerFlags(t *testing.T) {
 		"--listen", "[::1]:9000", "--transport", "yamux,quic", "--state-dir", "d", "--advertise", "vpn.example.net:443",
 		"--token", "alice:a,b:c", "--token", "bob:x", "--token-file", tokens, "--cert", "c.pem", "--key", "k.pem",
 		"--allow", "10.0.0.1/8", "--allow", "::ffff:192.0.2.0/120", "--allow", "fd00::1", "--udp-idle", "30s",
-		"--filtering", "address-and-port", "--no-offload", "--log-format", "console", "--log-level", "debug")
+		"--filtering", "address-and-port", "--no-offload", "--hold", "30s", "--drain", "1m", "--dead", "10s", "--log-format", "console", "--log-level", "debug")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -93,6 +94,7 @@ func TestServerFlags(t *testing.T) {
 			CertFile: "c.pem", KeyFile: "k.pem",
 			Allow:   []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("fd00::1/128")},
 			UDPIdle: 30 * time.Second, Filtering: egress.AddressAndPort, NoOffload: true,
+			Hold: 30 * time.Second, Drain: time.Minute, Dead: 10 * time.Second,
 		},
 		stateDir: "d",
 		log:      logOptions{format: logConsole, level: slog.LevelDebug},
@@ -141,7 +143,8 @@ func TestClientFlags(t *testing.T) {
 	pin := id.Pin()
 	got, err := options(t, nil, (*program).clientOptions, "client", "--listen", "0.0.0.0:2080", "--user", "u",
 		testLink+"?pin="+pin.String(), "--pass", "p,q", "--udp", "::ffff:192.0.2.7", "--udp-port", "4000-4001",
-		"--udp-from", "172.16.0.0/12", "--transport", "quic", "--state-dir", "d", "--no-offload", "--log-level", "warn")
+		"--udp-from", "172.16.0.0/12", "--transport", "quic", "--state-dir", "d", "--no-offload", "--log-level", "warn",
+		strings.Replace(testLink, "alice", "bob", 1), "--pick", "fastest", "--suspect", "1s", "--dead", "10s")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -149,7 +152,12 @@ func TestClientFlags(t *testing.T) {
 	ports := socks.PortRange{First: 4000, Last: 4001}
 	want := clientOptions{
 		config: client.Config{
-			Link:   link.Link{Name: "alice", Secret: "s3cret", Host: "example.net", Port: 8090, Pin: &pin},
+			Links: []link.Link{
+				{Name: "alice", Secret: "s3cret", Host: "example.net", Port: 8090, Pin: &pin},
+				{Name: "bob", Secret: "s3cret", Host: "example.net", Port: 8090},
+			},
+			Pick:   client.Fastest,
+			Timers: client.Timers{Suspect: time.Second, SuspectIdle: 20 * time.Second, Dead: 10 * time.Second, Steady: 5 * time.Second},
 			Listen: "0.0.0.0:2080", User: "u", Pass: "p,q", UDPAdvertise: addr, UDPPorts: ports, UDPFrom: from,
 			Transport: client.QUIC, Streams: client.Auto, NoOffload: true,
 		},
@@ -186,8 +194,12 @@ func TestTheLinkComesFromOnePlace(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			got, err := options(t, test.env, (*program).clientOptions, append([]string{"client"}, test.args...)...)
-			if got.config.Link.Name != test.want || (test.want == "") != errors.As(err, new(*usageError)) {
-				t.Errorf("got %q and %v, want %q", got.config.Link.Name, err, test.want)
+			name := ""
+			if len(got.config.Links) > 0 {
+				name = got.config.Links[0].Name
+			}
+			if name != test.want || (test.want == "") != errors.As(err, new(*usageError)) {
+				t.Errorf("got %q and %v, want %q", name, err, test.want)
 			}
 		})
 	}

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -40,6 +41,9 @@ func (p *program) server() *cli.Command {
 			&cli.StringFlag{Name: "token-file", Usage: "accept the users in `FILE`, a NAME:SECRET on each line"},
 			&cli.StringFlag{Name: "cert", Usage: "certificate chain of a public CA, PEM `FILE`, read again when it changes (with --key)"},
 			&cli.StringFlag{Name: "key", Usage: "its private key, PEM `FILE`"},
+			&cli.DurationFlag{Name: "hold", Value: 2 * time.Minute, Usage: "keep the associations of a client that lost its connection for `TIME`, with their addresses; 0 ends them at once"},
+			&cli.DurationFlag{Name: "drain", Usage: "on SIGTERM first tell clients to go elsewhere and serve those who do not for `TIME`; SIGINT or a second SIGTERM cuts it short", DefaultText: "0: end at once"},
+			deadFlag(),
 		}, exitFlags(), logFlags(), debugFlags()),
 		Action: func(c *cli.Context) error {
 			o, err := p.serverOptions(c)
@@ -78,6 +82,15 @@ func (p *program) serverOptions(c *cli.Context) (o serverOptions, err error) {
 		return o, err
 	}
 	if o.config.Filtering, err = p.filtering(c); err != nil {
+		return o, err
+	}
+	if o.config.Hold, err = p.timer(c, "hold", 0, maxHold); err != nil {
+		return o, err
+	}
+	if o.config.Drain, err = p.timer(c, "drain", 0, maxDrain); err != nil {
+		return o, err
+	}
+	if o.config.Dead, err = p.timer(c, "dead", minTimer, server.MaxDead); err != nil {
 		return o, err
 	}
 	if o.debug, err = p.debugAddr(c); err != nil {
@@ -183,6 +196,10 @@ func (p *program) runServer(ctx context.Context, o serverOptions) error {
 	s, err := server.New(o.config)
 	if err != nil {
 		return err
+	}
+	if o.config.Drain > 0 {
+		drain := s.Drain
+		p.drain.Store(&drain)
 	}
 	return s.Serve(ctx)
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"wmproxy/client"
 	"wmproxy/internal/egress"
 	"wmproxy/internal/link"
 	"wmproxy/socks"
@@ -138,6 +139,41 @@ func (p *program) udpIdle(c *cli.Context) (time.Duration, error) {
 		return 0, p.wrong("udp-idle", "must be from 1s to 24h")
 	}
 	return idle, nil
+}
+
+// Bounds of the times of an unstable network.
+const (
+	minTimer = 100 * time.Millisecond
+	maxHold  = 24 * time.Hour
+	maxDrain = time.Hour
+)
+
+func deadFlag() cli.Flag {
+	return &cli.DurationFlag{Name: "dead", Value: 30 * time.Second, Usage: "close a connection of the tunnel without a sign of life for `TIME`, and reset its TCP streams"}
+}
+
+// timers reads how soon a carrier is doubted.
+func (p *program) timers(c *cli.Context) (t client.Timers, err error) {
+	if t.Suspect, err = p.timer(c, "suspect", minTimer, client.MaxDead); err != nil {
+		return t, err
+	}
+	if t.SuspectIdle, err = p.timer(c, "suspect-idle", t.Suspect, client.MaxDead); err != nil {
+		return t, err
+	}
+	if t.Steady, err = p.timer(c, "steady", minTimer, time.Minute); err != nil {
+		return t, err
+	}
+	t.Dead, err = p.timer(c, "dead", t.Suspect, client.MaxDead)
+	return t, err
+}
+
+// timer reads a time within bounds.
+func (p *program) timer(c *cli.Context, flag string, least, most time.Duration) (time.Duration, error) {
+	d := c.Duration(flag)
+	if d < least || d > most {
+		return 0, p.wrong(flag, fmt.Sprintf("must be from %v to %v", least, most))
+	}
+	return d, nil
 }
 
 // exitFlags are the flags of commands that open real sockets to targets.

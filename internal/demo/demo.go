@@ -154,7 +154,7 @@ func (d *demo) startServer() (serverLink link.Link, closeState func(), err error
 func (d *demo) startClient(to link.Link, transport string) (string, error) {
 	started := make(chan net.Addr, 1)
 	c, err := client.New(client.Config{
-		Link: to, Listen: "127.0.0.1:0", Transport: transport,
+		Links: []link.Link{to}, Listen: "127.0.0.1:0", Transport: transport,
 		Log:     slog.New(slog.DiscardHandler),
 		Started: func(a net.Addr) { started <- a },
 	})

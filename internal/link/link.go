@@ -25,6 +25,9 @@ const (
 	MaxHost = 253  // a domain name, RFC 1035 section 2.3.4
 )
 
+// MaxLinks bounds the links of one client.
+const MaxLinks = 8
+
 const (
 	scheme   = "wmproxy://"
 	pinParam = "pin"
@@ -77,6 +80,26 @@ func Parse(text string) (Link, error) {
 		return Link{}, err
 	}
 	return l, nil
+}
+
+// ParseAll reads links with white space between them, at least one.
+func ParseAll(text string) ([]Link, error) {
+	words := strings.Fields(text)
+	switch {
+	case len(words) == 0:
+		return nil, errors.New("there is no link in it; copy it again from the server's output or its client.link file")
+	case len(words) > MaxLinks:
+		return nil, fmt.Errorf("there are %d links where a client takes at most %d", len(words), MaxLinks)
+	}
+	links := make([]Link, len(words))
+	for i, word := range words {
+		l, err := Parse(word)
+		if err != nil {
+			return nil, err
+		}
+		links[i] = l
+	}
+	return links, nil
 }
 
 func (l *Link) parseUser(text string) error {

@@ -59,7 +59,7 @@ func Run(ctx context.Context, cfg Config) error {
 	defer host.Close(tunnel.CodeShutdown, "the proxy is shutting down")
 	defer session.Close(tunnel.CodeShutdown, "the proxy is shutting down")
 
-	entrance := &ingress.SOCKS{Session: session, Log: cfg.Log}
+	entrance := &ingress.SOCKS{Route: ingress.NewRoute(session), Log: cfg.Log}
 	proxy := &socks.Server{
 		Username: cfg.User, Password: cfg.Pass,
 		UDPAdvertise: cfg.UDPAdvertise, UDPPorts: cfg.UDPPorts, UDPFrom: cfg.UDPFrom, NoOffload: cfg.NoOffload,

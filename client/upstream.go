@@ -1,0 +1,127 @@
+package client
+
+import (
+	"context"
+	"time"
+
+	"wmproxy/internal/link"
+	"wmproxy/tunnel"
+)
+
+const (
+	// dialTimeout bounds one attempt at one address, TLS included.
+	dialTimeout = 5 * time.Second
+
+	firstBackoff = 250 * time.Millisecond
+	lastBackoff  = 30 * time.Second
+
+	// refusedBackoff is how long to wait after a refusal that will hardly change
+	// by itself.
+	refusedBackoff = 60 * time.Second
+
+	// steadyAfter is how long a carrier must have lived for the next attempt to
+	// come at once.
+	steadyAfter = 10 * time.Second
+)
+
+// upstream is one server: its link, and the session with it.
+type upstream struct {
+	link      link.Link
+	session   *tunnel.Session
+	status    *status
+	noOffload bool
+}
+
+// keep sees to it that a good carrier of the kind is attached, until ctx ends. A
+// suspect one is not waited for: another is dialed beside it. refused is called
+// when the server refuses us for good and has never let us in.
+func (u *upstream) keep(ctx context.Context, kind tunnel.Kind, refused func()) {
+	var b backoff
+	for u.awaitNeed(ctx, kind) {
+		a, err := u.attachOnce(ctx, kind)
+		if err == nil {
+			began := time.Now()
+			if !u.awaitEnd(ctx, a, kind) {
+				return
+			}
+			if time.Since(began) > steadyAfter {
+				b.reset()
+			}
+			err = a.Err() // nil for a suspect
+		}
+		wait := b.next()
+		if err != nil && ctx.Err() == nil {
+			why := explain(err, u.link)
+			u.status.failed(kind, why.sentence, why.final)
+			if why.final {
+				wait = refusedBackoff
+				refused()
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+	}
+}
+
+// awaitNeed waits until no good carrier of the kind is attached; false is the end of ctx.
+func (u *upstream) awaitNeed(ctx context.Context, kind tunnel.Kind) bool {
+	for ctx.Err() == nil {
+		changed := u.session.Changes()
+		if !u.session.Healthy(kind) {
+			return true
+		}
+		select {
+		case <-ctx.Done():
+		case <-changed:
+		}
+	}
+	return false
+}
+
+// awaitEnd waits until a has ended or no good carrier of its kind is left; false
+// is the end of ctx.
+func (u *upstream) awaitEnd(ctx context.Context, a *tunnel.Attachment, kind tunnel.Kind) bool {
+	for {
+		changed := u.session.Changes()
+		if !u.session.Healthy(kind) {
+			return ctx.Err() == nil
+		}
+		select {
+		case <-a.Done():
+			return ctx.Err() == nil
+		case <-ctx.Done():
+			return false
+		case <-changed:
+		}
+	}
+}
+
+// attachOnce dials and attaches one carrier.
+func (u *upstream) attachOnce(ctx context.Context, kind tunnel.Kind) (*tunnel.Attachment, error) {
+	p, err := u.dial(ctx, kind)
+	if err != nil {
+		return nil, err
+	}
+	a, err := u.session.Attach(ctx, p, tunnel.Credentials{User: u.link.Name, Token: u.link.Secret})
+	if err != nil {
+		return nil, err
+	}
+	u.status.attached(kind)
+	return a, nil
+}
+
+// usable says whether new flows and streams may go to this server.
+func (u *upstream) usable() bool { return u.session.Healthy(0) && !u.session.Leaving() }
+
+// rtt is the lowest round-trip time of the good carriers; 0 is not known yet.
+func (u *upstream) rtt() (least time.Duration) {
+	for _, a := range u.session.Attached() {
+		if rtt := a.RTT(); rtt > 0 && (least == 0 || rtt < least) {
+			least = rtt
+		}
+	}
+	return least
+}

@@ -1,0 +1,365 @@
+package tunnel
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"testing"
+	"time"
+)
+
+// course is a carrier's health under traffic and pings on a simulated path.
+type course struct {
+	h        *health
+	now      time.Duration
+	rtt      time.Duration
+	up, down func(size int) bool // whether a bundle arrives
+	traffic  func(now time.Duration) (bundles, size int)
+	inUse    bool
+
+	sent, peerReceived, peerSent, received counts
+	pings                                  int
+	next                                   time.Duration
+	answers                                []answer
+}
+
+type answer struct {
+	at   time.Duration
+	p    probe
+	size int
+}
+
+func all(int) bool  { return true }
+func none(int) bool { return false }
+
+// losing loses that share at random.
+func losing(share float64) func(int) bool {
+	dice := rand.New(rand.NewPCG(7, 11))
+	return func(int) bool { return dice.Float64() >= share }
+}
+
+func eating(above int) func(int) bool { return func(size int) bool { return size <= above } }
+
+func newCourse() *course {
+	return &course{
+		h: newHealth(Timers{}.withDefaults(), 0), rtt: 50 * time.Millisecond, up: all, down: all, inUse: true,
+		traffic: func(time.Duration) (int, int) { return 1, 200 },
+	}
+}
+
+const courseStep = 20 * time.Millisecond
+
+// run goes on for d, or until the state changes; it returns how long that took.
+func (c *course) run(d time.Duration) (took time.Duration, changed bool) {
+	for end := c.now + d; c.now < end; c.now += courseStep {
+		if n, size := c.traffic(c.now); c.inUse {
+			for range n {
+				c.send(size)
+				c.reply(size)
+			}
+		}
+		if c.now >= c.next {
+			c.ping()
+		}
+		for len(c.answers) > 0 && c.answers[0].at <= c.now {
+			a := c.answers[0]
+			c.answers = c.answers[1:]
+			a.p.sent = c.peerSent
+			if c.reply(a.size) {
+				received := c.received
+				c.h.answer(c.now, &a.p, received)
+			}
+		}
+		if c.h.judge(c.now) {
+			return d - (end - c.now), true
+		}
+		c.next = c.h.lastAsked() + c.h.interval(c.now, c.inUse)
+	}
+	return d, false
+}
+
+func (c *course) send(size int) bool {
+	c.sent.add(size)
+	if !c.up(size) {
+		return false
+	}
+	c.peerReceived.add(size)
+	return true
+}
+
+func (c *course) reply(size int) bool {
+	c.peerSent.add(size)
+	if !c.down(size) {
+		return false
+	}
+	c.received.add(size)
+	return true
+}
+
+func (c *course) ping() {
+	c.pings++
+	id := c.h.ask(c.now)
+	size := 60
+	if c.h.full(id, c.inUse) {
+		size = 1415
+	}
+	c.h.sent(id, c.sent)
+	heard := c.peerReceived
+	if c.send(size) {
+		c.answers = append(c.answers, answer{c.now + c.rtt, probe{pong: true, id: id, received: heard}, size})
+	}
+}
+
+func TestAPathThatFailsWhileInUseIsSuspectWithinThreeSeconds(t *testing.T) {
+	for _, test := range []struct {
+		name, why string
+		up, down  func(int) bool
+		traffic   int // size of what is sent, in bytes
+	}{
+		{"silent", "silent for", none, none, 200},
+		{"nothing gets there", "silent for", none, all, 200},
+		{"nothing comes back", "silent for", all, none, 200},
+		{"loses 70 % on the way there", "on the way there", losing(0.7), all, 200},
+		{"loses 70 % on the way back", "on the way back", all, losing(0.7), 200},
+		{"eats all above 1,250 bytes", "loses all above", eating(1250), all, 1380},
+		{"eats all above 1,250 bytes on the way back", "loses all above", all, eating(1250), 1380},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			c := newCourse()
+			if took, changed := c.run(20 * time.Second); changed {
+				t.Fatalf("a sound path was suspect after %v: %s", took, c.h.why)
+			}
+			c.up, c.down = test.up, test.down
+			n := 0
+			c.traffic = func(time.Duration) (int, int) { // small and large in turn
+				if n++; n%2 == 0 {
+					return 1, 200
+				}
+				return 1, test.traffic
+			}
+			took, changed := c.run(10 * time.Second)
+			if !changed || took > 3*time.Second || !strings.Contains(c.h.why, test.why) {
+				t.Errorf("suspect: %v after %v, %q; want %q within 3 s", changed, took, c.h.why, test.why)
+			}
+			t.Logf("after %v: %s", took, c.h.why)
+		})
+	}
+}
+
+func TestAnIdlePathThatFailsIsSuspectWithinTwentySeconds(t *testing.T) {
+	c := newCourse()
+	c.inUse = false
+	if took, changed := c.run(10 * time.Minute); changed {
+		t.Fatalf("a sound path was suspect after %v: %s", took, c.h.why)
+	}
+	if most := int(10*time.Minute/idleProbe) + 1; c.pings > most {
+		t.Errorf("%d pings in ten idle minutes, want at most %d", c.pings, most)
+	}
+	c.up = none
+	if took, changed := c.run(time.Minute); !changed || took > 20*time.Second {
+		t.Errorf("suspect: %v after %v", changed, took)
+	}
+}
+
+func TestOrdinaryLossIsNoReasonToLeave(t *testing.T) {
+	for _, share := range []float64{0.01, 0.1, 0.25} {
+		t.Run(fmt.Sprint(share), func(t *testing.T) {
+			c := newCourse()
+			c.up, c.down = losing(share), losing(share)
+			if took, changed := c.run(time.Hour); changed {
+				t.Errorf("suspect after %v: %s", took, c.h.why)
+			}
+		})
+	}
+}
+
+func TestASuspectReturnsWhenItHasBeenSteady(t *testing.T) {
+	c := newCourse()
+	c.run(10 * time.Second)
+	c.up = none
+	c.run(10 * time.Second)
+	c.inUse = false // its datagrams have left
+	if took, changed := c.run(20 * time.Second); changed {
+		t.Fatalf("a silent suspect returned after %v", took)
+	}
+	c.up = all
+	took, changed := c.run(time.Minute)
+	if !changed || took < 4*time.Second || took > 6*time.Second {
+		t.Errorf("returned: %v after %v, want about 5 s", changed, took)
+	}
+}
+
+// A path that is good for a while and then bad, again and again, is tried less
+// and less often.
+func TestEachRelapseDoublesTheWait(t *testing.T) {
+	c := newCourse()
+	var waits []time.Duration
+	for range 6 {
+		c.up, c.inUse = none, true
+		if _, changed := c.run(10 * time.Second); !changed {
+			t.Fatal("a silent path is not suspect")
+		}
+		c.up, c.inUse = all, false
+		took, changed := c.run(2 * time.Minute)
+		if !changed {
+			t.Fatalf("after waits of %v it never returned", waits)
+		}
+		waits = append(waits, took)
+		c.run(3 * time.Second)
+	}
+	for i := 1; i < 4; i++ {
+		if ratio := float64(waits[i]) / float64(waits[i-1]); ratio < 1.7 || ratio > 2.3 {
+			t.Errorf("waits %v: not doubled", waits)
+		}
+	}
+	if last := waits[len(waits)-1]; last > maxSteady+5*time.Second {
+		t.Errorf("the last wait is %v, want at most about %v", last, maxSteady)
+	}
+}
+
+func TestASuspectThatStillLosesMoreThanHalfDoesNotReturn(t *testing.T) {
+	c := newCourse()
+	c.up = losing(0.65)
+	if _, changed := c.run(10 * time.Second); !changed {
+		t.Fatal("not suspect")
+	}
+	c.up, c.inUse = losing(0.55), false
+	if took, changed := c.run(5 * time.Minute); changed {
+		t.Errorf("it returned after %v at a loss of more than half", took)
+	}
+}
+
+func TestAPathThatEatsLargePacketsReturnsWhenTheyPass(t *testing.T) {
+	c := newCourse()
+	c.up = eating(1250)
+	n := 0
+	c.traffic = func(time.Duration) (int, int) {
+		if n++; n%2 == 0 {
+			return 1, 200
+		}
+		return 1, 1380
+	}
+	if _, changed := c.run(5 * time.Second); !changed || c.h.limit != 1100 {
+		t.Fatalf("limit %d, %s", c.h.limit, c.h.why)
+	}
+	c.traffic = func(time.Duration) (int, int) { return 1, 200 }
+	if took, changed := c.run(time.Minute); changed {
+		t.Fatalf("returned after %v though large probes vanish", took)
+	}
+	c.up = all
+	if took, changed := c.run(time.Minute); !changed || took > 8*time.Second || c.h.limit != 0 {
+		t.Errorf("returned: %v after %v, limit %d", changed, took, c.h.limit)
+	}
+}
+
+func TestAfterSleepTheFirstPingDecidesSoon(t *testing.T) {
+	c := newCourse()
+	c.run(10 * time.Second)
+	c.up = none
+	c.h.hurry()
+	if took, changed := c.run(10 * time.Second); !changed || took > time.Second+courseStep {
+		t.Errorf("suspect: %v after %v, want within a second", changed, took)
+	}
+}
+
+func TestLateAndForgedPongsCountForNothing(t *testing.T) {
+	h := newHealth(Timers{}.withDefaults(), 0)
+	id := h.ask(0)
+	if h.answer(time.Second, &probe{pong: true, id: id}, counts{}) {
+		t.Error("a pong for a ping that has not left")
+	}
+	h.sent(id, counts{1})
+	if !h.answer(time.Second, &probe{pong: true, id: id}, counts{}) || h.rtt != time.Second {
+		t.Errorf("the answer was not taken, RTT %v", h.rtt)
+	}
+	for _, forged := range []uint64{0, id, id + 1, id + openPings, 1 << 62} {
+		if h.answer(2*time.Second, &probe{pong: true, id: forged}, counts{}) {
+			t.Errorf("a pong of id %d was taken", forged)
+		}
+	}
+}
+
+func TestProbesSurviveTheWire(t *testing.T) {
+	p := probe{pong: true, id: 7, sent: counts{5, 4, 3, 2, 1}, received: counts{50, 40, 30, 20, 1 << 40}, limit: 1200, epoch: 9, segments: 100, resent: 3}
+	rec, rest, err := parseRecord(p.append(nil))
+	if err != nil || len(rest) != 0 || rec.flow != 0 || rec.padding() {
+		t.Fatalf("%+v, %d bytes left, %v", rec, len(rest), err)
+	}
+	got, ok := parseProbe(rec.body)
+	if !ok || got != p {
+		t.Errorf("%+v became %+v, %v", p, got, ok)
+	}
+	for i := range rec.body {
+		if _, ok := parseProbe(rec.body[:i]); ok {
+			t.Errorf("%d of %d bytes are a probe", i, len(rec.body))
+		}
+	}
+}
+
+func FuzzProbe(f *testing.F) {
+	ping := probe{id: 1, sent: counts{1}}
+	pong := probe{pong: true, id: 1 << 60, received: counts{1 << 61}}
+	f.Add(ping.append(nil)[2:])
+	f.Add(pong.append(nil)[2:])
+	f.Fuzz(func(t *testing.T, body []byte) {
+		p, ok := parseProbe(body)
+		if !ok {
+			return
+		}
+		rec, _, err := parseRecord(p.append(nil))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if again, ok := parseProbe(rec.body); !ok || again != p {
+			t.Fatalf("%+v became %+v", p, again)
+		}
+		// Whatever a peer says, judging it must not panic, and its counters are only compared.
+		h := newHealth(Timers{}.withDefaults(), 0)
+		for i := range 5 {
+			id := h.ask(time.Duration(i) * time.Second)
+			h.sent(id, counts{uint64(i)})
+			p.id = id
+			h.answer(time.Duration(i)*time.Second, &p, counts{uint64(i)})
+			h.judge(time.Duration(i) * time.Second)
+		}
+	})
+}
+
+func TestATCPConnectionThatResendsLosesStreamsForAWhile(t *testing.T) {
+	var l tcpLoss
+	var own tcpCounts
+	now := time.Duration(0)
+	// step lets a window pass in which so many of 1,000 segments were sent again.
+	step := func(resent uint64) bool {
+		now += lossWindow
+		own.segments += 1000
+		own.resent += resent
+		return l.judge(now, own)
+	}
+	for range 10 {
+		if step(15) {
+			t.Fatal("1.5 % is no reason")
+		}
+	}
+	if !step(50) || !l.lossy {
+		t.Fatal("5 % is one")
+	}
+	if step(40) || step(0) {
+		t.Error("it has had no rest")
+	}
+	windows := 0
+	for windows < 100 && !step(0) {
+		windows++
+	}
+	if rest := time.Duration(windows+2) * lossWindow; l.lossy || rest < lossRest || rest > lossRest+2*lossWindow {
+		t.Errorf("rested for %v, want about %v", rest, lossRest)
+	}
+	l.peer = tcpCounts{1000, 100} // the first word of a server must not count as a window
+	if step(0) {
+		t.Error("counters from before were taken for new ones")
+	}
+	l.peer = tcpCounts{2000, 200}
+	if !step(0) || !l.lossy {
+		t.Error("the server's own retransmissions do not count")
+	}
+}
