@@ -264,8 +264,8 @@ func (c pipeCarrier) AcceptStream(ctx context.Context) (Stream, error) {
 	}
 }
 
-// Mute makes the bundles that this end sends from now on vanish, or not, as a path
-// does that fails without a word. Control and streams still pass.
+// Mute makes what this end sends from now on vanish, or not, as a path does that
+// fails without a word.
 func (e *PipeEnd) Mute(mute bool) { e.muted.Store(mute) }
 
 // Eat makes bundles larger than so many bytes vanish; 0 is none.

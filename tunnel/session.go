@@ -278,6 +278,9 @@ func (s *Session) detach(a *Attachment) {
 	s.event("%s ended: %v", a.Kind().name(), a.Err())
 	s.chooseLocked()
 	s.detached = time.Now()
+	if e, ok := errors.AsType[*CloseError](a.Err()); ok && s.server && e.Code == CodeShutdown {
+		s.gone = true
+	}
 	orphaned := s.orphanedLocked()
 	s.mu.Unlock()
 	s.notify()
