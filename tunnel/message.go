@@ -24,7 +24,7 @@ const (
 	msgEndAck  messageType = 3  // sequence of the last end received
 	msgPrefer  messageType = 5  // epoch, attach number for datagrams, for streams
 	msgGoAway  messageType = 7  // code, sentence
-	msgDrain   messageType = 9  // how long the sender will still be there, in ms
+	msgDrain   messageType = 2  // how long the sender will still be there, in ms
 	msgHello   messageType = 65 // see hello
 	msgWelcome messageType = 67 // see welcome
 	msgRefuse  messageType = 69 // code, sentence
