@@ -33,8 +33,10 @@ func (t Timers) withDefaults() Timers {
 		value    *time.Duration
 		byItself time.Duration
 	}{
-		{&t.Suspect, 2 * time.Second}, {&t.SuspectIdle, 20 * time.Second},
-		{&t.Dead, 30 * time.Second}, {&t.Steady, 5 * time.Second},
+		{&t.Suspect, 2 * time.Second},
+		{&t.SuspectIdle, 20 * time.Second},
+		{&t.Dead, 30 * time.Second},
+		{&t.Steady, 5 * time.Second},
 	} {
 		if *d.value <= 0 {
 			*d.value = d.byItself
