@@ -278,6 +278,10 @@ func (a *Attachment) control(t messageType, payload []byte) error {
 		if f.err == nil {
 			a.s.preferred(p)
 		}
+	case msgPing:
+		if id := f.varint(); f.err == nil {
+			a.out.sendPong(id)
+		}
 	case msgDrain:
 		if left := f.varint(); f.err == nil && !a.s.server {
 			a.s.drain(time.Duration(min(left, 1<<40)) * time.Millisecond)
@@ -304,7 +308,7 @@ func (a *Attachment) controlWriteLoop() {
 	var b []byte
 	for {
 		last := false
-		b, last = a.out.append(b[:0])
+		b, last = a.out.append(b[:0], a.beat.received[0].Load())
 		b = a.s.appendEnds(b, a)
 		if len(b) > 0 {
 			if _, err := a.c.Control().Write(b); err != nil {

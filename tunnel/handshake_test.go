@@ -119,7 +119,7 @@ func FuzzControl(f *testing.F) {
 		a := &Attachment{s: s, snd: newSender(false)}
 		a.out.wake = make(chan struct{}, 1)
 		_ = a.control(messageType(kind), payload)
-		_, _ = a.out.append(nil)
+		_, _ = a.out.append(nil, 0)
 	})
 }
 

@@ -21,10 +21,12 @@ type messageType uint64
 
 const (
 	msgEnd     messageType = 1  // sequence of the first, then (flow, code) for each
+	msgPing    messageType = 2  // id: is the control stream read?
 	msgEndAck  messageType = 3  // sequence of the last end received
+	msgPong    messageType = 4  // id of the ping, bundles received, preference heard
 	msgPrefer  messageType = 5  // epoch, attach number for datagrams, for streams
 	msgGoAway  messageType = 7  // code, sentence
-	msgDrain   messageType = 2  // how long the sender will still be there, in ms
+	msgDrain   messageType = 6  // how long the sender will still be there, in ms
 	msgHello   messageType = 65 // see hello
 	msgWelcome messageType = 67 // see welcome
 	msgRefuse  messageType = 69 // code, sentence

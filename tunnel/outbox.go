@@ -19,6 +19,8 @@ type outbox struct {
 	prefer   preference
 	preferOK bool   // prefer is due
 	heard    uint64 // the epoch of the peer's preference, for pongs
+	pong     bool   // pong is due
+	pongID   uint64
 	drain    time.Duration
 	drainOK  bool // drain is due
 	away     *CloseError
@@ -43,6 +45,8 @@ func (o *outbox) sendAck(next uint64)     { o.set(func() { o.ack = next }) }
 func (o *outbox) sendPrefer(p preference) { o.set(func() { o.prefer, o.preferOK = p, true }) }
 
 func (o *outbox) sendDrain(d time.Duration) { o.set(func() { o.drain, o.drainOK = d, true }) }
+
+func (o *outbox) sendPong(id uint64) { o.set(func() { o.pong, o.pongID = true, id }) }
 
 // hear notes the epoch of the newest preference.
 func (o *outbox) hear(epoch uint64) {
@@ -74,7 +78,7 @@ func (o *outbox) sendGoAway(e *CloseError) <-chan struct{} {
 func (o *outbox) told() { close(o.awayDone) }
 
 // append appends the messages that are due; last says that go-away is among them.
-func (o *outbox) append(b []byte) (_ []byte, last bool) {
+func (o *outbox) append(b []byte, bundles uint64) (_ []byte, last bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	var p [40]byte
@@ -87,6 +91,11 @@ func (o *outbox) append(b []byte) (_ []byte, last bool) {
 		v := quicvarint.Append(p[:0], o.prefer.epoch)
 		v = quicvarint.Append(quicvarint.Append(v, o.prefer.datagrams), o.prefer.streams)
 		b = appendMessage(b, msgPrefer, v)
+	}
+	if o.pong {
+		o.pong = false
+		v := quicvarint.Append(quicvarint.Append(p[:0], o.pongID), bundles)
+		b = appendMessage(b, msgPong, quicvarint.Append(v, o.heard))
 	}
 	if o.drainOK {
 		o.drainOK = false
