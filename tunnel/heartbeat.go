@@ -297,4 +297,9 @@ func (a *Attachment) resends() bool {
 }
 
 // tcpStats is what the carrier's TCP connection counts; zero on others.
-func (a *Attachment) tcpStats() tcpCounts { return tcpCounts{} }
+func (a *Attachment) tcpStats() tcpCounts {
+	if y, ok := a.c.(*yamuxCarrier); ok {
+		return tcpSegments(y.conn.raw)
+	}
+	return tcpCounts{}
+}

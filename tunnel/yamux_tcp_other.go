@@ -10,3 +10,6 @@ func tuneTCP(conn net.Conn) {
 		c.SetNoDelay(true)
 	}
 }
+
+// tcpSegments cannot be learned here.
+func tcpSegments(net.Conn) tcpCounts { return tcpCounts{} }
