@@ -250,7 +250,7 @@ func TestAKilledClientLeavesNothingAtTheServer(t *testing.T) {
 		if kind == overQUIC {
 			bound += quicSilence
 		}
-		s := startServer(t, withDebug...)
+		s := startServer(t, append([]string{"--hold", "0s"}, withDebug...)...)
 		echo := startEcho(t)
 		first := startClient(t, s.Link, "--transport", kind)
 		warmUp(t, first, echo, 2*open, useOnce)
