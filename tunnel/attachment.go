@@ -38,6 +38,7 @@ type Attachment struct {
 	heard    atomic.Int64 // when something last arrived, on the session's clock
 	rtt      atomic.Int64
 	streams  atomic.Int64
+	bytes    byteCount                  // of bundles
 	cause    atomic.Pointer[CloseError] // what the peer said, or we found, before the end
 	done     chan struct{}
 
@@ -143,6 +144,7 @@ func (a *Attachment) sendLoop() {
 			return
 		}
 		count(&a.beat.sent, len(b))
+		a.bytes.up.Add(uint64(len(b)))
 		crowded = a.snd.exact && a.s.now()-now > crowdedAfter
 	}
 }
@@ -163,6 +165,7 @@ func (a *Attachment) receiveLoop() {
 		for _, b := range bundles[:n] {
 			a.receiveBundle(b, now)
 			count(&a.beat.received, len(b))
+			a.bytes.down.Add(uint64(len(b)))
 		}
 		a.flush()
 		if a.passed {

@@ -1,0 +1,146 @@
+package tunnel
+
+import (
+	"net"
+	"sync/atomic"
+	"time"
+)
+
+// SessionStatus is a session at one moment, for an operator. Its parts are read one
+// after the other, so they may disagree by what happened meanwhile.
+type SessionStatus struct {
+	ID       string // short form
+	User     string // "" on the client
+	Age      time.Duration
+	Attached bool
+	Detached time.Duration // how long nothing has been attached
+	Leaving  bool          // the server has told that it will soon be gone
+
+	Datagrams, Streams Choice
+	Carriers           []CarrierStatus // oldest first
+
+	Flows       int
+	OpenStreams int
+	Drops       Drops
+}
+
+// Choice is the carrier that serves datagrams or new streams, and why that one.
+type Choice struct {
+	Carrier uint64 // its number; 0 is none
+	Why     string
+}
+
+// What CarrierStatus.Health may be.
+const (
+	HealthGood    = "good"
+	HealthSuspect = "suspect"
+)
+
+// CarrierStatus is one attached carrier.
+type CarrierStatus struct {
+	Number    uint64 // rises with each attempt to attach
+	Kind      Kind
+	Local     net.Addr
+	Remote    net.Addr
+	Age       time.Duration
+	Datagrams bool // it serves them
+	Streams   bool // it serves new ones
+
+	// RTT is that of the last ping, on the side that pings; else the transport's; 0
+	// is not known.
+	RTT time.Duration
+
+	// Loss is the share of bundles that got lost lately, in the worse of the two
+	// directions, which the side that pings judges; nil is not known.
+	Loss *float64
+
+	Health string
+	Reason string // why it is suspect
+
+	BundlesUp, BundlesDown         uint64
+	BundleBytesUp, BundleBytesDown uint64
+	OpenStreams                    int
+	Path                           PathStats
+}
+
+// byteCount counts the bytes of bundles both ways.
+type byteCount struct{ up, down atomic.Uint64 }
+
+// Snapshot is the session now.
+func (s *Session) Snapshot() SessionStatus {
+	s.mu.Lock()
+	datagrams, streams := s.datagrams, s.streamsOn
+	st := SessionStatus{
+		ID: s.inc.id.String(), User: s.user, Age: s.now(), Leaving: s.leaving,
+		Attached:  len(s.attached) > 0,
+		Datagrams: s.choiceLocked(datagrams, s.datagramsWhy, s.prefer.datagrams),
+		Streams:   s.choiceLocked(streams, s.streamsWhy, s.prefer.streams),
+		Drops:     s.drops.snapshot(),
+	}
+	switch {
+	case st.Attached:
+	case s.detached.IsZero():
+		st.Detached = st.Age
+	default:
+		st.Detached = time.Since(s.detached)
+	}
+	s.mu.Unlock()
+
+	st.Flows = s.Flows()
+	for _, a := range s.Attached() {
+		c := a.snapshot()
+		c.Datagrams, c.Streams = a == datagrams, a == streams
+		st.Carriers = append(st.Carriers, c)
+		st.OpenStreams += c.OpenStreams
+	}
+	return st
+}
+
+// choiceLocked says why a serves a class; asked is the carrier that the client
+// named, on the server.
+func (s *Session) choiceLocked(a *Attachment, why string, asked uint64) Choice {
+	switch {
+	case a == nil:
+		return Choice{Why: "nothing is attached"}
+	case !s.server:
+	case a.number == asked:
+		why = "the client asks for it"
+	default:
+		why = "the one that the client asks for is not attached"
+	}
+	return Choice{Carrier: a.number, Why: why}
+}
+
+func (a *Attachment) snapshot() CarrierStatus {
+	c := CarrierStatus{
+		Number: a.number, Kind: a.Kind(), Local: a.LocalAddr(), Remote: a.RemoteAddr(),
+		Age: a.s.now() - a.began, RTT: a.RTT(), Health: HealthGood,
+		BundlesUp: a.beat.sent[0].Load(), BundlesDown: a.beat.received[0].Load(),
+		BundleBytesUp: a.bytes.up.Load(), BundleBytesDown: a.bytes.down.Load(),
+		OpenStreams: int(a.streams.Load()), Path: a.PathStats(),
+	}
+	if c.RTT == 0 {
+		c.RTT = c.Path.RTT
+	}
+	if good, why := a.good(); !good {
+		c.Health, c.Reason = HealthSuspect, why
+	}
+	a.beat.mu.Lock()
+	defer a.beat.mu.Unlock()
+	if h := a.beat.h; h != nil && h.n > 1 {
+		loss := h.lost
+		c.Loss = &loss
+	}
+	return c
+}
+
+// ByReason is the reasons that occurred, by name.
+func (s *Drops) ByReason() map[string]uint64 {
+	m := make(map[string]uint64)
+	for d, n := range s {
+		if n > 0 {
+			m[Drop(d).String()] = n
+		}
+	}
+	return m
+}
