@@ -13,6 +13,7 @@ import (
 
 	"wmproxy/internal/ingress"
 	"wmproxy/internal/link"
+	"wmproxy/internal/status"
 	"wmproxy/internal/udpio"
 	"wmproxy/socks"
 	"wmproxy/tunnel"
@@ -26,6 +27,7 @@ type Client struct {
 	turn      *udpio.Turn // of all sessions
 	route     *ingress.Route
 	steering  chan struct{} // one slot: something changed at a server
+	events    status.Events
 }
 
 // New checks the configuration.
@@ -126,6 +128,7 @@ func (c *Client) Run(ctx context.Context) error {
 		Turn:         c.turn,
 		Log:          c.cfg.Log,
 	}
+	defer c.serveStatus(ln.Addr().String())()
 	c.cfg.Log.Info("SOCKS5 is listening", slog.String("address", ln.Addr().String()))
 	if c.cfg.Started != nil {
 		c.cfg.Started(ln.Addr())

@@ -182,6 +182,7 @@ func (c *Client) steer(p *pool, now time.Time) (again time.Duration) {
 // event notes what an operator may want to know of.
 func (c *Client) event(sentence string) {
 	c.cfg.Log.Debug(sentence)
+	c.events.Note(sentence)
 }
 
 // tell is event for what also belongs in the log.

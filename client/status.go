@@ -15,8 +15,8 @@ import (
 // two carriers that attach at once make one line.
 const settle = 150 * time.Millisecond
 
-// status says on one line what state the tunnel is in, whenever that changes.
-type status struct {
+// statusLine says on one line what state the tunnel is in, whenever that changes.
+type statusLine struct {
 	log    *slog.Logger
 	server string
 	kinds  []tunnel.Kind
@@ -28,14 +28,14 @@ type status struct {
 	final   string // why the server refused us for good
 }
 
-func newStatus(log *slog.Logger, server string, kinds []tunnel.Kind) *status {
-	return &status{
+func newStatus(log *slog.Logger, server string, kinds []tunnel.Kind) *statusLine {
+	return &statusLine{
 		log: log, server: server, kinds: kinds,
 		wake: make(chan struct{}, 1), reasons: make(map[tunnel.Kind]string),
 	}
 }
 
-func (s *status) kick() {
+func (s *statusLine) kick() {
 	select {
 	case s.wake <- struct{}{}:
 	default:
@@ -43,10 +43,10 @@ func (s *status) kick() {
 }
 
 // refused says whether the server has refused us for good and never let us in.
-func (s *status) refused() bool { return s.refusal() != "" }
+func (s *statusLine) refused() bool { return s.refusal() != "" }
 
 // refusal is why; "" where it has not.
-func (s *status) refusal() string {
+func (s *statusLine) refusal() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.ever {
@@ -55,7 +55,7 @@ func (s *status) refusal() string {
 	return s.final
 }
 
-func (s *status) attached(kind tunnel.Kind) {
+func (s *statusLine) attached(kind tunnel.Kind) {
 	s.mu.Lock()
 	s.ever = true
 	delete(s.reasons, kind)
@@ -63,7 +63,7 @@ func (s *status) attached(kind tunnel.Kind) {
 	s.kick()
 }
 
-func (s *status) failed(kind tunnel.Kind, why string, final bool) {
+func (s *statusLine) failed(kind tunnel.Kind, why string, final bool) {
 	s.mu.Lock()
 	s.reasons[kind] = why
 	if final {
@@ -74,7 +74,7 @@ func (s *status) failed(kind tunnel.Kind, why string, final bool) {
 }
 
 // run writes the lines until ctx ends.
-func (s *status) run(ctx context.Context, session *tunnel.Session) {
+func (s *statusLine) run(ctx context.Context, session *tunnel.Session) {
 	last := ""
 	for {
 		select {
@@ -101,7 +101,7 @@ func (s *status) run(ctx context.Context, session *tunnel.Session) {
 }
 
 // line describes the tunnel as it is now; "" where there is nothing to say yet.
-func (s *status) line(attached []*tunnel.Attachment) (line string, up bool) {
+func (s *statusLine) line(attached []*tunnel.Attachment) (line string, up bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var names, missing []string

@@ -28,7 +28,7 @@ const (
 type upstream struct {
 	link      link.Link
 	session   *tunnel.Session
-	status    *status
+	status    *statusLine
 	noOffload bool
 }
 

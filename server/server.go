@@ -23,6 +23,7 @@ import (
 	"wmproxy/certs"
 	"wmproxy/internal/admit"
 	"wmproxy/internal/egress"
+	"wmproxy/internal/status"
 	"wmproxy/internal/udpio"
 	"wmproxy/tunnel"
 )
@@ -37,6 +38,8 @@ type Server struct {
 	opening admit.Gate
 	drain   chan struct{} // one slot: Drain was called
 	drained chan struct{} // closed when nothing is left to wait for
+
+	events status.Events
 
 	// failures bounds the log lines about those who did not get in.
 	failures *rate.Limiter
@@ -112,8 +115,10 @@ func (s *Server) Serve(ctx context.Context) error {
 		Exit:         func(user string) tunnel.Exit { return exits.For(user) },
 		Hold:         s.cfg.Hold,
 		Timers:       tunnel.Timers{Dead: s.cfg.Dead},
+		Event:        func(user, sentence string) { s.events.Note(user + ": " + sentence) },
 		Log:          s.cfg.Log,
 	})
+	defer s.serveStatus(ls, host, exits)()
 	if err := s.publish(id, ls.port); err != nil {
 		return err
 	}

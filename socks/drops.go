@@ -76,6 +76,19 @@ func (c *counters) snapshot() Stats {
 	return s
 }
 
+// DropsByReason is the drops that happened, by name; nil where none did.
+func (s *Stats) DropsByReason() (m map[string]uint64) {
+	for r, n := range s.Drops {
+		if n > 0 {
+			if m == nil {
+				m = make(map[string]uint64)
+			}
+			m[DropReason(r).String()] = n
+		}
+	}
+	return m
+}
+
 // logAttrs is s for a log line, with the drops that happened, more among them.
 func (s *Stats) logAttrs(more []any) []slog.Attr {
 	attrs := []slog.Attr{

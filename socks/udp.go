@@ -129,6 +129,9 @@ func (a *Association) Bound() netip.AddrPort { return a.bound }
 // LocalAddr is what the UDP socket is bound to.
 func (a *Association) LocalAddr() netip.AddrPort { return a.sock.LocalAddr() }
 
+// Age is how long ago the association was asked for.
+func (a *Association) Age() time.Duration { return time.Since(a.start) }
+
 // Stats returns what has been counted so far.
 func (a *Association) Stats() Stats { return a.snapshot() }
 

@@ -66,6 +66,9 @@ type CarrierStatus struct {
 // byteCount counts the bytes of bundles both ways.
 type byteCount struct{ up, down atomic.Uint64 }
 
+// ID is the session's number; a session that the server no longer knew has a new one.
+func (s *Session) ID() SessionID { return s.current().id }
+
 // Snapshot is the session now.
 func (s *Session) Snapshot() SessionStatus {
 	s.mu.Lock()
@@ -134,11 +137,13 @@ func (a *Attachment) snapshot() CarrierStatus {
 	return c
 }
 
-// ByReason is the reasons that occurred, by name.
-func (s *Drops) ByReason() map[string]uint64 {
-	m := make(map[string]uint64)
+// ByReason is the reasons that occurred, by name; nil where none did.
+func (s *Drops) ByReason() (m map[string]uint64) {
 	for d, n := range s {
 		if n > 0 {
+			if m == nil {
+				m = make(map[string]uint64)
+			}
 			m[Drop(d).String()] = n
 		}
 	}

@@ -51,7 +51,7 @@ func (p *program) app() *cli.App {
 		UsageText: "wmproxy COMMAND [flags]\nwmproxy COMMAND --help\nwmproxy --flag... (without a command: the same as wmproxy proxy --flag...)",
 		Description: "Start \"wmproxy server\" on a public machine and paste the command that it prints on yours.\n" +
 			"Every flag is also read from the environment: WMPROXY_COMMAND_FLAG, in capitals, hyphens as\nunderscores, lists separated by commas.",
-		Commands:                  []*cli.Command{p.server(), p.client(), p.proxy(), p.test(), p.demo(), p.bench(), p.version()},
+		Commands:                  []*cli.Command{p.server(), p.client(), p.proxy(), p.status(), p.test(), p.demo(), p.bench(), p.version()},
 		HideHelpCommand:           true,
 		HideVersion:               true,
 		DisableSliceFlagSeparator: true,

@@ -2,9 +2,7 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"log/slog"
 	"net/netip"
 	"slices"
 	"strings"
@@ -14,7 +12,6 @@ import (
 
 	"wmproxy/client"
 	"wmproxy/internal/link"
-	"wmproxy/internal/state"
 )
 
 // linkVariable is the environment's way to give a client its link.
@@ -143,7 +140,7 @@ func (p *program) runClient(ctx context.Context, o clientOptions) error {
 		return err
 	}
 	defer stop()
-	dir, err := openClientState(o.stateDir, log)
+	dir, err := openOptionalState("client", o.stateDir, log)
 	if err != nil {
 		return err
 	}
@@ -156,28 +153,4 @@ func (p *program) runClient(ctx context.Context, o clientOptions) error {
 		return err
 	}
 	return tunnel.Run(ctx)
-}
-
-// openClientState opens the directory that was asked for, or the default one if
-// that can be had: a client works without, so a second one on the machine, or a
-// read-only system, needs no flag.
-func openClientState(path string, log *slog.Logger) (*state.Dir, error) {
-	if path != "" {
-		return state.Open(path)
-	}
-	path, err := state.DefaultDir("client")
-	if err != nil {
-		log.Debug("no state is kept", "reason", err)
-		return nil, nil
-	}
-	dir, err := state.Open(path)
-	if err != nil {
-		level := slog.LevelInfo
-		if errors.Is(err, state.ErrLocked) {
-			level = slog.LevelDebug
-		}
-		log.Log(context.Background(), level, "no state is kept", "reason", err)
-		return nil, nil
-	}
-	return dir, nil
 }

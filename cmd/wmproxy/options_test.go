@@ -219,6 +219,13 @@ func TestPlainFlagsAreTheProxy(t *testing.T) {
 	}
 }
 
+func TestTheProxyHasAStateDirectoryToo(t *testing.T) {
+	got, err := options(t, map[string]string{"WMPROXY_PROXY_STATE_DIR": "d"}, (*program).proxyOptions, "proxy")
+	if err != nil || got.stateDir != "d" {
+		t.Errorf("%q, %v", got.stateDir, err)
+	}
+}
+
 func TestTestFlags(t *testing.T) {
 	got, err := options(t, nil, (*program).testConfig, strings.Fields("test --socks 127.0.0.1:1080 -u U -p P --dns 192.0.2.53 --domain a.example. -a 192.0.2.9 --echo h:7 --timeout 3s")...)
 	if err != nil {

@@ -11,8 +11,9 @@ import (
 )
 
 type proxyOptions struct {
-	config   standalone.Config // Log is not set
+	config   standalone.Config // State and Log are not set
 	entrance entranceOptions
+	stateDir string // empty: the default, and only if it can be had
 	log      logOptions
 	debug    netip.AddrPort // not valid: off
 }
@@ -25,6 +26,7 @@ func (p *program) proxy() *cli.Command {
 		Description: "Entrance and exit in one process, without a tunnel. Flags without a command mean this one.",
 		Flags: slices.Concat([]cli.Flag{
 			&cli.StringFlag{Name: "bind", Aliases: []string{"b"}, Value: "127.0.0.1:8090", Usage: "listen for SOCKS5 on `HOST[:PORT]`, port 8090 when none is given"},
+			&cli.StringFlag{Name: "state-dir", Usage: "have the socket that wmproxy status asks on in `DIR`", DefaultText: "/var/lib/wmproxy/proxy for root, else ~/.local/state/wmproxy/proxy"},
 		}, entranceFlags(), exitFlags(), logFlags(), debugFlags()),
 		Action: func(c *cli.Context) error {
 			o, err := p.proxyOptions(c)
@@ -38,6 +40,7 @@ func (p *program) proxy() *cli.Command {
 
 // proxyOptions turns flags into options; it reads files and opens nothing.
 func (p *program) proxyOptions(c *cli.Context) (o proxyOptions, err error) {
+	o.stateDir = c.String("state-dir")
 	if o.entrance, err = p.entranceOptions(c, "bind", "8090"); err != nil {
 		return o, err
 	}
@@ -76,5 +79,13 @@ func (p *program) startProxy(ctx context.Context, o proxyOptions) error {
 		return err
 	}
 	defer stop()
+	dir, err := openOptionalState("proxy", o.stateDir, o.config.Log)
+	if err != nil {
+		return err
+	}
+	if dir != nil {
+		defer dir.Close()
+	}
+	o.config.State = dir
 	return standalone.Run(ctx, o.config)
 }

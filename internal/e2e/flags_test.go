@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -18,11 +19,11 @@ func TestUDPSetsTheAddressThatApplicationsAreTold(t *testing.T) {
 		{"proxy", "--bind", "127.0.0.2:0", "--udp", "127.0.0.1"},
 		{"--user", "aaa", "--pass", "bbb-password", "-b", "127.0.0.2:0", "--udp", "127.0.0.1"},
 	} {
-		p := launch(t, nil, append(args, loopbackAllowed...)...)
+		p := launch(t, nil, slices.Concat(args, []string{"--state-dir", t.TempDir() + "/proxy"}, loopbackAllowed)...)
 		line := p.WaitLog("listening", message("SOCKS5 is listening"))
 		entry := &socksProcess{process: p, Addr: netip.MustParseAddrPort(line.String("address"))}
 		client := entry.Socks()
-		if len(args) > 5 {
+		if args[0] == "--user" {
 			client.Username, client.Password = "aaa", "bbb-password"
 		}
 		conn := associate(t, client)

@@ -454,7 +454,7 @@ func startClientAlone(t testing.TB, linkText string, args ...string) *socksProce
 // startProxy starts a standalone proxy that may reach loopback. args come last.
 func startProxy(t testing.TB, args ...string) *socksProcess {
 	t.Helper()
-	return startEntrance(t, append(append([]string{"proxy"}, loopbackAllowed...), args...), "--bind")
+	return startEntrance(t, append(append([]string{"proxy", "--state-dir", filepath.Join(t.TempDir(), "proxy")}, loopbackAllowed...), args...), "--bind")
 }
 
 // startEntrance starts what listens for SOCKS5, on a port of its own unless

@@ -138,6 +138,7 @@ type Exits struct {
 
 	tick      atomic.Uint32 // sweeps so far: the clock of flows
 	idleTicks uint32        // a flow unused for more than this is idle
+	every     time.Duration // between two sweeps
 	held      atomic.Int64  // bytes of all datagrams that wait for a name
 
 	mu     sync.Mutex
@@ -162,6 +163,7 @@ func New(cfg Config) *Exits {
 	}
 	e.ctx, e.cancel = context.WithCancel(context.Background())
 	every := max(min(cfg.Idle/sweepsPerIdle, maxSweep), time.Millisecond)
+	e.every = every
 	e.idleTicks = uint32((cfg.Idle + every - 1) / every)
 	e.refreshHost()
 	e.wg.Go(func() { e.sweepUntilClosed(every) })

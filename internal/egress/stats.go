@@ -49,6 +49,19 @@ func (s *Stats) add(t Stats) {
 	}
 }
 
+// dropsByReason is the drops that occurred, by name; nil where none did.
+func (s *Stats) dropsByReason() (m map[string]uint64) {
+	for i, n := range s.Drops {
+		if n > 0 {
+			if m == nil {
+				m = make(map[string]uint64)
+			}
+			m[Drop(i).String()] = n
+		}
+	}
+	return m
+}
+
 // attrs is s as a line in a log, with what the tunnel's queue dropped: drops only
 // where there are any.
 func (s *Stats) attrs(queue tunnel.Drops) []any {

@@ -33,6 +33,9 @@ func NewRoute(s *tunnel.Session) *Route {
 // are; a flow follows when it has been idle.
 func (r *Route) Prefer(s *tunnel.Session) { r.preferred.Store(s) }
 
+// Prefers says whether new flows and streams go to s.
+func (r *Route) Prefers(s *tunnel.Session) bool { return r.preferred.Load() == s }
+
 // Leave moves every association of s to the preferred session and returns how
 // many there were.
 func (r *Route) Leave(s *tunnel.Session) (moved int) {

@@ -15,6 +15,7 @@ import (
 
 	"wmproxy/internal/egress"
 	"wmproxy/internal/ingress"
+	"wmproxy/internal/state"
 	"wmproxy/socks"
 	"wmproxy/tunnel"
 )
@@ -30,7 +31,12 @@ type Config struct {
 	UDPIdle      time.Duration
 	Filtering    egress.Filtering
 	NoOffload    bool
-	Log          *slog.Logger
+
+	// State is the open and locked state directory, or nil when there is none.
+	// Whoever opened it closes it after Run has returned.
+	State *state.Dir
+
+	Log *slog.Logger
 
 	// Started, when set, is called once the proxy listens, with its address.
 	Started func(net.Addr)
@@ -59,13 +65,15 @@ func Run(ctx context.Context, cfg Config) error {
 	defer host.Close(tunnel.CodeShutdown, "the proxy is shutting down")
 	defer session.Close(tunnel.CodeShutdown, "the proxy is shutting down")
 
-	entrance := &ingress.SOCKS{Route: ingress.NewRoute(session), Log: cfg.Log}
+	route := ingress.NewRoute(session)
+	entrance := &ingress.SOCKS{Route: route, Log: cfg.Log}
 	proxy := &socks.Server{
 		Username: cfg.User, Password: cfg.Pass,
 		UDPAdvertise: cfg.UDPAdvertise, UDPPorts: cfg.UDPPorts, UDPFrom: cfg.UDPFrom, NoOffload: cfg.NoOffload,
 		Connect: entrance.Connect, Associate: entrance.Associate, Turn: session.Turn(),
 		Log: cfg.Log,
 	}
+	defer serveStatus(&cfg, ln.Addr().String(), route, exits)()
 	cfg.Log.Info("SOCKS5 is listening", slog.String("address", ln.Addr().String()))
 	if cfg.Started != nil {
 		cfg.Started(ln.Addr())

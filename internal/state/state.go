@@ -39,7 +39,7 @@ type Dir struct {
 	mu sync.Mutex // one write at a time, so that the temporary name is free
 }
 
-// DefaultDir is where the state of kind ("server" or "client") lives when
+// DefaultDir is where the state of kind ("server", "client" or "proxy") lives when
 // nothing else is said: /var/lib/wmproxy/KIND for root, else
 // $XDG_STATE_HOME/wmproxy/KIND, else ~/.local/state/wmproxy/KIND (on Windows
 // %LocalAppData%\wmproxy\KIND).

@@ -1,0 +1,36 @@
+package client
+
+import (
+	"os"
+	"time"
+
+	"wmproxy/internal/status"
+)
+
+// report is what wmproxy status shows. listen is the entrance's address.
+func (c *Client) report(started time.Time, listen string) status.Report {
+	r := status.Report{
+		Role: status.Client, PID: os.Getpid(), At: time.Now(), Started: started, Listen: listen,
+		Events: c.events.List(),
+	}
+	sessions := make([]status.Session, 0, len(c.upstreams))
+	for _, u := range c.upstreams {
+		s := status.FromSession(u.session.Snapshot())
+		s.Server, s.User = u.link.Address(), u.link.Name
+		s.Preferred = c.route.Prefers(u.session)
+		s.State, _ = u.status.line(u.session.Attached())
+		sessions = append(sessions, s)
+	}
+	r.SetSessions(sessions)
+	r.SetAssociations(c.route.Report())
+	return r
+}
+
+// serveStatus answers on the socket in the state directory, where there is one.
+func (c *Client) serveStatus(listen string) (stop func()) {
+	if c.cfg.State == nil {
+		return func() {}
+	}
+	started := time.Now()
+	return status.Serve(c.cfg.State.Path(), func() status.Report { return c.report(started, listen) }, c.cfg.Log)
+}

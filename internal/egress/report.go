@@ -1,0 +1,35 @@
+package egress
+
+import (
+	"maps"
+	"slices"
+	"time"
+
+	"wmproxy/internal/status"
+)
+
+// Report lists the open flows as an operator sees them, in no order.
+func (e *Exits) Report() []status.Association {
+	e.mu.Lock()
+	open := slices.Collect(maps.Keys(e.flows))
+	e.mu.Unlock()
+	list := make([]status.Association, len(open))
+	for i, f := range open {
+		list[i] = f.report()
+	}
+	return list
+}
+
+func (f *flow) report() status.Association {
+	used := f.used.Load() // before the tick, which is never behind it
+	ticks := f.user.exits.tick.Load() - used
+	idle := status.Seconds(time.Duration(ticks) * f.user.exits.every)
+	s, queue := f.counts.snapshot(), f.link.Drops()
+	return status.Association{
+		User: f.user.name, Exit: f.sock.LocalAddr().String(), Flow: f.link.ID(),
+		AgeSeconds: status.Seconds(time.Since(f.since)), IdleSeconds: &idle,
+		Up:    status.Traffic{Datagrams: s.UpDatagrams, Bytes: s.UpBytes},
+		Down:  status.Traffic{Datagrams: s.DownDatagrams, Bytes: s.DownBytes},
+		Drops: status.Add(s.dropsByReason(), queue.ByReason()),
+	}
+}

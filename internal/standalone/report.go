@@ -1,0 +1,44 @@
+package standalone
+
+import (
+	"os"
+	"time"
+
+	"wmproxy/internal/egress"
+	"wmproxy/internal/ingress"
+	"wmproxy/internal/status"
+)
+
+// serveStatus answers on the socket in the state directory, where there is one.
+func serveStatus(cfg *Config, listen string, route *ingress.Route, exits *egress.Exits) (stop func()) {
+	if cfg.State == nil {
+		return func() {}
+	}
+	started := time.Now()
+	return status.Serve(cfg.State.Path(), func() status.Report {
+		r := status.Report{
+			Role: status.Proxy, PID: os.Getpid(), At: time.Now(), Started: started, Listen: listen,
+			Events: []status.Event{}, // there is no tunnel to which anything could happen
+		}
+		r.SetSessions(nil)
+		r.SetAssociations(joined(route.Report(), exits.Report()))
+		return r
+	}, cfg.Log)
+}
+
+// joined is the entrance's view of each association with what the exit knows of it:
+// both are in this process and have the flow's number in common.
+func joined(entrance, exit []status.Association) []status.Association {
+	at := make(map[uint64]*status.Association, len(exit))
+	for i := range exit {
+		at[exit[i].Flow] = &exit[i]
+	}
+	for i := range entrance {
+		a := &entrance[i]
+		a.Session = ""
+		if e := at[a.Flow]; e != nil {
+			a.Exit, a.IdleSeconds, a.Drops = e.Exit, e.IdleSeconds, status.Add(a.Drops, e.Drops)
+		}
+	}
+	return entrance
+}

@@ -1,0 +1,62 @@
+package status
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"path/filepath"
+	"syscall"
+	"time"
+)
+
+const (
+	// askTime bounds the whole of asking.
+	askTime = 10 * time.Second
+
+	// maxDocument bounds what is read, in bytes.
+	maxDocument = 64 << 20
+)
+
+// ErrNobody says that no process answers in a state directory.
+var ErrNobody = errors.New("nobody answers")
+
+// Ask asks the process that has the state directory dir open and returns its
+// report, also as the JSON that it was.
+func Ask(ctx context.Context, dir string) (r Report, document []byte, err error) {
+	path := filepath.Join(dir, SocketName)
+	if err := checkPath(path); err != nil {
+		return r, nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, askTime)
+	defer cancel()
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "unix", path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, errRefused), errors.Is(err, syscall.ENOTDIR):
+		return r, nil, ErrNobody
+	case errors.Is(err, fs.ErrPermission):
+		return r, nil, fmt.Errorf("%s belongs to another user; ask as that one", path)
+	case err != nil:
+		return r, nil, fmt.Errorf("asking on %s: %w", path, err)
+	}
+	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	document, err = io.ReadAll(io.LimitReader(conn, maxDocument))
+	if err != nil {
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
+		return r, nil, fmt.Errorf("reading from %s: %w", path, err)
+	}
+	if len(document) == 0 {
+		return r, nil, ErrNobody // it was just ending
+	}
+	if err := json.Unmarshal(document, &r); err != nil {
+		return r, nil, fmt.Errorf("what answers on %s is not a report: %w", path, err)
+	}
+	return r, document, nil
+}

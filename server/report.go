@@ -1,0 +1,43 @@
+package server
+
+import (
+	"cmp"
+	"net"
+	"os"
+	"slices"
+	"strconv"
+	"time"
+
+	"wmproxy/internal/egress"
+	"wmproxy/internal/status"
+	"wmproxy/tunnel"
+)
+
+// serveStatus answers on the socket in the state directory.
+func (s *Server) serveStatus(ls *listeners, host *tunnel.Host, exits *egress.Exits) (stop func()) {
+	started := time.Now()
+	name, _, _ := net.SplitHostPort(s.cfg.Listen)
+	listen := net.JoinHostPort(name, strconv.Itoa(int(ls.port)))
+	return status.Serve(s.cfg.State.Path(), func() status.Report {
+		r := status.Report{
+			Role: status.Server, PID: os.Getpid(), At: time.Now(), Started: started, Listen: listen,
+			Events: s.events.List(),
+		}
+		r.SetSessions(sessions(host))
+		r.SetAssociations(exits.Report())
+		return r
+	}, s.cfg.Log)
+}
+
+// sessions lists the sessions, the oldest first, of which a report has room for so many.
+func sessions(host *tunnel.Host) []status.Session {
+	all := host.Sessions()
+	list := make([]status.Session, len(all))
+	for i, s := range all {
+		list[i] = status.FromSession(s.Snapshot())
+	}
+	slices.SortFunc(list, func(a, b status.Session) int {
+		return cmp.Or(cmp.Compare(b.AgeSeconds, a.AgeSeconds), cmp.Compare(a.ID, b.ID))
+	})
+	return list
+}
