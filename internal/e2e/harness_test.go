@@ -448,13 +448,21 @@ func startClient(t testing.TB, linkText string, args ...string) *socksProcess {
 // startClientAlone starts a client and waits for its SOCKS5 port alone.
 func startClientAlone(t testing.TB, linkText string, args ...string) *socksProcess {
 	t.Helper()
-	return startEntrance(t, append([]string{"client", "--state-dir", filepath.Join(t.TempDir(), "client")}, args...), "--listen", linkText)
+	return startEntrance(t, withState(t, append([]string{"client"}, args...)), "--listen", linkText)
 }
 
 // startProxy starts a standalone proxy that may reach loopback. args come last.
 func startProxy(t testing.TB, args ...string) *socksProcess {
 	t.Helper()
-	return startEntrance(t, append(append([]string{"proxy", "--state-dir", filepath.Join(t.TempDir(), "proxy")}, loopbackAllowed...), args...), "--bind")
+	return startEntrance(t, withState(t, slices.Concat([]string{"proxy"}, loopbackAllowed, args)), "--bind")
+}
+
+// withState gives a command a state directory of its own, unless args name one.
+func withState(t testing.TB, args []string) []string {
+	if slices.Contains(args, "--state-dir") {
+		return args
+	}
+	return append(args, "--state-dir", filepath.Join(t.TempDir(), args[0]))
 }
 
 // startEntrance starts what listens for SOCKS5, on a port of its own unless

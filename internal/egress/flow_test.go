@@ -17,6 +17,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"wmproxy/internal/status"
 	"wmproxy/internal/udpio"
 	"wmproxy/socks"
 	"wmproxy/tunnel"
@@ -514,6 +515,39 @@ func TestAnIdleFlowIsForgottenAndInboundAloneDoesNotKeepIt(t *testing.T) {
 	r.put(t, "c", from)
 	if got := l.next(t); got != r.at.String()+" c" {
 		t.Errorf("after reopening: %q", got)
+	}
+}
+
+func TestTheReportSaysWhatEachFlowPassedAndHowLongItHasBeenIdle(t *testing.T) {
+	r := newRemote(t, "127.0.0.1")
+	e := newExits(t, Config{Idle: time.Hour}) // the test sweeps by hand, each time for 30 s
+	if list := e.Report(); len(list) != 0 {
+		t.Errorf("without a flow: %+v", list)
+	}
+	f, l := openFlow(t, e)
+	send(f, to(r.at, "four"), to(r.at, "five!"), to(netip.MustParseAddrPort("10.0.0.1:9"), "refused"), to(netip.AddrPortFrom(r.at.Addr(), 0), "nowhere"))
+	_, from := r.get(t)
+	r.get(t)
+	r.put(t, "back", from)
+	l.next(t)
+	e.sweep()
+	e.sweep()
+	list := e.Report()
+	if len(list) != 1 {
+		t.Fatalf("%+v", list)
+	}
+	got := list[0]
+	if got.User != "ann" || got.Flow != 7 || got.Exit != f.sock.LocalAddr().String() || got.AgeSeconds < 0 || got.AgeSeconds > wait.Seconds() {
+		t.Errorf("%+v", got)
+	}
+	if got.Up != (status.Traffic{Datagrams: 2, Bytes: 9}) || got.Down != (status.Traffic{Datagrams: 1, Bytes: 4}) {
+		t.Errorf("up %+v, down %+v", got.Up, got.Down)
+	}
+	if len(got.Drops) != 2 || got.Drops["policy"] != 1 || got.Drops["port zero"] != 1 {
+		t.Errorf("drops %v", got.Drops)
+	}
+	if got.IdleSeconds == nil || *got.IdleSeconds != 60 {
+		t.Errorf("idle for %v after two sweeps", got.IdleSeconds)
 	}
 }
 
