@@ -1,0 +1,190 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"wmproxy/internal/netlab"
+	"wmproxy/socks"
+)
+
+// Timers of the lab's processes, where the defaults would make the tests long. What
+// is promised within a time is tried with the default.
+var (
+	labServerTimers []string
+	labClientTimers []string
+)
+
+const (
+	labPort  = 8090
+	labSOCKS = "127.0.0.1:1080"
+)
+
+// lab is a server and a client with a network between them.
+type lab struct {
+	*netlab.Net
+
+	t        *testing.T
+	stateDir string
+	server   *serverProcess
+	client   *socksProcess
+	echo     socks.Addr // at the targets, UDP and TCP
+	before   []holdings // of the server and the client, at rest
+}
+
+// newNet makes a network, or skips the test.
+func newNet(t *testing.T, cfg netlab.Config) *netlab.Net {
+	t.Helper()
+	if err := netlab.Missing(); err != nil {
+		unable(t, err.Error())
+	}
+	return netlab.New(t, cfg)
+}
+
+// startLab makes a network with a server in it, and a client whose tunnel is up.
+func startLab(t *testing.T, cfg netlab.Config, clientArgs ...string) *lab {
+	t.Helper()
+	l := startLabServer(t, cfg)
+	l.startClient(clientArgs...)
+	l.client.waitUp()
+	return l
+}
+
+// startLabServer is startLab without the client.
+func startLabServer(t *testing.T, cfg netlab.Config) *lab {
+	t.Helper()
+	l := &lab{Net: newNet(t, cfg), t: t, stateDir: filepath.Join(t.TempDir(), "server")}
+	l.in(l.Targets, func() { l.echo = startEchoAt(t, netip.AddrPortFrom(netlab.TargetAddr(), 7).String()) })
+	l.startServer()
+	return l
+}
+
+// in runs f as on a host.
+func (l *lab) in(h *netlab.Host, f func()) {
+	l.t.Helper()
+	if err := h.In(func() error { f(); return nil }); err != nil {
+		l.t.Fatal(err)
+	}
+}
+
+// launch starts wmproxy on a host.
+func (l *lab) launch(h *netlab.Host, args ...string) (p *process) {
+	l.t.Helper()
+	l.in(h, func() { p = launch(l.t, nil, append(args, withDebug...)...) })
+	p.dial = func(ctx context.Context, network, addr string) (c net.Conn, err error) {
+		err = h.In(func() (err error) {
+			c, err = new(net.Dialer).DialContext(ctx, network, addr)
+			return err
+		})
+		return c, err
+	}
+	return p
+}
+
+// startServer starts the server, or starts it again.
+func (l *lab) startServer() {
+	l.t.Helper()
+	addr := netip.AddrPortFrom(netlab.ServerAddr(0), labPort)
+	l.server = serverBehind(l.t, l.launch(l.Servers[0], slices.Concat([]string{
+		"server", "--listen", addr.String(), "--state-dir", l.stateDir, "--allow", netlab.TargetNetwork,
+	}, labServerTimers)...))
+	l.server.Addr = addr
+}
+
+func (l *lab) startClient(args ...string) {
+	l.t.Helper()
+	p := l.launch(l.Home, slices.Concat([]string{
+		"client", "--listen", labSOCKS, "--state-dir", filepath.Join(l.t.TempDir(), "client"), l.server.Link,
+	}, labClientTimers, args)...)
+	p.WaitLog("listening", message("SOCKS5 is listening"))
+	l.client = &socksProcess{process: p, Addr: netip.MustParseAddrPort(labSOCKS)}
+}
+
+// associate opens an association of an application at home.
+func (l *lab) associate() (conn *socks.PacketConn) {
+	l.t.Helper()
+	l.in(l.Home, func() { conn = associate(l.t, l.client.Socks()) })
+	return conn
+}
+
+// connect opens a stream of an application at home.
+func (l *lab) connect(to socks.Addr) (conn *net.TCPConn) {
+	l.t.Helper()
+	l.in(l.Home, func() { conn = connect(l.t, l.client.Socks(), to) })
+	return conn
+}
+
+// connects waits until a stream to the echo opens and carries something, and says how
+// long that takes.
+func (l *lab) connects(bound time.Duration) time.Duration {
+	l.t.Helper()
+	began := time.Now()
+	for {
+		ctx, cancel := context.WithTimeout(l.t.Context(), patience)
+		err := l.Home.In(func() error { return connectOnce(ctx, l.client.Socks(), l.echo, func() {}) })
+		cancel()
+		took := time.Since(began)
+		if err == nil {
+			if took > bound {
+				l.t.Errorf("a stream passes after %v, want %v at most", took, bound)
+			}
+			return took
+		}
+		if took > patience {
+			l.t.Fatalf("no stream passes after %v: %v", took, err)
+		}
+	}
+}
+
+// rest remembers what the processes hold now that nothing is open, to compare with at
+// the end. One association and one stream have been used before, so that what is kept
+// from the first one on is there.
+func (l *lab) rest() {
+	l.t.Helper()
+	conn := l.associate()
+	ping(l.t, conn, l.echo)
+	l.connects(patience)
+	conn.Close()
+	l.before = nil
+	for _, p := range l.processes() {
+		rested(l.t, p)
+		l.before = append(l.before, holdingsNow(l.t, p, false))
+	}
+}
+
+func (l *lab) processes() []*process { return []*process{l.server.process, l.client.process} }
+
+// settles checks that the processes come to hold no more than at rest.
+func (l *lab) settles() {
+	l.t.Helper()
+	for i, p := range l.processes() {
+		before := l.before[i]
+		before.Heap += 16 << 20 // tables and buffers that have grown
+		after, took := settled(l.t, p, before, leftOverFor)
+		l.t.Logf("%s before %v\nafter %v, %v later", p.name, l.before[i], after, took.Round(time.Millisecond))
+	}
+}
+
+// leftOverFor is how long a carrier that was left behind may take to end, and the
+// server to notice.
+const leftOverFor = 25 * time.Second
+
+// during lets time pass: events in the lab have their hour.
+func during(d time.Duration) { time.Sleep(d) }
+
+// kept says that the target has heard one address and port alone.
+func (c *call) kept() string {
+	c.t.Helper()
+	egress := c.seenAs()
+	if len(egress) != 1 {
+		c.t.Errorf("the egress address and port changed: %v", egress)
+		return fmt.Sprintf("egress %v", egress)
+	}
+	return fmt.Sprintf("egress %v kept", egress[0])
+}
