@@ -188,14 +188,12 @@ func (c *call) Stop() {
 
 // figures is what became of the datagrams that were sent in some time.
 type figures struct {
-	Sent, Lost       int           // on the way up or down
-	LostUp           int           // on the way up
-	Twice            int           // that came more than once, at either end
-	Gap              time.Duration // the longest time in which none came back
-	P50, P99, Max    time.Duration // round trips
-	Up50, Up99       time.Duration // one way
-	egress           []netip.AddrPort
-	firstAge, oldest time.Duration
+	Sent, Lost    int           // on the way up or down
+	LostUp        int           // on the way up
+	Twice         int           // that came more than once, at either end
+	Gap           time.Duration // the longest time in which none came back
+	P50, P99, Max time.Duration // round trips
+	Up50, Up99    time.Duration // one way
 }
 
 func (f figures) String() string {
@@ -256,4 +254,16 @@ func (c *call) seenAs() []netip.AddrPort {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return slices.Clone(c.egress)
+}
+
+// firstBack is when the first datagram of all had come back.
+func (c *call) firstBack() (first time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, p := range c.passages {
+		if p.backs > 0 && (first == 0 || p.back < first) {
+			first = p.back
+		}
+	}
+	return first
 }

@@ -17,8 +17,8 @@ import (
 // Timers of the lab's processes, where the defaults would make the tests long. What
 // is promised within a time is tried with the default.
 var (
-	labServerTimers []string
-	labClientTimers []string
+	labServerTimers = []string{"--hold", "30s", "--dead", "10s"}
+	labClientTimers = []string{"--dead", "10s", "--steady", "2s"}
 )
 
 const (

@@ -1,6 +1,10 @@
 package e2e
 
 import (
+	"errors"
+	"fmt"
+	"net"
+	"syscall"
 	"testing"
 	"time"
 
@@ -15,12 +19,14 @@ type busy struct {
 }
 
 // startBusy starts a lab with everything that runs in it.
-func startBusy(t *testing.T, args ...string) *busy {
+func startBusy(t *testing.T, downloads ...func(*lab) *download) *busy {
 	t.Helper()
-	l := startLab(t, netlab.Config{}, args...)
+	l := startLab(t, netlab.Config{})
 	l.rest()
 	b := &busy{lab: l, call: l.startCall(voice)}
-	b.downloads = []*download{l.startHTTP3Download(), l.startTCPDownload()}
+	for _, start := range downloads {
+		b.downloads = append(b.downloads, start(l))
+	}
 	for _, d := range b.downloads {
 		d.started()
 	}
@@ -52,7 +58,7 @@ func (c *call) uninterrupted(what string, from, to time.Duration) {
 func TestInTheLabAPauseOfTheRadioKillsNothing(t *testing.T) {
 	t.Parallel()
 	const outage = 5 * time.Second
-	b := startBusy(t)
+	b := startBusy(t, (*lab).startHTTP3Download, (*lab).startTCPDownload)
 	before := b.call.now()
 	b.call.uninterrupted("before", before-time.Second, before)
 
@@ -75,57 +81,85 @@ func TestInTheLabAPauseOfTheRadioKillsNothing(t *testing.T) {
 	b.finish()
 }
 
-// udpRate is how many UDP packets a second pass the router on their way up, over d.
-func (l *lab) udpRate(d time.Duration) float64 {
+// traffic is how many packets a second come to the router on their way up over d.
+func (l *lab) traffic(d time.Duration) (udp, tcp float64) {
 	l.t.Helper()
-	passed := func() int { c := l.Counts(netlab.Up, netlab.UDP); return c.Seen - c.Dropped }
-	before, began := passed(), time.Now()
+	began := time.Now()
+	beforeUDP, beforeTCP := l.Counts(netlab.Up, netlab.UDP).Seen, l.Counts(netlab.Up, netlab.TCP).Seen
 	during(d)
-	return float64(passed()-before) / time.Since(began).Seconds()
+	afterUDP, afterTCP := l.Counts(netlab.Up, netlab.UDP).Seen, l.Counts(netlab.Up, netlab.TCP).Seen
+	took := time.Since(began).Seconds()
+	return float64(afterUDP-beforeUDP) / took, float64(afterTCP-beforeTCP) / took
 }
 
-// movesBack waits until the call's datagrams travel over UDP again, and checks that
-// they stay there for a while.
-func (l *lab) movesBack(c *call, within time.Duration) (took time.Duration) {
+// overUDP says whether datagrams travelled over UDP for the next d. Nothing else may be
+// under way but a few streams that rest.
+func (l *lab) overUDP(d time.Duration) (bool, string) {
 	l.t.Helper()
-	full := 0.8 / c.rhythm.Every.Seconds()
+	udp, tcp := l.traffic(d)
+	return udp > 45 && tcp < 25, fmt.Sprintf("%.0f packets/s over UDP, %.0f over TCP", udp, tcp)
+}
+
+// movesBack waits until datagrams travel over UDP, and checks that they stay there for
+// a while.
+func (l *lab) movesBack(within time.Duration) (took time.Duration) {
+	l.t.Helper()
 	began := time.Now()
-	for l.udpRate(500*time.Millisecond) < full {
-		if took = time.Since(began); took > within {
-			l.t.Fatalf("datagrams are not back on UDP after %v", took)
+	for {
+		back, traffic := l.overUDP(500 * time.Millisecond)
+		took = time.Since(began)
+		if back {
+			break
+		}
+		if took > within {
+			l.t.Fatalf("datagrams are not back on UDP after %v: %s", took, traffic)
 		}
 	}
-	took = time.Since(began)
-	for range 4 {
-		if rate := l.udpRate(time.Second); rate < full {
-			l.t.Errorf("datagrams do not stay on UDP: %.0f packets/s", rate)
-		}
-	}
+	l.staysOnUDP(4 * time.Second)
 	return took
+}
+
+// staysOnUDP checks that datagrams do, for d.
+func (l *lab) staysOnUDP(d time.Duration) {
+	l.t.Helper()
+	for range d / time.Second {
+		if is, traffic := l.overUDP(time.Second); !is {
+			l.t.Errorf("datagrams do not stay on UDP: %s", traffic)
+		}
+	}
 }
 
 // movesWithin is the longest that datagrams may stay on a path that has died.
 const movesWithin = 3 * time.Second
 
+// moves waits until a call goes on after its path has died, and checks that this did
+// not take too long, and that what takes over works.
+func (c *call) moves(what string, died time.Duration) {
+	c.t.Helper()
+	c.flowing(patience)
+	during(2 * time.Second)
+	now := c.now()
+	c.uninterrupted(what+", moved", now-1500*time.Millisecond, now-300*time.Millisecond)
+	f := c.between(died-200*time.Millisecond, now)
+	c.t.Logf("%s: %v", what, f)
+	if f.Gap > movesWithin {
+		c.t.Errorf("%s: the gap is %v", what, f.Gap)
+	}
+	if f.Twice > 0 {
+		c.t.Errorf("%s: %d datagrams came twice", what, f.Twice)
+	}
+}
+
 func TestInTheLabDatagramsLeaveUDPWhenItIsSwallowedAndComeBack(t *testing.T) {
 	t.Parallel()
-	b := startBusy(t)
+	b := startBusy(t, (*lab).startHTTP3Download)
 	for range 2 { // that it came back once is not held against it
 		b.Drop(netlab.Both, netlab.UDP, netlab.All)
-		blocked := b.call.now()
-		b.call.flowing(patience)
-		during(2 * time.Second)
-		moved := b.call.now()
-		b.call.uninterrupted("over yamux", moved-1500*time.Millisecond, moved-300*time.Millisecond)
-		f := b.call.between(blocked-200*time.Millisecond, moved)
-		t.Logf("UDP swallowed: %v", f)
-		if f.Gap > movesWithin {
-			t.Errorf("the gap is %v", f.Gap)
-		}
+		b.call.moves("UDP swallowed", b.call.now())
 
 		b.Mend()
 		mended := b.call.now()
-		took := b.movesBack(b.call, patience)
+		took := b.movesBack(patience)
 		back := b.call.between(mended, b.call.now())
 		t.Logf("UDP works again: back on it after %v; %v", took.Round(100*time.Millisecond), back)
 		if back.Gap > 200*time.Millisecond || back.Lost > 2 {
@@ -133,5 +167,242 @@ func TestInTheLabDatagramsLeaveUDPWhenItIsSwallowedAndComeBack(t *testing.T) {
 		}
 	}
 	t.Log(b.call.kept())
+	b.finish()
+}
+
+// Both carriers end, by errors and by resets, and none can be made for a while.
+func TestInTheLabAssociationsOutliveBothCarriers(t *testing.T) {
+	t.Parallel()
+	const outage = 10 * time.Second
+	b := startBusy(t, (*lab).startHTTP3Download)
+	old := b.connect(b.echo)
+
+	b.Unplug(b.Home)
+	cut := b.call.now()
+	b.ForgetNAT()
+	during(outage)
+	b.Plug(b.Home)
+	plugged := b.call.now()
+	b.call.flowing(patience)
+	during(2 * time.Second)
+	end := b.call.now()
+	b.call.uninterrupted("after", end-time.Second, end-300*time.Millisecond)
+	f := b.call.between(cut-200*time.Millisecond, end)
+	t.Logf("the link was down for %v: %v; %s", plugged-cut, f, b.call.kept())
+	if f.Gap < outage-200*time.Millisecond || f.Gap > outage+5*time.Second {
+		t.Errorf("the gap is %v for an outage of %v", f.Gap, outage)
+	}
+	endsAbruptly(t, old)
+	t.Logf("a stream passes after %v", b.connects(5*time.Second).Round(time.Millisecond))
+	b.finish()
+}
+
+// endsAbruptly checks that a stream whose carrier died neither hangs nor ends as if
+// that were all.
+func endsAbruptly(t *testing.T, conn *net.TCPConn) {
+	t.Helper()
+	began := time.Now()
+	if err := conn.SetReadDeadline(began.Add(patience)); err != nil {
+		t.Fatal(err)
+	}
+	_, err := conn.Read(make([]byte, 1))
+	if !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("a stream of a dead carrier ends with %v", err)
+	}
+	t.Logf("the old stream ends %v later: %v", time.Since(began).Round(time.Millisecond), err)
+}
+
+func TestInTheLabStreamsGoOverQUICWhenTCPIsSwallowed(t *testing.T) {
+	t.Parallel()
+	b := startBusy(t, (*lab).startHTTP3Download)
+	old := b.connect(b.echo)
+	b.Drop(netlab.Both, netlab.TCP, netlab.All)
+	blocked := b.call.now()
+	t.Logf("a stream passes %v after TCP was swallowed", b.connects(movesWithin+time.Second).Round(time.Millisecond))
+	for range 5 {
+		b.connects(200 * time.Millisecond)
+	}
+	endsAbruptly(t, old)
+	b.call.uninterrupted("datagrams meanwhile", blocked, b.call.now()-300*time.Millisecond)
+
+	b.Mend()
+	began := time.Now()
+	for { // until a stream alone makes TCP busy
+		before := b.Counts(netlab.Up, netlab.TCP).Seen
+		for range 10 {
+			b.connects(time.Second)
+		}
+		if b.Counts(netlab.Up, netlab.TCP).Seen >= before+20 {
+			break
+		}
+		if time.Since(began) > patience {
+			t.Fatal("streams do not come back to TCP")
+		}
+		during(100 * time.Millisecond)
+	}
+	t.Logf("streams are back on TCP %v after it works again; %s", time.Since(began).Round(time.Millisecond), b.call.kept())
+	b.finish()
+}
+
+// The two are raced, so a network where UDP was never open costs nothing at start.
+func TestInTheLabAClosedUDPCostsNoDelayAtStart(t *testing.T) {
+	t.Parallel()
+	took := map[string]time.Duration{}
+	for _, network := range []string{"open", "UDP swallowed", "TCP swallowed"} {
+		l := startLabServer(t, netlab.Config{})
+		switch network {
+		case "UDP swallowed":
+			l.Drop(netlab.Both, netlab.UDP, netlab.All)
+		case "TCP swallowed":
+			l.Drop(netlab.Both, netlab.TCP, netlab.All)
+		}
+		began := time.Now()
+		l.startClient()
+		c := l.startCall(voice)
+		c.flowing(patience)
+		stream := l.connects(time.Second)
+		c.Stop()
+		took[network] = c.began.Sub(began) + c.firstBack()
+		t.Logf("%s: the first datagram is back %v after the client's start, a stream takes %v",
+			network, took[network].Round(time.Millisecond), stream.Round(time.Millisecond))
+		if took[network] > took["open"]+500*time.Millisecond {
+			t.Errorf("%s: %v, with an open network %v", network, took[network], took["open"])
+		}
+		l.client.Stop()
+		l.server.Stop()
+	}
+}
+
+// The call's own datagrams are small and pass; the other one's do not.
+func TestInTheLabAPathThatEatsLargePacketsIsLeft(t *testing.T) {
+	t.Parallel()
+	b := startBusy(t)
+	large := b.startCall(rhythm{Every: voice.Every, Size: 1000})
+	large.flowing(patience)
+	for _, direction := range netlab.Both {
+		b.Drop([]netlab.Direction{direction}, netlab.UDP, netlab.Above(700))
+		died := b.call.now()
+		large.moves(fmt.Sprintf("large packets swallowed on the way %v", direction), large.now())
+		small := b.call.between(died, b.call.now()-300*time.Millisecond)
+		t.Logf("small ones meanwhile: %v", small)
+		if small.Lost > 2 || small.Twice > 0 {
+			t.Errorf("small ones meanwhile: %v", small)
+		}
+		b.Mend()
+		t.Logf("back on UDP %v after large ones pass again", b.movesBack(patience).Round(100*time.Millisecond))
+	}
+	t.Log(large.kept())
+	large.Stop()
+	b.finish()
+}
+
+func TestInTheLabAPathThatLosesMoreThanHalfIsLeft(t *testing.T) {
+	t.Parallel()
+	for _, direction := range netlab.Both {
+		t.Run(direction.String(), func(t *testing.T) {
+			t.Parallel()
+			b := startBusy(t)
+			b.Drop([]netlab.Direction{direction}, netlab.UDP, netlab.Share(0.6))
+			from := b.call.now()
+			during(movesWithin + 2*time.Second)
+			t.Logf("60 %% lost %v: %v", direction, b.call.between(from, from+movesWithin))
+			b.call.uninterrupted("moved", from+movesWithin, b.call.now()-300*time.Millisecond)
+			b.Mend()
+			t.Logf("back on UDP %v after it works again; %s", b.movesBack(patience).Round(100*time.Millisecond), b.call.kept())
+			b.finish()
+		})
+	}
+}
+
+func TestInTheLabAPathThatLosesATenthIsKept(t *testing.T) {
+	t.Parallel()
+	b := startBusy(t)
+	b.Drop(netlab.Both, netlab.UDP, netlab.Share(0.1))
+	from := b.call.now()
+	b.staysOnUDP(10 * time.Second)
+	f := b.call.between(from, b.call.now()-300*time.Millisecond)
+	t.Logf("10 %% lost either way: %v; %s", f, b.call.kept())
+	if f.Lost < f.Sent/10 || f.Lost > f.Sent*3/10 {
+		t.Errorf("of %d datagrams %d are lost", f.Sent, f.Lost)
+	}
+	b.Mend()
+	b.finish()
+}
+
+func TestInTheLabACallOutlivesItsAddress(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		name  string
+		event func(b *busy, turn int)
+	}{
+		{"the NAT forgets", func(b *busy, _ int) { b.ForgetNAT() }},
+		{"home has another address", func(b *busy, turn int) { b.Move(byte(10 + turn)) }},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			b := startBusy(t, (*lab).startHTTP3Download)
+			for turn := range 2 {
+				happened := b.call.now()
+				test.event(b, turn)
+				b.call.moves(test.name, happened)
+				t.Logf("a stream passes after %v", b.connects(5*time.Second).Round(time.Millisecond))
+			}
+			t.Logf("%s; on UDP after %v", b.call.kept(), b.movesBack(patience).Round(100*time.Millisecond))
+			b.finish()
+		})
+	}
+}
+
+func TestInTheLabAServerThatIsPausedKeepsItsCalls(t *testing.T) {
+	t.Parallel()
+	const outage = 5 * time.Second
+	b := startBusy(t, (*lab).startHTTP3Download, (*lab).startTCPDownload)
+	paused := b.call.now()
+	signal(t, b.server.process, syscall.SIGSTOP)
+	during(outage)
+	signal(t, b.server.process, syscall.SIGCONT)
+	b.call.flowing(patience)
+	during(2 * time.Second)
+	end := b.call.now()
+	b.call.uninterrupted("after", end-time.Second, end-300*time.Millisecond)
+	f := b.call.between(paused-200*time.Millisecond, end)
+	t.Logf("the server was paused for %v: %v; %s", outage, f, b.call.kept())
+	if f.Gap < outage-200*time.Millisecond || f.Gap > outage+time.Second {
+		t.Errorf("the gap is %v for a pause of %v", f.Gap, outage)
+	}
+	b.finish()
+}
+
+func signal(t *testing.T, p *process, s syscall.Signal) {
+	t.Helper()
+	if err := p.cmd.Process.Signal(s); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestInTheLabCallsGoOnWhenTheServerIsKilledAndStartedAgain(t *testing.T) {
+	t.Parallel()
+	b := startBusy(t)
+	old := b.connect(b.echo)
+	killed := b.call.now()
+	b.server.Kill()
+	during(time.Second)
+	b.startServer()
+	started := b.call.now()
+	b.call.flowing(patience)
+	during(2 * time.Second)
+	end := b.call.now()
+	b.call.uninterrupted("after", end-time.Second, end-300*time.Millisecond)
+	f := b.call.between(killed-200*time.Millisecond, end)
+	egress := b.call.seenAs()
+	t.Logf("the server was away for %v: %v; egress %v", (started - killed).Round(time.Millisecond), f, egress)
+	if f.Gap > started-killed+5*time.Second {
+		t.Errorf("the gap is %v, the server was away for %v", f.Gap, started-killed)
+	}
+	if len(egress) != 2 {
+		t.Errorf("egress %v, want one before and one after", egress)
+	}
+	endsAbruptly(t, old)
+	t.Logf("a stream passes after %v", b.connects(5*time.Second).Round(time.Millisecond))
 	b.finish()
 }
