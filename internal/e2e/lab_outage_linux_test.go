@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -51,7 +52,7 @@ func (c *call) uninterrupted(what string, from, to time.Duration) {
 	f := c.between(from, to)
 	c.t.Logf("%s: %v", what, f)
 	if f.Lost > f.Sent/100 || f.Sent < int((to-from)/c.rhythm.Every)*8/10 {
-		c.t.Errorf("%s: %v", what, f)
+		c.fault(f, "%s: more than one in a hundred is lost", what)
 	}
 }
 
@@ -73,7 +74,7 @@ func TestInTheLabAPauseOfTheRadioKillsNothing(t *testing.T) {
 	f := b.call.between(cut-200*time.Millisecond, end)
 	t.Logf("after %v of silence: %v; %s", outage, f, b.call.kept())
 	if f.Gap < outage-200*time.Millisecond || f.Gap > outage+time.Second {
-		t.Errorf("the gap is %v for a pause of %v", f.Gap, outage)
+		b.call.fault(f, "the gap of a pause of %v", outage)
 	}
 	if f.Twice > 0 {
 		t.Errorf("%d datagrams came twice", f.Twice)
@@ -143,7 +144,7 @@ func (c *call) moves(what string, died time.Duration) {
 	f := c.between(died-200*time.Millisecond, now)
 	c.t.Logf("%s: %v", what, f)
 	if f.Gap > movesWithin {
-		c.t.Errorf("%s: the gap is %v", what, f.Gap)
+		c.fault(f, "%s: the gap is more than %v", what, movesWithin)
 	}
 	if f.Twice > 0 {
 		c.t.Errorf("%s: %d datagrams came twice", what, f.Twice)
@@ -163,7 +164,7 @@ func TestInTheLabDatagramsLeaveUDPWhenItIsSwallowedAndComeBack(t *testing.T) {
 		back := b.call.between(mended, b.call.now())
 		t.Logf("UDP works again: back on it after %v; %v", took.Round(100*time.Millisecond), back)
 		if back.Gap > 200*time.Millisecond || back.Lost > 2 {
-			t.Errorf("the way back costs %v", back)
+			b.call.fault(back, "the way back is felt")
 		}
 	}
 	t.Log(b.call.kept())
@@ -190,7 +191,7 @@ func TestInTheLabAssociationsOutliveBothCarriers(t *testing.T) {
 	f := b.call.between(cut-200*time.Millisecond, end)
 	t.Logf("the link was down for %v: %v; %s", plugged-cut, f, b.call.kept())
 	if f.Gap < outage-200*time.Millisecond || f.Gap > outage+5*time.Second {
-		t.Errorf("the gap is %v for an outage of %v", f.Gap, outage)
+		b.call.fault(f, "the gap of an outage of %v", outage)
 	}
 	endsAbruptly(t, old)
 	t.Logf("a stream passes after %v", b.connects(5*time.Second).Round(time.Millisecond))
@@ -218,10 +219,12 @@ func TestInTheLabStreamsGoOverQUICWhenTCPIsSwallowed(t *testing.T) {
 	old := b.connect(b.echo)
 	b.Drop(netlab.Both, netlab.TCP, netlab.All)
 	blocked := b.call.now()
+	hasty := b.opening()
 	t.Logf("a stream passes %v after TCP was swallowed", b.connects(movesWithin+time.Second).Round(time.Millisecond))
 	for range 5 {
 		b.connects(200 * time.Millisecond)
 	}
+	t.Logf("one that was asked for before anybody could know: %s", <-hasty)
 	endsAbruptly(t, old)
 	b.call.uninterrupted("datagrams meanwhile", blocked, b.call.now()-300*time.Millisecond)
 
@@ -242,6 +245,22 @@ func TestInTheLabStreamsGoOverQUICWhenTCPIsSwallowed(t *testing.T) {
 	}
 	t.Logf("streams are back on TCP %v after it works again; %s", time.Since(began).Round(time.Millisecond), b.call.kept())
 	b.finish()
+}
+
+// opening asks for a stream and says later what became of it.
+func (l *lab) opening() <-chan string {
+	said := make(chan string, 1)
+	began := time.Now()
+	go func() {
+		ctx, cancel := context.WithTimeout(l.t.Context(), 2*patience)
+		defer cancel()
+		err := l.Home.In(func() error { return connectOnce(ctx, l.client.Socks(), l.echo, func() {}) })
+		if took := time.Since(began); took > patience {
+			l.t.Errorf("a stream hangs for %v: %v", took, err)
+		}
+		said <- fmt.Sprintf("%v after %v", err, time.Since(began).Round(time.Millisecond))
+	}()
+	return said
 }
 
 // The two are raced, so a network where UDP was never open costs nothing at start.
@@ -286,7 +305,7 @@ func TestInTheLabAPathThatEatsLargePacketsIsLeft(t *testing.T) {
 		small := b.call.between(died, b.call.now()-300*time.Millisecond)
 		t.Logf("small ones meanwhile: %v", small)
 		if small.Lost > 2 || small.Twice > 0 {
-			t.Errorf("small ones meanwhile: %v", small)
+			b.call.fault(small, "small ones are lost meanwhile")
 		}
 		b.Mend()
 		t.Logf("back on UDP %v after large ones pass again", b.movesBack(patience).Round(100*time.Millisecond))
@@ -368,7 +387,7 @@ func TestInTheLabAServerThatIsPausedKeepsItsCalls(t *testing.T) {
 	f := b.call.between(paused-200*time.Millisecond, end)
 	t.Logf("the server was paused for %v: %v; %s", outage, f, b.call.kept())
 	if f.Gap < outage-200*time.Millisecond || f.Gap > outage+time.Second {
-		t.Errorf("the gap is %v for a pause of %v", f.Gap, outage)
+		b.call.fault(f, "the gap of a pause of %v", outage)
 	}
 	b.finish()
 }
