@@ -19,8 +19,9 @@ var voice = rhythm{Every: 20 * time.Millisecond, Size: 160}
 
 // rhythm is how a call sends.
 type rhythm struct {
-	Every time.Duration
-	Size  int
+	Every  time.Duration
+	Size   int
+	OneWay bool // the target says nothing
 }
 
 // call is a flow of numbered datagrams at a steady rate to a target that sends each
@@ -117,7 +118,9 @@ func (c *call) answer() {
 				c.egress = append(c.egress, from)
 			}
 		})
-		_, _ = c.target.WriteToUDPAddrPort(b[:n], from)
+		if !c.rhythm.OneWay {
+			_, _ = c.target.WriteToUDPAddrPort(b[:n], from)
+		}
 	}
 }
 

@@ -30,12 +30,11 @@ const (
 type lab struct {
 	*netlab.Net
 
-	t        *testing.T
-	stateDir string
-	server   *serverProcess
-	client   *socksProcess
-	echo     socks.Addr // at the targets, UDP and TCP
-	before   []holdings // of the server and the client, at rest
+	t       *testing.T
+	servers []*serverProcess // the same ones as the network's
+	client  *socksProcess
+	echo    socks.Addr // at the targets, UDP and TCP
+	before  []holdings // of the servers and the client, at rest
 }
 
 // newNet makes a network, or skips the test.
@@ -47,7 +46,7 @@ func newNet(t *testing.T, cfg netlab.Config) *netlab.Net {
 	return netlab.New(t, cfg)
 }
 
-// startLab makes a network with a server in it, and a client whose tunnel is up.
+// startLab makes a network with servers in it, and a client whose tunnel is up.
 func startLab(t *testing.T, cfg netlab.Config, clientArgs ...string) *lab {
 	t.Helper()
 	l := startLabServer(t, cfg)
@@ -59,9 +58,12 @@ func startLab(t *testing.T, cfg netlab.Config, clientArgs ...string) *lab {
 // startLabServer is startLab without the client.
 func startLabServer(t *testing.T, cfg netlab.Config) *lab {
 	t.Helper()
-	l := &lab{Net: newNet(t, cfg), t: t, stateDir: filepath.Join(t.TempDir(), "server")}
+	l := &lab{Net: newNet(t, cfg), t: t}
 	l.in(l.Targets, func() { l.echo = startEchoAt(t, netip.AddrPortFrom(netlab.TargetAddr(), 7).String()) })
-	l.startServer()
+	for i, host := range l.Servers {
+		l.servers = append(l.servers, &serverProcess{StateDir: filepath.Join(t.TempDir(), host.Name)})
+		l.startServer(i)
+	}
 	return l
 }
 
@@ -87,21 +89,26 @@ func (l *lab) launch(h *netlab.Host, args ...string) (p *process) {
 	return p
 }
 
-// startServer starts the server, or starts it again.
-func (l *lab) startServer() {
+// startServer starts a server, or starts it again.
+func (l *lab) startServer(i int) {
 	l.t.Helper()
-	addr := netip.AddrPortFrom(netlab.ServerAddr(0), labPort)
-	l.server = serverBehind(l.t, l.launch(l.Servers[0], slices.Concat([]string{
-		"server", "--listen", addr.String(), "--state-dir", l.stateDir, "--allow", netlab.TargetNetwork,
+	addr, dir := netip.AddrPortFrom(netlab.ServerAddr(i), labPort), l.servers[i].StateDir
+	l.servers[i] = serverBehind(l.t, l.launch(l.Servers[i], slices.Concat([]string{
+		"server", "--listen", addr.String(), "--state-dir", dir, "--allow", netlab.TargetNetwork,
 	}, labServerTimers)...))
-	l.server.Addr = addr
+	l.servers[i].Addr, l.servers[i].StateDir = addr, dir
 }
 
+// startClient starts the client with all servers' links, the first one preferred.
 func (l *lab) startClient(args ...string) {
 	l.t.Helper()
-	p := l.launch(l.Home, slices.Concat([]string{
-		"client", "--listen", labSOCKS, "--state-dir", filepath.Join(l.t.TempDir(), "client"), l.server.Link,
-	}, labClientTimers, args)...)
+	args = slices.Concat([]string{
+		"client", "--listen", labSOCKS, "--state-dir", filepath.Join(l.t.TempDir(), "client"),
+	}, labClientTimers, args)
+	for _, s := range l.servers {
+		args = append(args, s.Link)
+	}
+	p := l.launch(l.Home, args...)
 	p.WaitLog("listening", message("SOCKS5 is listening"))
 	l.client = &socksProcess{process: p, Addr: netip.MustParseAddrPort(labSOCKS)}
 }
@@ -161,7 +168,12 @@ func (l *lab) rest() {
 	}
 }
 
-func (l *lab) processes() []*process { return []*process{l.server.process, l.client.process} }
+func (l *lab) processes() (all []*process) {
+	for _, s := range l.servers {
+		all = append(all, s.process)
+	}
+	return append(all, l.client.process)
+}
 
 // settles checks that the processes come to hold no more than at rest.
 func (l *lab) settles() {

@@ -22,7 +22,12 @@ type busy struct {
 // startBusy starts a lab with everything that runs in it.
 func startBusy(t *testing.T, downloads ...func(*lab) *download) *busy {
 	t.Helper()
-	l := startLab(t, netlab.Config{})
+	return startBusyIn(startLab(t, netlab.Config{}), downloads...)
+}
+
+// startBusyIn fills a lab.
+func startBusyIn(l *lab, downloads ...func(*lab) *download) *busy {
+	l.t.Helper()
 	l.rest()
 	b := &busy{lab: l, call: l.startCall(voice)}
 	for _, start := range downloads {
@@ -288,7 +293,7 @@ func TestInTheLabAClosedUDPCostsNoDelayAtStart(t *testing.T) {
 			t.Errorf("%s: %v, with an open network %v", network, took[network], took["open"])
 		}
 		l.client.Stop()
-		l.server.Stop()
+		l.servers[0].Stop()
 	}
 }
 
@@ -377,9 +382,9 @@ func TestInTheLabAServerThatIsPausedKeepsItsCalls(t *testing.T) {
 	const outage = 5 * time.Second
 	b := startBusy(t, (*lab).startHTTP3Download, (*lab).startTCPDownload)
 	paused := b.call.now()
-	signal(t, b.server.process, syscall.SIGSTOP)
+	signal(t, b.servers[0].process, syscall.SIGSTOP)
 	during(outage)
-	signal(t, b.server.process, syscall.SIGCONT)
+	signal(t, b.servers[0].process, syscall.SIGCONT)
 	b.call.flowing(patience)
 	during(2 * time.Second)
 	end := b.call.now()
@@ -404,9 +409,9 @@ func TestInTheLabCallsGoOnWhenTheServerIsKilledAndStartedAgain(t *testing.T) {
 	b := startBusy(t)
 	old := b.connect(b.echo)
 	killed := b.call.now()
-	b.server.Kill()
+	b.servers[0].Kill()
 	during(time.Second)
-	b.startServer()
+	b.startServer(0)
 	started := b.call.now()
 	b.call.flowing(patience)
 	during(2 * time.Second)
@@ -423,5 +428,55 @@ func TestInTheLabCallsGoOnWhenTheServerIsKilledAndStartedAgain(t *testing.T) {
 	}
 	endsAbruptly(t, old)
 	t.Logf("a stream passes after %v", b.connects(5*time.Second).Round(time.Millisecond))
+	b.finish()
+}
+
+// leavesFromTheFirst waits until new associations leave from the first server, and
+// says how long that takes.
+func (l *lab) leavesFromTheFirst() time.Duration {
+	l.t.Helper()
+	began := time.Now()
+	for {
+		c := l.startCall(voice)
+		c.flowing(patience)
+		at := c.seenAs()
+		c.Stop()
+		took := time.Since(began)
+		if len(at) == 1 && at[0].Addr() == netlab.ServerAddr(0) {
+			return took
+		}
+		if took > 2*patience {
+			l.t.Fatalf("new associations leave from %v and not from the first server", at)
+		}
+	}
+}
+
+// The application keeps its association and is seen at another address; what it opens
+// later returns to the first server, and what it has open stays where it is.
+func TestInTheLabCallsGoOnThroughAnotherServer(t *testing.T) {
+	t.Parallel()
+	l := startLab(t, netlab.Config{Servers: 2})
+	t.Logf("associations leave from the first server %v after the client's start", l.leavesFromTheFirst().Round(100*time.Millisecond))
+	b := startBusyIn(l, (*lab).startHTTP3Download)
+	killed := b.call.now()
+	b.servers[0].Kill()
+	b.call.flowing(patience)
+	during(2 * time.Second)
+	end := b.call.now()
+	b.call.uninterrupted("after", end-time.Second, end-300*time.Millisecond)
+	f := b.call.between(killed-200*time.Millisecond, end)
+	t.Logf("the first server is gone: %v; a stream passes after %v", f, b.connects(5*time.Second).Round(time.Millisecond))
+	if f.Gap > 6*time.Second {
+		b.call.fault(f, "the gap")
+	}
+
+	b.startServer(0)
+	t.Logf("new associations leave from the first server again %v after its start", b.leavesFromTheFirst().Round(100*time.Millisecond))
+	during(2 * time.Second)
+	egress := b.call.seenAs()
+	if len(egress) != 2 || egress[0].Addr() != netlab.ServerAddr(0) || egress[1].Addr() != netlab.ServerAddr(1) {
+		t.Errorf("the call was seen at %v, want one address of each server", egress)
+	}
+	t.Logf("the call was seen at %v", egress)
 	b.finish()
 }
