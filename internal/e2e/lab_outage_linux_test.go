@@ -51,13 +51,14 @@ func (b *busy) finish() {
 	b.settles()
 }
 
-// uninterrupted checks what was sent in a time when nothing was wrong.
+// uninterrupted checks what was sent in a time when nothing was wrong. One or two may be
+// lost where several labs share a machine.
 func (c *call) uninterrupted(what string, from, to time.Duration) {
 	c.t.Helper()
 	f := c.between(from, to)
 	c.t.Logf("%s: %v", what, f)
-	if f.Lost > f.Sent/100 || f.Sent < int((to-from)/c.rhythm.Every)*8/10 {
-		c.fault(f, "%s: more than one in a hundred is lost", what)
+	if f.Lost > max(2, f.Sent/100) || f.Sent < int((to-from)/c.rhythm.Every)*8/10 {
+		c.fault(f, "%s: too many are lost", what)
 	}
 }
 
@@ -168,7 +169,7 @@ func TestInTheLabDatagramsLeaveUDPWhenItIsSwallowedAndComeBack(t *testing.T) {
 		took := b.movesBack(patience)
 		back := b.call.between(mended, b.call.now())
 		t.Logf("UDP works again: back on it after %v; %v", took.Round(100*time.Millisecond), back)
-		if back.Gap > 200*time.Millisecond || back.Lost > 2 {
+		if back.Gap > 400*time.Millisecond || back.Lost > 2 {
 			b.call.fault(back, "the way back is felt")
 		}
 	}
@@ -297,19 +298,21 @@ func TestInTheLabAClosedUDPCostsNoDelayAtStart(t *testing.T) {
 	}
 }
 
-// The call's own datagrams are small and pass; the other one's do not.
+// As where a tunnel on the way takes less than 1,500 bytes and its ICMP is filtered. The
+// call's own datagrams are small and pass, but for those that share a packet with a
+// large one.
 func TestInTheLabAPathThatEatsLargePacketsIsLeft(t *testing.T) {
 	t.Parallel()
 	b := startBusy(t)
-	large := b.startCall(rhythm{Every: voice.Every, Size: 1000})
+	large := b.startCall(rhythm{Every: voice.Every, Size: 1350})
 	large.flowing(patience)
 	for _, direction := range netlab.Both {
-		b.Drop([]netlab.Direction{direction}, netlab.UDP, netlab.Above(700))
+		b.Drop([]netlab.Direction{direction}, netlab.UDP, netlab.Above(1300))
 		died := b.call.now()
 		large.moves(fmt.Sprintf("large packets swallowed on the way %v", direction), large.now())
 		small := b.call.between(died, b.call.now()-300*time.Millisecond)
 		t.Logf("small ones meanwhile: %v", small)
-		if small.Lost > 2 || small.Twice > 0 {
+		if small.Lost > small.Sent/4 || small.Twice > 0 {
 			b.call.fault(small, "small ones are lost meanwhile")
 		}
 		b.Mend()

@@ -47,7 +47,7 @@ func TestInTheLabACallOutlivesWhateverHappens(t *testing.T) {
 	some := func(p netlab.Protocol) func() string {
 		return func() string {
 			directions := [][]netlab.Direction{netlab.Both, {netlab.Up}, {netlab.Down}}[random.IntN(3)]
-			which := []netlab.Which{netlab.All, netlab.Share(0.2), netlab.Share(0.6), netlab.Above(700)}
+			which := []netlab.Which{netlab.All, netlab.Share(0.2), netlab.Share(0.6), netlab.Above(1300)}
 			i := random.IntN(len(which))
 			b.Drop(directions, p, which[i])
 			return fmt.Sprintf("%v %v loses %s", p, directions, []string{"all", "a fifth", "more than half", "what is large"}[i])
