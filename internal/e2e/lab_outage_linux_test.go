@@ -74,9 +74,8 @@ func TestInTheLabAPauseOfTheRadioKillsNothing(t *testing.T) {
 	during(outage)
 	b.Mend()
 	b.call.flowing(patience)
-	during(2 * time.Second)
+	b.call.recovers("after")
 	end := b.call.now()
-	b.call.uninterrupted("after", end-time.Second, end-300*time.Millisecond)
 	f := b.call.between(cut-200*time.Millisecond, end)
 	t.Logf("after %v of silence: %v; %s", outage, f, b.call.kept())
 	if f.Gap < outage-200*time.Millisecond || f.Gap > outage+time.Second {
@@ -86,6 +85,25 @@ func TestInTheLabAPauseOfTheRadioKillsNothing(t *testing.T) {
 		t.Errorf("%d datagrams came twice", f.Twice)
 	}
 	b.finish()
+}
+
+// recovers waits until a call is undisturbed for a while after something happened.
+func (c *call) recovers(what string) {
+	c.t.Helper()
+	const window, onItsWay = 700 * time.Millisecond, 300 * time.Millisecond
+	for began := c.now(); ; {
+		during(window + onItsWay)
+		to := c.now() - onItsWay
+		f := c.between(to-window, to)
+		if f.Lost <= 2 {
+			c.t.Logf("%s: %v", what, f)
+			return
+		}
+		if c.now()-began > 5*time.Second {
+			c.fault(f, "%s: too many are lost", what)
+			return
+		}
+	}
 }
 
 // traffic is how many packets a second come to the router on their way up over d.
@@ -100,11 +118,12 @@ func (l *lab) traffic(d time.Duration) (udp, tcp float64) {
 }
 
 // overUDP says whether datagrams travelled over UDP for the next d. Nothing else may be
-// under way but a few streams that rest.
+// under way but streams that rest and probes. How many packets the datagrams make depends
+// on how busy the machine is, so only the ratio counts.
 func (l *lab) overUDP(d time.Duration) (bool, string) {
 	l.t.Helper()
 	udp, tcp := l.traffic(d)
-	return udp > 45 && tcp < 25, fmt.Sprintf("%.0f packets/s over UDP, %.0f over TCP", udp, tcp)
+	return udp > 20 && udp > 3*tcp, fmt.Sprintf("%.0f packets/s over UDP, %.0f over TCP", udp, tcp)
 }
 
 // movesBack waits until datagrams travel over UDP, and checks that they stay there for
@@ -144,10 +163,8 @@ const movesWithin = 3 * time.Second
 func (c *call) moves(what string, died time.Duration) {
 	c.t.Helper()
 	c.flowing(patience)
-	during(2 * time.Second)
-	now := c.now()
-	c.uninterrupted(what+", moved", now-1500*time.Millisecond, now-300*time.Millisecond)
-	f := c.between(died-200*time.Millisecond, now)
+	c.recovers(what + ", moved")
+	f := c.between(died-200*time.Millisecond, c.now())
 	c.t.Logf("%s: %v", what, f)
 	if f.Gap > movesWithin {
 		c.fault(f, "%s: the gap is more than %v", what, movesWithin)
@@ -191,9 +208,8 @@ func TestInTheLabAssociationsOutliveBothCarriers(t *testing.T) {
 	b.Plug(b.Home)
 	plugged := b.call.now()
 	b.call.flowing(patience)
-	during(2 * time.Second)
+	b.call.recovers("after")
 	end := b.call.now()
-	b.call.uninterrupted("after", end-time.Second, end-300*time.Millisecond)
 	f := b.call.between(cut-200*time.Millisecond, end)
 	t.Logf("the link was down for %v: %v; %s", plugged-cut, f, b.call.kept())
 	if f.Gap < outage-200*time.Millisecond || f.Gap > outage+5*time.Second {
@@ -228,7 +244,7 @@ func TestInTheLabStreamsGoOverQUICWhenTCPIsSwallowed(t *testing.T) {
 	hasty := b.opening()
 	t.Logf("a stream passes %v after TCP was swallowed", b.connects(movesWithin+time.Second).Round(time.Millisecond))
 	for range 5 {
-		b.connects(200 * time.Millisecond)
+		b.connects(time.Second)
 	}
 	t.Logf("one that was asked for before anybody could know: %s", <-hasty)
 	endsAbruptly(t, old)
@@ -290,7 +306,7 @@ func TestInTheLabAClosedUDPCostsNoDelayAtStart(t *testing.T) {
 		took[network] = c.began.Sub(began) + c.firstBack()
 		t.Logf("%s: the first datagram is back %v after the client's start, a stream takes %v",
 			network, took[network].Round(time.Millisecond), stream.Round(time.Millisecond))
-		if took[network] > took["open"]+500*time.Millisecond {
+		if took[network] > took["open"]+2*time.Second { // far less than any dial's timeout
 			t.Errorf("%s: %v, with an open network %v", network, took[network], took["open"])
 		}
 		l.client.Stop()
@@ -389,9 +405,8 @@ func TestInTheLabAServerThatIsPausedKeepsItsCalls(t *testing.T) {
 	during(outage)
 	signal(t, b.servers[0].process, syscall.SIGCONT)
 	b.call.flowing(patience)
-	during(2 * time.Second)
+	b.call.recovers("after")
 	end := b.call.now()
-	b.call.uninterrupted("after", end-time.Second, end-300*time.Millisecond)
 	f := b.call.between(paused-200*time.Millisecond, end)
 	t.Logf("the server was paused for %v: %v; %s", outage, f, b.call.kept())
 	if f.Gap < outage-200*time.Millisecond || f.Gap > outage+time.Second {
@@ -417,9 +432,8 @@ func TestInTheLabCallsGoOnWhenTheServerIsKilledAndStartedAgain(t *testing.T) {
 	b.startServer(0)
 	started := b.call.now()
 	b.call.flowing(patience)
-	during(2 * time.Second)
+	b.call.recovers("after")
 	end := b.call.now()
-	b.call.uninterrupted("after", end-time.Second, end-300*time.Millisecond)
 	f := b.call.between(killed-200*time.Millisecond, end)
 	egress := b.call.seenAs()
 	t.Logf("the server was away for %v: %v; egress %v", (started - killed).Round(time.Millisecond), f, egress)
@@ -464,9 +478,8 @@ func TestInTheLabCallsGoOnThroughAnotherServer(t *testing.T) {
 	killed := b.call.now()
 	b.servers[0].Kill()
 	b.call.flowing(patience)
-	during(2 * time.Second)
+	b.call.recovers("after")
 	end := b.call.now()
-	b.call.uninterrupted("after", end-time.Second, end-300*time.Millisecond)
 	f := b.call.between(killed-200*time.Millisecond, end)
 	t.Logf("the first server is gone: %v; a stream passes after %v", f, b.connects(5*time.Second).Round(time.Millisecond))
 	if f.Gap > 6*time.Second {
