@@ -44,6 +44,7 @@ var mayImport = map[string][]string{
 	"internal/benchcompare": {"internal/bench", "certs"},
 	"internal/demo":         {"client", "server", "internal/link", "internal/probe", "internal/state", "socks"},
 	"internal/e2e":          {}, // tests of processes, from outside
+	"internal/netlab":       {},
 }
 
 // foreign is who alone may import the packages that everything stands on. A
@@ -61,6 +62,8 @@ var foreign = map[string][]string{
 	"github.com/google/go-cmp/cmp":            {},
 	"go.uber.org/goleak":                      {},
 	"github.com/rogpeppe/go-internal":         {},
+	"github.com/vishvananda/netlink":          {"internal/netlab"},
+	"github.com/vishvananda/netns":            {"internal/netlab"},
 }
 
 func TestImportsRunOneWay(t *testing.T) {

@@ -104,6 +104,9 @@ type process struct {
 	secrets []string      // that must not be in a log
 	killed  bool          // no orderly end is expected
 	failing bool          // the test expects it to fail
+
+	// dial reaches a process that is in another network; nil: it is in this one.
+	dial func(ctx context.Context, network, addr string) (net.Conn, error)
 }
 
 // environment is what processes run in: nothing of the tester's own settings.

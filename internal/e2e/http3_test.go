@@ -24,7 +24,10 @@ func TestHTTP3RunsThroughAnAssociation(t *testing.T) {
 	t.Parallel()
 	body := random(3, 50<<20)
 	want := sha256.Sum256(body)
-	url, dial := startHTTP3(t, body)
+	url, dial := startHTTP3(t, listenUDP(t, "127.0.0.1:0"), http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Length", fmt.Sprint(len(body)))
+		_, _ = w.Write(body)
+	}))
 	overEach(t, []string{overQUIC, overYamux, overProxy}, func(t *testing.T, kind string) {
 		tu := startOver(t, kind, nil, nil)
 		inner := &quic.Transport{Conn: associate(t, tu.Entry.Socks())}
@@ -57,18 +60,14 @@ func TestHTTP3RunsThroughAnAssociation(t *testing.T) {
 	})
 }
 
-// startHTTP3 starts a server that sends body. dial makes an http3.Transport's
-// Dial out of the transport that the client's QUIC runs on.
-func startHTTP3(t *testing.T, body []byte) (url string, dial func(*quic.Transport) func(context.Context, string, *tls.Config, *quic.Config) (*quic.Conn, error)) {
+// startHTTP3 starts a server on a socket, which it closes. dial makes an
+// http3.Transport's Dial out of the transport that the client's QUIC runs on.
+func startHTTP3(t *testing.T, socket net.PacketConn, handler http.Handler) (url string, dial func(*quic.Transport) func(context.Context, string, *tls.Config, *quic.Config) (*quic.Conn, error)) {
 	t.Helper()
 	id := newIdentity(t)
-	socket := listenUDP(t, "127.0.0.1:0")
 	server := &http3.Server{
 		TLSConfig: http3.ConfigureTLSConfig(&tls.Config{Certificates: []tls.Certificate{*id.Certificate()}}),
-		Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-			w.Header().Set("Content-Length", fmt.Sprint(len(body)))
-			_, _ = w.Write(body)
-		}),
+		Handler:   handler,
 	}
 	served := make(chan struct{})
 	go func() { defer close(served); _ = server.Serve(socket) }()

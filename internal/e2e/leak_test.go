@@ -65,7 +65,7 @@ func holdingsNow(t testing.TB, p *process, garbage bool) (h holdings) {
 	if !garbage {
 		url += "?gc=1"
 	}
-	client := &http.Client{Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true}}
+	client := &http.Client{Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true, DialContext: p.dial}}
 	resp, err := client.Get(url)
 	if err != nil {
 		t.Fatal(err)

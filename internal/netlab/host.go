@@ -1,0 +1,178 @@
+//go:build linux
+
+package netlab
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+)
+
+// Host is one machine: a network namespace. It has no name that the system knows, so
+// it is gone with the last socket and process in it, and a test that was killed
+// leaves nothing that could be in a later one's way.
+type Host struct {
+	Name string
+
+	t  testing.TB
+	ns netns.NsHandle
+	nl *netlink.Handle
+}
+
+func newHost(t testing.TB, name string) *Host {
+	t.Helper()
+	h := &Host{Name: name, t: t}
+	err := apart(func() (err error) {
+		h.ns, err = netns.New()
+		return err
+	})
+	if err != nil {
+		t.Fatalf("a namespace for %s: %v", name, err)
+	}
+	t.Cleanup(func() { h.ns.Close() })
+	if h.nl, err = netlink.NewHandleAt(h.ns); err != nil {
+		t.Fatalf("netlink of %s: %v", name, err)
+	}
+	t.Cleanup(h.nl.Close)
+	h.setUp("lo")
+	return h
+}
+
+// apart runs f on a thread that f may move to another namespace.
+func apart(f func() error) error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	before, err := netns.Get()
+	if err != nil {
+		return err
+	}
+	defer before.Close()
+	defer func() {
+		if err := netns.Set(before); err != nil {
+			panic("a thread is lost in another network: " + err.Error())
+		}
+	}()
+	return f()
+}
+
+// In runs f as on the host: sockets that f makes and processes that it starts,
+// itself and not in goroutines, belong there and stay there.
+func (h *Host) In(f func() error) error {
+	return apart(func() error {
+		if err := netns.Set(h.ns); err != nil {
+			return fmt.Errorf("entering %s: %w", h.Name, err)
+		}
+		return f()
+	})
+}
+
+// Run runs a program on the host with input, to its end.
+func (h *Host) Run(input, program string, args ...string) string {
+	h.t.Helper()
+	path, err := find(program)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	var out []byte
+	err = h.In(func() (err error) {
+		cmd := exec.Command(path, args...)
+		cmd.Stdin = strings.NewReader(input)
+		out, err = cmd.CombinedOutput()
+		return err
+	})
+	if err != nil {
+		h.t.Fatalf("%s on %s: %v: %s\n%s", program, h.Name, err, out, input)
+	}
+	return string(out)
+}
+
+// find looks for a program also where ordinary users have no daemons.
+func find(program string) (string, error) {
+	if path, err := exec.LookPath(program); err == nil {
+		return path, nil
+	}
+	path := filepath.Join("/usr/sbin", program)
+	_, err := os.Stat(path)
+	return path, err
+}
+
+// set writes one of the host's settings below /proc/sys/net.
+func (h *Host) set(setting, value string) {
+	h.t.Helper()
+	err := h.In(func() error { return os.WriteFile(filepath.Join("/proc/sys/net", setting), []byte(value), 0) })
+	if err != nil {
+		h.t.Fatalf("setting %s on %s: %v", setting, h.Name, err)
+	}
+}
+
+func (h *Host) link(name string) netlink.Link {
+	h.t.Helper()
+	l, err := h.nl.LinkByName(name)
+	if err != nil {
+		h.t.Fatalf("%s of %s: %v", name, h.Name, err)
+	}
+	return l
+}
+
+func (h *Host) setUp(name string) {
+	h.t.Helper()
+	if err := h.nl.LinkSetUp(h.link(name)); err != nil {
+		h.t.Fatalf("setting up %s of %s: %v", name, h.Name, err)
+	}
+}
+
+// address gives one of the host's links an address and sets it up.
+func (h *Host) address(name, cidr string) {
+	h.t.Helper()
+	addr, err := netlink.ParseAddr(cidr)
+	if err == nil {
+		err = h.nl.AddrAdd(h.link(name), addr)
+	}
+	if err != nil {
+		h.t.Fatalf("%s for %s of %s: %v", cidr, name, h.Name, err)
+	}
+	h.setUp(name)
+}
+
+// defaultVia sends everything that has no other way through a gateway.
+func (h *Host) defaultVia(gateway string) {
+	h.t.Helper()
+	_, all, _ := net.ParseCIDR("0.0.0.0/0")
+	if err := h.nl.RouteReplace(&netlink.Route{Dst: all, Gw: net.ParseIP(gateway)}); err != nil {
+		h.t.Fatalf("a route through %s on %s: %v", gateway, h.Name, err)
+	}
+}
+
+// Missing says why this machine can have no lab, if so.
+func Missing() error {
+	if os.Geteuid() != 0 {
+		return errors.New("making network namespaces takes root")
+	}
+	for program, pkg := range map[string]string{"nft": "nftables", "tc": "iproute2"} {
+		if _, err := find(program); err != nil {
+			return fmt.Errorf("%s is not installed (Debian package %s)", program, pkg)
+		}
+	}
+	err := apart(func() error {
+		ns, err := netns.New()
+		if err != nil {
+			return fmt.Errorf("this system makes no network namespaces: %w", err)
+		}
+		defer ns.Close()
+		tun, err := openTUN("probe")
+		if err != nil {
+			return fmt.Errorf("this system has no TUN devices: %w", err)
+		}
+		return tun.Close()
+	})
+	return err
+}
