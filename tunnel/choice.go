@@ -213,7 +213,8 @@ func (s *Session) Serving() (datagrams, streams *Attachment) {
 	return s.datagrams, s.streamsOn
 }
 
-// Healthy says whether a good carrier of the kind is attached; 0 is any kind.
+// Healthy says whether a carrier of the kind is attached that is good or on
+// probation; 0 is any kind.
 func (s *Session) Healthy(kind Kind) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -225,7 +226,7 @@ func (s *Session) healthyLocked(kind Kind) bool {
 		if kind != 0 && a.Kind() != kind || a.c.Err() != nil {
 			continue
 		}
-		if good, _ := a.good(); good {
+		if a.serviceable() {
 			return true
 		}
 	}

@@ -101,11 +101,12 @@ type health struct {
 	n       int
 	newest  sample
 
-	suspect  bool
-	why      string        // while suspect
-	since    time.Duration // of the present state
-	relapses int
-	limit    int // largest bundle in bytes that the path takes; 0 is any
+	suspect   bool
+	probation bool          // suspect only because the one before it was
+	why       string        // while suspect
+	since     time.Duration // of the present state
+	relapses  int
+	limit     int // largest bundle in bytes that the path takes; 0 is any
 }
 
 // ping is one that was asked for. sent is from when it left, if it has.
@@ -124,6 +125,13 @@ type sample struct {
 }
 
 func newHealth(t Timers, now time.Duration) *health { return &health{t: t, next: 1, since: now} }
+
+// succeed begins where a suspect of the same kind has got to: that a connection
+// can be made on a path says little of what the path loses.
+func (h *health) succeed(before *health) {
+	h.suspect, h.probation, h.why = true, true, "has yet to prove itself"
+	h.relapses, h.limit = before.relapses, before.limit
+}
 
 // ask notes that a ping is due now and returns its id.
 func (h *health) ask(now time.Duration) uint64 {
@@ -247,17 +255,20 @@ func (f *flowed) eaten() int {
 
 // judge brings the state up to now and says whether it changed.
 func (h *health) judge(now time.Duration) (changed bool) {
-	if h.suspect {
+	if h.suspect && !h.probation {
 		return h.recover(now)
 	}
 	why := h.complaint(now)
+	if why == "" && h.probation {
+		return h.recover(now)
+	}
 	if why == "" {
 		return false
 	}
-	if h.relapses > 0 && now-h.since > 10*h.steady() {
+	if !h.suspect && h.relapses > 0 && now-h.since > 10*h.steady() {
 		h.relapses = 0
 	}
-	h.suspect, h.why, h.since = true, why, now
+	h.suspect, h.probation, h.why, h.since = true, false, why, now
 	return true
 }
 
@@ -270,7 +281,8 @@ func (h *health) complaint(now time.Duration) string {
 	if silent := h.silent(now); silent >= patience {
 		return fmt.Sprintf("silent for %.1f s", silent.Seconds())
 	}
-	up, down, covered := h.over(h.t.Suspect, false)
+	// Pings come every quarter of that time, so this covers most of it to all of it.
+	up, down, covered := h.over(h.t.Suspect*3/4, false)
 	if covered == 0 {
 		return ""
 	}
@@ -314,7 +326,7 @@ func (h *health) recover(now time.Duration) bool {
 		}
 	}
 	h.lost = 1 - min(up.arrived(), down.arrived())
-	h.suspect, h.why, h.since, h.limit = false, "", now, 0
+	h.suspect, h.probation, h.why, h.since, h.limit = false, false, "", now, 0
 	h.relapses++
 	return true
 }

@@ -289,6 +289,29 @@ func (a *Attachment) nudge() {
 	wake(a.beat.stir)
 }
 
+// serviceable says whether the carrier is worth keeping as the one of its kind:
+// good, or on probation.
+func (a *Attachment) serviceable() bool {
+	b := &a.beat
+	if b.h == nil {
+		return true
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return !b.h.suspect || b.h.probation
+}
+
+// inherit puts the carrier on probation where before, of the same kind, is suspect.
+func (a *Attachment) inherit(before *Attachment) {
+	b := &before.beat
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.h.suspect {
+		a.beat.h.succeed(b.h)
+		a.beat.own.Store(int64(b.h.limit))
+	}
+}
+
 // resends says whether the TCP connection sends too much again.
 func (a *Attachment) resends() bool {
 	a.beat.mu.Lock()

@@ -201,6 +201,36 @@ func TestDatagramsMoveFromADeadPathAndBackAndStaySteady(t *testing.T) {
 	}
 }
 
+// A connection can be made where most packets are lost.
+func TestAReplacementOfASuspectHasToProveItselfFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newTwoPaths(t, time.Minute)
+		defer p.close()
+		near, _ := p.join(lossyPath)
+		p.join(orderedPath)
+		v := p.talk()
+		v.run(3 * time.Second)
+		near.Lose(0.6)
+		v.run(3 * time.Second)
+		bad := lossyPath
+		bad.Loss = 0.6
+		again, far := p.join(bad)
+		if !p.session.Healthy(KindQUIC) {
+			t.Error("the client would dial yet another")
+		}
+		if sent, back := v.run(10 * time.Second); sent != back {
+			t.Errorf("%d of %d came back: they went over the replacement", back, sent)
+		}
+		again.Lose(0)
+		far.Lose(0)
+		v.run(20 * time.Second)
+		if d, _ := p.session.Serving(); d.Kind() != KindQUIC {
+			t.Errorf("datagrams are on %v though the replacement works: %q", d.Kind(), p.events)
+		}
+		v.check(t)
+	})
+}
+
 func TestAPathThatEatsLargeBundlesLosesThemForThreeSecondsOnly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newTwoPaths(t, time.Minute)

@@ -251,6 +251,14 @@ func (s *Session) attach(c Carrier, number uint64, in *incarnation, instance [16
 	if s.instance != instance {
 		s.instance, s.leaving = instance, false
 	}
+	if !s.server {
+		for _, b := range slices.Backward(s.attached) {
+			if b.Kind() == c.Kind() && b.c.Err() == nil {
+				a.inherit(b)
+				break
+			}
+		}
+	}
 	surplus := s.surplusLocked(c)
 	if s.holding != nil {
 		s.holding.Stop()
