@@ -12,6 +12,7 @@ package netlab
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -19,6 +20,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // Config is what a network is made with; it can all be zero.
@@ -280,7 +282,44 @@ func (n *Net) Plug(h *Host) {
 		router = addr.Prev().String()
 	}
 	h.defaultVia(router)
+	n.awaitUp(h)
 }
+
+// awaitUp waits until both ends of a host's link carry, and has the router ask anew
+// for who is there: what it asked while the link was down it repeats a second later.
+func (n *Net) awaitUp(h *Host) {
+	n.t.Helper()
+	near := h.link(wan).Attrs()
+	deadline := time.Now().Add(linkPatience)
+	for {
+		far, err := n.Router.nl.LinkByIndex(near.ParentIndex)
+		if err != nil {
+			n.t.Fatalf("the router's end of the link of %s: %v", h.Name, err)
+		}
+		near = h.link(wan).Attrs()
+		if near.OperState == netlink.OperUp && far.Attrs().OperState == netlink.OperUp {
+			break
+		}
+		if time.Now().After(deadline) {
+			n.t.Fatalf("the link of %s is %v and %v after %v", h.Name, near.OperState, far.Attrs().OperState, linkPatience)
+		}
+		time.Sleep(linkStep)
+	}
+	neighbours, err := n.Router.nl.NeighList(near.ParentIndex, netlink.FAMILY_V4)
+	if err != nil {
+		n.t.Fatalf("the router's neighbours: %v", err)
+	}
+	for _, neighbour := range neighbours {
+		if err := n.Router.nl.NeighDel(&neighbour); err != nil && !errors.Is(err, unix.ENOENT) {
+			n.t.Fatalf("forgetting %v: %v", neighbour.IP, err)
+		}
+	}
+}
+
+const (
+	linkPatience = 5 * time.Second
+	linkStep     = 5 * time.Millisecond
+)
 
 // Rate caps a direction of home's link at so many bits a second, with a queue for as
 // much as that is in the time; 0 takes the cap away.
