@@ -256,6 +256,7 @@ func (f *flowed) eaten() int {
 // judge brings the state up to now and says whether it changed.
 func (h *health) judge(now time.Duration) (changed bool) {
 	if h.suspect && !h.probation {
+		h.learnLimit()
 		return h.recover(now)
 	}
 	why := h.complaint(now)
@@ -291,15 +292,26 @@ func (h *health) complaint(now time.Duration) string {
 		name string
 		f    *flowed
 	}{{"there", &up}, {"back", &down}} {
-		if d.f.sent[0] >= judgedBundles && d.f.arrived() < badShare {
-			return fmt.Sprintf("loses %.0f %% on the way %s", 100*(1-d.f.arrived()), d.name)
-		}
+		// First, because a path that eats large packets also loses most where most are large.
 		if size := d.f.eaten(); size > 0 {
 			h.limit = size
 			return fmt.Sprintf("loses all above %d bytes on the way %s", size, d.name)
 		}
+		if d.f.sent[0] >= judgedBundles && d.f.arrived() < badShare {
+			return fmt.Sprintf("loses %.0f %% on the way %s", 100*(1-d.f.arrived()), d.name)
+		}
 	}
 	return ""
+}
+
+// learnLimit finds out about a suspect what it was not suspected for: where nothing
+// is better it stays in use, and bundles that fit are then all that arrives.
+func (h *health) learnLimit() {
+	if h.limit > 0 {
+		return
+	}
+	up, down, _ := h.over(h.t.Suspect*3/4, false)
+	h.limit = max(up.eaten(), down.eaten())
 }
 
 // recover says whether a suspect has worked well for long enough.

@@ -252,6 +252,39 @@ func TestAPathThatEatsLargePacketsReturnsWhenTheyPass(t *testing.T) {
 	}
 }
 
+// Where nearly all bundles are large, losing them looks like losing most.
+func TestALimitIsFoundThoughNearlyAllBundlesAreLarge(t *testing.T) {
+	for _, back := range []bool{false, true} {
+		c := newCourse()
+		c.traffic = func(time.Duration) (int, int) { return 1, 1380 }
+		c.run(10 * time.Second)
+		if c.up = eating(1250); back {
+			c.up, c.down = all, eating(1250)
+		}
+		took, changed := c.run(3 * time.Second)
+		c.run(3*time.Second - took) // first it is suspect for its loss
+		if !changed || c.h.limit != 1100 {
+			t.Errorf("back %v: suspect %v after %v, limit %d after 3 s, %q; want 1100", back, changed, took, c.h.limit, c.h.why)
+		}
+	}
+}
+
+// One that was suspected for its silence may turn out to eat large packets.
+func TestASuspectsLimitIsFoundLater(t *testing.T) {
+	c := newCourse()
+	c.traffic = func(time.Duration) (int, int) { return 1, 1380 }
+	c.run(10 * time.Second)
+	c.up = none
+	if _, changed := c.run(3 * time.Second); !changed || c.h.limit != 0 {
+		t.Fatalf("suspect %v, limit %d", changed, c.h.limit)
+	}
+	c.up = eating(1250)
+	c.run(5 * time.Second)
+	if c.h.limit != 1100 {
+		t.Errorf("limit %d while nothing above 1,250 bytes arrives, want 1100", c.h.limit)
+	}
+}
+
 func TestAfterSleepTheFirstPingDecidesSoon(t *testing.T) {
 	c := newCourse()
 	c.run(10 * time.Second)

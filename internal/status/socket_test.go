@@ -216,7 +216,8 @@ func TestHostileConnectionsHoldNothingUp(t *testing.T) {
 	}
 	began := time.Now()
 	wantPID(t, dir, 4)
-	if took := time.Since(began); took > answerTime {
+	// Milliseconds, but for a busy machine; waiting for all of them would be three answerTimes.
+	if took := time.Since(began); took > 2*answerTime {
 		t.Errorf("it took %v behind %d silent readers", took, 3*maxConns)
 	}
 	dial()
