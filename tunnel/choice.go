@@ -79,8 +79,8 @@ func (s *Session) streamKind() (kind Kind, why string) {
 }
 
 // best returns the carrier for a class that prefers kind and is now on current,
-// and why it is that one: a good one before a suspect, then the preferred kind,
-// then the newest. Among suspects it stays where it is.
+// and why it is that one: a good one before one on probation before a suspect, then
+// the preferred kind, then the newest. Among suspects it stays where it is.
 func (s *Session) best(kind Kind, current *Attachment) (best *Attachment, why string) {
 	top := -1
 	for _, a := range s.attached {
@@ -89,6 +89,8 @@ func (s *Session) best(kind Kind, current *Attachment) (best *Attachment, why st
 		}
 		rank := 0
 		if good, _ := a.good(); good {
+			rank = 8
+		} else if a.serviceable() {
 			rank = 4
 		} else if a == current {
 			rank = 2

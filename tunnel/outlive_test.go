@@ -201,6 +201,29 @@ func TestDatagramsMoveFromADeadPathAndBackAndStaySteady(t *testing.T) {
 	}
 }
 
+// It has answered at least, which the silent one has not.
+func TestAReplacementServesAtOnceWhereTheOtherIsSilent(t *testing.T) {
+	for _, cfg := range []PipeConfig{lossyPath, orderedPath} {
+		t.Run(cfg.Kind.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p := newTwoPaths(t, time.Minute)
+				defer p.close()
+				near, far := p.join(cfg)
+				v := p.talk()
+				v.run(3 * time.Second)
+				near.Mute(true)
+				far.Mute(true)
+				v.run(4 * time.Second)
+				p.join(cfg)
+				if sent, back := v.run(2 * time.Second); back < sent-1 {
+					t.Errorf("%d of %d came back over the replacement; only the first may miss it", back, sent)
+				}
+				v.check(t)
+			})
+		})
+	}
+}
+
 // A connection can be made where most packets are lost.
 func TestAReplacementOfASuspectHasToProveItselfFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

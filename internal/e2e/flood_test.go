@@ -33,8 +33,9 @@ const (
 	steadily  = 20 * time.Millisecond
 	steadyFor = 5 * time.Second
 
-	// wanted is how soon somebody honest is served during an attack.
-	wanted = time.Second
+	// wanted is how soon somebody honest is served during an attack. A SYN that finds
+	// the kernel's queue full is sent again after a second.
+	wanted = 2500 * time.Millisecond
 )
 
 // perHalfOpen is the most memory that a half-open connection may cost, in bytes,
