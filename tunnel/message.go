@@ -25,8 +25,9 @@ const (
 	msgEndAck  messageType = 3  // sequence of the last end received
 	msgPong    messageType = 4  // id of the ping, bundles received, preference heard
 	msgPrefer  messageType = 5  // epoch, attach number for datagrams, for streams
-	msgGoAway  messageType = 7  // code, sentence
 	msgDrain   messageType = 6  // how long the sender will still be there, in ms
+	msgGoAway  messageType = 7  // code, sentence
+	msgNone    messageType = 8  // nothing: on QUIC it takes an acknowledgement along
 	msgHello   messageType = 65 // see hello
 	msgWelcome messageType = 67 // see welcome
 	msgRefuse  messageType = 69 // code, sentence

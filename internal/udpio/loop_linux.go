@@ -49,8 +49,7 @@ type loop struct {
 
 	// The rest belongs to the goroutine.
 	look    func(fd uintptr) bool
-	glance  func(fd uintptr) // look, for RawConn.Control
-	found   int              // events of the last look
+	found   int // events of the last look
 	breath  breather
 	events  [eventBatch]unix.EpollEvent
 	ready   []*Socket // of this turn
@@ -147,7 +146,6 @@ func startLoop(index int) (*loop, error) {
 		}
 		return l.found > 0 || len(l.more) > 0
 	}
-	l.glance = func(fd uintptr) { l.look(fd) }
 	l.ended.Go(l.run)
 	return l, nil
 }
@@ -187,7 +185,7 @@ func (l *loop) run() {
 		switch err := l.raw.Read(l.look); {
 		case err == nil:
 			l.turn()
-			l.linger()
+			l.pause()
 		case errors.Is(err, os.ErrDeadlineExceeded):
 			l.idle()
 		default:
@@ -196,19 +194,13 @@ func (l *loop) run() {
 	}
 }
 
-// linger has further turns for as long as looking again, after whom the turn woke
-// has had the processor, finds something. The runtime asks its poller only when
-// nothing else can run (or every 10 ms): parked, we would wait for that while
-// other goroutines are busy. One look is enough; several found no more.
-func (l *loop) linger() {
-	for {
-		l.breath.busy()
-		runtime.Gosched()
-		if l.raw.Control(l.glance) != nil || l.found == 0 && len(l.more) == 0 {
-			return
-		}
-		l.turn()
-	}
+// pause lets whom the turn woke have the processor before the next look, which
+// then finds what arrived meanwhile. The runtime asks its poller only when nothing
+// else can run (or every 10 ms): parked, we would wait for that while other
+// goroutines are busy.
+func (l *loop) pause() {
+	l.breath.busy()
+	runtime.Gosched()
 }
 
 func (l *loop) turn() {
