@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"sync"
 	"time"
 
@@ -110,7 +109,7 @@ func transports(name string) ([]tunnel.Kind, error) {
 // Run listens for applications and keeps the tunnel until ctx ends, which is no
 // error. A server that refuses us for good before we ever got in is one.
 func (c *Client) Run(ctx context.Context) error {
-	ln, err := net.Listen("tcp", c.cfg.Listen)
+	ln, err := socks.Listen(ctx, c.cfg.Listen)
 	if err != nil {
 		return fmt.Errorf("listening on %s: %w", c.cfg.Listen, err)
 	}

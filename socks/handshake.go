@@ -57,15 +57,19 @@ type handshakeBuffer [3 + MaxAddrLen]byte
 // readGreeting reads a greeting, and not one byte more, and returns the methods
 // it offers, in buf.
 func readGreeting(r io.Reader, buf *handshakeBuffer) (methods []byte, err error) {
-	if _, err := io.ReadFull(r, buf[:2]); err != nil {
+	// No greeting that can be accepted is shorter than three bytes.
+	got, err := io.ReadAtLeast(r, buf[:3], 2)
+	if err != nil {
 		return nil, err
 	}
 	if buf[0] != version {
 		return nil, versionError(buf[0])
 	}
-	methods = buf[2 : 2+int(buf[1])]
-	_, err = io.ReadFull(r, methods)
-	return methods, err
+	end := 2 + int(buf[1])
+	if got < end {
+		_, err = io.ReadFull(r, buf[got:end])
+	}
+	return buf[2:end], err
 }
 
 // versionError names the protocols that people point at a SOCKS5 port by mistake.
@@ -168,7 +172,8 @@ type request struct {
 // sends ahead of the reply stays in the connection. The shortest request has
 // seven bytes. The result is in buf.
 func readRequest(r io.Reader, buf *handshakeBuffer) (request, error) {
-	if _, err := io.ReadFull(r, buf[:5]); err != nil {
+	got, err := io.ReadAtLeast(r, buf[:7], 5)
+	if err != nil {
 		return request{}, err
 	}
 	if buf[0] != version {
@@ -186,8 +191,10 @@ func readRequest(r io.Reader, buf *handshakeBuffer) (request, error) {
 	default:
 		return req, ErrAddrType
 	}
-	if _, err := io.ReadFull(r, buf[5:end]); err != nil {
-		return req, err
+	if got < end {
+		if _, err := io.ReadFull(r, buf[got:end]); err != nil {
+			return req, err
+		}
 	}
 	req.addr = buf[3:end]
 	return req, nil

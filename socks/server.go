@@ -134,7 +134,7 @@ func (r *ConnectRequest) Reply(code byte, bound netip.AddrPort) error {
 // no association.
 func (s *Server) Unmatched() uint64 { return s.unmatched.Load() }
 
-// Serve accepts connections from ln until ctx ends; then it closes ln and every
+// Serve accepts connections from ln, which Listen is for, until ctx ends; then it closes ln and every
 // connection at once and returns nil when all of it has ended. Errors of the
 // system, such as having no descriptors left, are waited out. Any other error
 // of ln ends Serve in the same way and is returned. Several calls may run at once.

@@ -28,7 +28,7 @@ const patience = 10 * time.Second
 // startServer serves s on a loopback address and ends with the test.
 func startServer(t testing.TB, s *Server, listen string) string {
 	t.Helper()
-	ln, err := net.Listen("tcp", listen)
+	ln, err := Listen(t.Context(), listen)
 	if err != nil {
 		t.Skipf("this host cannot listen on %s: %v", listen, err)
 	}

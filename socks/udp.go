@@ -29,14 +29,6 @@ const (
 	writeBatch = 64
 )
 
-// controlKeepAlive finds clients that are gone without a word, within a minute.
-var controlKeepAlive = net.KeepAliveConfig{
-	Enable:   true,
-	Idle:     30 * time.Second,
-	Interval: 10 * time.Second,
-	Count:    3,
-}
-
 // A datagram between client and server (RFC 1928 section 7):
 //
 //	+-----+------+------+----------+----------+------+
@@ -165,12 +157,6 @@ func (sv *serving) associate(conn net.Conn, user string) (*Association, error) {
 	if a.bound.Addr().IsLoopback() && !a.client.Addr().IsLoopback() {
 		sv.log().Warn("a client elsewhere is told to send datagrams to a loopback address; --udp sets another",
 			"client", a.client, "bound", a.bound)
-	}
-	if c, ok := conn.(interface {
-		SetKeepAliveConfig(net.KeepAliveConfig) error
-	}); ok {
-		// The system's own keep-alive is a worse one, but no reason to refuse.
-		_ = c.SetKeepAliveConfig(controlKeepAlive)
 	}
 	if a.shared != nil {
 		a.shared.enter(a)

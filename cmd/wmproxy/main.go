@@ -33,11 +33,17 @@ func main() {
 		stderr:  os.Stderr,
 		console: isTerminal(os.Stderr),
 	}
+	log := &lines{w: os.Stderr}
+	if !p.console { // whoever watches sees things in the order they happen
+		p.stderr = log
+	}
 	signals := make(chan os.Signal, 2) // the second must not be lost while the first is served
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
-	os.Exit(p.untilSignal(signals, func(ctx context.Context) int {
+	code := p.untilSignal(signals, func(ctx context.Context) int {
 		return p.run(ctx, os.Args[1:])
-	}))
+	})
+	log.Flush()
+	os.Exit(code)
 }
 
 // program is one run of the command line, with what it takes from the process.

@@ -47,7 +47,7 @@ func Run(ctx context.Context, cfg Config) error {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	ln, err := net.Listen("tcp", cfg.Bind)
+	ln, err := socks.Listen(ctx, cfg.Bind)
 	if err != nil {
 		return fmt.Errorf("listening on %s: %w", cfg.Bind, err)
 	}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -120,18 +121,16 @@ func bind(fd int, local netip.AddrPort) (netip.AddrPort, error) {
 	if err := unix.Bind(fd, to); err != nil {
 		return netip.AddrPort{}, os.NewSyscallError("bind", err)
 	}
-	got, err := unix.Getsockname(fd)
-	if err != nil {
-		return netip.AddrPort{}, os.NewSyscallError("getsockname", err)
+	if local.Port() != 0 {
+		return local, nil
 	}
-	port := local.Port()
-	switch got := got.(type) {
-	case *unix.SockaddrInet4:
-		port = uint16(got.Port)
-	case *unix.SockaddrInet6:
-		port = uint16(got.Port)
+	// unix.Getsockname would make a second system call, for the socket's protocol.
+	var sa sockaddr
+	size := uint32(unsafe.Sizeof(sa))
+	if _, _, errno := unix.RawSyscall(unix.SYS_GETSOCKNAME, uintptr(fd), uintptr(unsafe.Pointer(&sa)), uintptr(unsafe.Pointer(&size))); errno != 0 {
+		return netip.AddrPort{}, os.NewSyscallError("getsockname", errno)
 	}
-	return netip.AddrPortFrom(ip, port), nil
+	return netip.AddrPortFrom(ip, sa.get().Port()), nil
 }
 
 func (s *Socket) set(cfg Config) error {
