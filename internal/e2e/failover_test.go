@@ -194,34 +194,34 @@ func TestDatagramsAndStreamsGoOnOverQUICWithoutTCP(t *testing.T) {
 	}
 }
 
-// Silence is found out by QUIC's idle timeout alone for now, so this one takes
-// half a minute.
 func TestDatagramsGoOnOverTCPWhenUDPIsSwallowed(t *testing.T) {
 	t.Parallel()
-	if testing.Short() {
-		t.Skip("it waits for QUIC's idle timeout of 30 s")
-	}
-	f, c := startThrough(t)
+	f, c := startThrough(t, "--steady", "1s")
 	echo := startEcho(t)
 	conn := associate(t, c.Socks())
 	ping(t, conn, echo)
 
 	f.cutUDP(true)
 	began := time.Now()
+	ping(t, conn, echo)
+	took := time.Since(began)
+	t.Logf("datagrams pass over TCP %v after UDP went silent", took.Round(time.Millisecond))
+	if took > 3*time.Second+slack {
+		t.Errorf("datagrams pass %v after UDP went silent", took)
+	}
 	if got := replyTo(t, c.Socks(), echo); got != socks.ReplySucceeded {
 		t.Errorf("a stream without UDP: reply %d", got)
 	}
-	_, next := c.WaitLogWithin(45*time.Second, 0, "the missing carrier", func(l logLine) bool {
-		return strings.HasPrefix(l.Msg, "tunnel up: yamux") && strings.Contains(l.Msg, "; without quic: ")
-	})
-	ping(t, conn, echo)
-	t.Logf("datagrams pass over TCP %v after UDP went silent", time.Since(began).Round(time.Millisecond))
+	moved := func(to string) func(logLine) bool {
+		return func(l logLine) bool { return strings.HasSuffix(l.Msg, "datagrams moved to "+to) }
+	}
+	_, next := c.WaitLogAfter(0, "the move to yamux", moved("yamux"))
 
 	began = time.Now()
 	f.cutUDP(false)
-	c.waitUpAfter(next)
-	ping(t, conn, echo)
+	c.WaitLogWithin(2*patience, next, "the move back", moved("QUIC"))
 	t.Logf("UDP is back in use %v after it works again", time.Since(began).Round(time.Millisecond))
+	ping(t, conn, echo)
 }
 
 // A server may be reachable over one of the two only.
