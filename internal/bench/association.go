@@ -100,7 +100,11 @@ func (t *traveller) once(ctx context.Context, a association) (time.Duration, err
 	return 0, context.Cause(ctx)
 }
 
-// interrupted says whether err only means that the load is to end.
+// interrupted says whether err only means that the load is to end. A dial looks at
+// the deadline itself and may find it past before ctx does.
 func interrupted(ctx context.Context, err error) bool {
+	if end, ok := ctx.Deadline(); ok && !time.Now().Before(end) {
+		return true
+	}
 	return ctx.Err() != nil || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
 }
