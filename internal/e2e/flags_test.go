@@ -117,13 +117,13 @@ func TestAnIdleAssociationGivesItsSocketBackAndNoticesNothing(t *testing.T) {
 // A sender keeps its socket, however long the target is silent.
 func TestAnAssociationThatOnlySendsIsNotIdle(t *testing.T) {
 	t.Parallel()
-	p := startProxy(t, "--udp-idle", "1s")
+	p := startProxy(t, "--udp-idle", "2s")
 	conn := associate(t, p.Socks())
 	target := listenUDP(t, "127.0.0.1:0")
 	ports := map[uint16]bool{}
-	tick := time.NewTicker(300 * time.Millisecond)
+	tick := time.NewTicker(500 * time.Millisecond)
 	defer tick.Stop()
-	for range 8 {
+	for range 7 {
 		writeTo(t, conn, []byte("x"), addrOf(target))
 		_, from := receive(t, target)
 		ports[from.Port()] = true
