@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -10,13 +11,22 @@ import (
 
 // countedWriter counts the calls.
 type countedWriter struct {
-	bytes.Buffer
+	mu    sync.Mutex
+	all   bytes.Buffer
 	calls int
 }
 
 func (w *countedWriter) Write(p []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	w.calls++
-	return w.Buffer.Write(p)
+	return w.all.Write(p)
+}
+
+func (w *countedWriter) got() (calls int, all string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.calls, w.all.String()
 }
 
 func TestALineAloneIsWrittenAtOnceAndManyTogether(t *testing.T) {
@@ -28,37 +38,33 @@ func TestALineAloneIsWrittenAtOnceAndManyTogether(t *testing.T) {
 				t.Fatalf("%d, %v", n, err)
 			}
 		}
-		say("one\n")
-		if out.calls != 1 {
-			t.Errorf("%d writes after a line alone, want 1", out.calls)
+		expect := func(what string, calls int, all string) {
+			t.Helper()
+			if n, got := out.got(); n != calls || got != all {
+				t.Errorf("%s: %d writes of %d bytes, want %d of %d", what, n, len(got), calls, len(all))
+			}
 		}
+		say("one\n")
+		expect("a line alone", 1, "one\n")
 		want := "one\n"
 		for range 100 {
 			say("more\n")
 			want += "more\n"
 		}
-		if out.calls != 1 {
-			t.Errorf("%d writes, want that the lines wait", out.calls)
-		}
+		expect("many lines wait", 1, "one\n")
 		time.Sleep(lineDelay)
 		synctest.Wait()
-		if out.calls != 2 || out.String() != want {
-			t.Errorf("%d writes, want 2 in all, with every line in order", out.calls)
-		}
+		expect("many lines", 2, want)
 		time.Sleep(lineDelay)
 		say("later\n")
-		if out.calls != 3 {
-			t.Errorf("%d writes, want that a line after a pause does not wait", out.calls)
-		}
+		want += "later\n"
+		expect("a line after a pause", 3, want)
 		say("last\n")
 		l.Flush()
-		if want += "later\nlast\n"; out.calls != 4 || out.String() != want {
-			t.Errorf("%d writes, want 4 in all once flushed", out.calls)
-		}
+		want += "last\n"
+		expect("flushed", 4, want)
 		long := strings.Repeat("x", lineBuffer)
 		say(long)
-		if want += long; out.String() != want {
-			t.Error("more waits than there is room for")
-		}
+		expect("more than there is room for", 5, want+long)
 	})
 }
