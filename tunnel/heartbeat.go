@@ -13,7 +13,8 @@ const (
 	maxPongs = 8
 
 	// asleepAfter is how much further than the steady clock, which stops in suspend, the wall
-	// clock must have moved between two heartbeats for the machine to have slept.
+	// clock must have moved between two heartbeats for the machine to have slept, and how
+	// late one must come for the process to have stood still.
 	asleepAfter = 3 * time.Second
 
 	// deadLooks is how often in Timers.Dead a server looks for signs of life.
@@ -93,7 +94,7 @@ func (a *Attachment) heartbeat() {
 	}
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	steady, wall := a.s.now(), time.Now().Round(0)
+	c := clocks{steady: a.s.now(), wall: a.s.wall(), due: a.s.now()}
 	for {
 		select {
 		case <-timer.C:
@@ -101,10 +102,9 @@ func (a *Attachment) heartbeat() {
 		case <-a.c.Done():
 			return
 		}
-		now, clock := a.s.now(), time.Now().Round(0)
-		slept := clock.Sub(wall)-(now-steady) > asleepAfter
-		steady, wall = now, clock
-		next, changed, err := a.probe(now, slept)
+		now := a.s.now()
+		slept, stood := c.look(now, a.s.wall())
+		next, changed, err := a.probe(now, slept, stood)
 		if err != nil {
 			a.fail(CodeTimeout, err)
 			return
@@ -112,19 +112,40 @@ func (a *Attachment) heartbeat() {
 		if changed {
 			a.s.judged()
 		}
+		c.due = now + next
 		timer.Reset(next)
 	}
 }
 
+// clocks is what they said at the last heartbeat.
+type clocks struct {
+	steady time.Duration
+	wall   time.Time
+	due    time.Duration // the next heartbeat, on the steady clock
+}
+
+// look takes what they say now. slept says that the machine has been asleep, and
+// stood that the process stood still while the steady clock went on: what arrived meanwhile
+// has yet to be read. A wall clock that is set forward looks like sleep.
+func (c *clocks) look(steady time.Duration, wall time.Time) (slept, stood bool) {
+	slept = wall.Sub(c.wall)-(steady-c.steady) > asleepAfter
+	stood = steady-c.due > asleepAfter
+	c.steady, c.wall = steady, wall
+	return slept, stood
+}
+
 // probe asks for a ping where one is due, judges, and says when to look again.
-func (a *Attachment) probe(now time.Duration, slept bool) (next time.Duration, changed bool, err error) {
+func (a *Attachment) probe(now time.Duration, slept, stood bool) (next time.Duration, changed bool, err error) {
 	loss := a.tcpStats()
 	b := &a.beat
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.resting.Store(false)
 	inUse := a.inUse(now)
-	if slept {
+	if stood {
+		b.h.excuse()
+	}
+	if slept || stood {
 		b.h.hurry()
 	}
 	if b.h.silent(now) >= a.s.cfg.Timers.Dead {
@@ -162,20 +183,34 @@ func (a *Attachment) judgeLocked(now time.Duration) (changed bool) {
 
 // awaitSigns ends the carrier when nothing arrives any more.
 func (a *Attachment) awaitSigns() {
-	dead := a.s.cfg.Timers.Dead
-	tick := time.NewTicker(dead / deadLooks)
+	every := a.s.cfg.Timers.Dead / deadLooks
+	tick := time.NewTicker(every)
 	defer tick.Stop()
+	due := a.s.now() + every
 	for {
 		select {
 		case <-tick.C:
 		case <-a.c.Done():
 			return
 		}
-		if a.s.now()-time.Duration(a.heard.Load()) > dead {
-			a.fail(CodeTimeout, fmt.Errorf("nothing was received for %v", dead))
+		now := a.s.now()
+		if err := a.signs(now, due); err != nil {
+			a.fail(CodeTimeout, err)
 			return
 		}
+		due = now + every
 	}
+}
+
+// signs says that the carrier is dead, if it is. due is when it was to be asked.
+func (a *Attachment) signs(now, due time.Duration) error {
+	if now-due > asleepAfter {
+		a.heard.Store(int64(now)) // the process stood still: what arrived has yet to be read
+	}
+	if dead := a.s.cfg.Timers.Dead; now-time.Duration(a.heard.Load()) > dead {
+		return fmt.Errorf("nothing was received for %v", dead)
+	}
+	return nil
 }
 
 // receiveProbe takes the body of a record of flow 0 in a bundle of size bytes.
