@@ -288,7 +288,7 @@ func (s *Server) listen(id *identity) (*listeners, error) {
 		}
 		own := addrPort(ln.Addr())
 		port = strconv.Itoa(int(own.Port()))
-		ls.add(tunnel.ListenYamux(&sparing{ln.(*net.TCPListener), s.gate.EvictOldest}, tlsConf), own)
+		ls.add(tunnel.ListenYamux(&sparing{ln.(*net.TCPListener), s.gate.EvictOldest}, tlsConf, s.cfg.Dead), own)
 	}
 	if slices.Contains(s.cfg.Transports, TransportQUIC) {
 		l, own, err := s.listenQUIC(host, port, id, tlsConf)
@@ -340,6 +340,7 @@ func (s *Server) listenQUIC(host, port string, id *identity, tlsConf *tls.Config
 	l, err := tunnel.ListenQUIC(conn, tlsConf, tunnel.QUICConfig{
 		StatelessResetKey:   &id.resetKey,
 		VerifySourceAddress: s.mustVerify,
+		Dead:                s.cfg.Dead,
 		Admit: func(remote net.Addr) (leave func(), ok bool) {
 			return s.opening.Enter(addrPort(remote).Addr(), func() {})
 		},
