@@ -303,6 +303,20 @@ func (a *Attachment) good() (good bool, why string) {
 	return !b.h.suspect, b.h.why
 }
 
+// doubt is what is wrong with the carrier at this moment, "" for nothing.
+func (a *Attachment) doubt() string {
+	good, why := a.good()
+	if good {
+		return ""
+	}
+	a.beat.mu.Lock()
+	defer a.beat.mu.Unlock()
+	if silent := a.beat.h.silent(a.s.now()); silent >= a.s.cfg.Timers.Suspect {
+		return fmt.Sprintf("silent for %.1f s", silent.Seconds())
+	}
+	return why
+}
+
 // proved is when a ping left that was answered, or when the carrier began.
 func (a *Attachment) proved() time.Duration {
 	if a.beat.h == nil {

@@ -345,7 +345,10 @@ func (s *Session) streamCarrier(ctx context.Context) (*Attachment, error) {
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return nil, context.Cause(ctx)
+			if err := context.Cause(ctx); !errors.Is(err, context.DeadlineExceeded) {
+				return nil, err
+			}
+			return nil, ErrNotAttached
 		}
 	}
 }
