@@ -25,6 +25,7 @@ type forwarder struct {
 	ln      *net.TCPListener // nil while TCP is cut
 	conns   map[net.Conn]struct{}
 	deaf    bool                            // UDP is cut
+	silent  bool                            // TCP passes nothing on
 	clients map[netip.AddrPort]*net.UDPConn // towards the server, by client
 }
 
@@ -73,6 +74,13 @@ func (f *forwarder) mendTCP(t testing.TB) {
 	f.wg.Go(func() { f.accept(ln) })
 }
 
+// swallowTCP passes nothing on any more, and tells nobody.
+func (f *forwarder) swallowTCP() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.silent = true
+}
+
 // cutUDP swallows datagrams in both directions, or passes them on again.
 func (f *forwarder) cutUDP(cut bool) {
 	f.mu.Lock()
@@ -104,12 +112,28 @@ func (f *forwarder) accept(ln *net.TCPListener) {
 }
 
 func (f *forwarder) pass(from, to *net.TCPConn) {
-	_, _ = io.Copy(to, from)
+	_, _ = io.Copy(struct{ io.Writer }{swallower{f, to}}, from)
 	from.Close()
 	to.Close()
 	f.mu.Lock()
 	delete(f.conns, from)
 	f.mu.Unlock()
+}
+
+// swallower writes to a connection unless TCP is swallowed.
+type swallower struct {
+	f  *forwarder
+	to io.Writer
+}
+
+func (s swallower) Write(b []byte) (int, error) {
+	s.f.mu.Lock()
+	silent := s.f.silent
+	s.f.mu.Unlock()
+	if silent {
+		return len(b), nil
+	}
+	return s.to.Write(b)
 }
 
 // up passes datagrams on to the server, each client's from a socket of its own.
@@ -194,12 +218,32 @@ func TestDatagramsAndStreamsGoOnOverQUICWithoutTCP(t *testing.T) {
 	}
 }
 
-// Silence is found out by QUIC's idle timeout alone for now, so this one takes
-// half a minute.
+// Nobody has noticed the silence when the stream is asked for.
+func TestAStreamAskedForJustAfterTCPWasSwallowedOpensOverQUIC(t *testing.T) {
+	t.Parallel()
+	f, c := startThrough(t)
+	echo := startEcho(t)
+	if got := replyTo(t, c.Socks(), echo); got != socks.ReplySucceeded {
+		t.Fatalf("a stream over TCP: reply %d", got)
+	}
+	f.swallowTCP()
+	began := time.Now()
+	if got := replyTo(t, c.Socks(), echo); got != socks.ReplySucceeded {
+		t.Errorf("a stream without TCP: reply %d", got)
+	}
+	took := time.Since(began)
+	if took > 6*time.Second {
+		t.Errorf("it took %v, want about the 2 s after which TCP is doubted", took)
+	}
+	t.Logf("a stream opens %v after it was asked for", took.Round(time.Millisecond))
+}
+
+// The line on the tunnel's state says so once the connection is dead, so this one
+// takes half a minute.
 func TestDatagramsGoOnOverTCPWhenUDPIsSwallowed(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
-		t.Skip("it waits for QUIC's idle timeout of 30 s")
+		t.Skip("it waits for the 30 s after which a silent connection is dead")
 	}
 	f, c := startThrough(t)
 	echo := startEcho(t)
@@ -211,11 +255,11 @@ func TestDatagramsGoOnOverTCPWhenUDPIsSwallowed(t *testing.T) {
 	if got := replyTo(t, c.Socks(), echo); got != socks.ReplySucceeded {
 		t.Errorf("a stream without UDP: reply %d", got)
 	}
+	ping(t, conn, echo)
+	t.Logf("datagrams pass over TCP %v after UDP went silent", time.Since(began).Round(time.Millisecond))
 	_, next := c.WaitLogWithin(45*time.Second, 0, "the missing carrier", func(l logLine) bool {
 		return strings.HasPrefix(l.Msg, "tunnel up: yamux") && strings.Contains(l.Msg, "; without quic: ")
 	})
-	ping(t, conn, echo)
-	t.Logf("datagrams pass over TCP %v after UDP went silent", time.Since(began).Round(time.Millisecond))
 
 	began = time.Now()
 	f.cutUDP(false)
