@@ -105,12 +105,14 @@ func (s *Server) Serve(ctx context.Context) error {
 	}
 	defer ls.close()
 
+	var host *tunnel.Host
 	exits := egress.New(egress.Config{
 		Allow: s.cfg.Allow, Closed: ls.isOwn, Filtering: s.cfg.Filtering,
 		Idle: s.cfg.UDPIdle, NoOffload: s.cfg.NoOffload, MaxSockets: maxSockets(s.cfg.Descriptors), Log: s.cfg.Log,
+		MakeRoom: func(user string, anyone bool) bool { return host.MakeRoom(user, anyone) },
 	})
 	defer exits.Close()
-	host := tunnel.NewHost(tunnel.HostConfig{
+	host = tunnel.NewHost(tunnel.HostConfig{
 		Authenticate: s.tokens.authenticate,
 		Exit:         func(user string) tunnel.Exit { return exits.For(user) },
 		Hold:         s.cfg.Hold,

@@ -381,6 +381,14 @@ func (s *Session) orphanedLocked() func() {
 	return s.orphaned
 }
 
+// heldSince says since when the server's session has had no carrier; held is
+// false where one is attached or about to be.
+func (s *Session) heldSince() (since time.Time, held bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.detached, s.orphanedLocked() != nil
+}
+
 // tellDrain tells the client that the server will be gone after left.
 func (s *Session) tellDrain(left time.Duration) {
 	s.mu.Lock()

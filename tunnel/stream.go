@@ -207,7 +207,8 @@ func (o *oneByteReader) ReadByte() (byte, error) {
 // Exit is what a session calls when the peer opens something.
 type Exit interface {
 	// OpenFlow is called with the first datagram of a flow, before it is
-	// delivered. It must not wait. A nil handler refuses the flow with code.
+	// delivered. It must not wait. A nil handler refuses the flow with code; EndNone
+	// is not told to the peer, whose next datagram opens the flow again.
 	OpenFlow(f *Flow) (h FlowHandler, code EndCode)
 
 	// ServeStream is called in a goroutine of its own and returns when the

@@ -91,6 +91,11 @@ type Config struct {
 	// 0 means that there is no such bound.
 	MaxSockets int
 
+	// MakeRoom, if set, is called where there is no room for a flow or a stream of the
+	// user. It ends flows that nobody uses at present, those of this user first, others'
+	// only if anyone is set, and says whether there were any. It must not wait.
+	MakeRoom func(user string, anyone bool) bool
+
 	NoOffload bool // no segmentation offload on the sockets
 
 	// Resolve turns a name into addresses; nil asks the system. Its results are
@@ -147,7 +152,9 @@ type Exits struct {
 	flows  map[*flow]struct{} // open; their sockets too
 	// What counts against the limits: flowCount is len(flows) and those being opened.
 	flowCount, streams int
-	past               Stats // of flows that have ended
+	closing            int           // of all users
+	freed              chan struct{} // closed when one is; nil where nobody waits
+	past               Stats         // of flows that have ended
 }
 
 // New returns exits that work until Close.
@@ -189,6 +196,7 @@ type UserExit struct {
 	name  string
 
 	flows, streams int          // under exits.mu
+	closing        int          // those of flows whose socket is about to be closed; under exits.mu
 	lookups        atomic.Int32 // names that wait for the resolver
 }
 
@@ -255,17 +263,48 @@ func (e *Exits) refreshHost() {
 	e.policy.refresh(h)
 }
 
-// enterStream counts a stream in, unless a limit is reached or Close was called.
-func (e *Exits) enterStream(u *UserExit) bool {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.closed || e.streams >= e.cfg.MaxStreams || u.streams >= e.cfg.MaxUserStreams || e.fullLocked() {
-		return false
+// enterStream counts a stream in, unless a limit is reached or Close was called. It
+// waits until there is room, where that is being made.
+func (e *Exits) enterStream(ctx context.Context, u *UserExit) bool {
+	for {
+		e.mu.Lock()
+		if e.closed || e.streams >= e.cfg.MaxStreams || u.streams >= e.cfg.MaxUserStreams {
+			e.mu.Unlock()
+			return false
+		}
+		if !e.fullLocked() {
+			e.streams++
+			u.streams++
+			e.wg.Add(1)
+			e.mu.Unlock()
+			return true
+		}
+		if e.freed == nil {
+			e.freed = make(chan struct{})
+		}
+		freed := e.freed
+		e.mu.Unlock()
+		if !e.makeRoom(u, false) {
+			return false
+		}
+		select {
+		case <-freed:
+		case <-ctx.Done():
+			return false
+		}
 	}
-	e.streams++
-	u.streams++
-	e.wg.Add(1)
-	return true
+}
+
+// makeRoom says whether there will be room for a socket of the user at once. own says
+// that it is the user's own limit that is in the way.
+func (e *Exits) makeRoom(u *UserExit, own bool) bool {
+	e.mu.Lock()
+	closing := e.closing
+	if own {
+		closing = u.closing
+	}
+	e.mu.Unlock()
+	return closing > 0 || e.cfg.MakeRoom != nil && e.cfg.MakeRoom(u.name, !own)
 }
 
 // fullLocked says whether there may be no more sockets.
