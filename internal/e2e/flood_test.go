@@ -469,7 +469,7 @@ func startServerWithin(t testing.TB, limit int) *serverProcess {
 		unable(t, "there is no sh to set a limit in")
 	}
 	listen := fmt.Sprintf("127.0.0.1:%d", freePorts(t, 1))
-	args := slices.Concat([]string{"server", "--hold", "0s", "--listen", listen, "--state-dir", filepath.Join(t.TempDir(), "server")}, loopbackAllowed, withDebug)
+	args := slices.Concat([]string{"server", "--listen", listen, "--state-dir", filepath.Join(t.TempDir(), "server")}, loopbackAllowed, withDebug)
 	cmd := exec.Command(sh, append([]string{"-c", "ulimit -n " + strconv.Itoa(limit) + ` && exec "$0" "$@"`, program}, args...)...)
 	return serverBehind(t, launchCommand(t, nil, cmd, args))
 }
