@@ -16,9 +16,6 @@ const (
 	// clock must have moved between two heartbeats for the machine to have slept, and how
 	// late one must come for the process to have stood still.
 	asleepAfter = 3 * time.Second
-
-	// deadLooks is how often in Timers.Dead a server looks for signs of life.
-	deadLooks = 8
 )
 
 // heartbeats is what an attachment sends and knows of probes.
@@ -144,6 +141,7 @@ func (a *Attachment) probe(now time.Duration, slept, stood bool) (next time.Dura
 	inUse := a.inUse(now)
 	if stood {
 		b.h.excuse()
+		b.ping = 0 // it is excused too
 	}
 	if slept || stood {
 		b.h.hurry()
@@ -183,34 +181,37 @@ func (a *Attachment) judgeLocked(now time.Duration) (changed bool) {
 
 // awaitSigns ends the carrier when nothing arrives any more.
 func (a *Attachment) awaitSigns() {
-	every := a.s.cfg.Timers.Dead / deadLooks
-	tick := time.NewTicker(every)
-	defer tick.Stop()
-	due := a.s.now() + every
+	due := a.s.now() + a.s.cfg.Timers.Dead
+	timer := time.NewTimer(a.s.cfg.Timers.Dead)
+	defer timer.Stop()
 	for {
 		select {
-		case <-tick.C:
+		case <-timer.C:
 		case <-a.c.Done():
 			return
 		}
 		now := a.s.now()
-		if err := a.signs(now, due); err != nil {
+		left, err := a.signs(now, due)
+		if err != nil {
 			a.fail(CodeTimeout, err)
 			return
 		}
-		due = now + every
+		due = now + left
+		timer.Reset(left)
 	}
 }
 
-// signs says that the carrier is dead, if it is. due is when it was to be asked.
-func (a *Attachment) signs(now, due time.Duration) error {
+// signs says how long the carrier may stay silent yet, or that it is dead. due is
+// when it was to be asked.
+func (a *Attachment) signs(now, due time.Duration) (left time.Duration, err error) {
 	if now-due > asleepAfter {
 		a.heard.Store(int64(now)) // the process stood still: what arrived has yet to be read
 	}
-	if dead := a.s.cfg.Timers.Dead; now-time.Duration(a.heard.Load()) > dead {
-		return fmt.Errorf("nothing was received for %v", dead)
+	dead := a.s.cfg.Timers.Dead
+	if left = time.Duration(a.heard.Load()) + dead - now; left <= 0 {
+		return 0, fmt.Errorf("nothing was received for %v", dead)
 	}
-	return nil
+	return left, nil
 }
 
 // receiveProbe takes the body of a record of flow 0 in a bundle of size bytes.
