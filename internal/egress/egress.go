@@ -36,6 +36,10 @@ const (
 	maxSweep      = 30 * time.Second // longest time between sweeps
 	hostRefresh   = 30 * time.Second // between looks at the host's own addresses
 	limitLogEvery = 10 * time.Second
+
+	// noRoomFor is how long it is not asked again whether room can be made for a user,
+	// once it could not: a flood of flows beyond the limit must cost little.
+	noRoomFor = 100 * time.Millisecond
 )
 
 // Filtering says whose datagrams a flow passes back (RFC 4787 section 5).
@@ -197,6 +201,7 @@ type UserExit struct {
 
 	flows, streams int          // under exits.mu
 	closing        int          // those of flows whose socket is about to be closed; under exits.mu
+	noRoom         [2]time.Time // when no room could be made: in all, and within the own limit; under exits.mu
 	lookups        atomic.Int32 // names that wait for the resolver
 }
 
@@ -299,12 +304,22 @@ func (e *Exits) enterStream(ctx context.Context, u *UserExit) bool {
 // that it is the user's own limit that is in the way.
 func (e *Exits) makeRoom(u *UserExit, own bool) bool {
 	e.mu.Lock()
-	closing := e.closing
+	closing, which := e.closing, 0
 	if own {
-		closing = u.closing
+		closing, which = u.closing, 1
 	}
+	asked := time.Since(u.noRoom[which]) < noRoomFor
 	e.mu.Unlock()
-	return closing > 0 || e.cfg.MakeRoom != nil && e.cfg.MakeRoom(u.name, !own)
+	if closing > 0 || asked || e.cfg.MakeRoom == nil {
+		return closing > 0
+	}
+	if e.cfg.MakeRoom(u.name, !own) {
+		return true
+	}
+	e.mu.Lock()
+	u.noRoom[which] = time.Now()
+	e.mu.Unlock()
+	return false
 }
 
 // fullLocked says whether there may be no more sockets.

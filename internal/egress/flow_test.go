@@ -682,6 +682,22 @@ func TestWhereThereIsNoRoomItIsAskedFor(t *testing.T) {
 	e.leaveStream(e.For("bob"))
 }
 
+func TestAFloodBeyondTheLimitSeldomAsksForRoom(t *testing.T) {
+	asked := 0
+	e := newExits(t, Config{MaxSockets: 1, MakeRoom: func(string, bool) bool { asked++; return false }})
+	ann := e.For("ann")
+	ann.openFlow(newFakeLink(1))
+	began := time.Now()
+	for range 10_000 {
+		if f, code := ann.openFlow(newFakeLink(2)); f != nil || code != tunnel.EndLimit {
+			t.Fatalf("beyond the limit: %v", code)
+		}
+	}
+	if most := 1 + int(time.Since(began)/noRoomFor); asked == 0 || asked > most {
+		t.Errorf("asked %d times, want at most %d", asked, most)
+	}
+}
+
 func TestCloseEndsEveryFlow(t *testing.T) {
 	e := New(Config{Allow: loopback})
 	var links []*fakeLink
