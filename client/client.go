@@ -59,7 +59,7 @@ func New(cfg Config) (*Client, error) {
 }
 
 func (c *Client) newUpstream(l link.Link, numbers *tunnel.FlowNumbers) *upstream {
-	u := &upstream{link: l, status: newStatus(c.cfg.Log, l.Address(), c.kinds), noOffload: c.cfg.NoOffload}
+	u := &upstream{link: l, status: newStatus(c.cfg.Log, l.Address(), c.kinds), noOffload: c.cfg.NoOffload, dead: c.cfg.Timers.Dead}
 	u.session = tunnel.NewSession(tunnel.SessionConfig{
 		Streams: streamKind(c.cfg.Streams),
 		Timers:  c.cfg.Timers,

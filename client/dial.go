@@ -32,7 +32,7 @@ func (u *upstream) dial(ctx context.Context, kind tunnel.Kind) (tunnel.Pending, 
 		if kind == tunnel.KindQUIC {
 			p, err = u.dialQUIC(attempt, target, tlsConf)
 		} else {
-			p, err = tunnel.DialYamux(attempt, net.TCPAddrFromAddrPort(target), tlsConf)
+			p, err = tunnel.DialYamux(attempt, net.TCPAddrFromAddrPort(target), tlsConf, u.dead)
 		}
 		cancel()
 		if err == nil {
@@ -56,7 +56,7 @@ func (u *upstream) dialQUIC(ctx context.Context, target netip.AddrPort, tlsConf 
 	if err != nil {
 		return nil, err
 	}
-	return tunnel.DialQUIC(ctx, socket, net.UDPAddrFromAddrPort(target), tlsConf)
+	return tunnel.DialQUIC(ctx, socket, net.UDPAddrFromAddrPort(target), tlsConf, u.dead)
 }
 
 func (u *upstream) resolve(ctx context.Context) ([]netip.Addr, error) {

@@ -30,6 +30,7 @@ type upstream struct {
 	session   *tunnel.Session
 	status    *statusLine
 	noOffload bool
+	dead      time.Duration // Timers.Dead
 }
 
 // keep sees to it that a good carrier of the kind is attached, until ctx ends. A

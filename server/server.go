@@ -105,12 +105,14 @@ func (s *Server) Serve(ctx context.Context) error {
 	}
 	defer ls.close()
 
+	var host *tunnel.Host
 	exits := egress.New(egress.Config{
 		Allow: s.cfg.Allow, Closed: ls.isOwn, Filtering: s.cfg.Filtering,
 		Idle: s.cfg.UDPIdle, NoOffload: s.cfg.NoOffload, MaxSockets: maxSockets(s.cfg.Descriptors), Log: s.cfg.Log,
+		MakeRoom: func(user string, anyone bool) bool { return host.MakeRoom(user, anyone) },
 	})
 	defer exits.Close()
-	host := tunnel.NewHost(tunnel.HostConfig{
+	host = tunnel.NewHost(tunnel.HostConfig{
 		Authenticate: s.tokens.authenticate,
 		Exit:         func(user string) tunnel.Exit { return exits.For(user) },
 		Hold:         s.cfg.Hold,
@@ -288,7 +290,7 @@ func (s *Server) listen(id *identity) (*listeners, error) {
 		}
 		own := addrPort(ln.Addr())
 		port = strconv.Itoa(int(own.Port()))
-		ls.add(tunnel.ListenYamux(&sparing{ln.(*net.TCPListener), s.gate.EvictOldest}, tlsConf), own)
+		ls.add(tunnel.ListenYamux(&sparing{ln.(*net.TCPListener), s.gate.EvictOldest}, tlsConf, s.cfg.Dead), own)
 	}
 	if slices.Contains(s.cfg.Transports, TransportQUIC) {
 		l, own, err := s.listenQUIC(host, port, id, tlsConf)
@@ -340,6 +342,7 @@ func (s *Server) listenQUIC(host, port string, id *identity, tlsConf *tls.Config
 	l, err := tunnel.ListenQUIC(conn, tlsConf, tunnel.QUICConfig{
 		StatelessResetKey:   &id.resetKey,
 		VerifySourceAddress: s.mustVerify,
+		Dead:                s.cfg.Dead,
 		Admit: func(remote net.Addr) (leave func(), ok bool) {
 			return s.opening.Enter(addrPort(remote).Addr(), func() {})
 		},

@@ -42,6 +42,8 @@ type Attachment struct {
 	cause    atomic.Pointer[CloseError] // what the peer said, or we found, before the end
 	done     chan struct{}
 
+	superseded time.Duration // since when a newer one makes it needless; 0 is not; guarded by Session.mu
+
 	// Owned by receiveLoop: the datagrams of one flow that arrived in a row.
 	reassembler reassembler
 	run         uint64

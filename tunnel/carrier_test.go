@@ -81,7 +81,7 @@ func quicPendings(t testing.TB) (client, server Pending) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { ln.Close() })
-	client, err = DialQUIC(ctx, nil, ln.Addr().(*net.UDPAddr), clientTLS)
+	client, err = DialQUIC(ctx, nil, ln.Addr().(*net.UDPAddr), clientTLS, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -101,7 +101,7 @@ func listenYamux(t testing.TB) *YamuxListener {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ln := ListenYamux(tcp, serverTLS)
+	ln := ListenYamux(tcp, serverTLS, 0)
 	t.Cleanup(func() { ln.Close() })
 	return ln
 }
@@ -114,7 +114,7 @@ func yamuxPendings(t testing.TB) (client, server Pending) {
 	dialed := make(chan error, 1)
 	go func() {
 		var err error
-		client, err = DialYamux(ctx, ln.Addr().(*net.TCPAddr), clientTLS)
+		client, err = DialYamux(ctx, ln.Addr().(*net.TCPAddr), clientTLS, 0)
 		dialed <- err
 	}()
 	server, err := ln.Accept(ctx)

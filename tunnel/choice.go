@@ -10,6 +10,10 @@ import (
 // that is kept for its streams.
 const maxPerKind = 2
 
+// retireGrace is how long a carrier that is of no more use is kept for what is
+// under way on it.
+const retireGrace = 500 * time.Millisecond
+
 // name is a carrier's kind as an operator knows it.
 func (k Kind) name() string {
 	if k == KindQUIC {
@@ -171,17 +175,24 @@ func (s *Session) judged() {
 }
 
 // retire closes the client's carriers that a newer good one of their kind has
-// superseded and whose streams have ended. A stream goes where its carrier goes,
-// so one with streams stays for as long as it lives.
+// superseded for retireGrace and whose streams have ended. A stream goes where its
+// carrier goes, so one with streams stays for as long as it lives.
 func (s *Session) retire() {
 	if s.server {
 		return
 	}
 	var retired []*Attachment
+	now := s.now()
 	s.mu.Lock()
 	newest := make(map[Kind]bool)
 	for _, a := range slices.Backward(s.attached) {
-		if newest[a.Kind()] && a.streams.Load() == 0 {
+		switch {
+		case !newest[a.Kind()]:
+			a.superseded = 0
+		case a.superseded == 0:
+			a.superseded = now
+			time.AfterFunc(retireGrace, s.retire)
+		case now-a.superseded >= retireGrace && a.streams.Load() == 0:
 			retired = append(retired, a)
 		}
 		if good, _ := a.good(); good && a.c.Err() == nil {

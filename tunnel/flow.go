@@ -17,6 +17,10 @@ const (
 	EndLimit    EndCode = 1 // a limit refused it
 	EndUnknown  EndCode = 2 // the receiver has no such flow
 	EndShutdown EndCode = 3 // the process or the session ends
+
+	// EndNone is not on the wire: an exit refuses a flow with it that the peer's next
+	// datagram is to open again.
+	EndNone = ^EndCode(0)
 )
 
 func (c EndCode) String() string {
@@ -29,6 +33,8 @@ func (c EndCode) String() string {
 		return "unknown flow"
 	case EndShutdown:
 		return "shutdown"
+	case EndNone:
+		return "no room yet"
 	}
 	return fmt.Sprintf("end code %d", uint64(c))
 }
@@ -206,7 +212,11 @@ func (s *Session) openIncoming(id uint64, n uint64) *Flow {
 	}
 	if f.handler == nil {
 		s.drops.add(DropRefused, n)
-		f.End(code)
+		if code == EndNone {
+			f.Forget()
+		} else {
+			f.End(code)
+		}
 		return nil
 	}
 	return f

@@ -25,8 +25,19 @@ type Timers struct {
 	Steady time.Duration
 }
 
-// MaxDead bounds Timers.Dead: the transports give up by themselves a little later.
+// MaxDead bounds Timers.Dead.
 const MaxDead = 4 * time.Minute
+
+// leastPatience is the least time after which a transport gives a silent connection
+// up by itself.
+const leastPatience = 30 * time.Second
+
+// patience is that time where Timers.Dead is dead, 0 its default: later than the
+// session does, which looks now and then.
+func patience(dead time.Duration) time.Duration {
+	dead = Timers{Dead: dead}.withDefaults().Dead
+	return max(leastPatience, dead+dead/4)
+}
 
 func (t Timers) withDefaults() Timers {
 	for _, d := range []struct {
@@ -92,6 +103,7 @@ type health struct {
 	pings    [openPings]ping // by id
 	next     uint64          // id of the next ping; the first is 1
 	answered uint64          // id of the last one answered
+	openAt   time.Duration   // when the one after it was asked, if any was
 	rtt      time.Duration   // of the last one; 0 before
 	lost     float64         // share of bundles lost lately, the worse direction
 	hurried  bool            // after a suspend: until the next answer
@@ -138,6 +150,9 @@ func (h *health) ask(now time.Duration) uint64 {
 	id := h.next
 	h.next++
 	h.pings[id%openPings] = ping{id: id, at: now}
+	if id == h.answered+1 {
+		h.openAt = now
+	}
 	return id
 }
 
@@ -156,6 +171,7 @@ func (h *health) answer(now time.Duration, p *probe, received counts) bool {
 		return false // late, twice or made up
 	}
 	h.answered, h.hurried = p.id, false
+	h.openAt = h.pings[(p.id+1)%openPings].at // where that was asked
 	h.rtt = now - q.at
 	h.newest = sample{at: q.at, sent: q.sent, peerReceived: p.received, peerSent: p.sent, received: received}
 	last := h.first + h.n - 1
@@ -179,22 +195,13 @@ func (h *health) lastAsked() time.Duration {
 	return h.pings[(h.next-1)%openPings].at
 }
 
-// silent is how long the oldest ping that is still open has waited.
+// silent is how long the oldest ping that is still open has waited, also where it
+// is too old to be answered.
 func (h *health) silent(now time.Duration) time.Duration {
-	for id := h.oldest(); id < h.next; id++ {
-		if p := &h.pings[id%openPings]; p.id == id {
-			return now - p.at
-		}
+	if h.answered+1 == h.next {
+		return 0
 	}
-	return 0
-}
-
-// oldest is the id of the oldest ping that is open and remembered.
-func (h *health) oldest() uint64 {
-	if h.next > openPings {
-		return max(h.answered+1, h.next-openPings)
-	}
-	return h.answered + 1
+	return now - h.openAt
 }
 
 // over returns what was sent and received in the two directions between the
@@ -382,3 +389,6 @@ func (h *health) full(id uint64, inUse bool) bool {
 // hurry is called after the process may have been asleep: nothing that was true
 // before need be true now.
 func (h *health) hurry() { h.hurried = true }
+
+// excuse forgets the pings that are open: their answers may wait to be read.
+func (h *health) excuse() { h.answered = h.next - 1 }

@@ -396,3 +396,22 @@ func TestATCPConnectionThatResendsLosesStreamsForAWhile(t *testing.T) {
 		t.Error("the server's own retransmissions do not count")
 	}
 }
+
+// More pings are asked for meanwhile than are remembered.
+func TestSilenceIsCountedFromTheFirstPingThatIsOpen(t *testing.T) {
+	c := newCourse()
+	c.run(10 * time.Second)
+	c.up = none
+	began := c.now
+	for c.now-began < 2*time.Minute {
+		c.run(time.Second)
+	}
+	if silent := c.h.silent(c.now); silent < c.now-began-time.Second || silent > c.now-began+time.Second {
+		t.Errorf("silent for %v, want %v", silent, c.now-began)
+	}
+	c.up = all
+	c.run(2 * time.Second)
+	if silent := c.h.silent(c.now); silent > 2*c.rtt {
+		t.Errorf("silent for %v once pings are answered again", silent)
+	}
+}

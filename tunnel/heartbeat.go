@@ -13,11 +13,9 @@ const (
 	maxPongs = 8
 
 	// asleepAfter is how much further than the steady clock, which stops in suspend, the wall
-	// clock must have moved between two heartbeats for the machine to have slept.
+	// clock must have moved between two heartbeats for the machine to have slept, and how
+	// late one must come for the process to have stood still.
 	asleepAfter = 3 * time.Second
-
-	// deadLooks is how often in Timers.Dead a server looks for signs of life.
-	deadLooks = 8
 )
 
 // heartbeats is what an attachment sends and knows of probes.
@@ -93,7 +91,7 @@ func (a *Attachment) heartbeat() {
 	}
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	steady, wall := a.s.now(), time.Now().Round(0)
+	c := clocks{steady: a.s.now(), wall: a.s.wall(), due: a.s.now()}
 	for {
 		select {
 		case <-timer.C:
@@ -101,10 +99,9 @@ func (a *Attachment) heartbeat() {
 		case <-a.c.Done():
 			return
 		}
-		now, clock := a.s.now(), time.Now().Round(0)
-		slept := clock.Sub(wall)-(now-steady) > asleepAfter
-		steady, wall = now, clock
-		next, changed, err := a.probe(now, slept)
+		now := a.s.now()
+		slept, stood := c.look(now, a.s.wall())
+		next, changed, err := a.probe(now, slept, stood)
 		if err != nil {
 			a.fail(CodeTimeout, err)
 			return
@@ -112,19 +109,41 @@ func (a *Attachment) heartbeat() {
 		if changed {
 			a.s.judged()
 		}
+		c.due = now + next
 		timer.Reset(next)
 	}
 }
 
+// clocks is what they said at the last heartbeat.
+type clocks struct {
+	steady time.Duration
+	wall   time.Time
+	due    time.Duration // the next heartbeat, on the steady clock
+}
+
+// look takes what they say now. slept says that the machine has been asleep, and
+// stood that the process stood still while the steady clock went on: what arrived meanwhile
+// has yet to be read. A wall clock that is set forward looks like sleep.
+func (c *clocks) look(steady time.Duration, wall time.Time) (slept, stood bool) {
+	slept = wall.Sub(c.wall)-(steady-c.steady) > asleepAfter
+	stood = steady-c.due > asleepAfter
+	c.steady, c.wall = steady, wall
+	return slept, stood
+}
+
 // probe asks for a ping where one is due, judges, and says when to look again.
-func (a *Attachment) probe(now time.Duration, slept bool) (next time.Duration, changed bool, err error) {
+func (a *Attachment) probe(now time.Duration, slept, stood bool) (next time.Duration, changed bool, err error) {
 	loss := a.tcpStats()
 	b := &a.beat
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.resting.Store(false)
 	inUse := a.inUse(now)
-	if slept {
+	if stood {
+		b.h.excuse()
+		b.ping = 0 // it is excused too
+	}
+	if slept || stood {
 		b.h.hurry()
 	}
 	if b.h.silent(now) >= a.s.cfg.Timers.Dead {
@@ -162,20 +181,37 @@ func (a *Attachment) judgeLocked(now time.Duration) (changed bool) {
 
 // awaitSigns ends the carrier when nothing arrives any more.
 func (a *Attachment) awaitSigns() {
-	dead := a.s.cfg.Timers.Dead
-	tick := time.NewTicker(dead / deadLooks)
-	defer tick.Stop()
+	due := a.s.now() + a.s.cfg.Timers.Dead
+	timer := time.NewTimer(a.s.cfg.Timers.Dead)
+	defer timer.Stop()
 	for {
 		select {
-		case <-tick.C:
+		case <-timer.C:
 		case <-a.c.Done():
 			return
 		}
-		if a.s.now()-time.Duration(a.heard.Load()) > dead {
-			a.fail(CodeTimeout, fmt.Errorf("nothing was received for %v", dead))
+		now := a.s.now()
+		left, err := a.signs(now, due)
+		if err != nil {
+			a.fail(CodeTimeout, err)
 			return
 		}
+		due = now + left
+		timer.Reset(left)
 	}
+}
+
+// signs says how long the carrier may stay silent yet, or that it is dead. due is
+// when it was to be asked.
+func (a *Attachment) signs(now, due time.Duration) (left time.Duration, err error) {
+	if now-due > asleepAfter {
+		a.heard.Store(int64(now)) // the process stood still: what arrived has yet to be read
+	}
+	dead := a.s.cfg.Timers.Dead
+	if left = time.Duration(a.heard.Load()) + dead - now; left <= 0 {
+		return 0, fmt.Errorf("nothing was received for %v", dead)
+	}
+	return left, nil
 }
 
 // receiveProbe takes the body of a record of flow 0 in a bundle of size bytes.
@@ -266,6 +302,20 @@ func (a *Attachment) good() (good bool, why string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return !b.h.suspect, b.h.why
+}
+
+// doubt is what is wrong with the carrier at this moment, "" for nothing.
+func (a *Attachment) doubt() string {
+	good, why := a.good()
+	if good {
+		return ""
+	}
+	a.beat.mu.Lock()
+	defer a.beat.mu.Unlock()
+	if silent := a.beat.h.silent(a.s.now()); silent >= a.s.cfg.Timers.Suspect {
+		return fmt.Sprintf("silent for %.1f s", silent.Seconds())
+	}
+	return why
 }
 
 // proved is when a ping left that was answered, or when the carrier began.

@@ -10,8 +10,14 @@ import (
 	"time"
 )
 
-// maxSessions bounds the sessions of one server.
-const maxSessions = 4096
+const (
+	// maxSessions bounds the sessions of one server.
+	maxSessions = 4096
+
+	// maxHeld bounds those of one user that nothing is attached to: a client that
+	// starts again and again makes a new one each time. Several clients may share a user.
+	maxHeld = 16
+)
 
 // HostConfig is how a server treats those who come in.
 type HostConfig struct {
@@ -118,8 +124,12 @@ func (h *Host) create(key sessionKey, secret []byte) (*Session, error) {
 	if !h.draining.IsZero() {
 		return nil, &CloseError{Code: CodeDraining, Reason: "the server is about to stop and takes no new clients"}
 	}
-	if len(h.sessions) >= maxSessions && !h.evictLocked() {
-		return nil, &CloseError{Code: CodeLimit, Reason: "the server has too many sessions"}
+	if len(h.sessions) >= maxSessions {
+		k, s := h.longestHeldLocked(func(sessionKey, *Session) bool { return true })
+		if s == nil {
+			return nil, &CloseError{Code: CodeLimit, Reason: "the server has too many sessions"}
+		}
+		h.dropLocked(k, s, "the server has too many sessions")
 	}
 	in := &incarnation{id: key.id, confirmed: true}
 	copy(in.secret[:], secret)
@@ -143,37 +153,89 @@ func (h *Host) orphaned(key sessionKey, s *Session) {
 		h.end(key, s)
 		return
 	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !h.startHold(key, s) {
+		return // attached again, or closed
+	}
+	of := func(k sessionKey, _ *Session) bool { return k.user == key.user }
+	if h.heldLocked(of) > maxHeld {
+		k, longest := h.longestHeldLocked(of)
+		h.dropLocked(k, longest, "the user has too many sessions without a connection")
+	}
+}
+
+// startHold has the session end after Hold, unless it is in use.
+func (h *Host) startHold(key sessionKey, s *Session) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.orphanedLocked() == nil {
-		return // attached again, or closed
+		return false
 	}
 	if s.holding != nil {
 		s.holding.Stop()
 	}
 	s.holding = time.AfterFunc(h.cfg.Hold, func() { h.end(key, s) })
+	return true
 }
 
-// evictLocked makes room for one session more: that which has had no carrier for
-// longest goes. h.mu is held.
-func (h *Host) evictLocked() (ok bool) {
-	var oldest *Session
-	var key sessionKey
-	var since time.Time
-	for k, s := range h.sessions {
-		s.mu.Lock()
-		detached, orphaned := s.detached, s.orphanedLocked() != nil
-		s.mu.Unlock()
-		if orphaned && (oldest == nil || detached.Before(since)) {
-			oldest, key, since = s, k, detached
-		}
-	}
-	if oldest == nil {
+// MakeRoom ends the session among those that nothing is attached to that has been so
+// for longest and has flows: one of the user, or where there is none and anyone is
+// allowed, another's. It says whether there was one; its flows have ended by then.
+// An exit without room calls it. It does not wait.
+func (h *Host) MakeRoom(user string, anyone bool) bool {
+	h.mu.Lock()
+	if h.closed {
+		h.mu.Unlock()
 		return false
 	}
+	key, s := h.longestHeldLocked(func(k sessionKey, s *Session) bool { return k.user == user && s.Flows() > 0 })
+	if s == nil && anyone {
+		key, s = h.longestHeldLocked(func(_ sessionKey, s *Session) bool { return s.Flows() > 0 })
+	}
+	if s == nil {
+		h.mu.Unlock()
+		return false
+	}
+	h.ending.Add(1)
+	defer h.ending.Done()
 	delete(h.sessions, key)
-	h.ending.Go(func() { oldest.Close(CodeLimit, "the server has too many sessions") })
+	h.mu.Unlock()
+	s.endFlows() // in time for the caller
+	h.mu.Lock()
+	h.dropLocked(key, s, "others need the room")
+	h.mu.Unlock()
 	return true
+}
+
+// longestHeldLocked returns the session that has had no carrier for longest, among
+// those that may go; nil is none. h.mu is held.
+func (h *Host) longestHeldLocked(may func(sessionKey, *Session) bool) (key sessionKey, longest *Session) {
+	var since time.Time
+	for k, s := range h.sessions {
+		detached, held := s.heldSince()
+		if held && (longest == nil || detached.Before(since)) && may(k, s) {
+			longest, key, since = s, k, detached
+		}
+	}
+	return key, longest
+}
+
+// heldLocked counts the sessions without a carrier that are meant. h.mu is held.
+func (h *Host) heldLocked(of func(sessionKey, *Session) bool) (n int) {
+	for k, s := range h.sessions {
+		if _, held := s.heldSince(); held && of(k, s) {
+			n++
+		}
+	}
+	return n
+}
+
+// dropLocked ends a session before its hold is over. h.mu is held.
+func (h *Host) dropLocked(key sessionKey, s *Session, reason string) {
+	h.cfg.Log.Info("a session that was held is ended", slog.String("user", key.user), slog.String("reason", reason))
+	delete(h.sessions, key)
+	h.ending.Go(func() { s.Close(CodeLimit, reason) })
 }
 
 // Drain tells every client that the server will be gone after left, and lets no

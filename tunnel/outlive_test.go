@@ -455,10 +455,10 @@ func TestAServerThatIsFullEndsTheSessionThatWasDetachedLongest(t *testing.T) {
 		w.host.cfg.Hold = time.Hour
 		defer w.close()
 		var sessions []*Session
-		for range maxSessions + 1 {
+		for i := range maxSessions + 1 {
 			s := NewSession(SessionConfig{})
 			sessions = append(sessions, s)
-			a, _, errNear, errFar := w.attach(s, alice, PipeConfig{})
+			a, _, errNear, errFar := w.attach(s, Credentials{User: fmt.Sprint("user", i), Token: "right"}, PipeConfig{})
 			if err := errors.Join(errNear, errFar); err != nil {
 				t.Fatal(err)
 			}

@@ -243,6 +243,9 @@ func (c pipeCarrier) OpenStream(ctx context.Context) (Stream, error) {
 	if err := c.Err(); err != nil {
 		return nil, err
 	}
+	if c.muted.Load() {
+		return ours, nil
+	}
 	select {
 	case c.streams <- theirs:
 		return ours, nil

@@ -26,8 +26,7 @@ const (
 	quicHandshakeIdleTimeout = HandshakeTimeout
 	quicServerHandshakeIdle  = HandshakeTimeout / 2
 
-	quicIdleTimeout = 30 * time.Second
-	quicKeepAlive   = 15 * time.Second // shorter than NAT mappings live
+	quicKeepAlive = 15 * time.Second // shorter than NAT mappings live
 
 	// quicMaxStreams bounds the streams that the peer has open at once, the
 	// control stream among them.
@@ -52,17 +51,19 @@ const (
 
 // Why a carrier ended without a word from the peer.
 var (
-	// ErrSilent means that nothing came from the peer for the idle timeout.
+	// ErrSilent means that nothing came from the peer for longer than Timers.Dead.
 	ErrSilent = errors.New("the peer fell silent")
 	// ErrForgotten means that the peer is there but does not know the connection
 	// any more, because it restarted: a stateless reset (RFC 9000 section 10.3).
 	ErrForgotten = errors.New("the peer no longer knows the connection")
 )
 
-func quicConfig() *quic.Config {
+// quicConfig is for connections whose Timers.Dead is dead. The shorter idle timeout
+// of the two sides counts.
+func quicConfig(dead time.Duration) *quic.Config {
 	return &quic.Config{
 		HandshakeIdleTimeout:           quicHandshakeIdleTimeout,
-		MaxIdleTimeout:                 quicIdleTimeout,
+		MaxIdleTimeout:                 patience(dead),
 		KeepAlivePeriod:                quicKeepAlive,
 		InitialStreamReceiveWindow:     quicStreamWindow,
 		MaxStreamReceiveWindow:         quicMaxStreamWindow,
@@ -134,7 +135,7 @@ func quicEnd(err error) error {
 		return net.ErrClosed
 	}
 	if _, ok := errors.AsType[*quic.IdleTimeoutError](err); ok {
-		return fmt.Errorf("%w for %v", ErrSilent, quicIdleTimeout)
+		return ErrSilent
 	}
 	if _, ok := errors.AsType[*quic.StatelessResetError](err); ok {
 		return ErrForgotten

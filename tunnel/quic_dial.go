@@ -5,14 +5,16 @@ import (
 	"crypto/tls"
 	"fmt"
 	"net"
+	"time"
 
 	"github.com/quic-go/quic-go"
 )
 
 // DialQUIC connects to the server at addr and returns once TLS has passed.
 // socket is the connection's own and is closed with it, or with the error; nil opens one.
-// ctx bounds the call alone. Errors of tlsConf's verification are wrapped.
-func DialQUIC(ctx context.Context, socket net.PacketConn, addr *net.UDPAddr, tlsConf *tls.Config) (Pending, error) {
+// dead is Timers.Dead, 0 its default: the connection outlives that much silence, if it
+// also does at the server. ctx bounds the call alone. Errors of tlsConf's verification are wrapped.
+func DialQUIC(ctx context.Context, socket net.PacketConn, addr *net.UDPAddr, tlsConf *tls.Config, dead time.Duration) (Pending, error) {
 	if socket == nil {
 		network := "udp6"
 		if addr.IP.To4() != nil {
@@ -24,7 +26,7 @@ func DialQUIC(ctx context.Context, socket net.PacketConn, addr *net.UDPAddr, tls
 		}
 	}
 	tr := &quic.Transport{Conn: socket, ConnectionIDLength: quicConnectionIDLength}
-	conn, err := tr.Dial(ctx, addr, tlsConf, quicConfig())
+	conn, err := tr.Dial(ctx, addr, tlsConf, quicConfig(dead))
 	if err != nil {
 		tr.Close()
 		socket.Close()

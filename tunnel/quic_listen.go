@@ -8,6 +8,7 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/quic-go/quic-go"
 )
@@ -29,6 +30,9 @@ type QUICConfig struct {
 	// of TLS for Accept to return the connection, or when it has ended without.
 	// Neither may wait. nil admits all.
 	Admit func(net.Addr) (leave func(), ok bool)
+
+	// Dead is Timers.Dead, 0 its default: connections outlive that much silence.
+	Dead time.Duration
 }
 
 var errNotAdmitted = errors.New("too many connections that have said nothing")
@@ -61,7 +65,7 @@ func ListenQUIC(socket net.PacketConn, tlsConf *tls.Config, cfg QUICConfig) (*QU
 			return ctx, nil
 		}
 	}
-	conf := quicConfig()
+	conf := quicConfig(cfg.Dead)
 	conf.HandshakeIdleTimeout = quicServerHandshakeIdle
 	var err error
 	// Early, so that a TLS handshake that fails, such as for a wrong pin, is seen

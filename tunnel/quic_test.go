@@ -49,7 +49,7 @@ func TestBundlesOfTheLargestSizeFillTheirPackets(t *testing.T) {
 		t.Fatal(err)
 	}
 	counting := &countingSocket{UDPConn: local}
-	cp, err := DialQUIC(ctx, counting, ln.Addr().(*net.UDPAddr), clientTLS)
+	cp, err := DialQUIC(ctx, counting, ln.Addr().(*net.UDPAddr), clientTLS, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -234,7 +234,7 @@ func TestQUICAttemptsAreCountedInAndOut(t *testing.T) {
 		})
 	}
 
-	client, err := DialQUIC(ctx, nil, ln.Addr().(*net.UDPAddr), clientTLS)
+	client, err := DialQUIC(ctx, nil, ln.Addr().(*net.UDPAddr), clientTLS, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -267,7 +267,7 @@ func TestQUICAttemptsAreCountedInAndOut(t *testing.T) {
 	d.mu.Unlock()
 	short, cancel := context.WithTimeout(ctx, HandshakeTimeout)
 	defer cancel()
-	refused, err := DialQUIC(short, nil, ln.Addr().(*net.UDPAddr), clientTLS)
+	refused, err := DialQUIC(short, nil, ln.Addr().(*net.UDPAddr), clientTLS, 0)
 	if err == nil {
 		refused.Close(CodeNone, "")
 		t.Fatal("the door was shut")
@@ -372,7 +372,7 @@ func TestARestartedServerIsNoticedAtOnce(t *testing.T) {
 	}
 	ln := listen()
 	addr = ln.Addr().(*net.UDPAddr)
-	cp, err := DialQUIC(ctx, nil, addr, clientTLS)
+	cp, err := DialQUIC(ctx, nil, addr, clientTLS, 0)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -72,6 +72,7 @@ type Session struct {
 	server bool
 	user   string
 	start  time.Time
+	wall   func() time.Time // the clock that an operator may set; not steady
 	q      queue
 	turn   *udpio.Turn
 	drops  dropCounters
@@ -131,6 +132,7 @@ func newSession(cfg SessionConfig, server bool, in *incarnation) *Session {
 		cfg: cfg, server: server, inc: in, start: time.Now(),
 		flows: make(map[uint64]*Flow), changed: make(chan struct{}),
 		maxStreams: MaxStreams,
+		wall:       func() time.Time { return time.Now().Round(0) },
 	}
 	s.numbers = cfg.Numbers
 	if s.numbers == nil {
@@ -210,8 +212,12 @@ func (s *Session) Attach(ctx context.Context, p Pending, cred Credentials) (*Att
 	defer cancel()
 	s.mu.Lock()
 	s.attaches++
-	number := s.attaches
+	number, closed := s.attaches, s.closed
 	s.mu.Unlock()
+	if closed {
+		p.Close(CodeShutdown, "the session has ended")
+		return nil, ErrSessionClosed
+	}
 	w, in, err := s.handshakeClient(ctx, p, cred, number)
 	if err != nil {
 		p.Close(CodeProtocol, "")
@@ -241,10 +247,11 @@ func (s *Session) attach(c Carrier, number uint64, in *incarnation, instance [16
 	if s.closed || s.inc != in {
 		closed := s.closed
 		s.mu.Unlock()
-		c.Close(CodeSession, "the session has ended")
 		if closed {
+			c.Close(CodeShutdown, "the session has ended") // a server then holds nothing for us
 			return nil, ErrSessionClosed
 		}
+		c.Close(CodeSession, "the session was renewed")
 		return nil, errRenewed
 	}
 	in.confirmed = true
@@ -338,7 +345,10 @@ func (s *Session) streamCarrier(ctx context.Context) (*Attachment, error) {
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return nil, context.Cause(ctx)
+			if err := context.Cause(ctx); !errors.Is(err, context.DeadlineExceeded) {
+				return nil, err
+			}
+			return nil, ErrNotAttached
 		}
 	}
 }
@@ -369,6 +379,14 @@ func (s *Session) orphanedLocked() func() {
 		return nil
 	}
 	return s.orphaned
+}
+
+// heldSince says since when the server's session has had no carrier; held is
+// false where one is attached or about to be.
+func (s *Session) heldSince() (since time.Time, held bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.detached, s.orphanedLocked() != nil
 }
 
 // tellDrain tells the client that the server will be gone after left.

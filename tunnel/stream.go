@@ -2,8 +2,12 @@ package tunnel
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"log/slog"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/quic-go/quic-go/quicvarint"
@@ -40,34 +44,119 @@ func (e *RefusedError) Error() string {
 // OpenStream asks the peer to connect to addr, which is an address as SOCKS5
 // writes it, and waits for its answer: the stream and the bound address, or a
 // *RefusedError. ctx bounds the wait. While nothing is attached it waits up to
-// attachWait and then returns ErrNotAttached.
+// attachWait and then returns ErrNotAttached. Where the carrier ends, or is doubted
+// while another works, before the answer is there, the peer is asked once more over
+// another carrier; it may then connect twice, but on one of the two nothing is sent.
+// If ctx ends while the carrier is in doubt the error wraps ErrUnanswered, and else ctx's.
 func (s *Session) OpenStream(ctx context.Context, addr []byte) (st Stream, bound []byte, err error) {
 	if len(addr) > MaxStreamAddr {
 		return nil, nil, fmt.Errorf("tunnel: address of %d bytes", len(addr))
 	}
-	for st == nil {
+	for asked := 1; ; {
 		a, err := s.streamCarrier(ctx)
 		if err != nil {
 			return nil, nil, err
 		}
-		opened, err := a.c.OpenStream(ctx)
-		switch {
-		case err == nil:
-			st = a.carry(opened)
-		case a.c.Err() == nil || ctx.Err() != nil:
-			return nil, nil, fmt.Errorf("opening a stream over %v: %w", a.Kind(), err)
+		st, bound, err := s.openOver(ctx, a, addr, asked < maxAsked)
+		if err == nil {
+			return st, bound, nil
 		}
+		failed := (*askedError)(nil)
+		switch {
+		case ctx.Err() != nil:
+			return nil, nil, a.unanswered(ctx, err)
+		case !errors.As(err, &failed) && a.c.Err() != nil:
+			continue // the peer was not asked
+		case !errors.As(err, &failed):
+			return nil, nil, fmt.Errorf("opening a stream over %v: %w", a.Kind(), err)
+		case asked == maxAsked || a.c.Err() == nil && !failed.left:
+			return nil, nil, failed.err
+		}
+		asked++
+		s.cfg.Log.Debug("a stream is asked for again", slog.Any("reason", err))
 	}
+}
+
+// maxAsked is how often the peer is asked for one stream.
+const maxAsked = 2
+
+// ErrUnanswered means that a stream's carrier fell silent before the peer had answered.
+var ErrUnanswered = errors.New("the far end did not answer")
+
+// unanswered is the error of a stream that waited on a for as long as ctx lived.
+func (a *Attachment) unanswered(ctx context.Context, err error) error {
+	if why := a.doubt(); why != "" {
+		return fmt.Errorf("%w: %s %s", ErrUnanswered, a.Kind().name(), why)
+	}
+	if ended := a.Err(); ended != nil {
+		return fmt.Errorf("%w: %s ended: %w", ErrUnanswered, a.Kind().name(), ended)
+	}
+	return fmt.Errorf("%w: %w", context.Cause(ctx), err)
+}
+
+// askedError is the failure of a stream that the peer may have been asked for.
+type askedError struct {
+	left bool // its carrier was left for another
+	err  error
+}
+
+func (e *askedError) Error() string { return e.err.Error() }
+func (e *askedError) Unwrap() error { return e.err }
+
+// openOver is OpenStream over one carrier, which it may leave for a better one.
+func (s *Session) openOver(ctx context.Context, a *Attachment, addr []byte, mayLeave bool) (Stream, []byte, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	var left atomic.Bool
+	if mayLeave {
+		var watch sync.WaitGroup
+		watch.Go(func() {
+			if s.awaitBetter(ctx, a) {
+				left.Store(true)
+				cancel()
+			}
+		})
+		defer watch.Wait()
+	}
+	defer cancel()
+	a.touch(s.now()) // its silence counts from now on
+	opened, err := a.c.OpenStream(ctx)
+	if err != nil {
+		if left.Load() {
+			err = &askedError{left: true, err: err}
+		}
+		return nil, nil, err
+	}
+	st := a.carry(opened)
 	stop := context.AfterFunc(ctx, func() { st.Reset(CodeTimeout) })
-	bound, err = request(st, addr)
+	bound, err := request(st, addr)
 	if !stop() && err == nil {
-		err = context.Cause(ctx)
+		err = ctx.Err()
 	}
 	if err != nil {
 		st.Reset(CodeNone)
-		return nil, nil, err
+		refused := (*RefusedError)(nil)
+		return nil, nil, &askedError{left: left.Load() && !errors.As(err, &refused), err: err}
 	}
 	return st, bound, nil
+}
+
+// awaitBetter waits until a has ended or is in doubt, and new streams go to another
+// carrier that works; false is the end of ctx.
+func (s *Session) awaitBetter(ctx context.Context, a *Attachment) bool {
+	for {
+		s.mu.Lock()
+		next, changed := s.streamsOn, s.changed
+		s.mu.Unlock()
+		good, _ := a.good()
+		if (!good || a.c.Err() != nil) && next != nil && next != a && next.serviceable() && next.c.Err() == nil {
+			return true
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return false
+		}
+	}
 }
 
 func request(st Stream, addr []byte) (bound []byte, err error) {
@@ -118,7 +207,8 @@ func (o *oneByteReader) ReadByte() (byte, error) {
 // Exit is what a session calls when the peer opens something.
 type Exit interface {
 	// OpenFlow is called with the first datagram of a flow, before it is
-	// delivered. It must not wait. A nil handler refuses the flow with code.
+	// delivered. It must not wait. A nil handler refuses the flow with code; EndNone
+	// is not told to the peer, whose next datagram opens the flow again.
 	OpenFlow(f *Flow) (h FlowHandler, code EndCode)
 
 	// ServeStream is called in a goroutine of its own and returns when the

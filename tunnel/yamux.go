@@ -34,10 +34,6 @@ const (
 	// that one end is done with and the other is not. No honest peer comes near.
 	yamuxMaxHeld = 4 * yamuxMaxStreams
 
-	// yamuxWriteTimeout is how long the connection may take no byte at all. Then
-	// yamux is in no defined state (GHSA-29qp-crvh-w22m) and the carrier ends.
-	yamuxWriteTimeout = 30 * time.Second
-
 	// signalGrace is how long a bare end of a stream waits for the reset that
 	// explains it.
 	signalGrace = time.Second
@@ -51,12 +47,14 @@ var (
 	errNotYamux = errors.New("the peer does not speak yamux")
 )
 
-func yamuxConfig() *yamux.Config {
+// yamuxConfig is for connections whose Timers.Dead is dead. When one has taken no byte
+// at all for longer, yamux is in no defined state (GHSA-29qp-crvh-w22m) and the carrier ends.
+func yamuxConfig(dead time.Duration) *yamux.Config {
 	return &yamux.Config{
 		AcceptBacklog:          yamuxBacklog,
 		EnableKeepAlive:        false, // sessions have heartbeats
 		KeepAliveInterval:      time.Minute,
-		ConnectionWriteTimeout: yamuxWriteTimeout,
+		ConnectionWriteTimeout: patience(dead),
 		MaxStreamWindowSize:    yamuxWindow,
 		// Both timeouts are off: the first closes the whole session, the second
 		// cuts the tail off for a peer that reads slowly.
@@ -72,6 +70,7 @@ type yamuxPending struct {
 	raw    net.Conn
 	tls    *tls.Conn
 	client bool
+	dead   time.Duration
 	unbind func() bool // undoes the handshake's bound
 }
 
@@ -126,9 +125,9 @@ func (p *yamuxPending) Start(ctx context.Context) (Carrier, error) {
 	}
 	var err error
 	if p.client {
-		c.y, err = yamux.Client(c.conn, yamuxConfig())
+		c.y, err = yamux.Client(c.conn, yamuxConfig(p.dead))
 	} else {
-		c.y, err = yamux.Server(c.conn, yamuxConfig())
+		c.y, err = yamux.Server(c.conn, yamuxConfig(p.dead))
 	}
 	if err != nil {
 		c.conn.Close()

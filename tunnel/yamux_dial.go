@@ -5,23 +5,25 @@ import (
 	"crypto/tls"
 	"fmt"
 	"net"
+	"time"
 )
 
 // DialYamux connects to the server at addr over TCP and returns once TLS has
-// passed. ctx bounds the call alone. Errors of tlsConf's verification are wrapped.
-func DialYamux(ctx context.Context, addr *net.TCPAddr, tlsConf *tls.Config) (Pending, error) {
+// passed. dead is Timers.Dead, 0 its default: the connection outlives that much
+// silence. ctx bounds the call alone. Errors of tlsConf's verification are wrapped.
+func DialYamux(ctx context.Context, addr *net.TCPAddr, tlsConf *tls.Config, dead time.Duration) (Pending, error) {
 	var d net.Dialer
 	raw, err := d.DialContext(ctx, "tcp", addr.String())
 	if err != nil {
 		return nil, fmt.Errorf("connect over TCP: %w", err)
 	}
-	tuneTCP(raw)
+	tuneTCP(raw, dead)
 	conn := tls.Client(quiet(raw), fullRecords(tlsConf))
 	if err := conn.HandshakeContext(ctx); err != nil {
 		raw.Close()
 		return nil, fmt.Errorf("TLS handshake with %v: %w", addr, err)
 	}
-	return &yamuxPending{raw: raw, tls: conn, client: true}, nil
+	return &yamuxPending{raw: raw, tls: conn, client: true, dead: dead}, nil
 }
 
 // fullRecords returns conf without TLS's habit of beginning with small records,

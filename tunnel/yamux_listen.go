@@ -21,13 +21,15 @@ const (
 type YamuxListener struct {
 	ln      net.Listener
 	tls     *tls.Config
+	dead    time.Duration
 	closing sync.Once
 	closed  chan struct{}
 }
 
-// ListenYamux accepts from ln, which the listener then owns.
-func ListenYamux(ln net.Listener, tlsConf *tls.Config) *YamuxListener {
-	return &YamuxListener{ln: ln, tls: fullRecords(tlsConf), closed: make(chan struct{})}
+// ListenYamux accepts from ln, which the listener then owns. dead is Timers.Dead, 0
+// its default: connections outlive that much silence.
+func ListenYamux(ln net.Listener, tlsConf *tls.Config, dead time.Duration) *YamuxListener {
+	return &YamuxListener{ln: ln, tls: fullRecords(tlsConf), dead: dead, closed: make(chan struct{})}
 }
 
 // Accept returns the next connection. It has not passed TLS yet: that
@@ -44,8 +46,8 @@ func (l *YamuxListener) Accept(ctx context.Context) (Pending, error) {
 	for {
 		raw, err := l.ln.Accept()
 		if err == nil {
-			tuneTCP(raw)
-			return &yamuxPending{raw: raw, tls: tls.Server(quiet(raw), l.tls)}, nil
+			tuneTCP(raw, l.dead)
+			return &yamuxPending{raw: raw, tls: tls.Server(quiet(raw), l.tls), dead: l.dead}, nil
 		}
 		if ctx.Err() != nil {
 			return nil, ctx.Err()

@@ -7,17 +7,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const (
-	// tcpNotSentLowat bounds in bytes what the kernel holds beyond what it has
-	// sent: a bundle waits behind all of it.
-	tcpNotSentLowat = 32 << 10
+// tcpNotSentLowat bounds in bytes what the kernel holds beyond what it has
+// sent: a bundle waits behind all of it.
+const tcpNotSentLowat = 32 << 10
 
-	// tcpUserTimeout ends a connection whose bytes nobody acknowledges.
-	tcpUserTimeout = 30 * time.Second
-)
-
-// tuneTCP sets what helps and does without what the system refuses.
-func tuneTCP(conn net.Conn) {
+// tuneTCP sets what helps and does without what the system refuses. A connection
+// whose bytes nobody acknowledges for longer than dead ends.
+func tuneTCP(conn net.Conn, dead time.Duration) {
 	c, ok := conn.(*net.TCPConn)
 	if !ok {
 		return
@@ -29,7 +25,7 @@ func tuneTCP(conn net.Conn) {
 	}
 	raw.Control(func(fd uintptr) {
 		unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, tcpNotSentLowat)
-		unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(tcpUserTimeout.Milliseconds()))
+		unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(patience(dead).Milliseconds()))
 	})
 }
 

@@ -2,10 +2,13 @@
 
 package tunnel
 
-import "net"
+import (
+	"net"
+	"time"
+)
 
 // tuneTCP sets what helps.
-func tuneTCP(conn net.Conn) {
+func tuneTCP(conn net.Conn, _ time.Duration) {
 	if c, ok := conn.(*net.TCPConn); ok {
 		c.SetNoDelay(true)
 	}

@@ -36,7 +36,7 @@ func hostileYamux(t *testing.T) (Carrier, *yamux.Session, [3]*yamux.Stream) {
 	conn := client.(*yamuxPending).tls
 	conn.Write([]byte("hello"))
 	io.ReadFull(conn, make([]byte, 7))
-	config := yamuxConfig()
+	config := yamuxConfig(0)
 	config.AcceptBacklog = 1 << 14 // it does not restrain itself
 	y, err := yamux.Client(conn, config)
 	if err != nil {
@@ -241,7 +241,7 @@ func TestASilentClientDoesNotHoldUpOthers(t *testing.T) {
 	clientTLS, _ := testTLS()
 	dialed := make(chan error, 1)
 	go func() {
-		p, err := DialYamux(ctx, ln.Addr().(*net.TCPAddr), clientTLS)
+		p, err := DialYamux(ctx, ln.Addr().(*net.TCPAddr), clientTLS, 0)
 		if err == nil {
 			p.Close(CodeNone, "")
 		}
@@ -293,7 +293,7 @@ func TestAcceptSurvivesALackOfDescriptors(t *testing.T) {
 			conns: make(chan net.Conn, 1),
 		}
 		fl.conns <- a
-		ln := ListenYamux(fl, &tls.Config{})
+		ln := ListenYamux(fl, &tls.Config{}, 0)
 		start := time.Now()
 		p, err := ln.Accept(context.Background())
 		if err != nil || p == nil {
@@ -325,7 +325,7 @@ func deafPeer(t *testing.T) Carrier {
 		conn := client.(*yamuxPending).tls
 		conn.Write([]byte("hello"))
 		io.ReadFull(conn, make([]byte, 7))
-		y, err := yamux.Client(deaf{conn, stop}, yamuxConfig())
+		y, err := yamux.Client(deaf{conn, stop}, yamuxConfig(0))
 		for i := 0; i < 3 && err == nil; i++ {
 			_, err = y.OpenStream()
 		}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -102,6 +103,49 @@ func TestWorkThatDoesNotEndIsLeftAfterTwoSeconds(t *testing.T) {
 		}
 		close(release)
 	})
+}
+
+// SIGTERM leaves the work alone until the drain is over, or another signal comes.
+func TestSIGTERMDrainsFirstAndAnotherSignalCutsItShort(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		signals []os.Signal // one each second
+		drains  bool
+		ends    time.Duration // of the work's context, from the first signal on
+	}{
+		{"SIGTERM", []os.Signal{syscall.SIGTERM}, true, 20 * time.Second},
+		{"SIGTERM, SIGTERM", []os.Signal{syscall.SIGTERM, syscall.SIGTERM}, true, time.Second},
+		{"SIGTERM, SIGINT", []os.Signal{syscall.SIGTERM, os.Interrupt}, true, time.Second},
+		{"SIGINT", []os.Signal{os.Interrupt}, false, 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p, _, _ := testProgram(nil)
+				began := time.Now()
+				drained := false
+				drain := func() <-chan struct{} {
+					drained = true
+					over := make(chan struct{})
+					time.AfterFunc(20*time.Second, func() { close(over) })
+					return over
+				}
+				p.drain.Store(&drain)
+				signals := make(chan os.Signal, 2)
+				for i, s := range c.signals {
+					time.AfterFunc(time.Duration(i)*time.Second, func() { signals <- s })
+				}
+				var ended time.Duration
+				code := p.untilSignal(signals, func(ctx context.Context) int {
+					<-ctx.Done()
+					ended = time.Since(began)
+					return exitOK
+				})
+				if code != exitOK || drained != c.drains || ended != c.ends {
+					t.Errorf("exit code %d, drained %v, ended after %v; want 0, %v, %v", code, drained, ended, c.drains, c.ends)
+				}
+			})
+		})
+	}
 }
 
 func TestExitCodesTellUsageFromFailure(t *testing.T) {

@@ -25,6 +25,7 @@ type forwarder struct {
 	ln      *net.TCPListener // nil while TCP is cut
 	conns   map[net.Conn]struct{}
 	deaf    bool                            // UDP is cut
+	silent  bool                            // TCP passes nothing on
 	clients map[netip.AddrPort]*net.UDPConn // towards the server, by client
 }
 
@@ -73,6 +74,13 @@ func (f *forwarder) mendTCP(t testing.TB) {
 	f.wg.Go(func() { f.accept(ln) })
 }
 
+// swallowTCP passes nothing on any more, and tells nobody.
+func (f *forwarder) swallowTCP() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.silent = true
+}
+
 // cutUDP swallows datagrams in both directions, or passes them on again.
 func (f *forwarder) cutUDP(cut bool) {
 	f.mu.Lock()
@@ -104,12 +112,28 @@ func (f *forwarder) accept(ln *net.TCPListener) {
 }
 
 func (f *forwarder) pass(from, to *net.TCPConn) {
-	_, _ = io.Copy(to, from)
+	_, _ = io.Copy(struct{ io.Writer }{swallower{f, to}}, from)
 	from.Close()
 	to.Close()
 	f.mu.Lock()
 	delete(f.conns, from)
 	f.mu.Unlock()
+}
+
+// swallower writes to a connection unless TCP is swallowed.
+type swallower struct {
+	f  *forwarder
+	to io.Writer
+}
+
+func (s swallower) Write(b []byte) (int, error) {
+	s.f.mu.Lock()
+	silent := s.f.silent
+	s.f.mu.Unlock()
+	if silent {
+		return len(b), nil
+	}
+	return s.to.Write(b)
 }
 
 // up passes datagrams on to the server, each client's from a socket of its own.
@@ -192,6 +216,26 @@ func TestDatagramsAndStreamsGoOnOverQUICWithoutTCP(t *testing.T) {
 	if got := replyTo(t, c.Socks(), echo); got != socks.ReplySucceeded {
 		t.Errorf("a stream with TCP again: reply %d", got)
 	}
+}
+
+// Nobody has noticed the silence when the stream is asked for.
+func TestAStreamAskedForJustAfterTCPWasSwallowedOpensOverQUIC(t *testing.T) {
+	t.Parallel()
+	f, c := startThrough(t)
+	echo := startEcho(t)
+	if got := replyTo(t, c.Socks(), echo); got != socks.ReplySucceeded {
+		t.Fatalf("a stream over TCP: reply %d", got)
+	}
+	f.swallowTCP()
+	began := time.Now()
+	if got := replyTo(t, c.Socks(), echo); got != socks.ReplySucceeded {
+		t.Errorf("a stream without TCP: reply %d", got)
+	}
+	took := time.Since(began)
+	if took > 6*time.Second {
+		t.Errorf("it took %v, want about the 2 s after which TCP is doubted", took)
+	}
+	t.Logf("a stream opens %v after it was asked for", took.Round(time.Millisecond))
 }
 
 func TestDatagramsGoOnOverTCPWhenUDPIsSwallowed(t *testing.T) {

@@ -461,15 +461,15 @@ func TestAcceptSurvivesTheEndOfDescriptors(t *testing.T) {
 	}
 }
 
-// startServerWithin starts a server that may have so many descriptors.
-func startServerWithin(t testing.TB, limit int) *serverProcess {
+// startServerWithin starts a server that may have so many descriptors. args come last.
+func startServerWithin(t testing.TB, limit int, args ...string) *serverProcess {
 	t.Helper()
 	sh, err := exec.LookPath("sh")
 	if err != nil {
 		unable(t, "there is no sh to set a limit in")
 	}
 	listen := fmt.Sprintf("127.0.0.1:%d", freePorts(t, 1))
-	args := slices.Concat([]string{"server", "--hold", "0s", "--listen", listen, "--state-dir", filepath.Join(t.TempDir(), "server")}, loopbackAllowed, withDebug)
+	args = slices.Concat([]string{"server", "--listen", listen, "--state-dir", filepath.Join(t.TempDir(), "server")}, loopbackAllowed, args)
 	cmd := exec.Command(sh, append([]string{"-c", "ulimit -n " + strconv.Itoa(limit) + ` && exec "$0" "$@"`, program}, args...)...)
 	return serverBehind(t, launchCommand(t, nil, cmd, args))
 }
@@ -477,7 +477,7 @@ func startServerWithin(t testing.TB, limit int) *serverProcess {
 func TestOneUserLeavesDescriptorsForTheOthers(t *testing.T) {
 	t.Parallel()
 	const limit, flows = 256, 1000
-	s := startServerWithin(t, limit)
+	s := startServerWithin(t, limit, withDebug...)
 	echo := startEcho(t)
 	greedy := attach(t, overYamux, s, newWireSession(), wireHello{attach: 1, withSecret: true})
 	body := datagram(refusedDestination, []byte("x"))
@@ -495,11 +495,14 @@ func TestOneUserLeavesDescriptorsForTheOthers(t *testing.T) {
 	}
 	// Others still attach, over TCP too.
 	startClient(t, s.Link).Stop()
-	greedy.hangUp()
+	greedy.hangUp() // whose flows are held
 	later := startClient(t, s.Link)
 	ping(t, associate(t, later.Socks()), echo)
 	served(t, later, echo)
 	if n := s.CountLogs(func(l logLine) bool { return strings.Contains(l.Msg, "refused for want of room") }); n == 0 || n > 10 {
 		t.Errorf("%d lines say that there was no room", n)
+	}
+	if n := s.CountLogs(message("a session that was held is ended")); n != 1 {
+		t.Errorf("%d lines say that a session was ended for want of room, want 1: the greedy one's", n)
 	}
 }

@@ -389,9 +389,6 @@ func portsFree(first uint16, n int) bool {
 // startServerIn starts a server with just these args.
 func startServerIn(t testing.TB, stateDir, listen string, args ...string) *serverProcess {
 	t.Helper()
-	if !slices.Contains(args, "--hold") {
-		args = append([]string{"--hold", "0s"}, args...) // tests see what is freed, not what is held
-	}
 	s := serverBehind(t, launch(t, nil, append([]string{"server", "--listen", listen, "--state-dir", stateDir}, args...)...))
 	s.StateDir = stateDir
 	return s

@@ -52,7 +52,7 @@ func TestRecordsOfAnEndedFlowRaiseNoGhost(t *testing.T) {
 func TestMalformedBundlesCostTheirSenderAlone(t *testing.T) {
 	t.Parallel()
 	overEach(t, wireKinds, func(t *testing.T, kind string) {
-		srv := startServer(t, withDebug...)
+		srv := startServer(t, withoutHold...)
 		echo := startEcho(t)
 		beside := associate(t, startClient(t, srv.Link).Socks())
 		ping(t, beside, echo)
@@ -128,7 +128,7 @@ func TestAHundredThousandFlowsAreBounded(t *testing.T) {
 	)
 	overEach(t, wireKinds, func(t *testing.T, kind string) {
 		t.Parallel()
-		srv := startServerWithin(t, limit)
+		srv := startServerWithin(t, limit, withoutHold...)
 		echo := startEcho(t)
 		beside := associate(t, startClient(t, srv.Link).Socks())
 		ping(t, beside, echo)
@@ -242,7 +242,7 @@ func TestStreamHeadersAreHeldToTheirBounds(t *testing.T) {
 	t.Parallel()
 	overEach(t, wireKinds, func(t *testing.T, kind string) {
 		t.Parallel()
-		srv := startServer(t, withDebug...)
+		srv := startServer(t, withoutHold...)
 		rested(t, srv.process)
 		before := holdingsNow(t, srv.process, false)
 		sp := attach(t, kind, srv, newWireSession(), wireHello{attach: 1, withSecret: true})

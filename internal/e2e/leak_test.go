@@ -40,6 +40,9 @@ const (
 // withDebug makes a process tell what it holds.
 var withDebug = []string{"--debug", "127.0.0.1:0"}
 
+// withoutHold is for servers of which it is looked at what they free, not what they hold.
+var withoutHold = append([]string{"--hold", "0s"}, withDebug...)
+
 // holdings is what a process says that it holds.
 type holdings struct {
 	Goroutines  int    `json:"goroutines"`
@@ -250,7 +253,7 @@ func TestAKilledClientLeavesNothingAtTheServer(t *testing.T) {
 		if kind == overQUIC {
 			bound += quicSilence
 		}
-		s := startServer(t, append([]string{"--hold", "0s"}, withDebug...)...)
+		s := startServer(t, withoutHold...)
 		echo := startEcho(t)
 		first := startClient(t, s.Link, "--transport", kind)
 		warmUp(t, first, echo, 2*open, useOnce)

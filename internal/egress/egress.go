@@ -36,6 +36,10 @@ const (
 	maxSweep      = 30 * time.Second // longest time between sweeps
 	hostRefresh   = 30 * time.Second // between looks at the host's own addresses
 	limitLogEvery = 10 * time.Second
+
+	// noRoomFor is how long it is not asked again whether room can be made for a user,
+	// once it could not: a flood of flows beyond the limit must cost little.
+	noRoomFor = 100 * time.Millisecond
 )
 
 // Filtering says whose datagrams a flow passes back (RFC 4787 section 5).
@@ -90,6 +94,11 @@ type Config struct {
 	// MaxSockets bounds flows and streams together, which have a descriptor each;
 	// 0 means that there is no such bound.
 	MaxSockets int
+
+	// MakeRoom, if set, is called where there is no room for a flow or a stream of the
+	// user. It ends flows that nobody uses at present, those of this user first, others'
+	// only if anyone is set, and says whether there were any. It must not wait.
+	MakeRoom func(user string, anyone bool) bool
 
 	NoOffload bool // no segmentation offload on the sockets
 
@@ -147,7 +156,9 @@ type Exits struct {
 	flows  map[*flow]struct{} // open; their sockets too
 	// What counts against the limits: flowCount is len(flows) and those being opened.
 	flowCount, streams int
-	past               Stats // of flows that have ended
+	closing            int           // of all users
+	freed              chan struct{} // closed when one is; nil where nobody waits
+	past               Stats         // of flows that have ended
 }
 
 // New returns exits that work until Close.
@@ -189,6 +200,8 @@ type UserExit struct {
 	name  string
 
 	flows, streams int          // under exits.mu
+	closing        int          // those of flows whose socket is about to be closed; under exits.mu
+	noRoom         [2]time.Time // when no room could be made: in all, and within the own limit; under exits.mu
 	lookups        atomic.Int32 // names that wait for the resolver
 }
 
@@ -255,17 +268,58 @@ func (e *Exits) refreshHost() {
 	e.policy.refresh(h)
 }
 
-// enterStream counts a stream in, unless a limit is reached or Close was called.
-func (e *Exits) enterStream(u *UserExit) bool {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.closed || e.streams >= e.cfg.MaxStreams || u.streams >= e.cfg.MaxUserStreams || e.fullLocked() {
-		return false
+// enterStream counts a stream in, unless a limit is reached or Close was called. It
+// waits until there is room, where that is being made.
+func (e *Exits) enterStream(ctx context.Context, u *UserExit) bool {
+	for {
+		e.mu.Lock()
+		if e.closed || e.streams >= e.cfg.MaxStreams || u.streams >= e.cfg.MaxUserStreams {
+			e.mu.Unlock()
+			return false
+		}
+		if !e.fullLocked() {
+			e.streams++
+			u.streams++
+			e.wg.Add(1)
+			e.mu.Unlock()
+			return true
+		}
+		if e.freed == nil {
+			e.freed = make(chan struct{})
+		}
+		freed := e.freed
+		e.mu.Unlock()
+		if !e.makeRoom(u, false) {
+			return false
+		}
+		select {
+		case <-freed:
+		case <-ctx.Done():
+			return false
+		}
 	}
-	e.streams++
-	u.streams++
-	e.wg.Add(1)
-	return true
+}
+
+// makeRoom says whether there will be room for a socket of the user at once. own says
+// that it is the user's own limit that is in the way.
+func (e *Exits) makeRoom(u *UserExit, own bool) bool {
+	e.mu.Lock()
+	closing, which := e.closing, 0
+	if own {
+		closing, which = u.closing, 1
+	}
+	asked := time.Since(u.noRoom[which]) < noRoomFor
+	e.mu.Unlock()
+	if closing > 0 || asked || e.cfg.MakeRoom == nil {
+		return closing > 0
+	}
+	if e.cfg.MakeRoom(u.name, !own) {
+		return true
+	}
+	e.mu.Lock()
+	u.noRoom[which] = time.Now()
+	e.mu.Unlock()
+	return false
 }
 
 // fullLocked says whether there may be no more sockets.

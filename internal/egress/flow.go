@@ -1,9 +1,11 @@
 package egress
 
 import (
+	"errors"
 	"net/netip"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"wmproxy/internal/udpio"
@@ -69,6 +71,9 @@ func (u *UserExit) openFlow(link downlink) (*flow, tunnel.EndCode) {
 	sock, err := udpio.Listen(any6, udpio.Config{NoOffload: e.cfg.NoOffload})
 	if err != nil {
 		e.releaseFlow(u)
+		if (errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE)) && e.makeRoom(u, false) {
+			return nil, tunnel.EndNone
+		}
 		e.refusedByLimit(u, "flow", err)
 		return nil, tunnel.EndLimit
 	}
@@ -90,25 +95,40 @@ func (u *UserExit) openFlow(link downlink) (*flow, tunnel.EndCode) {
 // reserveFlow counts a flow in, unless a limit is reached or Close was called.
 func (e *Exits) reserveFlow(u *UserExit) tunnel.EndCode {
 	e.mu.Lock()
-	defer e.mu.Unlock()
 	if e.closed {
+		e.mu.Unlock()
 		return tunnel.EndShutdown
 	}
-	if e.flowCount >= e.cfg.MaxFlows || u.flows >= e.cfg.MaxUserFlows || e.fullLocked() {
+	userFull := u.flows >= e.cfg.MaxUserFlows
+	if userFull || e.flowCount >= e.cfg.MaxFlows || e.fullLocked() {
+		e.mu.Unlock()
+		if e.makeRoom(u, userFull) {
+			return tunnel.EndNone
+		}
 		return tunnel.EndLimit
 	}
 	e.flowCount++
 	u.flows++
 	e.wg.Add(1)
+	e.mu.Unlock()
 	return tunnel.EndNormal
 }
 
+// releaseFlow counts a flow out that was never open.
 func (e *Exits) releaseFlow(u *UserExit) {
 	e.mu.Lock()
-	e.flowCount--
-	u.flows--
+	e.releaseLocked(u)
 	e.mu.Unlock()
 	e.wg.Done()
+}
+
+func (e *Exits) releaseLocked(u *UserExit) {
+	e.flowCount--
+	u.flows--
+	if e.freed != nil {
+		close(e.freed)
+		e.freed = nil
+	}
 }
 
 func (e *Exits) addFlow(f *flow) bool {
@@ -131,9 +151,18 @@ func (f *flow) close(why string) {
 		return
 	}
 	e := f.user.exits
+	e.mu.Lock()
+	e.closing++
+	f.user.closing++
+	e.mu.Unlock()
 	e.wg.Go(func() {
 		f.finish(why)
-		e.releaseFlow(f.user)
+		e.mu.Lock()
+		e.closing--
+		f.user.closing--
+		e.releaseLocked(f.user)
+		e.mu.Unlock()
+		e.wg.Done()
 	})
 }
 

@@ -624,18 +624,77 @@ func TestFlowsAndStreamsShareTheSockets(t *testing.T) {
 	e := newExits(t, Config{MaxSockets: 2})
 	ann := e.For("ann")
 	f, _ := ann.openFlow(newFakeLink(1))
-	if f == nil || !e.enterStream(ann) {
+	if f == nil || !e.enterStream(t.Context(), ann) {
 		t.Fatal("the first two are refused")
 	}
 	if f, code := ann.openFlow(newFakeLink(2)); f != nil || code != tunnel.EndLimit {
 		t.Errorf("a third: %v", code)
 	}
-	if e.enterStream(ann) {
+	if e.enterStream(t.Context(), ann) {
 		t.Error("a third, of streams")
 	}
 	e.leaveStream(ann)
 	if f, _ := ann.openFlow(newFakeLink(3)); f == nil {
 		t.Error("no room after an end")
+	}
+}
+
+// Flows of one that nobody uses give way to what is asked for.
+func TestWhereThereIsNoRoomItIsAskedFor(t *testing.T) {
+	var e *Exits
+	var idle []*flow
+	var asked []string
+	e = newExits(t, Config{MaxSockets: 3, MaxUserFlows: 2, MakeRoom: func(user string, anyone bool) bool {
+		asked = append(asked, fmt.Sprint(user, " ", anyone))
+		if len(idle) == 0 || !anyone {
+			return false
+		}
+		idle[0].Ended(tunnel.EndLimit)
+		idle = idle[1:]
+		return true
+	}})
+	open := func(user string) (*flow, tunnel.EndCode) { return e.For(user).openFlow(newFakeLink(1)) }
+	for range 2 {
+		f, _ := open("ann")
+		idle = append(idle, f)
+	}
+	open("bob")
+	if f, code := open("bob"); f != nil || code != tunnel.EndNone {
+		t.Errorf("a fourth in all, where room can be made: %v", code)
+	}
+	eventually(t, "there is room", func() bool { f, _ := open("bob"); return f != nil })
+	if f, code := open("bob"); f != nil || code != tunnel.EndLimit {
+		t.Errorf("a third of bob's, who has none to spare: %v", code)
+	}
+	// A stream waits for the room.
+	if !e.enterStream(t.Context(), e.For("bob")) {
+		t.Error("a stream was refused, though room could be made")
+	}
+	if e.enterStream(t.Context(), e.For("bob")) {
+		t.Error("there is room for another stream")
+	}
+	if len(asked) == 0 || asked[0] != "bob true" || asked[len(asked)-1] != "bob true" || !slices.Contains(asked, "bob false") {
+		t.Errorf("asked for room: %q", asked)
+	}
+	if n := e.Stats().Flows; n != 2 {
+		t.Errorf("%d flows are open, want 2", n)
+	}
+	e.leaveStream(e.For("bob"))
+}
+
+func TestAFloodBeyondTheLimitSeldomAsksForRoom(t *testing.T) {
+	asked := 0
+	e := newExits(t, Config{MaxSockets: 1, MakeRoom: func(string, bool) bool { asked++; return false }})
+	ann := e.For("ann")
+	ann.openFlow(newFakeLink(1))
+	began := time.Now()
+	for range 10_000 {
+		if f, code := ann.openFlow(newFakeLink(2)); f != nil || code != tunnel.EndLimit {
+			t.Fatalf("beyond the limit: %v", code)
+		}
+	}
+	if most := 1 + int(time.Since(began)/noRoomFor); asked == 0 || asked > most {
+		t.Errorf("asked %d times, want at most %d", asked, most)
 	}
 }
 

@@ -42,7 +42,7 @@ func (u *UserExit) ServeStream(ctx context.Context, in *tunnel.IncomingStream) {
 
 func (u *UserExit) serveStream(ctx context.Context, addr []byte, in request) {
 	e := u.exits
-	if !e.enterStream(u) {
+	if !e.enterStream(ctx, u) {
 		e.refusedByLimit(u, "stream", errLimit)
 		in.Refuse(socks.ReplyGeneralFailure)
 		return

@@ -1,0 +1,196 @@
+package tunnel
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/quic-go/quic-go/testutils/simnet"
+)
+
+func TestTransportsOutliveDead(t *testing.T) {
+	for _, c := range []struct{ dead, want time.Duration }{
+		{0, 37500 * time.Millisecond}, // as for the default of 30 s
+		{time.Second, 30 * time.Second},
+		{24 * time.Second, 30 * time.Second},
+		{2 * time.Minute, 150 * time.Second},
+		{MaxDead, 5 * time.Minute},
+		{time.Hour, 5 * time.Minute},
+	} {
+		if got := patience(c.dead); got != c.want {
+			t.Errorf("where %v is dead, transports wait for %v, want %v", c.dead, got, c.want)
+		}
+		if got := quicConfig(c.dead).MaxIdleTimeout; got != c.want {
+			t.Errorf("where %v is dead, QUIC waits for %v, want %v", c.dead, got, c.want)
+		}
+		if got := yamuxConfig(c.dead).ConnectionWriteTimeout; got != c.want {
+			t.Errorf("where %v is dead, yamux waits for %v, want %v", c.dead, got, c.want)
+		}
+	}
+}
+
+// A server's side is as patient as its client's.
+func TestAYamuxConnectionIsAsPatientAsItWasTold(t *testing.T) {
+	ctx := testContext(t)
+	clientTLS, serverTLS := testTLS()
+	tcp, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ln := ListenYamux(tcp, serverTLS, 2*time.Minute)
+	defer ln.Close()
+	var dial sync.WaitGroup
+	var client Pending
+	var errNear error
+	dial.Go(func() { client, errNear = DialYamux(ctx, ln.Addr().(*net.TCPAddr), clientTLS, time.Minute) })
+	server, errFar := ln.Accept(ctx)
+	if errFar == nil {
+		_, errFar = server.Handshake(ctx)
+	}
+	dial.Wait()
+	if err := errors.Join(errNear, errFar); err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close(CodeNone, "")
+	defer server.Close(CodeNone, "")
+	for _, side := range []struct {
+		name string
+		p    Pending
+		dead time.Duration
+		want time.Duration
+	}{
+		{"client", client, time.Minute, 75 * time.Second},
+		{"server", server, 2 * time.Minute, 150 * time.Second},
+	} {
+		p := side.p.(*yamuxPending)
+		if p.dead != side.dead {
+			t.Errorf("the %s takes %v for dead, want %v", side.name, p.dead, side.dead)
+		}
+		if got := userTimeout(t, p.raw.(*net.TCPConn)); runtime.GOOS == "linux" && got != side.want {
+			t.Errorf("the %s's TCP waits for %v, want %v", side.name, got, side.want)
+		}
+	}
+}
+
+// cuttable is a network in memory that can be cut.
+type cuttable struct {
+	simnet.PerfectRouter
+	cut atomic.Bool
+}
+
+func (c *cuttable) SendPacket(p simnet.Packet) error {
+	if c.cut.Load() {
+		return nil
+	}
+	return c.PerfectRouter.SendPacket(p)
+}
+
+func TestOverQUICAStreamOutlivesWhatDeadAllowsAndNoMore(t *testing.T) {
+	clientTLS, serverTLS := testTLS()
+	valid := time.Now()
+	clientTLS = clientTLS.Clone()
+	clientTLS.Time = func() time.Time { return valid }
+	for _, c := range []struct {
+		name     string
+		dead     time.Duration // 0 is 30 s
+		cut      time.Duration
+		outlives bool
+	}{
+		// QUIC tries again after twice as long each time, so it needs up to twice the cut.
+		{"30 s, cut for 12", 0, 12 * time.Second, true},
+		{"30 s, cut for 45", 0, 45 * time.Second, false},
+		{"two minutes, cut for 45 s", 2 * time.Minute, 45 * time.Second, true},
+		{"two minutes, cut for 160 s", 2 * time.Minute, 160 * time.Second, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var network cuttable
+				at := &net.UDPAddr{IP: net.IPv4(1, 0, 0, 1), Port: 8090}
+				ln, err := ListenQUIC(simnet.NewSimConn(at, &network), serverTLS, QUICConfig{Dead: c.dead})
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer ln.Close()
+				p := &twoPaths{world: &world{t: t, exit: &echoExit{}}}
+				p.host = NewHost(HostConfig{
+					Authenticate: func(Credentials) bool { return true },
+					Exit:         func(string) Exit { return p.exit },
+					Timers:       Timers{Dead: c.dead},
+				})
+				p.session = NewSession(SessionConfig{Timers: Timers{Dead: c.dead}})
+				defer p.close()
+				ctx := context.Background()
+				var dial sync.WaitGroup
+				dial.Go(func() {
+					pending, err := ln.Accept(ctx)
+					if err == nil {
+						_, err = p.host.Attach(ctx, pending)
+					}
+					if err != nil {
+						t.Error(err)
+					}
+				})
+				near := simnet.NewSimConn(&net.UDPAddr{IP: net.IPv4(1, 0, 0, 2), Port: 4000}, &network)
+				pending, err := DialQUIC(ctx, near, at, clientTLS, c.dead)
+				if err != nil {
+					t.Fatal(err)
+				}
+				a, err := p.session.Attach(ctx, pending, alice)
+				if err != nil {
+					t.Fatal(err)
+				}
+				dial.Wait()
+				st, _, err := p.session.OpenStream(ctx, []byte("target"))
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer st.Reset(CodeNone)
+				time.Sleep(10 * time.Second)
+				network.cut.Store(true)
+				began := time.Now()
+				if _, err := st.Write([]byte("a")); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(c.cut)
+				network.cut.Store(false)
+				_, err = io.ReadFull(st, make([]byte, 1))
+				if (err == nil) != c.outlives {
+					t.Errorf("the stream ended with %v after %v; outlives %v", err, time.Since(began), c.outlives)
+				}
+				if c.outlives != (a.Err() == nil) {
+					t.Errorf("the carrier ended with %v; outlives %v", a.Err(), c.outlives)
+				}
+			})
+		})
+	}
+}
+
+// Each side judges by its own numbers: it does not take the other to end it.
+func TestAClientGivesASilentCarrierUpByItself(t *testing.T) {
+	for _, dead := range []time.Duration{10 * time.Second, 30 * time.Second, 2 * time.Minute} {
+		synctest.Test(t, func(t *testing.T) {
+			p := newTwoPaths(t, time.Minute)
+			p.host.cfg.Timers.Dead = MaxDead
+			p.session = NewSession(SessionConfig{Timers: Timers{Dead: dead}})
+			defer p.close()
+			near, far := p.join(lossyPath)
+			v := p.talk()
+			v.run(time.Second)
+			a := p.session.Attached()[0]
+			near.Mute(true)
+			far.Mute(true)
+			began := time.Now()
+			<-a.Done()
+			if d := time.Since(began); d < dead-time.Second || d > dead+time.Second {
+				t.Errorf("after %v, want %v: %v", d, dead, a.Err())
+			}
+		})
+	}
+}
