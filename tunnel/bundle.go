@@ -11,6 +11,10 @@ const (
 	// maxQueueBytes bounds what one session has waiting to be sent, in bytes.
 	maxQueueBytes = 2 << 20
 
+	// maxDetachedBytes is the same while no carrier is attached: hardly any of it will
+	// be young enough when one comes, and a server may hold many such sessions.
+	maxDetachedBytes = 64 << 10
+
 	// maxQueueAge is how long a datagram may wait; an older one is of no use to a
 	// call or a game and is dropped when its turn comes.
 	maxQueueAge = 120 * time.Millisecond
@@ -132,10 +136,22 @@ func (q *queue) push(f *flowQueue, ms []udpio.Message, now time.Duration) {
 		p.since = now
 		q.append(f, p)
 	}
-	for q.bytes > maxQueueBytes {
+	q.shrink(f)
+	q.mu.Unlock()
+}
+
+// shrink drops what is more than may wait; f is where to begin, nil is anywhere.
+func (q *queue) shrink(f *flowQueue) {
+	most := maxQueueBytes
+	if q.sender == nil {
+		most = maxDetachedBytes
+	}
+	for q.bytes > most {
+		if f == nil || f.first == nil {
+			f = q.turn
+		}
 		q.dropOldest(q.greedy(f), DropQueueFull)
 	}
-	q.mu.Unlock()
 }
 
 // kick wakes the sender if there is something to send.
@@ -252,6 +268,7 @@ func (q *queue) use(s *sender) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.sender = s
+	q.shrink(nil)
 	q.wakeLocked()
 }
 

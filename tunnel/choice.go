@@ -6,9 +6,12 @@ import (
 	"time"
 )
 
-// maxPerKind bounds the carriers of one kind in a session: the newest, and one
-// that is kept for its streams.
-const maxPerKind = 2
+const (
+	// maxPerKind bounds the carriers of one kind in a session, but for those that
+	// have streams, which maxWithStreams bounds with them.
+	maxPerKind     = 2
+	maxWithStreams = 4
+)
 
 // retireGrace is how long a carrier that is of no more use is kept for what is
 // under way on it.
@@ -199,20 +202,29 @@ func (s *Session) retire() {
 			newest[a.Kind()] = true
 		}
 	}
-	s.mu.Unlock()
-	for _, a := range retired {
-		a.c.Close(CodeReplaced, "a newer connection of the same kind took its place")
+	if !s.closed {
+		for _, a := range retired {
+			// Not here: closing waits, and the caller may be what receives.
+			s.wg.Go(func() { a.c.Close(CodeReplaced, "a newer connection of the same kind took its place") })
+		}
 	}
+	s.mu.Unlock()
 }
 
-// surplusLocked is the carriers of c's kind beyond maxPerKind once c is attached.
+// surplusLocked is the carriers of c's kind that go when c is attached: the oldest
+// without streams beyond maxPerKind, and whatever is oldest beyond maxWithStreams.
 func (s *Session) surplusLocked(c Carrier) (surplus []*Attachment) {
-	room := maxPerKind - 1
+	var busy, rest int
 	for _, a := range slices.Backward(s.attached) {
 		if a.Kind() != c.Kind() {
 			continue
 		}
-		if room--; room < 0 {
+		if a.streams.Load() > 0 {
+			busy++
+		} else {
+			rest++
+		}
+		if busy+rest >= maxWithStreams || a.streams.Load() == 0 && busy+rest >= maxPerKind {
 			surplus = append(surplus, a)
 		}
 	}

@@ -173,6 +173,9 @@ func (h *health) answer(now time.Duration, p *probe, received counts) bool {
 	h.answered, h.hurried = p.id, false
 	h.openAt = h.pings[(p.id+1)%openPings].at // where that was asked
 	h.rtt = now - q.at
+	if h.suspect && h.rtt >= h.t.Suspect {
+		h.since = now // what was late did not work well
+	}
 	h.newest = sample{at: q.at, sent: q.sent, peerReceived: p.received, peerSent: p.sent, received: received}
 	last := h.first + h.n - 1
 	if h.n > 0 && q.at-h.samples[last%keptSamples].at < max(h.t.Suspect/16, h.steady()/100) {

@@ -415,3 +415,33 @@ func TestSilenceIsCountedFromTheFirstPingThatIsOpen(t *testing.T) {
 		t.Errorf("silent for %v once pings are answered again", silent)
 	}
 }
+
+func TestAPauseThatTCPMakesUpForIsNoProof(t *testing.T) {
+	h := newHealth(Timers{}.withDefaults(), 0)
+	var c counts
+	var open []probe
+	var suspectAt, goodAt time.Duration
+	const from, to = 3 * time.Second, 11 * time.Second
+	for now := time.Duration(0); now < 20*time.Second; now += courseStep {
+		if now-h.lastAsked() >= h.interval(now, true) {
+			id := h.ask(now)
+			h.sent(id, c)
+			open = append(open, probe{pong: true, id: id, sent: c, received: c})
+			c.add(60)
+		}
+		if now <= from || now >= to { // what stood still then arrives, late and whole
+			for _, p := range open {
+				h.answer(now, &p, p.sent)
+			}
+			open = nil
+		}
+		if h.judge(now) && h.suspect {
+			suspectAt = now
+		} else if suspectAt > 0 && !h.suspect && goodAt == 0 {
+			goodAt = now
+		}
+	}
+	if suspectAt == 0 || goodAt < to+h.t.Steady {
+		t.Errorf("suspect at %v, good at %v, want at %v or later", suspectAt, goodAt, to+h.t.Steady)
+	}
+}

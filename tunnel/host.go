@@ -17,6 +17,9 @@ const (
 	// maxHeld bounds those of one user that nothing is attached to: a client that
 	// starts again and again makes a new one each time. Several clients may share a user.
 	maxHeld = 16
+
+	// maxUserSessions bounds those of one user, who else could push out all others'.
+	maxUserSessions = maxSessions / 4
 )
 
 // HostConfig is how a server treats those who come in.
@@ -124,12 +127,12 @@ func (h *Host) create(key sessionKey, secret []byte) (*Session, error) {
 	if !h.draining.IsZero() {
 		return nil, &CloseError{Code: CodeDraining, Reason: "the server is about to stop and takes no new clients"}
 	}
-	if len(h.sessions) >= maxSessions {
-		k, s := h.longestHeldLocked(func(sessionKey, *Session) bool { return true })
-		if s == nil {
-			return nil, &CloseError{Code: CodeLimit, Reason: "the server has too many sessions"}
-		}
-		h.dropLocked(k, s, "the server has too many sessions")
+	users := func(k sessionKey, _ *Session) bool { return k.user == key.user }
+	if h.countLocked(users) >= maxUserSessions && !h.makeWayLocked(users) {
+		return nil, &CloseError{Code: CodeLimit, Reason: "this user has too many sessions"}
+	}
+	if len(h.sessions) >= maxSessions && !h.makeWayLocked(func(sessionKey, *Session) bool { return true }) {
+		return nil, &CloseError{Code: CodeLimit, Reason: "the server has too many sessions"}
 	}
 	in := &incarnation{id: key.id, confirmed: true}
 	copy(in.secret[:], secret)
@@ -158,8 +161,11 @@ func (h *Host) orphaned(key sessionKey, s *Session) {
 	if !h.startHold(key, s) {
 		return // attached again, or closed
 	}
-	of := func(k sessionKey, _ *Session) bool { return k.user == key.user }
-	if h.heldLocked(of) > maxHeld {
+	of := func(k sessionKey, s *Session) bool {
+		_, held := s.heldSince()
+		return held && k.user == key.user
+	}
+	if h.countLocked(of) > maxHeld {
 		k, longest := h.longestHeldLocked(of)
 		h.dropLocked(k, longest, "the user has too many sessions without a connection")
 	}
@@ -221,10 +227,20 @@ func (h *Host) longestHeldLocked(may func(sessionKey, *Session) bool) (key sessi
 	return key, longest
 }
 
-// heldLocked counts the sessions without a carrier that are meant. h.mu is held.
-func (h *Host) heldLocked(of func(sessionKey, *Session) bool) (n int) {
+// makeWayLocked ends that session for one that comes, and says whether there was
+// one. h.mu is held.
+func (h *Host) makeWayLocked(may func(sessionKey, *Session) bool) bool {
+	key, s := h.longestHeldLocked(may)
+	if s != nil {
+		h.dropLocked(key, s, "there are too many sessions")
+	}
+	return s != nil
+}
+
+// countLocked counts the sessions that are meant. h.mu is held.
+func (h *Host) countLocked(meant func(sessionKey, *Session) bool) (n int) {
 	for k, s := range h.sessions {
-		if _, held := s.heldSince(); held && of(k, s) {
+		if meant(k, s) {
 			n++
 		}
 	}

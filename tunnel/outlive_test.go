@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -578,4 +579,108 @@ func randomEvents(t *testing.T, dice *rand.Rand) {
 	if t.Failed() {
 		t.Logf("what happened: %s", strings.Join(said, "\n"))
 	}
+}
+
+func TestOneUserCannotPushOutTheSessionsOfOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newTwoPaths(t, time.Hour)
+		defer p.close()
+		near, _ := p.join(orderedPath)
+		near.Break(errors.New("cut"))
+		time.Sleep(time.Second)
+		w := &world{t: t, host: p.host}
+		var sessions []*Session
+		for i := range maxUserSessions + 1 {
+			s := NewSession(SessionConfig{})
+			sessions = append(sessions, s)
+			_, _, errNear, _ := w.attach(s, Credentials{User: "mallory", Token: alice.Token}, PipeConfig{})
+			var refused *CloseError
+			if last := i == maxUserSessions; last != errors.As(errNear, &refused) || last && refused.Code != CodeLimit {
+				t.Fatalf("session %d: %v", i, errNear)
+			}
+		}
+		if n := len(p.host.Sessions()); n != maxUserSessions+1 {
+			t.Errorf("%d sessions, want mallory's %d and alice's", n, maxUserSessions)
+		}
+		for _, s := range sessions {
+			s.Close(CodeShutdown, "")
+		}
+	})
+}
+
+func TestACarrierThatFailsInOneDirectionAloneIsDeadAfterThirtySeconds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newTwoPaths(t, time.Minute)
+		defer p.close()
+		p.join(lossyPath)
+		_, far := p.join(orderedPath)
+		st, _, err := p.session.OpenStream(context.Background(), []byte("target"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		far.Mute(true) // the server hears every ping, and control goes on
+		_ = st.SetDeadline(time.Now().Add(time.Minute))
+		began := time.Now()
+		_, err = st.Read(make([]byte, 1))
+		if reset := (*ResetError)(nil); !errors.As(err, &reset) {
+			t.Errorf("after %v: %v, want a reset", time.Since(began), err)
+		}
+		if d := time.Since(began); d < 29*time.Second || d > 42*time.Second {
+			t.Errorf("after %v, want 30 s", d)
+		}
+		st.Reset(CodeNone)
+	})
+}
+
+func TestADownloadOutlivesSeveralPauses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newTwoPaths(t, time.Minute)
+		defer p.close()
+		p.join(lossyPath)
+		var ends []*PipeEnd
+		join := func() {
+			near, far := p.join(orderedPath)
+			ends = append(ends, near, far)
+		}
+		join()
+		old, _, err := p.session.OpenStream(context.Background(), []byte("target"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 5 {
+			for _, e := range ends {
+				e.Mute(true)
+			}
+			time.Sleep(3 * time.Second)
+			for _, e := range ends {
+				e.Mute(false)
+			}
+			if !p.session.Healthy(KindYamux) {
+				join()
+			}
+			time.Sleep(time.Second)
+		}
+		if _, err := old.Write([]byte("a")); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(old, make([]byte, 1)); err != nil {
+			t.Error(err)
+		}
+		old.Reset(CodeNone)
+	})
+}
+
+func TestWhatWaitsWhileNothingIsAttachedIsLittle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newTwoPaths(t, time.Hour)
+		defer p.close()
+		near, _ := p.join(orderedPath)
+		v := p.talk()
+		near.Break(errors.New("cut"))
+		time.Sleep(time.Second)
+		v.flow.Send(slices.Repeat([]udpio.Message{{Body: make([]byte, 1000)}}, 5000))
+		if n := p.session.q.bytes; n > maxDetachedBytes {
+			t.Errorf("%d bytes wait for nobody", n)
+		}
+	})
 }

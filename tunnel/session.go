@@ -404,7 +404,9 @@ func (s *Session) drain(left time.Duration) {
 	s.mu.Lock()
 	first := !s.leaving
 	s.leaving = true
-	s.event("the server goes in %v", left.Round(time.Second))
+	if first { // it comes on every carrier
+		s.event("the server goes in %v", left.Round(time.Second))
+	}
 	s.mu.Unlock()
 	if first {
 		s.notify()
