@@ -74,6 +74,7 @@ type sender struct {
 	wake    chan struct{} // one slot
 	parked  bool          // waits on wake; guarded by queue.mu
 	message uint16        // number of the last datagram sent in fragments
+	late    bool          // the path is the limit, by congestedAfter; belongs to fill's caller
 }
 
 func newSender(exact bool) *sender { return &sender{exact: exact, wake: make(chan struct{}, 1)} }
@@ -272,6 +273,7 @@ func (q *queue) close() {
 func (q *queue) fill(b []byte, limit int, s *sender, now time.Duration) []byte {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	s.late = q.turn != nil && now-q.turn.first.since >= congestedAfter
 	for q.sender == s && q.turn != nil {
 		f := q.turn
 		if f.deficit <= 0 { // what it sent beyond its share, it waits for
