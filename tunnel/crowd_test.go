@@ -317,14 +317,19 @@ func TestACallBesideAFloodOrADownloadLosesNothingInOurQueues(t *testing.T) {
 				for _, n := range drops {
 					ours += n
 				}
-				t.Logf("RTT p99 %v alone, %v beside, max %v; %d lost, %d of them by our queue, the line drops %.2f %%; the neighbour has %.0f %% of the line",
-					percentile(alone, 99), percentile(rtts, 99), percentile(rtts, 100), lost, ours, 100*lineDrops(), 100*speed)
+				t.Logf("RTT p99 %v alone, p50 %v and p99 %v beside, max %v; %d lost, %d of them by our queue, the line drops %.2f %%; the neighbour has %.0f %% of the line",
+					percentile(alone, 99), percentile(rtts, 50), percentile(rtts, 99), percentile(rtts, 100), lost, ours, 100*lineDrops(), 100*speed)
 				sent := lost + len(rtts)
 				if most := 3 + int(3*lineDrops()*float64(sent)); ours > 0 || lineDrops() == 0 && lost > 0 || lost > most {
 					t.Errorf("%d of %d are lost, %d of them by our queue, and the line drops %.2f %%", lost, sent, ours, 100*lineDrops())
 				}
-				if bound := callBound(t, cfg); percentile(rtts, 99) > bound {
-					t.Errorf("RTT p99 is %v, want at most %v", percentile(rtts, 99), bound)
+				// Beyond the line's 20 ms: on QUIC its buffer and 32 packets in quic-go, on
+				// yamux TCP's 57 KiB and ours. In real time a busy machine delays a few.
+				if quick := percentile(rtts, 50); quick > 110*time.Millisecond {
+					t.Errorf("RTT p50 is %v, want at most 110 ms", quick)
+				}
+				if p := percentile(rtts, 99); lineDrops() > 0 && p > 90*time.Millisecond {
+					t.Errorf("RTT p99 is %v, want at most 90 ms", p)
 				}
 				if speed < 0.5 {
 					t.Errorf("the neighbour has %.0f %% of the line only", 100*speed)
@@ -333,5 +338,3 @@ func TestACallBesideAFloodOrADownloadLosesNothingInOurQueues(t *testing.T) {
 		})
 	}
 }
-
-func callBound(*testing.T, lineConfig) time.Duration { return 100 * time.Millisecond }
