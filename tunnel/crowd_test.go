@@ -83,14 +83,14 @@ type crowd struct {
 	wg    sync.WaitGroup
 }
 
-func newCrowd(t *testing.T, client, server Pending) *crowd {
+func newCrowd(t *testing.T, client, server Pending, cfg SessionConfig) *crowd {
 	t.Helper()
 	c := &crowd{t: t, exit: &crowdExit{ended: make(map[uint64]time.Time)}, sent: make(map[uint32]time.Time)}
 	c.host = NewHost(HostConfig{
 		Authenticate: func(Credentials) bool { return true },
 		Exit:         func(string) Exit { return c.exit },
 	})
-	c.session = NewSession(SessionConfig{})
+	c.session = NewSession(cfg)
 	var wg sync.WaitGroup
 	var errNear, errFar error
 	wg.Go(func() { _, errFar = c.host.Attach(context.Background(), server) })
@@ -155,16 +155,16 @@ func percentile(d []time.Duration, p int) time.Duration {
 	return d[(len(d)-1)*p/100]
 }
 
-// flood sends bytes per second in datagrams of 1,200 bytes until ctx ends.
-func (c *crowd) flood(ctx context.Context, perSecond int) {
+// flood sends bytes per second in datagrams of size bytes until ctx ends.
+func (c *crowd) flood(ctx context.Context, perSecond, size int) {
 	f, err := c.session.OpenFlow(&sink{})
 	if err != nil {
 		c.t.Fatal(err)
 	}
 	const every = 5 * time.Millisecond
-	ms := make([]udpio.Message, int(every)*perSecond/int(time.Second)/1200)
+	ms := make([]udpio.Message, int(every)*perSecond/int(time.Second)/size)
 	for i := range ms {
-		ms[i].Body = make([]byte, 1200)
+		ms[i].Body = make([]byte, size)
 	}
 	c.wg.Go(func() {
 		tick := time.NewTicker(every)
@@ -242,7 +242,7 @@ func overLines(t *testing.T, cfg lineConfig, test func(t *testing.T, c *crowd, d
 	t.Run("QUIC", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			client, server, up, down, stop := quicLine(t, cfg)
-			c := newCrowd(t, client, server)
+			c := newCrowd(t, client, server, SessionConfig{})
 			test(t, c, 20*time.Second, func() float64 {
 				return 1 - (1-share(up))*(1-share(down))
 			})
@@ -252,7 +252,7 @@ func overLines(t *testing.T, cfg lineConfig, test func(t *testing.T, c *crowd, d
 	})
 	t.Run("yamux", func(t *testing.T) {
 		client, server := yamuxLine(t, cfg)
-		c := newCrowd(t, client, server)
+		c := newCrowd(t, client, server, SessionConfig{})
 		defer c.close()
 		test(t, c, 2*time.Second, func() float64 { return 0 })
 	})
@@ -260,6 +260,8 @@ func overLines(t *testing.T, cfg lineConfig, test func(t *testing.T, c *crowd, d
 
 // share is how many packets of an end the line dropped.
 func share(e *packetLineEnd) float64 {
+	e.line.mu.Lock()
+	defer e.line.mu.Unlock()
 	return float64(e.dropped) / float64(e.dropped+e.packets)
 }
 
@@ -270,7 +272,7 @@ func TestAFloodOfDatagramsStarvesNeitherStreamsNorControl(t *testing.T) {
 	overLines(t, cfg, func(t *testing.T, c *crowd, d time.Duration, _ func() float64) {
 		ctx, cancel := context.WithCancel(context.Background())
 		defer cancel()
-		c.flood(ctx, 2*cfg.rate)
+		c.flood(ctx, 2*cfg.rate, 1200)
 		time.Sleep(time.Second)
 		alone := c.ends(d / 2) // no stream keeps a place for control
 		c.stream(ctx, "up", nil)
@@ -303,7 +305,7 @@ func TestACallBesideAFloodOrADownloadLosesNothingInOurQueues(t *testing.T) {
 				defer cancel()
 				var got atomic.Int64
 				if neighbour == "flood" {
-					c.flood(ctx, 4*cfg.rate)
+					c.flood(ctx, 4*cfg.rate, 1200)
 				} else {
 					c.stream(ctx, "down", &got)
 				}
@@ -336,5 +338,46 @@ func TestACallBesideAFloodOrADownloadLosesNothingInOurQueues(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// What the kernel sends in one call has to be padded to one size. Where the line is
+// the limit that must not cost room; below it there is room to spare.
+func TestPaddingCostsNothingOnAFullLine(t *testing.T) {
+	testTLS()      // of this clock, for other tests
+	const head = 7 // an IPv4 address as SOCKS5 writes it
+	cfg := lineConfig{rate: 10_000_000 / 8, delay: 10 * time.Millisecond, buffer: 50 * time.Millisecond}
+	// carry returns payload in bits per second, and bytes on the wire for one of it.
+	carry := func(t *testing.T, size, perSecond int, unpadded bool) (goodput, wire float64) {
+		synctest.Test(t, func(t *testing.T) {
+			client, server, up, _, stop := quicLine(t, cfg)
+			defer stop()
+			c := newCrowd(t, client, server, SessionConfig{unpadded: unpadded})
+			defer c.close()
+			ctx, cancel := context.WithCancel(context.Background())
+			defer cancel()
+			c.flood(ctx, perSecond, head+size)
+			time.Sleep(2 * time.Second)
+			const lasts = 20 * time.Second
+			large, passed := c.exit.large.Load(), up.passed()
+			time.Sleep(lasts)
+			payload := float64(c.exit.large.Load()-large) * float64(size) / float64(head+size)
+			goodput, wire = 8*payload/lasts.Seconds(), float64(up.passed()-passed)/payload
+		})
+		return goodput, wire
+	}
+	for _, size := range []int{160, 720, 1200} {
+		full, fullWire := carry(t, size, 2*cfg.rate, false)
+		bare, bareWire := carry(t, size, 2*cfg.rate, true)
+		half, halfWire := carry(t, size, cfg.rate/2, false)
+		_, halfBare := carry(t, size, cfg.rate/2, true)
+		t.Logf("%4d B at 10 Mbit/s: %.3f Mbit/s and %.4f bytes on the wire for one with padding, %.3f and %.4f without; at half of that (%.2f Mbit/s) %.4f and %.4f",
+			size, full/1e6, fullWire, bare/1e6, bareWire, half/1e6, halfWire, halfBare)
+		if fullWire > 1.02*bareWire || full < 0.98*bare {
+			t.Errorf("%d B: padding costs more than 2 %%", size)
+		}
+		if full < 0.85*8*float64(cfg.rate) {
+			t.Errorf("%d B: only %.2f Mbit/s of 10 arrive", size, full/1e6)
+		}
 	}
 }

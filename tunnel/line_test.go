@@ -43,12 +43,20 @@ type packetLine struct {
 
 // packetLineEnd is the direction towards one address.
 type packetLineEnd struct {
+	line     *packetLine
 	receiver simnet.PacketReceiver
 	queue    chan timedPacket
 	idle     time.Time
 	packets  int
 	bytes    int // passed, IPv4 and UDP heads included
 	dropped  int // packets
+}
+
+// passed is how many bytes were carried so far.
+func (e *packetLineEnd) passed() int {
+	e.line.mu.Lock()
+	defer e.line.mu.Unlock()
+	return e.bytes
 }
 
 type timedPacket struct {
@@ -60,7 +68,7 @@ type timedPacket struct {
 const udpHeads = 20 + 8
 
 func (l *packetLine) AddNode(addr net.Addr, r simnet.PacketReceiver) {
-	e := &packetLineEnd{receiver: r, queue: make(chan timedPacket, 1<<16)}
+	e := &packetLineEnd{line: l, receiver: r, queue: make(chan timedPacket, 1<<16)}
 	l.ends[addr.String()] = e
 	l.wg.Go(func() {
 		for p := range e.queue {
