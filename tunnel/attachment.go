@@ -16,11 +16,11 @@ const (
 	// receiveBatch is how many bundles are taken from a carrier at once.
 	receiveBatch = 32
 
-	// crowdedAfter is how long handing over a bundle must have taken for the path
-	// to be the limit. On QUIC, which sends datagrams before all else, bundles then
-	// leave one part in streamShare of each packet to streams and control.
-	crowdedAfter = 5 * time.Millisecond
+	// streamShare is the part of a packet, as a divisor, that bundles leave to streams
+	// and control where the path is the limit, on QUIC, which sends datagrams before
+	// all else: of each packet while there is a stream, of one in controlEvery else.
 	streamShare  = 8
+	controlEvery = 8
 )
 
 // Attachment is a carrier that serves a session, from attach to detach. Its
@@ -110,13 +110,12 @@ func (a *Attachment) fail(code ErrorCode, err error) {
 // as this carrier serves it.
 func (a *Attachment) sendLoop() {
 	b := make([]byte, 0, MinBundle)
-	crowded := false
-	for {
+	for bundles := 0; ; bundles++ {
 		limit, most := a.bundleLimit()
 		if cap(b) < most {
 			b = make([]byte, 0, most)
 		}
-		if crowded {
+		if a.snd.exact && a.snd.late && (a.streams.Load() > 0 || bundles%controlEvery == 0) {
 			limit -= limit / streamShare
 		}
 		now := a.s.now()
@@ -147,7 +146,6 @@ func (a *Attachment) sendLoop() {
 		}
 		count(&a.beat.sent, len(b))
 		a.bytes.up.Add(uint64(len(b)))
-		crowded = a.snd.exact && a.s.now()-now > crowdedAfter
 	}
 }
 

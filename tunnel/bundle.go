@@ -75,12 +75,16 @@ type packet struct {
 // sender is a carrier's side of the queue.
 type sender struct {
 	exact   bool          // bundles of exactly the limit leave cheaper (QUIC's trains)
+	pads    bool          // up to that limit
 	wake    chan struct{} // one slot
 	parked  bool          // waits on wake; guarded by queue.mu
 	message uint16        // number of the last datagram sent in fragments
+	late    bool          // the path is the limit, by congestedAfter; belongs to fill's caller
 }
 
-func newSender(exact bool) *sender { return &sender{exact: exact, wake: make(chan struct{}, 1)} }
+func newSender(exact bool) *sender {
+	return &sender{exact: exact, pads: exact, wake: make(chan struct{}, 1)}
+}
 
 // Packets come in a few sizes, so that small ones do not hold large buffers.
 var packetPools = [...]struct {
@@ -289,6 +293,7 @@ func (q *queue) close() {
 func (q *queue) fill(b []byte, limit int, s *sender, now time.Duration) []byte {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	s.late = q.turn != nil && now-q.turn.first.since >= congestedAfter
 	for q.sender == s && q.turn != nil {
 		f := q.turn
 		if f.deficit <= 0 { // what it sent beyond its share, it waits for
@@ -305,7 +310,7 @@ func (q *queue) fill(b []byte, limit int, s *sender, now time.Duration) []byte {
 		var done bool
 		b, done = q.appendPacket(b, limit, f, p, s)
 		if len(b) == before {
-			if s.exact && len(b) > 0 && now-p.since < congestedAfter {
+			if s.pads && len(b) > 0 && now-p.since < congestedAfter {
 				b = pad(b, limit)
 			}
 			break // full

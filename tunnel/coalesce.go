@@ -12,6 +12,11 @@ const (
 	// records; more would save nothing, because TLS makes a system call for each.
 	coalesceBuffer = 32 << 10
 
+	// On a slow connection it bounds what it takes this long to send, but not below
+	// coalesceLeast bytes, so that a bundle waits for a time and not for a size.
+	coalesceDelay = 5 * time.Millisecond
+	coalesceLeast = 4 << 10
+
 	// closeBound is how long closing a carrier may take to send what is queued
 	// and tell the peer, together.
 	closeBound = 500 * time.Millisecond
@@ -27,7 +32,8 @@ type coalescer struct {
 	mu      sync.Mutex
 	work    sync.Cond // for the flusher: buf has data, or closed
 	room    sync.Cond // for writers: buf has room, or err, or closed
-	buf     []byte    // grows to what is needed, at most coalesceBuffer
+	limit   int       // of buf in bytes, coalesceLeast to coalesceBuffer
+	buf     []byte    // grows to what is needed
 	flight  []byte    // what the flusher is writing; swaps places with buf
 	busy    bool      // a write is under way
 	err     error     // sticks
@@ -37,7 +43,7 @@ type coalescer struct {
 }
 
 func newCoalescer(conn, raw net.Conn) *coalescer {
-	c := &coalescer{Conn: conn, raw: raw}
+	c := &coalescer{Conn: conn, raw: raw, limit: coalesceBuffer}
 	c.work.L, c.room.L = &c.mu, &c.mu
 	c.flusher.Go(c.flush)
 	return c
@@ -48,7 +54,7 @@ func (c *coalescer) Write(p []byte) (int, error) {
 	defer c.mu.Unlock()
 	written := 0
 	for len(p) > 0 {
-		for c.err == nil && !c.closed && len(c.buf) == coalesceBuffer {
+		for c.err == nil && !c.closed && len(c.buf) >= c.limit {
 			c.room.Wait()
 		}
 		if c.err != nil {
@@ -57,7 +63,7 @@ func (c *coalescer) Write(p []byte) (int, error) {
 		if c.closed {
 			return written, net.ErrClosed
 		}
-		n := min(len(p), coalesceBuffer-len(c.buf))
+		n := min(len(p), c.limit-len(c.buf))
 		c.buf = append(c.buf, p[:n]...)
 		p = p[n:]
 		written += n
@@ -90,6 +96,21 @@ func (c *coalescer) cause() error {
 	return c.readErr
 }
 
+// coalesceLimit is the next limit after a write of n bytes.
+func coalesceLimit(limit, n int, took time.Duration) int {
+	if took > coalesceDelay {
+		return max(int(int64(n)*int64(coalesceDelay)/int64(took)), coalesceLeast)
+	}
+	return min(2*limit, coalesceBuffer)
+}
+
+// bound is how much it takes at once at present, in bytes.
+func (c *coalescer) bound() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.limit
+}
+
 // flush writes until an error, or until it is closed and nothing is left.
 func (c *coalescer) flush() {
 	c.mu.Lock()
@@ -105,9 +126,12 @@ func (c *coalescer) flush() {
 		c.busy = true
 		c.room.Broadcast()
 		c.mu.Unlock()
+		began := time.Now()
 		_, err := c.Conn.Write(c.flight)
+		took := time.Since(began)
 		c.mu.Lock()
 		c.busy = false
+		c.limit = coalesceLimit(c.limit, len(c.flight), took)
 		if err != nil {
 			c.err = err
 			c.room.Broadcast()

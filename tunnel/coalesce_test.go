@@ -111,3 +111,27 @@ func TestAWriteErrorSticks(t *testing.T) {
 		c.Close()
 	})
 }
+
+func TestASlowConnectionIsGivenLittleAtATime(t *testing.T) {
+	const fast, slow = coalesceDelay / 10, 4 * coalesceDelay
+	limit := coalesceBuffer
+	for _, step := range []struct {
+		n    int
+		took time.Duration
+		want int
+	}{
+		{coalesceBuffer, fast, coalesceBuffer},
+		{coalesceBuffer, slow, coalesceBuffer / 4}, // what takes 5 ms
+		{coalesceBuffer / 4, coalesceDelay, coalesceBuffer / 2},
+		{coalesceBuffer / 2, slow, coalesceBuffer / 8},
+		{100, time.Second, coalesceLeast}, // it stood still
+		{100, fast, 2 * coalesceLeast},
+		{100, fast, 4 * coalesceLeast},
+		{100, fast, coalesceBuffer},
+		{100, fast, coalesceBuffer},
+	} {
+		if limit = coalesceLimit(limit, step.n, step.took); limit != step.want {
+			t.Errorf("after %d bytes in %v the limit is %d, want %d", step.n, step.took, limit, step.want)
+		}
+	}
+}

@@ -300,8 +300,8 @@ func (h *health) complaint(now time.Duration) string {
 	h.lost = 1 - min(up.arrived(), down.arrived())
 	for _, d := range []struct {
 		name string
-		f    *flowed
-	}{{"there", &up}, {"back", &down}} {
+		f    flowed
+	}{{"there", up}, {"back", down}} {
 		// First, because a path that eats large packets also loses most where most are large.
 		if size := d.f.eaten(); size > 0 {
 			h.limit = size

@@ -311,8 +311,8 @@ var quicOversize [MaxBundleSize]byte
 // probe asks for the path's limit: quic-go tells it only by refusing what is larger.
 func (c *quicCarrier) probe() error {
 	err := c.conn.SendDatagram(quicOversize[:])
-	var large *quic.DatagramTooLargeError
-	if !errors.As(err, &large) {
+	large, ok := errors.AsType[*quic.DatagramTooLargeError](err)
+	if !ok {
 		return quicEnd(err)
 	}
 	if large.MaxDatagramPayloadSize < MinBundle {

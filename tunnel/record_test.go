@@ -2,9 +2,13 @@ package tunnel
 
 import (
 	"bytes"
+	"errors"
+	"fmt"
 	"math/rand/v2"
 	"testing"
 	"time"
+
+	"github.com/quic-go/quic-go/quicvarint"
 )
 
 func TestALoneIPv4DatagramCostsAtMostThirteenBytes(t *testing.T) {
@@ -232,5 +236,50 @@ func TestReassemblyDoesNotAllocate(t *testing.T) {
 	})
 	if n != 0 && !raceEnabled {
 		t.Errorf("%v allocations for a datagram in fragments", n)
+	}
+}
+
+func TestTheCodecsDoNotAllocate(t *testing.T) {
+	body := make([]byte, 1200)
+	b := make([]byte, 0, 4*len(body))
+	stream := quicvarint.Append(nil, uint64(len(body)))
+	stream = append(stream, body...)
+	stream = append(stream, stream...)
+	var source bytes.Reader
+	var bundles bundleReader
+	dst := make([][]byte, receiveBatch)
+	for name, pass := range map[string]func() error{
+		"record": func() error {
+			b = append(appendRecordHeader(b[:0], 1<<20, len(body)), body...)
+			_, _, err := parseRecord(b)
+			return err
+		},
+		"fragment": func() error {
+			b = append(appendFragmentHeader(b[:0], 1<<20, len(body), 7, 0, 0), body...)
+			_, _, err := parseRecord(b)
+			return err
+		},
+		"probe": func() error {
+			p := probe{id: 1 << 40, sent: counts{1 << 50}, limit: 1400}
+			b = p.append(b[:0])
+			rec, _, err := parseRecord(b)
+			if _, ok := parseProbe(rec.body); !ok {
+				return errMalformedBundle
+			}
+			return err
+		},
+		"bundles of yamux": func() error {
+			source.Reset(stream)
+			n, err := bundles.next(&source, dst)
+			if err == nil && n != 2 {
+				return fmt.Errorf("%d bundles of 2", n)
+			}
+			return err
+		},
+	} {
+		var err error
+		if n := testing.AllocsPerRun(1000, func() { err = errors.Join(err, pass()) }); n != 0 || err != nil {
+			t.Errorf("%s: %v allocations, %v", name, n, err)
+		}
 	}
 }

@@ -63,6 +63,9 @@ type SessionConfig struct {
 
 	// Log is for what an operator should know; nil discards.
 	Log *slog.Logger
+
+	// unpadded is for the test that shows what padding costs.
+	unpadded bool
 }
 
 // Session is the authenticated relationship of one client with one server. Its
@@ -237,6 +240,7 @@ func (s *Session) attach(c Carrier, number uint64, in *incarnation, instance [16
 		s: s, c: c, number: number, instance: instance, resumed: resumed, began: s.now(),
 		snd: newSender(c.Kind() == KindQUIC), done: make(chan struct{}),
 	}
+	a.snd.pads = a.snd.pads && !s.cfg.unpadded
 	a.out.wake = make(chan struct{}, 1)
 	a.beat.stir = make(chan struct{}, 1)
 	if !s.server {

@@ -214,9 +214,11 @@ func (c *yamuxCarrier) start() {
 func (c *yamuxCarrier) Kind() Kind             { return KindYamux }
 func (c *yamuxCarrier) LocalAddr() net.Addr    { return c.conn.LocalAddr() }
 func (c *yamuxCarrier) RemoteAddr() net.Addr   { return c.conn.RemoteAddr() }
-func (c *yamuxCarrier) MaxBundle() int         { return MaxBundleSize }
 func (c *yamuxCarrier) Control() io.ReadWriter { return &c.control }
 func (c *yamuxCarrier) Done() <-chan struct{}  { return c.ended }
+
+// MaxBundle is less on a slow connection, where a bundle keeps others waiting.
+func (c *yamuxCarrier) MaxBundle() int { return min(MaxBundleSize, c.conn.bound()) }
 
 func (c *yamuxCarrier) Err() error {
 	select {

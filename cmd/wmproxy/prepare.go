@@ -11,7 +11,7 @@ import (
 )
 
 // prepare makes the process ready to serve: descriptors, a word about small
-// buffers, the debug listener where debug is an address, processors. stop undoes it.
+// buffers, the debug listener where debug is an address, processors, memory. stop undoes it.
 func prepare(ctx context.Context, debug netip.AddrPort, log *slog.Logger) (stop func(), err error) {
 	raiseDescriptorLimit(log)
 	checkUDPBuffers(log)
@@ -22,6 +22,7 @@ func prepare(ctx context.Context, debug netip.AddrPort, log *slog.Logger) (stop 
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	wg.Go(func() { governProcs(ctx) })
+	wg.Go(func() { returnMemory(ctx) })
 	return func() {
 		cancel()
 		wg.Wait()

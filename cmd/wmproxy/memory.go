@@ -1,0 +1,67 @@
+package main
+
+import (
+	"context"
+	"runtime"
+	"runtime/debug"
+	"runtime/metrics"
+	"time"
+)
+
+const (
+	// memoryInterval is how often it is looked whether memory can go back.
+	memoryInterval = 5 * time.Second
+
+	// memoryCalm is how many bytes a calm process allocates at most from one look to
+	// the next. One that allocates more collects its garbage soon enough by itself.
+	memoryCalm = 256 << 10
+
+	// memoryWorth is how many bytes must have been allocated since memory went back
+	// for another round to be worth it.
+	memoryWorth = 512 << 10
+)
+
+// hoard decides when to give memory back to the system. The runtime collects
+// garbage when the heap has doubled: what thousands of associations held stays for
+// minutes after they have ended, in a process that then has nothing to do.
+type hoard struct {
+	last, since uint64 // allocated until the last look, and when memory last went back
+	calm        int    // looks in a row
+}
+
+// next takes the bytes allocated in the process's life and says whether memory is
+// to go back now: once, two calm looks after any time in which much was allocated.
+func (h *hoard) next(allocated uint64) bool {
+	if allocated-h.last > memoryCalm {
+		h.calm = 0
+	} else {
+		h.calm++
+	}
+	h.last = allocated
+	if h.calm < 2 || allocated-h.since < memoryWorth {
+		return false
+	}
+	h.since = allocated
+	return true
+}
+
+// returnMemory gives back what is not needed any more after each busy time, until
+// ctx ends.
+func returnMemory(ctx context.Context) {
+	allocs := []metrics.Sample{{Name: "/gc/heap/allocs:bytes"}}
+	tick := time.NewTicker(memoryInterval)
+	defer tick.Stop()
+	var h hoard
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		metrics.Read(allocs)
+		if h.next(allocs[0].Value.Uint64()) {
+			runtime.GC() // what pools hold is garbage to the second collection only
+			debug.FreeOSMemory()
+		}
+	}
+}

@@ -1,0 +1,35 @@
+package main
+
+import "testing"
+
+func TestMemoryGoesBackOnceAfterEachBusyTime(t *testing.T) {
+	const little, much = memoryCalm / 8, 4 * memoryWorth
+	var h hoard
+	allocated := uint64(0)
+	for _, step := range []struct {
+		what  string
+		each  uint64 // allocated between two looks
+		looks int
+		want  int // how often memory goes back
+	}{
+		{"at the start there is nothing", little, 3, 0},
+		{"the busy look after itself", much, 100, 0},
+		{"one calm look is too few", little, 1, 0},
+		{"two are enough", little, 1, 1},
+		{"nothing is left to give back", little, memoryWorth/little - 1, 0},
+		{"unless it gathers", little, 1, 1},
+		{"busy for a moment", much, 1, 0},
+		{"and calm again", little, 5, 1},
+	} {
+		got := 0
+		for range step.looks {
+			allocated += step.each
+			if h.next(allocated) {
+				got++
+			}
+		}
+		if got != step.want {
+			t.Errorf("%s: memory goes back %d times, want %d", step.what, got, step.want)
+		}
+	}
+}
