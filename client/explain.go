@@ -66,6 +66,8 @@ func explain(err error, l link.Link) explanation {
 	switch {
 	case err == nil:
 		return again("the connection to %s ended", server)
+	case errors.As(err, &refusal) && refusal.Own:
+		return again("the connection to %s was given up: %s", server, refusal.Reason)
 	case errors.As(err, &refusal):
 		return explainRefusal(refusal, server)
 	case errors.As(err, &pin):

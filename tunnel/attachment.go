@@ -102,8 +102,13 @@ func (a *Attachment) fail(code ErrorCode, err error) {
 	if a.c.Err() != nil {
 		return
 	}
-	a.cause.CompareAndSwap(nil, &CloseError{Code: code, Reason: err.Error()})
-	a.c.Close(code, err.Error())
+	a.closeFor(code, err.Error())
+}
+
+// closeFor closes the carrier and keeps the reason.
+func (a *Attachment) closeFor(code ErrorCode, reason string) {
+	a.cause.CompareAndSwap(nil, &CloseError{Code: code, Reason: reason, Own: true})
+	a.c.Close(code, reason)
 }
 
 // sendLoop sends probes, and pulls bundles from the session's queue for as long

@@ -171,10 +171,14 @@ const (
 // CloseError is the reason a peer gave for ending a carrier or refusing a connection.
 type CloseError struct {
 	Code   ErrorCode
-	Reason string // a sentence from the peer: show it quoted
+	Reason string // a sentence, from the peer unless Own: show that quoted
+	Own    bool   // it was this end that closed
 }
 
 func (e *CloseError) Error() string {
+	if e.Own {
+		return e.Reason
+	}
 	return fmt.Sprintf("the peer closed the connection with code %d: %q", uint64(e.Code), e.Reason)
 }
 

@@ -205,7 +205,7 @@ func (s *Session) retire() {
 	if !s.closed {
 		for _, a := range retired {
 			// Not here: closing waits, and the caller may be what receives.
-			s.wg.Go(func() { a.c.Close(CodeReplaced, "a newer connection of the same kind took its place") })
+			s.wg.Go(func() { a.closeFor(CodeReplaced, "a newer connection of the same kind took its place") })
 		}
 	}
 	s.mu.Unlock()

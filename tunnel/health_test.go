@@ -445,3 +445,14 @@ func TestAPauseThatTCPMakesUpForIsNoProof(t *testing.T) {
 		t.Errorf("suspect at %v, good at %v, want at %v or later", suspectAt, goodAt, to+h.t.Steady)
 	}
 }
+
+// add counts one bundle of n bytes.
+func (c *counts) add(n int) {
+	c[0]++
+	for i, size := range sizeClasses {
+		if n <= size {
+			return
+		}
+		c[i+1]++
+	}
+}

@@ -372,7 +372,8 @@ func (a *Attachment) resends() bool {
 // tcpStats is what the carrier's TCP connection counts; zero on others.
 func (a *Attachment) tcpStats() tcpCounts {
 	if y, ok := a.c.(*yamuxCarrier); ok {
-		return tcpSegments(y.conn.raw)
+		s := y.PathStats()
+		return tcpCounts{segments: s.PacketsUp, resent: s.PacketsLost}
 	}
 	return tcpCounts{}
 }

@@ -46,17 +46,6 @@ var sizeClasses = [...]int{1100, 1200, 1300, 1400}
 // counts is a number of bundles: all, then those larger than each size class.
 type counts [1 + len(sizeClasses)]uint64
 
-// add counts one bundle of n bytes.
-func (c *counts) add(n int) {
-	c[0]++
-	for i, size := range sizeClasses {
-		if n <= size {
-			return
-		}
-		c[i+1]++
-	}
-}
-
 // minus is what was counted since d.
 func (c counts) minus(d counts) counts {
 	for i := range c {

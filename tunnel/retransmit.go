@@ -16,7 +16,8 @@ const (
 	maxLossRest = 10 * time.Minute
 )
 
-// tcpCounts is what a TCP connection has sent in segments, and how many of them again.
+// tcpCounts is what a TCP connection has sent in segments with data, and how many of
+// them again.
 type tcpCounts struct{ segments, resent uint64 }
 
 func (c tcpCounts) minus(d tcpCounts) tcpCounts {

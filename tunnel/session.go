@@ -279,12 +279,12 @@ func (s *Session) attach(c Carrier, number uint64, in *incarnation, instance [16
 	if s.draining > 0 {
 		a.out.sendDrain(s.draining)
 	}
+	s.event("%s attached to %v", c.Kind().name(), c.RemoteAddr())
 	s.chooseLocked()
 	s.wg.Go(a.execute)
-	s.event("%s attached to %v", c.Kind().name(), c.RemoteAddr())
 	s.mu.Unlock()
 	for _, b := range surplus {
-		b.c.Close(CodeReplaced, "newer connections of the same kind took its place")
+		b.closeFor(CodeReplaced, "newer connections of the same kind took its place")
 	}
 	s.retire()
 	s.notify()

@@ -28,22 +28,3 @@ func tuneTCP(conn net.Conn, dead time.Duration) {
 		unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(patience(dead).Milliseconds()))
 	})
 }
-
-// tcpSegments is what the connection has sent, and sent again; zero where that
-// cannot be learned.
-func tcpSegments(conn net.Conn) (c tcpCounts) {
-	tcp, ok := conn.(*net.TCPConn)
-	if !ok {
-		return c
-	}
-	raw, err := tcp.SyscallConn()
-	if err != nil {
-		return c
-	}
-	_ = raw.Control(func(fd uintptr) {
-		if info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO); err == nil {
-			c = tcpCounts{segments: uint64(info.Segs_out), resent: uint64(info.Total_retrans)}
-		}
-	})
-	return c
-}
