@@ -447,12 +447,17 @@ func (c *connSet) dropOldest() {
 	}
 }
 
-// closeAll closes every connection, and those that are added later.
+// closeAll closes every connection, and those that are added later. A stream that is
+// cut off must not look as if it had ended in order: TCP connections are reset.
 func (c *connSet) closeAll() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.closed = true
 	for e := c.conns.Front(); e != nil; e = e.Next() {
-		e.Value.(net.Conn).Close()
+		conn := e.Value.(net.Conn)
+		if tcp, ok := conn.(*net.TCPConn); ok {
+			_ = tcp.SetLinger(0)
+		}
+		conn.Close()
 	}
 }
