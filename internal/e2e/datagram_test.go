@@ -65,21 +65,31 @@ func TestAReplyTooLargeForSOCKSIsACountedDrop(t *testing.T) {
 		conn := associate(t, tu.Entry.Socks())
 		writeTo(t, conn, []byte("to which all this is the answer"), addrOf(target))
 		_, from := receive(t, target)
+		// What waits for more than 120 ms on a busy machine is dropped before it gets there.
 		const tooLarge = 3
+		buf := make([]byte, 1<<16)
 		for range tooLarge {
 			writeUDP(t, target, make([]byte, probe.MaxDatagram), from)
-		}
-		writeUDP(t, target, []byte("small"), from)
-		if got, _ := read(t, conn); string(got) != "small" {
-			t.Errorf("a datagram of %d bytes came first", len(got))
+			for began := time.Now(); ; {
+				writeUDP(t, target, []byte("small"), from)
+				_ = conn.SetReadDeadline(time.Now().Add(time.Second))
+				n, _, err := conn.ReadFromAddr(buf)
+				if err == nil && string(buf[:n]) == "small" {
+					break
+				}
+				if err == nil || time.Since(began) > patience {
+					t.Fatalf("%d bytes and %v, want a small datagram", n, err)
+				}
+			}
 		}
 		conn.Close()
 		line := tu.Entry.WaitLog("the association's end", message("association ended"))
-		if n := line.Int("drops", "too-large"); n != tooLarge {
-			t.Errorf("%d drops are counted, want %d: %s", n, tooLarge, line.Raw)
+		stale := tu.Exit().WaitLog("the flow's end", message("flow ended")).Int("drops", "stale")
+		if n := line.Int("drops", "too-large"); n > tooLarge || n+stale < tooLarge {
+			t.Errorf("%d drops are counted and %d at the exit, want %d: %s", n, stale, tooLarge, line.Raw)
 		}
-		if up, down := line.Int("up_datagrams"), line.Int("down_datagrams"); up != 1 || down != 1 {
-			t.Errorf("%d datagrams up and %d down are counted, want one each: %s", up, down, line.Raw)
+		if up, down := line.Int("up_datagrams"), line.Int("down_datagrams"); up != 1 || down < tooLarge {
+			t.Errorf("%d datagrams up and %d down are counted, want 1 and %d: %s", up, down, tooLarge, line.Raw)
 		}
 	})
 }
