@@ -48,8 +48,9 @@ type loop struct {
 	byFD []*Socket // guarded by mu
 
 	// The rest belongs to the goroutine.
-	look    func(fd uintptr) bool
-	found   int // events of the last look
+	serve   func(fd uintptr) bool
+	found   int  // events of the last look
+	many    bool // this turn read more than one message
 	breath  breather
 	events  [eventBatch]unix.EpollEvent
 	ready   []*Socket // of this turn
@@ -113,10 +114,12 @@ func (l *loop) leave() {
 	if !last {
 		return
 	}
-	_ = l.file.Close()
-	if !calledFrom(loopEntry) {
-		l.ended.Wait()
+	if calledFrom(loopEntry) {
+		go l.file.Close() // it waits for the Read that we run in
+		return
 	}
+	_ = l.file.Close()
+	l.ended.Wait()
 }
 
 func startLoop(index int) (*loop, error) {
@@ -136,15 +139,15 @@ func startLoop(index int) (*loop, error) {
 		return nil, err
 	}
 	l := &loop{index: index, file: file, raw: raw, epfd: fd}
-	l.look = func(fd uintptr) bool {
-		// A look never sleeps, so the scheduler need not hear of it.
-		n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, fd,
-			uintptr(unsafe.Pointer(&l.events[0])), eventBatch, 0, 0, 0)
-		l.found = 0
-		if errno == 0 {
-			l.found = int(n)
+	l.serve = func(fd uintptr) bool {
+		for l.look(fd) {
+			l.turn()
+			l.pause()
+			if !l.many {
+				break
+			}
 		}
-		return l.found > 0 || len(l.more) > 0
+		return false
 	}
 	l.ended.Go(l.run)
 	return l, nil
@@ -179,25 +182,33 @@ func (l *loop) forget(fd int) {
 }
 
 // run is the loop's goroutine. It ends when leave closes the descriptor.
+//
+// It never comes out of a Read but for the timer: serve always asks for more, and
+// Read then parks until the next edge, also one that came while serve was at work.
+// Otherwise each Read would have to begin with a look that finds nothing.
 func (l *loop) run() {
 	defer l.in.close()
-	for {
-		switch err := l.raw.Read(l.look); {
-		case err == nil:
-			l.turn()
-			l.pause()
-		case errors.Is(err, os.ErrDeadlineExceeded):
-			l.idle()
-		default:
-			return
-		}
+	for errors.Is(l.raw.Read(l.serve), os.ErrDeadlineExceeded) {
+		l.idle()
 	}
 }
 
-// pause lets whom the turn woke have the processor before the next look, which
-// then finds what arrived meanwhile. The runtime asks its poller only when nothing
-// else can run (or every 10 ms): parked, we would wait for that while other
-// goroutines are busy.
+// look asks epoll what has arrived and says whether there is something to do.
+func (l *loop) look(fd uintptr) bool {
+	// It never sleeps, so the scheduler need not hear of it.
+	n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, fd,
+		uintptr(unsafe.Pointer(&l.events[0])), eventBatch, 0, 0, 0)
+	l.found = 0
+	if errno == 0 {
+		l.found = int(n)
+	}
+	return l.found > 0 || len(l.more) > 0
+}
+
+// pause lets whom the turn woke have the processor. After a turn with more than
+// one message the loop then looks again, for what arrived meanwhile: the runtime asks
+// its poller only when nothing else can run (or every 10 ms), and parked, we would
+// wait for that while other goroutines are busy.
 func (l *loop) pause() {
 	l.breath.busy()
 	runtime.Gosched()
@@ -206,11 +217,13 @@ func (l *loop) pause() {
 func (l *loop) turn() {
 	l.gather()
 	l.more = l.more[:0]
+	l.many = len(l.ready) > 1
 	for i, s := range l.ready {
 		l.ready[i] = nil
 		s.queued = false
 		if s.read(l) {
 			l.more = append(l.more, s)
+			l.many = true
 		}
 	}
 	l.ready = l.ready[:0]

@@ -202,6 +202,7 @@ func (s *Socket) read(l *loop) (more bool) {
 		if s.turn != nil {
 			l.touch(s.turn)
 		}
+		l.many = l.many || n > 1
 		s.receive(l.in.ms)
 		if n < readBatch {
 			return false // the system stops short only at the end of the queue
