@@ -77,7 +77,7 @@ func (c *Client) newUpstream(l link.Link, numbers *tunnel.FlowNumbers) *upstream
 			if len(c.cfg.Links) > 1 {
 				sentence = l.Address() + ": " + sentence
 			}
-			c.event(sentence)
+			c.events.Note(sentence)
 		},
 	})
 	return u

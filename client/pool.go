@@ -179,14 +179,8 @@ func (c *Client) steer(p *pool, now time.Time) (again time.Duration) {
 	return again
 }
 
-// event notes what an operator may want to know of.
-func (c *Client) event(sentence string) {
-	c.cfg.Log.Debug(sentence)
-	c.events.Note(sentence)
-}
-
-// tell is event for what also belongs in the log.
+// tell logs and keeps what an operator may want to know of.
 func (c *Client) tell(sentence string) {
 	c.cfg.Log.Info(sentence)
-	c.event(sentence)
+	c.events.Note(sentence)
 }

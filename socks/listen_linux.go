@@ -17,6 +17,7 @@ func Listen(ctx context.Context, address string) (net.Listener, error) {
 		// The system's own keep-alive is a worse one, but no reason to refuse.
 		return c.Control(func(fd uintptr) { setKeepAlive(int(fd)) })
 	}}
+	lc.SetMultipathTCP(false) // of no use here, and older kernels take no keep-alive times on it
 	return lc.Listen(ctx, "tcp", address)
 }
 

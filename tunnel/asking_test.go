@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -174,6 +175,63 @@ func TestAnAnswerThatTakesLongIsWaitedFor(t *testing.T) {
 			t.Errorf("%d streams are left over", n)
 		}
 	})
+}
+
+// quic-go tells streams of a connection's end before it has ended.
+func TestAStreamWhoseQUICConnectionEndsIsAskedForOverAnother(t *testing.T) {
+	ctx := testContext(t)
+	clientTLS, serverTLS := testTLS()
+	socket, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ln, err := ListenQUIC(socket, serverTLS, QUICConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	p := &twoPaths{world: &world{t: t, exit: &echoExit{}}}
+	exit := &slowExit{echoExit: p.exit, takes: 200 * time.Millisecond}
+	p.host = NewHost(HostConfig{Authenticate: func(Credentials) bool { return true }, Exit: func(string) Exit { return exit }})
+	p.session = NewSession(SessionConfig{})
+	defer p.close()
+	far := make(map[*Attachment]*Attachment) // of the near ones
+	for range 2 {
+		accepted := make(chan *Attachment, 1)
+		go func() {
+			pending, err := ln.Accept(ctx)
+			if err != nil {
+				t.Error(err)
+				close(accepted)
+				return
+			}
+			a, err := p.host.Attach(ctx, pending)
+			if err != nil {
+				t.Error(err)
+			}
+			accepted <- a
+		}()
+		pending, err := DialQUIC(ctx, nil, ln.Addr().(*net.UDPAddr), clientTLS, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		a, err := p.session.Attach(ctx, pending, alice)
+		if err != nil {
+			t.Fatal(err)
+		}
+		far[a] = <-accepted
+	}
+	_, on := p.session.Serving()
+	timer := time.AfterFunc(exit.takes/4, func() { far[on].Close(CodeReplaced, "a test") })
+	defer timer.Stop()
+	st, _, err := p.session.OpenStream(ctx, []byte("target"))
+	if err != nil {
+		t.Fatalf("%v (%v)", err, on.Err())
+	}
+	if st.(*carriedStream).a == on {
+		t.Error("the stream is on the connection that has ended")
+	}
+	st.Reset(CodeNone)
 }
 
 // slowExit is an echo that takes its time to answer.

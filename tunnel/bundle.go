@@ -154,7 +154,8 @@ func (q *queue) shrink(f *flowQueue) {
 		if f == nil || f.first == nil {
 			f = q.turn
 		}
-		q.dropOldest(q.greedy(f), DropQueueFull)
+		f = q.greedy(f)
+		q.dropOldest(f, DropQueueFull)
 	}
 }
 

@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"fmt"
+	"log/slog"
 	"slices"
 	"time"
 )
@@ -134,20 +135,25 @@ func (s *Session) reason(a *Attachment, kind Kind) string {
 
 // tellMove makes an event of a class that moves from one kind of carrier to another.
 func (s *Session) tellMove(class string, from, to *Attachment, why string) {
-	if from == nil || to == nil || from.Kind() == to.Kind() {
+	if from == nil || to == nil || from.Kind() == to.Kind() || s.closed {
 		return
 	}
 	if why == "preferred" {
 		why = to.Kind().name() + " works"
 	}
-	s.cfg.Log.Info(fmt.Sprintf("%s, %s moved to %s", why, class, to.Kind().name()))
-	s.event("%s, %s moved to %s", why, class, to.Kind().name())
+	s.event(slog.LevelInfo, "%s, %s moved to %s", why, class, to.Kind().name())
 }
 
-func (s *Session) event(format string, args ...any) {
-	if s.cfg.Event != nil {
-		s.cfg.Event(fmt.Sprintf(format, args...))
-	}
+// saying is an event that has yet to be told, and the level that it is logged at.
+type saying struct {
+	level    slog.Level
+	sentence string
+}
+
+// event has notify tell a sentence, which is not done with s.mu held: a log may wait
+// for whoever reads it.
+func (s *Session) event(level slog.Level, format string, args ...any) {
+	s.said = append(s.said, saying{level, fmt.Sprintf(format, args...)})
 }
 
 // named returns the carrier that the client asked for, where that is attached,
@@ -214,17 +220,12 @@ func (s *Session) retire() {
 // surplusLocked is the carriers of c's kind that go when c is attached: the oldest
 // without streams beyond maxPerKind, and whatever is oldest beyond maxWithStreams.
 func (s *Session) surplusLocked(c Carrier) (surplus []*Attachment) {
-	var busy, rest int
+	n := 0
 	for _, a := range slices.Backward(s.attached) {
 		if a.Kind() != c.Kind() {
 			continue
 		}
-		if a.streams.Load() > 0 {
-			busy++
-		} else {
-			rest++
-		}
-		if busy+rest >= maxWithStreams || a.streams.Load() == 0 && busy+rest >= maxPerKind {
+		if n++; n >= maxWithStreams || n >= maxPerKind && a.streams.Load() == 0 {
 			surplus = append(surplus, a)
 		}
 	}

@@ -265,7 +265,7 @@ const (
 
 // endedSet remembers the numbers of flows that have ended, one bit for each, so
 // that a late datagram raises no ghost. Numbers rise by two for each side; the
-// pages in use longest ago are forgotten. The zero value works.
+// pages made longest ago are forgotten. The zero value works.
 type endedSet struct {
 	pages []endedPage
 }
@@ -300,10 +300,13 @@ func (e *endedSet) add(id uint64) {
 	page, word, bit := endedBit(id)
 	b := e.find(page)
 	if b == nil {
-		if len(e.pages) == maxEndedPages {
+		if len(e.pages) == maxEndedPages { // used again: a peer decides how often this happens
+			b = e.pages[0].bits
+			clear(b[:])
 			e.pages = append(e.pages[:0], e.pages[1:]...)
+		} else {
+			b = new([endedPageWords]uint64)
 		}
-		b = new([endedPageWords]uint64)
 		e.pages = append(e.pages, endedPage{page, b})
 	}
 	b[word] |= bit

@@ -158,15 +158,20 @@ func (h *Host) orphaned(key sessionKey, s *Session) {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if !h.startHold(key, s) {
-		return // attached again, or closed
+	if h.closed || !h.startHold(key, s) {
+		return // or attached again
 	}
 	of := func(k sessionKey, s *Session) bool {
+		if k.user != key.user {
+			return false
+		}
 		_, held := s.heldSince()
-		return held && k.user == key.user
+		return held
 	}
-	if h.countLocked(of) > maxHeld {
-		k, longest := h.longestHeldLocked(of)
+	if h.countLocked(of) <= maxHeld {
+		return
+	}
+	if k, longest := h.longestHeldLocked(of); longest != nil {
 		h.dropLocked(k, longest, "the user has too many sessions without a connection")
 	}
 }
@@ -219,8 +224,11 @@ func (h *Host) MakeRoom(user string, anyone bool) bool {
 func (h *Host) longestHeldLocked(may func(sessionKey, *Session) bool) (key sessionKey, longest *Session) {
 	var since time.Time
 	for k, s := range h.sessions {
+		if !may(k, s) {
+			continue
+		}
 		detached, held := s.heldSince()
-		if held && (longest == nil || detached.Before(since)) && may(k, s) {
+		if held && (longest == nil || detached.Before(since)) {
 			longest, key, since = s, k, detached
 		}
 	}

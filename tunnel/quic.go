@@ -231,11 +231,20 @@ func (p *quicPending) answering() {
 	}
 }
 
+// settle waits for the carrier's end where err is the connection's. quic-go tells its
+// streams first; whoever then looks at the carrier must find that it has ended.
+func (l *quicLink) settle(err error) {
+	if errors.Is(err, net.ErrClosed) { // all of quic-go's that end a connection
+		<-l.done
+	}
+}
+
 // callError is the error of a call that ctx bounds.
 func (l *quicLink) callError(ctx context.Context, err error) error {
 	if ctx.Err() != nil && l.conn.Context().Err() == nil {
 		return ctx.Err()
 	}
+	l.settle(err)
 	return quicEnd(err)
 }
 
@@ -254,7 +263,7 @@ func (p *quicPending) Start(ctx context.Context) (Carrier, error) {
 	if !p.conn.ConnectionState().SupportsDatagrams.Remote {
 		return nil, errors.New("the peer does not take QUIC datagrams (RFC 9221)")
 	}
-	c := &quicCarrier{quicLink: p.quicLink, control: &quicStream{s: p.stream}, first: p.first}
+	c := &quicCarrier{quicLink: p.quicLink, control: &quicStream{s: p.stream, link: p.quicLink}, first: p.first}
 	c.early.Store(p.second)
 	if err := c.probe(); err != nil {
 		return nil, err
@@ -359,10 +368,7 @@ func (c *quicCarrier) carryAck(size int) {
 		return
 	}
 	c.unacked.Store(false)
-	if c.control.writing.TryLock() { // a message that is being written brings it along
-		_ = c.control.s.TryWriteAll(ackCompany)
-		c.control.writing.Unlock()
-	}
+	_ = c.control.s.TryWriteAll(ackCompany) // beside a message that is being written it would block: that brings it along
 }
 
 // pollContext makes ReceiveDatagram return what is queued and not wait: it looks
@@ -414,23 +420,24 @@ func (c *quicCarrier) OpenStream(ctx context.Context) (Stream, error) {
 	if err != nil {
 		return nil, c.callError(ctx, err)
 	}
-	return &quicStream{s: s}, nil
+	return &quicStream{s: s, link: c.quicLink}, nil
 }
 
 func (c *quicCarrier) AcceptStream(ctx context.Context) (Stream, error) {
 	if s := c.early.Swap(nil); s != nil {
-		return &quicStream{s: s}, nil
+		return &quicStream{s: s, link: c.quicLink}, nil
 	}
 	s, err := c.conn.AcceptStream(ctx)
 	if err != nil {
 		return nil, c.callError(ctx, err)
 	}
-	return &quicStream{s: s}, nil
+	return &quicStream{s: s, link: c.quicLink}, nil
 }
 
 // quicStream is a Stream over one bidirectional QUIC stream.
 type quicStream struct {
-	s *quic.Stream
+	s    *quic.Stream
+	link *quicLink
 
 	writing   sync.Mutex // quic-go's Close must not run beside its Write
 	wroteEnd  atomic.Bool
@@ -457,7 +464,7 @@ func (s *quicStream) Read(p []byte) (int, error) {
 	if err == io.EOF {
 		s.readEnd.Store(true)
 	}
-	return n, quicStreamError(err)
+	return n, s.failure(err)
 }
 
 func (s *quicStream) Write(p []byte) (int, error) {
@@ -467,7 +474,15 @@ func (s *quicStream) Write(p []byte) (int, error) {
 		return 0, io.ErrClosedPipe
 	}
 	n, err := s.s.Write(p)
-	return n, quicStreamError(err)
+	return n, s.failure(err)
+}
+
+// failure is an error of ours. Once it says that the carrier has ended, so does Err.
+func (s *quicStream) failure(err error) error {
+	if _, reset := errors.AsType[*quic.StreamError](err); !reset {
+		s.link.settle(err)
+	}
+	return quicStreamError(err)
 }
 
 func (s *quicStream) CloseWrite() error {

@@ -58,7 +58,7 @@ type SessionConfig struct {
 	Changed func()
 
 	// Event, if set, gets a sentence for each change that an operator may want to
-	// know of. It must not wait or call the session.
+	// know of. It must not wait.
 	Event func(string)
 
 	// Log is for what an operator should know; nil discards.
@@ -100,8 +100,9 @@ type Session struct {
 	streamsOn *Attachment // the same for streams, and for ends
 	ends      endList
 	closed    bool
-	holds     int    // attaches under way (server)
-	orphaned  func() // called without locks when the last carrier and hold are gone
+	said      []saying // see event
+	holds     int      // attaches under way (server)
+	orphaned  func()   // called without locks when the last carrier and hold are gone
 	detached  time.Time
 	gone      bool          // the client said that it will not come back
 	draining  time.Duration // on the server, what it told: 0 is not
@@ -203,7 +204,7 @@ func (s *Session) renew(old *incarnation) {
 	stale := slices.Clone(s.attached)
 	s.mu.Unlock()
 	for _, a := range stale {
-		a.c.Close(CodeReplaced, "the session was renewed")
+		a.closeFor(CodeReplaced, "the session was renewed")
 	}
 }
 
@@ -279,7 +280,7 @@ func (s *Session) attach(c Carrier, number uint64, in *incarnation, instance [16
 	if s.draining > 0 {
 		a.out.sendDrain(s.draining)
 	}
-	s.event("%s attached to %v", c.Kind().name(), c.RemoteAddr())
+	s.event(slog.LevelDebug, "%s attached to %v", c.Kind().name(), c.RemoteAddr())
 	s.chooseLocked()
 	s.wg.Go(a.execute)
 	s.mu.Unlock()
@@ -294,7 +295,7 @@ func (s *Session) attach(c Carrier, number uint64, in *incarnation, instance [16
 func (s *Session) detach(a *Attachment) {
 	s.mu.Lock()
 	s.attached = slices.DeleteFunc(s.attached, func(b *Attachment) bool { return a == b })
-	s.event("%s ended: %v", a.Kind().name(), a.Err())
+	s.event(slog.LevelDebug, "%s ended: %v", a.Kind().name(), a.Err())
 	s.chooseLocked()
 	s.detached = time.Now()
 	if e, ok := errors.AsType[*CloseError](a.Err()); ok && s.server && e.Code == CodeShutdown {
@@ -308,7 +309,18 @@ func (s *Session) detach(a *Attachment) {
 	}
 }
 
+// notify tells of what has happened. It is called without s.mu after each change.
 func (s *Session) notify() {
+	s.mu.Lock()
+	said := s.said
+	s.said = nil
+	s.mu.Unlock()
+	for _, e := range said {
+		s.cfg.Log.Log(context.Background(), e.level, e.sentence)
+		if s.cfg.Event != nil {
+			s.cfg.Event(e.sentence)
+		}
+	}
 	if s.cfg.Changed != nil {
 		s.cfg.Changed()
 	}
@@ -409,7 +421,7 @@ func (s *Session) drain(left time.Duration) {
 	first := !s.leaving
 	s.leaving = true
 	if first { // it comes on every carrier
-		s.event("the server goes in %v", left.Round(time.Second))
+		s.event(slog.LevelDebug, "the server goes in %v", left.Round(time.Second))
 	}
 	s.mu.Unlock()
 	if first {

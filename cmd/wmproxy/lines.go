@@ -16,7 +16,7 @@ const (
 
 // lines is a writer of lines that does not make a system call for each where many
 // come at once, such as one for each of a thousand associations a second. A line
-// that comes alone is written at once.
+// that comes alone is written at once. A crash loses those of the last lineDelay.
 type lines struct {
 	w io.Writer
 

@@ -26,6 +26,9 @@ const (
 // promised two seconds; the rest is for the process itself to go.
 const shutdownGrace = 1900 * time.Millisecond
 
+// flushBound is how long the last lines may take to be written.
+const flushBound = 500 * time.Millisecond
+
 func main() {
 	p := &program{
 		getenv:  os.Getenv,
@@ -42,7 +45,12 @@ func main() {
 	code := p.untilSignal(signals, func(ctx context.Context) int {
 		return p.run(ctx, os.Args[1:])
 	})
-	log.Flush()
+	flushed := make(chan struct{})
+	go func() { log.Flush(); close(flushed) }()
+	select {
+	case <-flushed:
+	case <-time.After(flushBound): // nobody reads them
+	}
 	os.Exit(code)
 }
 

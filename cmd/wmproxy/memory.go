@@ -15,33 +15,29 @@ const (
 	// memoryCalm is how many bytes a calm process allocates at most from one look to
 	// the next. One that allocates more collects its garbage soon enough by itself.
 	memoryCalm = 256 << 10
-
-	// memoryWorth is how many bytes must have been allocated since memory went back
-	// for another round to be worth it.
-	memoryWorth = 512 << 10
 )
 
 // hoard decides when to give memory back to the system. The runtime collects
 // garbage when the heap has doubled: what thousands of associations held stays for
 // minutes after they have ended, in a process that then has nothing to do.
 type hoard struct {
-	last, since uint64 // allocated until the last look, and when memory last went back
-	calm        int    // looks in a row
+	last uint64 // allocated until the last look
+	busy bool   // since memory last went back
+	calm int    // looks in a row
 }
 
 // next takes the bytes allocated in the process's life and says whether memory is
-// to go back now: once, two calm looks after any time in which much was allocated.
+// to go back now: once, two calm looks after a busy one.
 func (h *hoard) next(allocated uint64) bool {
+	h.calm++
 	if allocated-h.last > memoryCalm {
-		h.calm = 0
-	} else {
-		h.calm++
+		h.busy, h.calm = true, 0
 	}
 	h.last = allocated
-	if h.calm < 2 || allocated-h.since < memoryWorth {
+	if !h.busy || h.calm < 2 {
 		return false
 	}
-	h.since = allocated
+	h.busy = false
 	return true
 }
 

@@ -80,11 +80,13 @@ func (c *comparison) arrange(ctx context.Context, dir, arrangement string) error
 	}
 	defer echo.end()
 	running, err := c.begin(ctx, r, target)
-	defer func() {
-		for _, p := range running {
+	stop := func() {
+		for name, p := range running {
 			p.end()
+			delete(running, name)
 		}
-	}()
+	}
+	defer stop()
 	if err != nil {
 		return err
 	}
@@ -93,6 +95,7 @@ func (c *comparison) arrange(ctx context.Context, dir, arrangement string) error
 			continue
 		}
 		if l.fresh {
+			stop() // some keep sockets for minutes, and ports are few
 			err = c.measureFresh(ctx, r, l, target)
 		} else {
 			err = c.measure(ctx, r, l, running, target)

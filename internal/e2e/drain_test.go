@@ -22,7 +22,7 @@ func startDraining(t testing.TB, s *serverProcess) {
 // when the server is.
 func TestAClientWithOneLinkStaysWhileItsServerDrains(t *testing.T) {
 	t.Parallel()
-	const drain = 4 * time.Second
+	const drain = 8 * time.Second
 	overEach(t, []string{overQUIC, overYamux, overBoth}, func(t *testing.T, kind string) {
 		t.Parallel()
 		s := startServer(t, "--drain", drain.String())
