@@ -55,7 +55,7 @@ var (
 type handshakeBuffer [3 + MaxAddrLen]byte
 
 // readGreeting reads a greeting, and not one byte more, and returns the methods
-// it offers, in buf.
+// it offers, in buf. Of one that offers none, which is refused, it may read one more.
 func readGreeting(r io.Reader, buf *handshakeBuffer) (methods []byte, err error) {
 	// No greeting that can be accepted is shorter than three bytes.
 	got, err := io.ReadAtLeast(r, buf[:3], 2)

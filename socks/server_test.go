@@ -580,6 +580,7 @@ func FuzzHandshake(f *testing.F) {
 	f.Add(append([]byte{5, 1, 0}, connectTo(target4)...), false)
 	f.Add(append([]byte{5, 2, 0, 2, 1, 1, 'u', 1, 'p'}, connectTo(wireName("example.org", 80))...), true)
 	f.Add([]byte{5, 0}, true)
+	f.Add([]byte{5, 0, '0'}, true)
 	f.Add([]byte{4, 1, 0, 80, 1, 2, 3, 4, 0}, false)
 	f.Add([]byte{5, 1, 2, 1, 0, 0, 5, 3, 0, 3, 0, 0, 0}, false)
 	f.Add(append([]byte{5, 1, 0, 5, 3, 0, 4}, make([]byte, 18)...), false)
@@ -592,6 +593,12 @@ func FuzzHandshake(f *testing.F) {
 			return
 		}
 		used := 2 + len(methods)
+		if len(methods) == 0 {
+			if chooseMethod(methods, passwordSet) != methodUnacceptable {
+				t.Fatal("let in without a method")
+			}
+			return // and it may have taken a byte too many
+		}
 		if got := len(in) - r.Len(); got != used || !bytes.Equal(methods, in[2:used]) {
 			t.Fatalf("a greeting of %d bytes took %d", used, got)
 		}
