@@ -16,7 +16,8 @@ type load struct {
 	name   string
 	title  string
 	args   []string
-	fresh  bool // on processes that have done nothing yet, and once
+	fresh  bool // on processes that have done nothing yet, with no others beside them
+	holds  bool // --assoc and --settle
 	once   bool // one long round
 	figure []figure
 	read   func([]byte) (values, error)
@@ -59,11 +60,6 @@ var loads = []load{
 	udp("8000", "8,000 B, 2 associations × 4 in flight", "--size=8000", "--assoc=2", "--window=4"),
 	udp("pingpong", "64 B ping-pong, 1 in flight", "--size=64", "--assoc=1", "--window=1"),
 	udp("rate", "160 B, 5,000/s over 20 associations", "--size=160", "--assoc=20", "--rate=5000"),
-	{
-		name: "churn", title: "associations opened, used once and closed, 16 at a time", args: []string{"churn", "--workers=16"},
-		figure: []figure{{"associations/s", "", true, 0}, {"CPU ms each", "", true, 3}, {"life p50", "µs", true, 0}, {"life p99", "µs", true, 0}, {"failed", "", false, 0}},
-		read:   readChurn,
-	},
 	tcp("tcp-up", "CONNECT, 4 streams up", "up"),
 	tcp("tcp-down", "CONNECT, 4 streams down", "down"),
 	{
@@ -75,7 +71,12 @@ var loads = []load{
 		args: []string{"udp", "--size=160", "--assoc=1", "--rate=50"}, figure: besideFigures("Gbit/s", 2), steps: besideDownload, once: true,
 	},
 	{
-		name: "hold", title: "associations held open", args: []string{"hold"}, fresh: true,
+		name: "churn", title: "associations opened, used once and closed, 16 at a time", args: []string{"churn", "--workers=16"}, fresh: true,
+		figure: []figure{{"associations/s", "", true, 0}, {"CPU ms each", "", true, 3}, {"life p50", "µs", true, 0}, {"life p99", "µs", true, 0}, {"failed", "", false, 0}},
+		read:   readChurn,
+	},
+	{
+		name: "hold", title: "associations held open", args: []string{"hold"}, fresh: true, holds: true, once: true,
 		figure: []figure{{"KB of RSS each", "", true, 1}, {"KB of PSS each", "", true, 1}, {"answered at the end", "%", false, 2}, {"RSS afterwards, of before", "%", false, 0}, {"RSS before", "MB", false, 1}},
 		read:   readHold,
 	},
@@ -110,7 +111,7 @@ func (l load) measure(ctx context.Context, o options, do bencher) (values, error
 
 // arguments is what bench is told of the load.
 func (l load) arguments(o options) []string {
-	if l.fresh {
+	if l.holds {
 		return append(slices.Clone(l.args), "--dur=1s", fmt.Sprintf("--assoc=%d", o.hold), fmt.Sprintf("--settle=%v", o.settle))
 	}
 	return append(slices.Clone(l.args), fmt.Sprintf("--dur=%v", o.duration))

@@ -212,21 +212,27 @@ func rotated(all []system, by int) []system {
 	return append(slices.Clone(all[by:]), all[:by]...)
 }
 
-// measureFresh runs a load once on each system, with processes of its own.
+// measureFresh runs a load on each system, with processes of its own each time.
 func (c *comparison) measureFresh(ctx context.Context, r *rig, l load, target string) error {
-	for _, s := range c.wanted() {
-		if s.name == direct || c.absent[s.name] != "" {
-			continue
-		}
-		p, err := c.beginOne(ctx, r, s, target)
-		if err != nil {
-			c.cell(r, l, s).failed = err.Error()
-			continue
-		}
-		err = c.once(ctx, r, l, s, p, target)
-		p.end()
-		if err != nil {
-			return err
+	rounds := c.rounds
+	if l.once {
+		rounds = 1
+	}
+	for round := range rounds {
+		for _, s := range rotated(c.wanted(), round) {
+			if s.name == direct && l.holds || c.absent[s.name] != "" {
+				continue
+			}
+			p, err := c.beginOne(ctx, r, s, target)
+			if err != nil {
+				c.cell(r, l, s).failed = err.Error()
+				continue
+			}
+			err = c.once(ctx, r, l, s, p, target)
+			p.end()
+			if err != nil {
+				return err
+			}
 		}
 	}
 	return nil
