@@ -33,7 +33,7 @@ const MaxDead = 4 * time.Minute
 const leastPatience = 30 * time.Second
 
 // patience is that time where Timers.Dead is dead, 0 its default: later than the
-// session does, which looks now and then.
+// session's own verdict, which says why.
 func patience(dead time.Duration) time.Duration {
 	dead = Timers{Dead: dead}.withDefaults().Dead
 	return max(leastPatience, dead+dead/4)

@@ -127,11 +127,11 @@ func (h *Host) create(key sessionKey, secret []byte) (*Session, error) {
 	if !h.draining.IsZero() {
 		return nil, &CloseError{Code: CodeDraining, Reason: "the server is about to stop and takes no new clients"}
 	}
-	users := func(k sessionKey, _ *Session) bool { return k.user == key.user }
-	if h.countLocked(users) >= maxUserSessions && !h.makeWayLocked(users) {
+	users := ofUser(key.user)
+	if h.countLocked(users) >= maxUserSessions && !h.makeWayLocked(users, "there are too many sessions") {
 		return nil, &CloseError{Code: CodeLimit, Reason: "this user has too many sessions"}
 	}
-	if len(h.sessions) >= maxSessions && !h.makeWayLocked(func(sessionKey, *Session) bool { return true }) {
+	if len(h.sessions) >= maxSessions && !h.makeWayLocked(func(sessionKey, *Session) bool { return true }, "there are too many sessions") {
 		return nil, &CloseError{Code: CodeLimit, Reason: "the server has too many sessions"}
 	}
 	in := &incarnation{id: key.id, confirmed: true}
@@ -161,19 +161,22 @@ func (h *Host) orphaned(key sessionKey, s *Session) {
 	if h.closed || !h.startHold(key, s) {
 		return // or attached again
 	}
-	of := func(k sessionKey, s *Session) bool {
-		if k.user != key.user {
+	users := ofUser(key.user)
+	held := h.countLocked(func(k sessionKey, s *Session) bool {
+		if !users(k, s) {
 			return false
 		}
 		_, held := s.heldSince()
 		return held
+	})
+	if held > maxHeld {
+		h.makeWayLocked(users, "the user has too many sessions without a connection")
 	}
-	if h.countLocked(of) <= maxHeld {
-		return
-	}
-	if k, longest := h.longestHeldLocked(of); longest != nil {
-		h.dropLocked(k, longest, "the user has too many sessions without a connection")
-	}
+}
+
+// ofUser is the sessions of one user.
+func ofUser(user string) func(sessionKey, *Session) bool {
+	return func(k sessionKey, _ *Session) bool { return k.user == user }
 }
 
 // startHold has the session end after Hold, unless it is in use.
@@ -235,12 +238,11 @@ func (h *Host) longestHeldLocked(may func(sessionKey, *Session) bool) (key sessi
 	return key, longest
 }
 
-// makeWayLocked ends that session for one that comes, and says whether there was
-// one. h.mu is held.
-func (h *Host) makeWayLocked(may func(sessionKey, *Session) bool) bool {
+// makeWayLocked ends that session, and says whether there was one. h.mu is held.
+func (h *Host) makeWayLocked(may func(sessionKey, *Session) bool, reason string) bool {
 	key, s := h.longestHeldLocked(may)
 	if s != nil {
-		h.dropLocked(key, s, "there are too many sessions")
+		h.dropLocked(key, s, reason)
 	}
 	return s != nil
 }

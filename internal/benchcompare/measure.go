@@ -182,13 +182,17 @@ func (c *comparison) beginOne(ctx context.Context, r *rig, s system, target stri
 	return p, nil
 }
 
+// roundsOf is how often a load is measured.
+func (c *comparison) roundsOf(l load) int {
+	if l.once {
+		return 1
+	}
+	return c.rounds
+}
+
 // measure runs a load in alternating rounds.
 func (c *comparison) measure(ctx context.Context, r *rig, l load, running map[string]*peer, target string) error {
-	rounds := c.rounds
-	if l.once {
-		rounds = 1
-	}
-	for round := range rounds {
+	for round := range c.roundsOf(l) {
 		for _, s := range rotated(c.wanted(), round) {
 			p := running[s.name]
 			if p == nil || !c.goesOn(r, l, s) {
@@ -214,11 +218,7 @@ func rotated(all []system, by int) []system {
 
 // measureFresh runs a load on each system, with processes of its own each time.
 func (c *comparison) measureFresh(ctx context.Context, r *rig, l load, target string) error {
-	rounds := c.rounds
-	if l.once {
-		rounds = 1
-	}
-	for round := range rounds {
+	for round := range c.roundsOf(l) {
 		for _, s := range rotated(c.wanted(), round) {
 			if s.name == direct && l.holds || c.absent[s.name] != "" {
 				continue
