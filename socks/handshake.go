@@ -5,7 +5,6 @@ import (
 	"crypto/subtle"
 	"errors"
 	"fmt"
-	"io"
 	"net/netip"
 )
 
@@ -51,25 +50,20 @@ var (
 //	|  1  |    1     | 0 … 255 |        |  1  |   1    |
 //	+-----+----------+---------+        +-----+--------+
 
-// handshakeBuffer holds the longest part of a handshake: a request.
-type handshakeBuffer [3 + MaxAddrLen]byte
+// The three parse functions below take one message off the front of b and return how
+// many bytes it has: 0 while it is not whole, as far as they can tell. What they
+// return is in b.
 
-// readGreeting reads a greeting, and not one byte more, and returns the methods
-// it offers, in buf. Of one that offers none, which is refused, it may read one more.
-func readGreeting(r io.Reader, buf *handshakeBuffer) (methods []byte, err error) {
-	// No greeting that can be accepted is shorter than three bytes.
-	got, err := io.ReadAtLeast(r, buf[:3], 2)
-	if err != nil {
-		return nil, err
+// parseGreeting returns the methods that a greeting offers.
+func parseGreeting(b []byte) (methods []byte, n int, err error) {
+	if len(b) > 0 && b[0] != version {
+		return nil, 0, versionError(b[0])
 	}
-	if buf[0] != version {
-		return nil, versionError(buf[0])
+	if len(b) < 2 || len(b) < 2+int(b[1]) {
+		return nil, 0, nil
 	}
-	end := 2 + int(buf[1])
-	if got < end {
-		_, err = io.ReadFull(r, buf[got:end])
-	}
-	return buf[2:end], err
+	n = 2 + int(b[1])
+	return b[2:n], n, nil
 }
 
 // versionError names the protocols that people point at a SOCKS5 port by mistake.
@@ -128,28 +122,21 @@ func (c *credentials) equal(d *credentials) bool {
 		subtle.ConstantTimeCompare(c.password[:], d.password[:]) == 1
 }
 
-// readCredentials reads a password message and not one byte more. Empty names
-// and passwords, which RFC 1929 does not have, are read as they are.
-func readCredentials(r io.Reader, buf *handshakeBuffer) (credentials, error) {
-	var c credentials
-	if _, err := io.ReadFull(r, buf[:2]); err != nil {
-		return c, err
+// parsePassword returns the hashes of a name and a password. Empty ones, which RFC
+// 1929 does not have, are taken as they are.
+func parsePassword(b []byte) (c credentials, n int, err error) {
+	if len(b) > 0 && b[0] != authVersion {
+		return c, 0, errAuthVersion
 	}
-	if buf[0] != authVersion {
-		return c, errAuthVersion
+	if len(b) < 2 || len(b) < 2+int(b[1])+1 {
+		return c, 0, nil
 	}
-	ulen := int(buf[1])
-	if _, err := io.ReadFull(r, buf[:ulen+1]); err != nil {
-		return c, err
+	user, rest := b[2:2+int(b[1])], b[2+int(b[1]):]
+	if len(rest) < 1+int(rest[0]) {
+		return c, 0, nil
 	}
-	c.user = sha256.Sum256(buf[:ulen])
-	password := buf[:buf[ulen]]
-	if _, err := io.ReadFull(r, password); err != nil {
-		return c, err
-	}
-	c.password = sha256.Sum256(password)
-	clear(buf[:])
-	return c, nil
+	password := rest[1 : 1+int(rest[0])]
+	return hashOf(user, password), 2 + len(user) + 1 + len(password), nil
 }
 
 // The request and the reply (RFC 1928 sections 4 and 6):
@@ -168,36 +155,31 @@ type request struct {
 	addr    []byte
 }
 
-// readRequest reads a request, and not one byte more, so that what a client
-// sends ahead of the reply stays in the connection. The shortest request has
-// seven bytes. The result is in buf.
-func readRequest(r io.Reader, buf *handshakeBuffer) (request, error) {
-	got, err := io.ReadAtLeast(r, buf[:7], 5)
-	if err != nil {
-		return request{}, err
+// parseRequest returns a request. With an address type that nobody knows the error is
+// ErrAddrType, and the command is returned.
+func parseRequest(b []byte) (r request, n int, err error) {
+	if len(b) > 0 && b[0] != version {
+		return r, 0, versionError(b[0])
 	}
-	if buf[0] != version {
-		return request{}, versionError(buf[0])
+	if len(b) < 5 {
+		return r, 0, nil
 	}
-	req := request{command: buf[1]}
-	end := 0
-	switch buf[3] {
+	r.command = b[1]
+	switch b[3] {
 	case TypeIPv4:
-		end = 3 + 1 + 4 + 2
+		n = 3 + 1 + 4 + 2
 	case TypeIPv6:
-		end = 3 + 1 + 16 + 2
+		n = 3 + 1 + 16 + 2
 	case TypeName:
-		end = 3 + 1 + 1 + int(buf[4]) + 2
+		n = 3 + 1 + 1 + int(b[4]) + 2
 	default:
-		return req, ErrAddrType
+		return r, 0, ErrAddrType
 	}
-	if got < end {
-		if _, err := io.ReadFull(r, buf[got:end]); err != nil {
-			return req, err
-		}
+	if len(b) < n {
+		return r, 0, nil
 	}
-	req.addr = buf[3:end]
-	return req, nil
+	r.addr = b[3:n]
+	return r, n, nil
 }
 
 // AppendReply appends a reply (RFC 1928 section 6). bound is never written as a

@@ -10,6 +10,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"wmproxy/internal/udpio"
 )
 
 // Errors of a PacketConn.
@@ -74,8 +76,8 @@ func (c *Client) Associate(ctx context.Context) (*PacketConn, error) {
 		control.Close()
 		return nil, &StepError{StepReply, fmt.Errorf("%w: BND.PORT is 0", ErrMalformed)}
 	}
-	relay := relayAddr(bound, addrPortOf(control.RemoteAddr()).Addr())
-	udp, err := listenFor(addrPortOf(control.LocalAddr()).Addr(), relay)
+	relay := relayAddr(bound, udpio.AddrPortOf(control.RemoteAddr()).Addr())
+	udp, err := listenFor(udpio.AddrPortOf(control.LocalAddr()).Addr(), relay)
 	if err != nil {
 		control.Close()
 		return nil, &StepError{StepSocket, err}
@@ -100,15 +102,6 @@ func relayAddr(bound Addr, server netip.Addr) netip.AddrPort {
 	default:
 		return netip.AddrPortFrom(ip, bound.Port)
 	}
-}
-
-func addrPortOf(a net.Addr) netip.AddrPort {
-	t, ok := a.(*net.TCPAddr)
-	if !ok {
-		return netip.AddrPort{}
-	}
-	ap := t.AddrPort()
-	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
 }
 
 // listenFor opens the association's socket on the control connection's own
@@ -176,7 +169,7 @@ func (p *PacketConn) BoundAddr() Addr { return p.bound }
 func (p *PacketConn) RelayAddr() netip.AddrPort { return p.relay }
 
 // ServerAddr is the server's end of the control connection.
-func (p *PacketConn) ServerAddr() netip.AddrPort { return addrPortOf(p.control.RemoteAddr()) }
+func (p *PacketConn) ServerAddr() netip.AddrPort { return udpio.AddrPortOf(p.control.RemoteAddr()) }
 
 // WrongSource counts the datagrams that were dropped because they did not come
 // from RelayAddr. last is where the latest of them came from.

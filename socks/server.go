@@ -76,11 +76,6 @@ type Server struct {
 	// must not wait. Nil refuses the command.
 	Associate func(a *Association) (up Uplink, code byte)
 
-	// Admit, unless nil, is asked about each connection before anything is read
-	// from it. done is called once when the handshake is over, whatever became
-	// of it; a nil done closes the connection at once. It must not wait.
-	Admit func(conn net.Conn) (done func())
-
 	// HandshakeTimeout bounds the time from accept to the end of the request;
 	// 0 is DefaultHandshakeTimeout.
 	HandshakeTimeout time.Duration
@@ -109,9 +104,11 @@ type ConnectRequest struct {
 	Dst    Addr
 	// DstWire is the destination as received, from ATYP to the port.
 	DstWire []byte
+	// Ahead is what the client sent behind its request without waiting for the
+	// reply, at most 512 bytes. It comes before what is read from Conn.
+	Ahead []byte
 	// Conn is the connection as it was accepted, so that the halves of a TCP
-	// connection can be closed by themselves. Nothing of what the client sent
-	// after its request has been read from it.
+	// connection can be closed by themselves.
 	Conn net.Conn
 
 	replied bool
@@ -142,12 +139,13 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	sv := &serving{Server: s, ctx: ctx}
+	acceptor := udpio.NewAcceptor(ln)
 	sv.wg.Go(func() {
 		<-ctx.Done()
-		ln.Close()
+		acceptor.Close()
 		sv.open.closeAll()
 	})
-	err := sv.accept(ln)
+	err := sv.accept(acceptor)
 	cancel()
 	sv.wg.Wait()
 	return err
@@ -162,14 +160,14 @@ type serving struct {
 }
 
 // accept hands out connections until the listener is closed.
-func (sv *serving) accept(ln net.Listener) error {
+func (sv *serving) accept(acceptor udpio.Acceptor) error {
 	var backoff time.Duration
 	var logged time.Time
 	for {
-		conn, err := ln.Accept()
+		conn, err := acceptor.Accept()
 		if err == nil {
 			backoff = 0
-			sv.wg.Go(func() { sv.visit(conn) })
+			sv.visited(conn)
 			// In a flood Accept never waits: without this, who has just come would be
 			// the oldest before it had its first turn.
 			runtime.Gosched()
@@ -203,160 +201,6 @@ func passes(err error) bool {
 	return errors.As(err, &op) && !errors.Is(err, net.ErrClosed)
 }
 
-// visit serves one connection from its first byte to its end.
-func (sv *serving) visit(conn net.Conn) {
-	tracked := sv.open.add(conn, 0)
-	req, ok := sv.receive(conn)
-	if !ok {
-		conn.Close()
-		sv.open.remove(tracked)
-		return
-	}
-	if req.association != nil {
-		// In a goroutine of its own, whose stack has not grown: it is what an
-		// idle association costs.
-		a := req.association
-		sv.wg.Go(func() {
-			a.hold()
-			sv.open.remove(tracked)
-		})
-		return
-	}
-	sv.connect(req.connect)
-	sv.open.remove(tracked)
-}
-
-// connect runs the hook of a CONNECT and closes the connection after it.
-func (sv *serving) connect(r *ConnectRequest) {
-	defer r.Conn.Close()
-	sv.Connect(sv.ctx, r)
-	if !r.replied {
-		// An error of the hook; the client should not have to guess.
-		_ = r.Reply(ReplyGeneralFailure, netip.AddrPort{})
-	}
-	if r.refused {
-		linger(r.Conn)
-	}
-}
-
-// visitor is what came of a handshake: one of the two.
-type visitor struct {
-	connect     *ConnectRequest
-	association *Association
-}
-
-// receive does the handshake of conn within its bounds. When it fails, the
-// client has been told why, as far as the protocol can.
-func (sv *serving) receive(conn net.Conn) (v visitor, ok bool) {
-	if sv.Admit != nil {
-		done := sv.Admit(conn)
-		if done == nil {
-			return v, false
-		}
-		defer done()
-	}
-	limit := sv.MaxHalfOpen
-	if limit <= 0 {
-		limit = DefaultMaxHalfOpen
-	}
-	half := sv.halfOpen.add(conn, limit)
-	defer sv.halfOpen.remove(half)
-
-	timeout := sv.HandshakeTimeout
-	if timeout <= 0 {
-		timeout = DefaultHandshakeTimeout
-	}
-	if err := conn.SetDeadline(time.Now().Add(timeout)); err != nil {
-		return v, false
-	}
-	v, err := sv.handshake(conn)
-	if err == nil {
-		err = conn.SetDeadline(time.Time{})
-	}
-	if err != nil {
-		if v.association != nil {
-			v.association.end()
-		}
-		sv.logHandshake(conn, err)
-		return v, false
-	}
-	return v, true
-}
-
-// logHandshake logs a handshake that failed. What anybody can cause at will
-// without knowing the protocol is for debugging only.
-func (sv *serving) logHandshake(conn net.Conn, err error) {
-	level := slog.LevelDebug
-	if errors.Is(err, errCredentials) || errors.Is(err, errNoMethod) {
-		level = slog.LevelWarn
-	}
-	sv.log().Log(context.Background(), level, "SOCKS5 handshake failed", "client", addrPortOf(conn.RemoteAddr()), "err", err)
-}
-
-// handshake reads greeting, password and request and prepares what was asked
-// for. An association has been replied to; a CONNECT has not.
-func (sv *serving) handshake(conn net.Conn) (visitor, error) {
-	buf := new(handshakeBuffer)
-	if err := sv.authenticate(conn, buf); err != nil {
-		return visitor{}, err
-	}
-	req, err := readRequest(conn, buf)
-	if errors.Is(err, ErrAddrType) {
-		return visitor{}, refuse(conn, ReplyAddrUnsupported, err)
-	}
-	if err != nil {
-		return visitor{}, err
-	}
-	user := ""
-	if sv.authenticates() {
-		user = sv.Username
-	}
-	switch {
-	case req.command == commandConnect && sv.Connect != nil:
-		dst, _, err := ParseAddr(req.addr)
-		if err != nil {
-			return visitor{}, refuse(conn, ReplyGeneralFailure, fmt.Errorf("%w: %w", errNoConnect, err))
-		}
-		return visitor{connect: &ConnectRequest{
-			User:    user,
-			Client:  addrPortOf(conn.RemoteAddr()),
-			Dst:     dst,
-			DstWire: append([]byte(nil), req.addr...),
-			Conn:    conn,
-		}}, nil
-	case req.command == commandAssociate && sv.Associate != nil:
-		// DST is where the client will send from, or so RFC 1928 has it; real
-		// clients write anything there, so it is not even looked at.
-		a, err := sv.associate(conn, user)
-		return visitor{association: a}, err
-	}
-	return visitor{}, refuse(conn, ReplyCommandUnsupported, fmt.Errorf("%w: %d", errCommand, req.command))
-}
-
-// authenticate reads the greeting and, when that method is chosen, the password.
-func (sv *serving) authenticate(conn net.Conn, buf *handshakeBuffer) error {
-	methods, err := readGreeting(conn, buf)
-	if err != nil {
-		return err
-	}
-	method := chooseMethod(methods, sv.authenticates())
-	if method == methodUnacceptable {
-		return sayLast(conn, errNoMethod, version, methodUnacceptable)
-	}
-	if _, err := conn.Write([]byte{version, method}); err != nil || method == methodNone {
-		return err
-	}
-	got, err := readCredentials(conn, buf)
-	if err != nil {
-		return err
-	}
-	if sv.authenticates() && !got.equal(sv.wanted()) {
-		return sayLast(conn, errCredentials, authVersion, authFailed)
-	}
-	_, err = conn.Write([]byte{authVersion, authSucceeded})
-	return err
-}
-
 // authenticates reports whether clients must know a password.
 func (s *Server) authenticates() bool { return s.Username != "" || s.Password != "" }
 
@@ -381,20 +225,6 @@ func (s *Server) log() *slog.Logger {
 	return s.Log
 }
 
-// refuse replies with code, waits for the client to have read it, and returns why.
-func refuse(conn net.Conn, code byte, why error) error {
-	return sayLast(conn, why, AppendReply(make([]byte, 0, MaxReplyLen), code, netip.AddrPort{})...)
-}
-
-// sayLast sends the last bytes of a connection that is refused and returns why.
-func sayLast(conn net.Conn, why error, b ...byte) error {
-	if _, err := conn.Write(b); err != nil {
-		return errors.Join(why, err)
-	}
-	linger(conn)
-	return why
-}
-
 // linger ends our side of conn and throws away what the client still sends, within bounds.
 func linger(conn net.Conn) {
 	if c, ok := conn.(interface{ CloseWrite() error }); !ok || c.CloseWrite() != nil {
@@ -409,17 +239,31 @@ func linger(conn net.Conn) {
 // A connSet is a set of connections in the order they came.
 type connSet struct {
 	mu     sync.Mutex
-	conns  list.List
+	conns  list.List // of hangers
 	closed bool
 }
 
-// add adds conn, closing the oldest ones beyond limit (0: none). Once the set is
+// A hanger is a connection that can be cut by any goroutine. Whoever serves it finds that out.
+type hanger interface{ HangUp() }
+
+// cutStream has a stream that is cut off not look as if it had ended in order: a TCP
+// connection is reset.
+type cutStream struct{ net.Conn }
+
+func (c cutStream) HangUp() {
+	if tcp, ok := c.Conn.(*net.TCPConn); ok {
+		_ = tcp.SetLinger(0)
+	}
+	c.Close()
+}
+
+// add adds conn, cutting the oldest ones beyond limit (0: none). Once the set is
 // closed, so is conn.
-func (c *connSet) add(conn net.Conn, limit int) *list.Element {
+func (c *connSet) add(conn hanger, limit int) *list.Element {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {
-		conn.Close()
+		conn.HangUp()
 	}
 	for limit > 0 && c.conns.Len() >= limit {
 		c.dropOldest()
@@ -434,7 +278,7 @@ func (c *connSet) remove(e *list.Element) {
 	c.conns.Remove(e)
 }
 
-// closeOldest closes the oldest connection, if there is one.
+// closeOldest cuts the oldest connection, if there is one.
 func (c *connSet) closeOldest() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -443,21 +287,16 @@ func (c *connSet) closeOldest() {
 
 func (c *connSet) dropOldest() {
 	if e := c.conns.Front(); e != nil {
-		c.conns.Remove(e).(net.Conn).Close()
+		c.conns.Remove(e).(hanger).HangUp()
 	}
 }
 
-// closeAll closes every connection, and those that are added later. A stream that is
-// cut off must not look as if it had ended in order: TCP connections are reset.
+// closeAll cuts every connection, and those that are added later.
 func (c *connSet) closeAll() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.closed = true
 	for e := c.conns.Front(); e != nil; e = e.Next() {
-		conn := e.Value.(net.Conn)
-		if tcp, ok := conn.(*net.TCPConn); ok {
-			_ = tcp.SetLinger(0)
-		}
-		conn.Close()
+		e.Value.(hanger).HangUp()
 	}
 }

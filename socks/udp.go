@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -77,7 +76,7 @@ type DropReporter interface {
 type Association struct {
 	server *Server
 	up     Uplink
-	conn   net.Conn       // the control connection
+	conn   udpio.Conn     // the control connection
 	client netip.AddrPort // its remote address
 	bound  netip.AddrPort // what the client is told
 	user   string
@@ -92,8 +91,6 @@ type Association struct {
 
 	reassemblyMu sync.Mutex
 	reassembly   *reassembly // nil unless fragments are waiting
-
-	junk [16]byte // what the control connection is read into
 }
 
 // A pin is the address that an association's datagrams come from, fixed by the
@@ -127,23 +124,24 @@ func (a *Association) Age() time.Duration { return time.Since(a.start) }
 // Stats returns what has been counted so far.
 func (a *Association) Stats() Stats { return a.snapshot() }
 
-// Close ends the association by closing its control connection. It does not
+// Close ends the association by cutting its control connection. It does not
 // wait for the end, of which the Uplink hears.
-func (a *Association) Close() error { return a.conn.Close() }
+func (a *Association) Close() { a.conn.HangUp() }
 
 // associate opens the socket of an association and answers the request. On
 // error nothing is left of it, unless the association is returned too.
-func (sv *serving) associate(conn net.Conn, user string) (*Association, error) {
+func (v *visit) associate() (*Association, error) {
+	sv := v.sv
 	a := &Association{
 		server: sv.Server,
-		conn:   conn,
-		client: addrPortOf(conn.RemoteAddr()),
-		user:   user,
+		conn:   v.conn,
+		client: v.conn.RemoteAddr(),
+		user:   v.user(),
 		start:  time.Now(),
 	}
-	if err := a.open(addrPortOf(conn.LocalAddr()).Addr()); err != nil {
-		sv.log().Warn("no UDP socket for an association", "user", user, "client", a.client, "err", err)
-		return nil, refuse(conn, ReplyGeneralFailure, fmt.Errorf("socks: opening a UDP socket: %w", err))
+	if err := a.open(v.conn.LocalAddr().Addr()); err != nil {
+		sv.log().Warn("no UDP socket for an association", "user", a.user, "client", a.client, "err", err)
+		return nil, v.refuse(ReplyGeneralFailure, fmt.Errorf("socks: opening a UDP socket: %w", err))
 	}
 	up, code := sv.Associate(a)
 	if up == nil {
@@ -151,7 +149,7 @@ func (sv *serving) associate(conn net.Conn, user string) (*Association, error) {
 		if code == ReplySucceeded {
 			code = ReplyGeneralFailure
 		}
-		return nil, refuse(conn, code, fmt.Errorf("socks: association refused with reply %d", code))
+		return nil, v.refuse(code, fmt.Errorf("socks: association refused with reply %d", code))
 	}
 	a.up = up
 	if a.bound.Addr().IsLoopback() && !a.client.Addr().IsLoopback() {
@@ -163,8 +161,7 @@ func (sv *serving) associate(conn net.Conn, user string) (*Association, error) {
 	} else {
 		sv.start(a.sock, a.relayUp)
 	}
-	_, err := conn.Write(AppendReply(make([]byte, 0, MaxReplyLen), ReplySucceeded, a.bound))
-	return a, err
+	return a, v.say(nil, AppendReply(make([]byte, 0, MaxReplyLen), ReplySucceeded, a.bound)...)
 }
 
 // open binds the socket: to the address the client came to, so that replies
@@ -201,19 +198,6 @@ func (a *Association) closeSocket() {
 	}
 	a.shared.exit(a)
 	a.server.ports.leave(a.shared)
-}
-
-// hold waits for the end of the control connection, which is the end of the
-// association (RFC 1928 section 6), however it comes.
-func (a *Association) hold() {
-	for junk := 0; junk <= maxControlJunk; {
-		n, err := a.conn.Read(a.junk[:])
-		if err != nil {
-			break
-		}
-		junk += n
-	}
-	a.end()
 }
 
 // end frees everything and writes the association's line in the log.

@@ -3,6 +3,7 @@ package socks
 import (
 	"bytes"
 	"context"
+	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -636,9 +637,9 @@ func TestTheEndOfAnAssociationIsOneLineInTheLog(t *testing.T) {
 }
 
 func TestALimitRefusesAnAssociationAndLeavesNothing(t *testing.T) {
-	var local netip.AddrPort
+	local := make(chan netip.AddrPort, 1)
 	s := &Server{Associate: func(a *Association) (Uplink, byte) {
-		local = a.LocalAddr()
+		local <- a.LocalAddr()
 		return nil, ReplyNotAllowed
 	}}
 	addr := startServer(t, s, "127.0.0.1:0")
@@ -649,25 +650,11 @@ func TestALimitRefusesAnAssociationAndLeavesNothing(t *testing.T) {
 	if rest := expectEnd(t, c); len(rest) != 0 {
 		t.Errorf("then % x", rest)
 	}
-	again, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(local))
+	again, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(<-local))
 	if err != nil {
 		t.Fatalf("the port is still in use: %v", err)
 	}
 	again.Close()
-}
-
-// fakeControl is a control connection with addresses of its own.
-type fakeControl struct {
-	net.Conn
-	local, remote string
-}
-
-func (f fakeControl) LocalAddr() net.Addr {
-	return net.TCPAddrFromAddrPort(netip.MustParseAddrPort(f.local))
-}
-
-func (f fakeControl) RemoteAddr() net.Addr {
-	return net.TCPAddrFromAddrPort(netip.MustParseAddrPort(f.remote))
 }
 
 func TestAClientElsewhereThatIsToldLoopbackIsAWarning(t *testing.T) {
@@ -677,14 +664,11 @@ func TestAClientElsewhereThatIsToldLoopbackIsAWarning(t *testing.T) {
 			Log:       logs.logger(),
 			Associate: func(*Association) (Uplink, byte) { return uplinkFunc(nil), 0 },
 		}}
-		near, far := net.Pipe()
-		go func() { _, _ = near.Read(make([]byte, 10)) }()
-		a, err := sv.associate(fakeControl{far, "127.0.0.1:1080", remote}, "")
-		if err != nil {
-			t.Fatal(err)
-		}
-		a.end()
-		near.Close()
+		c := &scriptedConn{remote: netip.MustParseAddrPort(remote)}
+		sv.visited(c)
+		c.receive(append([]byte{5, 1, 0, 5, commandAssociate, 0}, target4...), nil)
+		c.receive(nil, io.EOF)
+		sv.wg.Wait()
 		if got := strings.Contains(logs.String(), "level=WARN"); got != warned {
 			t.Errorf("%s: warned %v, want %v", remote, got, warned)
 		}

@@ -68,7 +68,7 @@ func (u *UserExit) serveStream(ctx context.Context, addr []byte, in request) {
 		log.Debug("stream gone before it was connected", "target", remote, "error", err)
 		return
 	}
-	r := relay.Run(ctx, conn, stream)
+	r := relay.Run(ctx, conn, nil, stream)
 	log.Debug("stream ended", "target", remote, "duration", time.Since(since).Round(time.Millisecond),
 		"up_bytes", r.FromStream, "down_bytes", r.ToStream, "error", r.Err)
 }

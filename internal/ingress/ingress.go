@@ -43,7 +43,7 @@ func (s *SOCKS) Connect(ctx context.Context, r *socks.ConnectRequest) {
 		return
 	}
 	began := time.Now()
-	res := relay.Run(ctx, r.Conn.(*net.TCPConn), st)
+	res := relay.Run(ctx, r.Conn.(*net.TCPConn), r.Ahead, st)
 	s.Log.Debug("stream ended", slog.String("user", r.User), slog.String("target", r.Dst.String()),
 		slog.Duration("duration", time.Since(began)), slog.Int64("bytes_up", res.ToStream),
 		slog.Int64("bytes_down", res.FromStream), slog.Any("error", res.Err))

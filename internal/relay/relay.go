@@ -44,14 +44,16 @@ type Result struct {
 // The end of what one side sends becomes a half-close of the other. Anything
 // else ends both at once and never looks like a clean end: the stream gets Reset
 // (CodeConnectionReset if TCP failed), TCP gets a RST.
-func Run(ctx context.Context, c *net.TCPConn, s tunnel.Stream) Result {
+//
+// ahead, at most 16 KiB, has been read from c already; it goes to the stream first.
+func Run(ctx context.Context, c *net.TCPConn, ahead []byte, s tunnel.Stream) Result {
 	p := pair{tcp: c, stream: s}
 	stop := context.AfterFunc(ctx, func() { p.abort(tunnel.CodeShutdown, context.Cause(ctx)) })
 	defer stop()
 
 	var wg sync.WaitGroup
 	wg.Go(p.streamToTCP)
-	p.tcpToStream()
+	p.tcpToStream(ahead)
 	wg.Wait()
 	p.finish()
 	return Result{ToStream: p.toStream, FromStream: p.fromStream, Err: p.err}
@@ -69,11 +71,11 @@ type pair struct {
 }
 
 // tcpToStream copies what TCP sends, and its end.
-func (p *pair) tcpToStream() {
+func (p *pair) tcpToStream(ahead []byte) {
 	buf := toStreamBuffers.Get().(*[toStreamBuffer]byte)
 	defer toStreamBuffers.Put(buf)
-	for {
-		n, err := p.tcp.Read(buf[:])
+	var err error
+	for n := copy(buf[:], ahead); ; n, err = p.tcp.Read(buf[:]) {
 		if n > 0 {
 			if _, err := p.stream.Write(buf[:n]); err != nil {
 				p.abort(streamCode(err), err)

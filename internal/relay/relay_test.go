@@ -103,7 +103,7 @@ func newBench(t *testing.T) *bench {
 	b := &bench{app: app, far: far, near: near, result: make(chan Result, 1), cancel: cancel}
 	app.SetDeadline(time.Now().Add(wait))
 	var wg sync.WaitGroup
-	wg.Go(func() { b.result <- Run(ctx, conn, near) })
+	wg.Go(func() { b.result <- Run(ctx, conn, nil, near) })
 	t.Cleanup(func() {
 		cancel(nil)
 		app.Close()
@@ -283,7 +283,7 @@ func TestAContextThatHasEndedRelaysNothing(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	if r := Run(ctx, c, near); !errors.Is(r.Err, context.Canceled) {
+	if r := Run(ctx, c, nil, near); !errors.Is(r.Err, context.Canceled) {
 		t.Errorf("ended with %v", r.Err)
 	}
 }

@@ -294,14 +294,15 @@ func TestADatagramThatCannotBeSentDoesNotStopTheOthers(t *testing.T) {
 
 func TestAClosedPortNeitherEndsReadingNorFailsAWrite(t *testing.T) {
 	onBothPaths(t, func(t *testing.T, listen listener) {
-		gone := listen.open(t, loopback4, Config{})
-		if err := gone.Close(); err != nil {
+		socket := listen.open(t, loopback4, Config{})
+		gone := socket.LocalAddr()
+		if err := socket.Close(); err != nil {
 			t.Fatal(err)
 		}
 		a, b := listen.open(t, loopback4, Config{}), listen.open(t, loopback4, Config{})
 		got := collect(a)
 		for i := range 20 {
-			if n, err := a.Write([]Message{{Body: []byte("x"), Addr: gone.LocalAddr()}}); n != 1 || err != nil {
+			if n, err := a.Write([]Message{{Body: []byte("x"), Addr: gone}}); n != 1 || err != nil {
 				t.Fatalf("Write = %d, %v", n, err)
 			}
 			if n, err := b.Write([]Message{{Body: []byte("y"), Addr: a.LocalAddr()}}); n != 1 || err != nil {

@@ -45,7 +45,7 @@ type loop struct {
 	ended   sync.WaitGroup
 
 	mu   sync.Mutex
-	byFD []*Socket // guarded by mu
+	byFD []watched // guarded by mu
 
 	// The rest belongs to the goroutine.
 	serve   func(fd uintptr) bool
@@ -53,12 +53,24 @@ type loop struct {
 	many    bool // this turn read more than one message
 	breath  breather
 	events  [eventBatch]unix.EpollEvent
-	ready   []*Socket // of this turn
-	more    []*Socket // not read empty in the last one
+	ready   []watched // of this turn
+	more    []watched // not read empty in the last one
 	turns   []*Turn   // touched in this turn
 	in      reader
-	used    bool // since the idle timer was last set
-	ticking bool // the idle timer is set
+	words   [connRead]byte // what a Conn is read into
+	used    bool           // since the idle timer was last set
+	ticking bool           // the idle timer is set
+}
+
+// watched is what a loop visits when epoll has reported its descriptor. Both methods
+// are called by the loop's goroutine.
+type watched interface {
+	// due notes what epoll reported, and says whether that makes the visit due; it
+	// does not where it was already.
+	due(events uint32) bool
+
+	// visit reads, and says whether there may be more.
+	visit(l *loop) (more bool)
 }
 
 // loopEntry tells Close that it runs on a loop's goroutine.
@@ -153,23 +165,23 @@ func startLoop(index int) (*loop, error) {
 	return l, nil
 }
 
-// watch has epoll report s, at the edge: once for each arrival.
-func (l *loop) watch(s *Socket) error {
+// watch has epoll report events of fd to w, at the edge: once for each arrival.
+func (l *loop) watch(fd int, w watched, events uint32) error {
 	l.mu.Lock()
-	for len(l.byFD) <= s.fd {
+	for len(l.byFD) <= fd {
 		l.byFD = append(l.byFD, nil)
 	}
-	l.byFD[s.fd] = s
+	l.byFD[fd] = w
 	l.mu.Unlock()
-	return l.control(unix.EPOLL_CTL_ADD, s.fd)
+	return l.control(unix.EPOLL_CTL_ADD, fd, events)
 }
 
-// again has epoll report s once more if there is something to read.
-func (l *loop) again(s *Socket) { _ = l.control(unix.EPOLL_CTL_MOD, s.fd) }
+// again has epoll report fd once more if there is something to read.
+func (l *loop) again(fd int) { _ = l.control(unix.EPOLL_CTL_MOD, fd, unix.EPOLLIN) }
 
-func (l *loop) control(op, fd int) error {
-	ev := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLET, Fd: int32(fd)}
-	return os.NewSyscallError("epoll_ctl", unix.EpollCtl(l.epfd, op, fd, &ev))
+func (l *loop) control(op, fd int, events uint32) error {
+	ev := unix.EpollEvent{Events: events | unix.EPOLLET, Fd: int32(fd)}
+	return epollControl(l.epfd, op, fd, &ev)
 }
 
 // forget comes before the descriptor is closed and its number used again. An
@@ -220,8 +232,7 @@ func (l *loop) turn() {
 	l.many = len(l.ready) > 1
 	for i, s := range l.ready {
 		l.ready[i] = nil
-		s.queued = false
-		if s.read(l) {
+		if s.visit(l) {
 			l.more = append(l.more, s)
 			l.many = true
 		}
@@ -243,17 +254,16 @@ func (l *loop) turn() {
 // left over, each once; the latter last, so that they do not go first twice.
 func (l *loop) gather() {
 	l.mu.Lock()
-	for _, ev := range l.events[:l.found] {
-		if s := l.byFD[ev.Fd]; s != nil && !s.queued {
-			s.queued = true
+	for i := range l.found {
+		ev := &l.events[i]
+		if s := l.byFD[ev.Fd]; s != nil && s.due(ev.Events) {
 			l.ready = append(l.ready, s)
 		}
 	}
 	l.mu.Unlock()
 	for i, s := range l.more {
 		l.more[i] = nil
-		if !s.queued {
-			s.queued = true
+		if s.due(0) {
 			l.ready = append(l.ready, s)
 		}
 	}

@@ -5,10 +5,8 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"sync"
 	"sync/atomic"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -27,7 +25,8 @@ type Socket struct {
 	loop    *loop
 	receive func([]Message) // guarded by reading
 	turn    *Turn
-	local   netip.AddrPort
+	local   netip.AddrPort // as bound: the port is 0 where the system chose it
+	port    atomic.Uint32  // the one it chose, once somebody has asked
 	family  uint16
 
 	// queued, gro and early belong to the reading side. early: an event came
@@ -73,64 +72,49 @@ func listen(local netip.AddrPort, cfg Config) (*Socket, error) {
 		return nil, err
 	}
 	if err := s.set(cfg); err != nil {
-		_ = unix.Close(s.fd)
+		_ = closeSocket(s.fd)
 		return nil, err
 	}
 	if s.loop, err = join(); err != nil {
-		_ = unix.Close(s.fd)
+		_ = closeSocket(s.fd)
 		return nil, err
 	}
-	if err := s.loop.watch(s); err != nil {
+	if err := s.loop.watch(s.fd, s, unix.EPOLLIN); err != nil {
 		_ = s.Close()
 		return nil, err
 	}
 	return s, nil
 }
 
-// open makes the descriptor, binds it and learns the port.
+// open makes the descriptor and binds it.
 func (s *Socket) open(local netip.AddrPort) error {
 	s.family = unix.AF_INET6
 	if local.Addr().Is4() {
 		s.family = unix.AF_INET
 	}
-	fd, err := unix.Socket(int(s.family), unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, unix.IPPROTO_UDP)
+	fd, err := openSocket(s.family, unix.SOCK_DGRAM, unix.IPPROTO_UDP)
 	if err != nil {
-		return os.NewSyscallError("socket", err)
-	}
-	if s.local, err = bind(fd, local); err != nil {
-		_ = unix.Close(fd)
 		return err
 	}
-	s.fd = fd
+	if err := bind(fd, local); err != nil {
+		_ = closeSocket(fd)
+		return err
+	}
+	s.fd, s.local = fd, local
 	return nil
 }
 
-func bind(fd int, local netip.AddrPort) (netip.AddrPort, error) {
-	ip := local.Addr()
-	var to unix.Sockaddr
-	if ip.Is4() {
-		to = &unix.SockaddrInet4{Port: int(local.Port()), Addr: ip.As4()}
-	} else {
-		if ip.IsUnspecified() {
-			if err := unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 0); err != nil {
-				return netip.AddrPort{}, os.NewSyscallError("setsockopt", err)
-			}
+func bind(fd int, local netip.AddrPort) error {
+	family := uint16(unix.AF_INET6)
+	if local.Addr().Is4() {
+		family = unix.AF_INET
+	} else if local.Addr().IsUnspecified() && onlyIPv6(fd) {
+		if err := setOption(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 0); err != nil {
+			return err
 		}
-		to = &unix.SockaddrInet6{Port: int(local.Port()), Addr: ip.As16(), ZoneId: scope(ip)}
 	}
-	if err := unix.Bind(fd, to); err != nil {
-		return netip.AddrPort{}, os.NewSyscallError("bind", err)
-	}
-	if local.Port() != 0 {
-		return local, nil
-	}
-	// unix.Getsockname would make a second system call, for the socket's protocol.
-	var sa sockaddr
-	size := uint32(unsafe.Sizeof(sa))
-	if _, _, errno := unix.RawSyscall(unix.SYS_GETSOCKNAME, uintptr(fd), uintptr(unsafe.Pointer(&sa)), uintptr(unsafe.Pointer(&size))); errno != 0 {
-		return netip.AddrPort{}, os.NewSyscallError("getsockname", errno)
-	}
-	return netip.AddrPortFrom(ip, sa.get().Port()), nil
+	var name sockaddr
+	return bindSocket(fd, &name, name.put(local, family))
 }
 
 func (s *Socket) set(cfg Config) error {
@@ -143,20 +127,38 @@ func (s *Socket) set(cfg Config) error {
 	return setBuffer(s.fd, unix.SO_SNDBUF, unix.SO_SNDBUFFORCE, cfg.WriteBuffer)
 }
 
-// segmentation remembers what the kernel said: 0 not asked yet, 1 yes, 2 no.
-var segmentation atomic.Int32
+// What the kernel said when it was asked, which is once.
+var segmentation, v6only answer
 
 // canSegment must be asked: a kernel without UDP_SEGMENT (before 4.18) ignores
 // the control message and sends a run as one large datagram.
 func canSegment(fd int) bool {
-	if segmentation.Load() == 0 {
-		answer := int32(1)
-		if _, err := unix.GetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_SEGMENT); err != nil {
-			answer = 2
+	return segmentation.get(func() bool {
+		_, err := unix.GetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_SEGMENT)
+		return err == nil
+	})
+}
+
+// onlyIPv6 says whether a new IPv6 socket leaves IPv4 out (net.ipv6.bindv6only).
+func onlyIPv6(fd int) bool {
+	return v6only.get(func() bool {
+		only, err := unix.GetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY)
+		return err != nil || only != 0
+	})
+}
+
+// answer is a yes or no that is asked for once, or twice at the same time.
+type answer struct{ v atomic.Int32 } // 0 not asked yet, 1 yes, 2 no
+
+func (a *answer) get(ask func() bool) bool {
+	if a.v.Load() == 0 {
+		got := int32(2)
+		if ask() {
+			got = 1
 		}
-		segmentation.Store(answer)
+		a.v.Store(got)
 	}
-	return segmentation.Load() == 1
+	return a.v.Load() == 1
 }
 
 // OnTurn has t called after each turn of the event loop in which s received
@@ -177,12 +179,20 @@ func (s *Socket) Start(receive func(ms []Message)) {
 	s.fdmu.RLock()
 	defer s.fdmu.RUnlock()
 	if !s.closed {
-		s.loop.again(s)
+		s.loop.again(s.fd)
 	}
 }
 
-// read is the loop's visit. It says whether there may be more to read.
-func (s *Socket) read(l *loop) (more bool) {
+func (s *Socket) due(uint32) bool {
+	if s.queued {
+		return false
+	}
+	s.queued = true
+	return true
+}
+
+func (s *Socket) visit(l *loop) (more bool) {
+	s.queued = false
 	s.reading.Lock()
 	defer s.reading.Unlock()
 	if s.receive == nil {
@@ -247,8 +257,19 @@ func (s *Socket) Write(ms []Message) (sent int, err error) {
 	return sent, err
 }
 
-// LocalAddr is the address the socket is bound to, IPv4 unmapped.
-func (s *Socket) LocalAddr() netip.AddrPort { return s.local }
+// LocalAddr is the address the socket is bound to, IPv4 unmapped. Where the system
+// chose the port it is asked for it here; after Close the port may be 0.
+func (s *Socket) LocalAddr() netip.AddrPort {
+	if s.local.Port() != 0 {
+		return s.local
+	}
+	s.fdmu.RLock()
+	defer s.fdmu.RUnlock()
+	if s.port.Load() == 0 && !s.closed {
+		s.port.Store(uint32(localOf(s.fd).Port()))
+	}
+	return netip.AddrPortFrom(s.local.Addr(), uint16(s.port.Load()))
+}
 
 // Close closes the socket. Once it returns, receive is not running and will not
 // be called again; only when Close was called from the receive of this or
@@ -262,7 +283,7 @@ func (s *Socket) Close() error {
 	}
 	s.closed = true
 	s.loop.forget(s.fd)
-	err := os.NewSyscallError("close", unix.Close(s.fd))
+	err := closeSocket(s.fd)
 	s.fdmu.Unlock()
 
 	// The callback that runs now is the last. It may be the one that called us.

@@ -1,0 +1,73 @@
+package udpio
+
+import (
+	"net/netip"
+	"os"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Opening and closing a socket waits for nothing either, so the scheduler is not told
+// (see mmsg_linux.go). With thousands of associations a second the monitor thread that
+// it woke took a sixth of all CPU.
+
+func openSocket(family uint16, kind, protocol int) (fd int, err error) {
+	r, _, errno := unix.RawSyscall(unix.SYS_SOCKET, uintptr(family),
+		uintptr(kind|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC), uintptr(protocol))
+	return int(r), failure("socket", errno)
+}
+
+func bindSocket(fd int, name *sockaddr, size uint32) error {
+	_, _, errno := unix.RawSyscall(unix.SYS_BIND, uintptr(fd), uintptr(unsafe.Pointer(name)), uintptr(size))
+	return failure("bind", errno)
+}
+
+func setOption(fd, level, option, value int) error {
+	v := int32(value)
+	_, _, errno := unix.RawSyscall6(unix.SYS_SETSOCKOPT, uintptr(fd), uintptr(level), uintptr(option),
+		uintptr(unsafe.Pointer(&v)), unsafe.Sizeof(v), 0)
+	return failure("setsockopt", errno)
+}
+
+// acceptConn accepts a TCP connection; from is where it comes from.
+func acceptConn(listener int, from *sockaddr) (fd int, errno unix.Errno) {
+	for {
+		size := uint32(unsafe.Sizeof(*from))
+		r, _, errno := unix.RawSyscall6(unix.SYS_ACCEPT4, uintptr(listener), uintptr(unsafe.Pointer(from)),
+			uintptr(unsafe.Pointer(&size)), unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0, 0)
+		if errno != unix.EINTR && errno != unix.ECONNABORTED {
+			return int(r), errno
+		}
+	}
+}
+
+// localOf is the address that fd is bound to, the zero AddrPort if that cannot be learned.
+func localOf(fd int) netip.AddrPort {
+	var name sockaddr
+	size := uint32(unsafe.Sizeof(name))
+	if _, _, errno := unix.RawSyscall(unix.SYS_GETSOCKNAME, uintptr(fd),
+		uintptr(unsafe.Pointer(&name)), uintptr(unsafe.Pointer(&size))); errno != 0 {
+		return netip.AddrPort{}
+	}
+	return name.get()
+}
+
+func closeSocket(fd int) error {
+	_, _, errno := unix.RawSyscall(unix.SYS_CLOSE, uintptr(fd), 0, 0)
+	return failure("close", errno)
+}
+
+func epollControl(epfd, op, fd int, ev *unix.EpollEvent) error {
+	_, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_CTL, uintptr(epfd), uintptr(op), uintptr(fd),
+		uintptr(unsafe.Pointer(ev)), 0, 0)
+	return failure("epoll_ctl", errno)
+}
+
+// failure is errno as an error, nil for 0.
+func failure(call string, errno unix.Errno) error {
+	if errno == 0 {
+		return nil
+	}
+	return os.NewSyscallError(call, errno)
+}
