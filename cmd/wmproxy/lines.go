@@ -8,7 +8,7 @@ import (
 
 const (
 	// lineDelay is how late a line may leave that comes soon after another.
-	lineDelay = 20 * time.Millisecond
+	lineDelay = 100 * time.Millisecond
 
 	// lineBuffer is how many bytes may wait.
 	lineBuffer = 32 << 10

@@ -157,6 +157,7 @@ type Exits struct {
 	// What counts against the limits: flowCount is len(flows) and those being opened.
 	flowCount, streams int
 	closing            int           // of all users
+	ended              []ending      // those of them that closeEnded has not taken yet
 	freed              chan struct{} // closed when one is; nil where nobody waits
 	past               Stats         // of flows that have ended
 }

@@ -152,18 +152,38 @@ func (f *flow) close(why string) {
 	}
 	e := f.user.exits
 	e.mu.Lock()
-	e.closing++
+	defer e.mu.Unlock()
+	e.ended = append(e.ended, ending{f, why})
 	f.user.closing++
-	e.mu.Unlock()
-	e.wg.Go(func() {
-		f.finish(why)
-		e.mu.Lock()
-		e.closing--
-		f.user.closing--
-		e.releaseLocked(f.user)
-		e.mu.Unlock()
-		e.wg.Done()
-	})
+	if e.closing++; e.closing == 1 {
+		e.wg.Go(e.closeEnded)
+	}
+}
+
+// ending is a flow that has ended and why.
+type ending struct {
+	*flow
+	why string
+}
+
+// closeEnded closes the sockets of flows that have ended, one after the other, and
+// returns when there are no more.
+func (e *Exits) closeEnded() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for len(e.ended) > 0 {
+		ended := e.ended
+		e.ended = nil
+		for _, f := range ended {
+			e.mu.Unlock()
+			f.finish(f.why)
+			e.mu.Lock()
+			e.closing--
+			f.user.closing--
+			e.releaseLocked(f.user)
+			e.wg.Done()
+		}
+	}
 }
 
 // finish closes the socket and writes the flow's one line in the log.

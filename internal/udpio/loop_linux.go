@@ -18,9 +18,12 @@ const (
 	// idleAfter is how long a loop keeps the memory of its buffers without
 	// traffic: between one and two of these.
 	idleAfter = 2 * time.Second
+	// outlives is how long a loop waits for the next socket after its last: where they
+	// come and go one at a time, starting it anew for each would be most of the work.
+	outlives = 200 * time.Millisecond
 )
 
-// loops is the event loops of the process. There are none without a socket.
+// loops is the event loops of the process. There are none long after the last socket.
 var loops struct {
 	mu      sync.Mutex
 	running [maxLoops]*loop
@@ -42,7 +45,6 @@ type loop struct {
 	raw     syscall.RawConn
 	epfd    int
 	sockets int // guarded by loops.mu
-	ended   sync.WaitGroup
 
 	mu   sync.Mutex
 	byFD []watched // guarded by mu
@@ -113,25 +115,13 @@ func join() (*loop, error) {
 	return l, nil
 }
 
-// leave undoes join. The last socket's ends the loop; it waits for that unless
-// it runs on a loop's goroutine itself.
+// leave undoes join. Without a socket the loop ends soon.
 func (l *loop) leave() {
 	loops.mu.Lock()
-	l.sockets--
-	last := l.sockets == 0
-	if last {
-		loops.running[l.index] = nil
+	defer loops.mu.Unlock()
+	if l.sockets--; l.sockets == 0 {
+		_ = l.file.SetReadDeadline(time.Now().Add(outlives))
 	}
-	loops.mu.Unlock()
-	if !last {
-		return
-	}
-	if calledFrom(loopEntry) {
-		go l.file.Close() // it waits for the Read that we run in
-		return
-	}
-	_ = l.file.Close()
-	l.ended.Wait()
 }
 
 func startLoop(index int) (*loop, error) {
@@ -161,7 +151,7 @@ func startLoop(index int) (*loop, error) {
 		}
 		return false
 	}
-	l.ended.Go(l.run)
+	go l.run()
 	return l, nil
 }
 
@@ -193,14 +183,18 @@ func (l *loop) forget(fd int) {
 	l.mu.Unlock()
 }
 
-// run is the loop's goroutine. It ends when leave closes the descriptor.
+// run is the loop's goroutine. It ends when idle finds no sockets.
 //
 // It never comes out of a Read but for the timer: serve always asks for more, and
 // Read then parks until the next edge, also one that came while serve was at work.
 // Otherwise each Read would have to begin with a look that finds nothing.
 func (l *loop) run() {
+	defer l.file.Close()
 	defer l.in.close()
 	for errors.Is(l.raw.Read(l.serve), os.ErrDeadlineExceeded) {
+		if l.unused() {
+			return
+		}
 		l.idle()
 	}
 }
@@ -279,7 +273,32 @@ func (l *loop) touch(t *Turn) {
 
 func (l *loop) tick() {
 	l.used = false
-	l.ticking = l.file.SetReadDeadline(time.Now().Add(idleAfter)) == nil
+	l.ticking = l.setTimer(idleAfter)
+}
+
+// setTimer has the timer call in d, or not at all (0); soon where there are no sockets.
+func (l *loop) setTimer(d time.Duration) bool {
+	loops.mu.Lock()
+	defer loops.mu.Unlock()
+	if l.sockets == 0 {
+		d = outlives
+	}
+	var at time.Time
+	if d > 0 {
+		at = time.Now().Add(d)
+	}
+	return l.file.SetReadDeadline(at) == nil
+}
+
+// unused says whether there are no sockets, and takes the loop out of use if so.
+func (l *loop) unused() bool {
+	loops.mu.Lock()
+	defer loops.mu.Unlock()
+	if l.sockets > 0 {
+		return false
+	}
+	loops.running[l.index] = nil
+	return true
 }
 
 // idle is called by the timer. A timer that each turn moved would cost more than
@@ -290,6 +309,6 @@ func (l *loop) idle() {
 		return
 	}
 	l.ticking = false
-	_ = l.file.SetReadDeadline(time.Time{})
+	_ = l.setTimer(0)
 	l.in.rest()
 }
