@@ -20,9 +20,10 @@ import (
 // unread bytes it would not reach a peer that has stopped reading.
 // A yamux stream that ends without the chunk of length 0 was cut off.
 const (
-	// maxChunk is the largest length in bytes, so that a chunk and its header
+	// MaxChunk is the largest length in bytes, so that a chunk and its header
 	// are one yamux frame of at most 16 KiB and a bundle never waits behind more.
-	maxChunk = maxChunkFrame - maxChunkHeader
+	// A Write of that size is one frame; of one byte more, two.
+	MaxChunk = maxChunkFrame - maxChunkHeader
 
 	maxChunkFrame  = 16 << 10
 	maxChunkHeader = 2
@@ -33,7 +34,7 @@ var (
 	errCutOff       = errors.New("the stream was cut off without an end")
 )
 
-// appendChunkHeader appends the header of a chunk of n bytes, n <= maxChunk.
+// appendChunkHeader appends the header of a chunk of n bytes, n <= MaxChunk.
 func appendChunkHeader(b []byte, n int) []byte {
 	if n < 1<<6 {
 		return append(b, byte(n))
@@ -53,12 +54,47 @@ func parseChunkHeader(b []byte) (n, size int, err error) {
 		if len(b) < 2 {
 			return 0, 0, nil
 		}
-		if n = int(b[0]&0x3f)<<8 | int(b[1]); n > maxChunk {
+		if n = int(b[0]&0x3f)<<8 | int(b[1]); n > MaxChunk {
 			return 0, 0, errChunkTooLong
 		}
 		return n, 2, nil
 	}
 	return 0, 0, errChunkTooLong
+}
+
+// A chunkParser takes the headers out of what arrives.
+type chunkParser struct {
+	left    int                  // bytes of the current chunk that are still to come
+	header  [maxChunkHeader]byte // the beginning of a header that was cut
+	nheader int
+}
+
+// strip moves the content of the chunks in b, which continue those of the call before,
+// to its front and returns how many bytes that is. The error is io.EOF at the chunk of length 0,
+// behind which nothing counts, or errChunkTooLong.
+func (c *chunkParser) strip(b []byte) (n int, err error) {
+	for in := b; len(in) > 0; {
+		if c.left > 0 {
+			k := copy(b[n:], in[:min(c.left, len(in))])
+			n, in, c.left = n+k, in[k:], c.left-k
+			continue
+		}
+		c.header[c.nheader] = in[0]
+		c.nheader++
+		in = in[1:]
+		size, whole, err := parseChunkHeader(c.header[:c.nheader])
+		if err != nil {
+			return n, err
+		}
+		if whole == 0 {
+			continue
+		}
+		c.left, c.nheader = size, 0
+		if size == 0 {
+			return n, io.EOF
+		}
+	}
+	return n, nil
 }
 
 // longAgo as a deadline makes yamux return instead of wait.
@@ -83,10 +119,7 @@ type chunkStream struct {
 	readEnd  bool          // the chunk of length 0 was read
 	wroteEnd bool          // and written
 
-	// The reader's.
-	left    int                  // bytes of the current chunk not yet read
-	ahead   [maxChunkHeader]byte // read beyond it
-	naheads int
+	chunks chunkParser // the reader's
 
 	// The writer's. unsent is what a deadline left of a frame: the peer already
 	// has its beginning, so it goes before anything else.
@@ -101,37 +134,39 @@ func newChunkStream(c *yamuxCarrier, y *yamux.Stream, ours bool) *chunkStream {
 	return &chunkStream{y: y, c: c, ours: ours, resetc: make(chan struct{}), moved: make(chan struct{}, 1)}
 }
 
+// Read takes as many chunks at once as have arrived and p has room for.
 func (s *chunkStream) Read(p []byte) (int, error) {
 	if err := s.readState(); err != nil || len(p) == 0 {
 		return 0, err
 	}
-	for s.left == 0 {
-		if err := s.nextChunk(); err != nil {
-			return 0, err
-		}
-	}
-	if s.naheads > 0 {
-		n := copy(p, s.ahead[:min(s.naheads, s.left)])
-		s.naheads = copy(s.ahead[:], s.ahead[n:s.naheads])
-		s.left -= n
-		return n, nil
-	}
-	// Where p has room for more than the chunk, the next header comes along
-	// with it, which saves a call into yamux for each chunk.
 	for {
-		n, err := s.y.Read(p[:min(len(p), s.left+maxChunkHeader)])
-		if n > s.left {
-			s.naheads = copy(s.ahead[:], p[s.left:n])
-			n = s.left
-		}
-		s.left -= n
-		if n > 0 {
+		raw, err := s.y.Read(p)
+		n, broken := s.chunks.strip(p[:raw])
+		switch {
+		case broken == io.EOF:
+			err = s.ended()
+		case broken != nil:
+			err = &ResetError{Code: CodeProtocol, Cause: s.c.violation(broken)}
+		case n > 0:
 			return n, nil // an error of yamux comes again
+		default:
+			err = s.readError(err)
 		}
-		if err = s.readError(err); err != nil {
-			return 0, err
+		if err != nil || n > 0 {
+			return n, err
 		}
 	}
+}
+
+// ended notes the chunk of length 0.
+func (s *chunkStream) ended() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.reset != nil {
+		return s.reset
+	}
+	s.readEnd = true
+	return io.EOF
 }
 
 // readState returns what ends reading without asking yamux.
@@ -145,38 +180,6 @@ func (s *chunkStream) readState() error {
 		return io.EOF
 	}
 	return nil
-}
-
-// nextChunk reads the header of the next chunk into left; it returns io.EOF for the end.
-func (s *chunkStream) nextChunk() error {
-	for {
-		n, size, err := parseChunkHeader(s.ahead[:s.naheads])
-		if err != nil {
-			return &ResetError{Code: CodeProtocol, Cause: s.c.violation(err)}
-		}
-		if size == 0 {
-			n, err := s.y.Read(s.ahead[s.naheads : s.naheads+1])
-			s.naheads += n
-			if n == 0 {
-				if err := s.readError(err); err != nil {
-					return err
-				}
-			}
-			continue
-		}
-		s.naheads = copy(s.ahead[:], s.ahead[size:s.naheads])
-		if n > 0 {
-			s.left = n
-			return nil
-		}
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		if s.reset != nil {
-			return s.reset
-		}
-		s.readEnd = true
-		return io.EOF
-	}
 }
 
 // readError maps an error of yamux's Read to the contract's; nil is to try again.
@@ -233,7 +236,7 @@ func (s *chunkStream) Write(p []byte) (int, error) {
 		if s.frame == nil {
 			s.frame = chunkFrames.Get().(*[maxChunkFrame]byte)
 		}
-		n := min(len(p), maxChunk)
+		n := min(len(p), MaxChunk)
 		s.unsent = append(appendChunkHeader(s.frame[:0], n), p[:n]...)
 		p = p[n:]
 		written += n // even if a deadline keeps the rest of it here for a while

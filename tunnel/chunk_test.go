@@ -11,7 +11,7 @@ import (
 )
 
 func TestChunkHeadersAreReadAsWritten(t *testing.T) {
-	for n := range maxChunk + 1 {
+	for n := range MaxChunk + 1 {
 		b := appendChunkHeader(nil, n)
 		if len(b) > maxChunkHeader {
 			t.Fatalf("the header of %d takes %d bytes", n, len(b))
@@ -32,11 +32,66 @@ func TestChunkHeadersAreReadAsWritten(t *testing.T) {
 }
 
 func TestChunkHeadersOutOfBoundsAreRefused(t *testing.T) {
-	for _, b := range [][]byte{{0x7f, 0xff}, {0x40 | (maxChunk+1)>>8, (maxChunk + 1) & 0xff}, {0x80}, {0xc0}, {0xff, 0xff}} {
+	for _, b := range [][]byte{{0x7f, 0xff}, {0x40 | (MaxChunk+1)>>8, (MaxChunk + 1) & 0xff}, {0x80}, {0xc0}, {0xff, 0xff}} {
 		if _, _, err := parseChunkHeader(b); !errors.Is(err, errChunkTooLong) {
 			t.Errorf("%x: %v", b, err)
 		}
 	}
+}
+
+func TestChunksComeOutWholeHoweverTheyArrive(t *testing.T) {
+	var wire, want []byte
+	for i, n := range []int{1, 63, 64, MaxChunk, 1, 1, MaxChunk, 300} {
+		b := make([]byte, n)
+		numbered(b, i)
+		wire = append(appendChunkHeader(wire, n), b...)
+		want = append(want, b...)
+	}
+	wire = append(append(wire, 0), "not any more"...)
+	for _, size := range []int{1, 2, 3, 64, 1000, MaxChunk, MaxChunk + 1, len(wire)} {
+		var c chunkParser
+		var got []byte
+		var err error
+		for in := wire; err == nil; {
+			if len(in) == 0 {
+				t.Fatalf("%d bytes at a time: no end", size)
+			}
+			b := bytes.Clone(in[:min(size, len(in))])
+			in = in[len(b):]
+			var n int
+			n, err = c.strip(b)
+			got = append(got, b[:n]...)
+		}
+		if err != io.EOF || !bytes.Equal(got, want) {
+			t.Errorf("%d bytes at a time: %d of %d, %v", size, len(got), len(want), err)
+		}
+	}
+}
+
+func FuzzChunks(f *testing.F) {
+	f.Add([]byte{1, 7, 2, 8, 9, 0}, byte(1))
+	f.Add([]byte{0x40, 64, 1}, byte(1))
+	f.Add([]byte{1, 7, 0x7f, 0xff}, byte(2))
+	f.Fuzz(func(t *testing.T, wire []byte, size byte) {
+		var whole, cut chunkParser
+		all := bytes.Clone(wire)
+		n, err := whole.strip(all)
+		if n > len(wire) {
+			t.Fatalf("%d bytes of %d", n, len(wire))
+		}
+		var got []byte
+		var cutErr error
+		for in := wire; len(in) > 0 && cutErr == nil; {
+			b := bytes.Clone(in[:min(1+int(size), len(in))])
+			in = in[len(b):]
+			var k int
+			k, cutErr = cut.strip(b)
+			got = append(got, b[:k]...)
+		}
+		if !bytes.Equal(got, all[:n]) || err != cutErr {
+			t.Fatalf("% x in pieces of %d: % x, %v; at once: % x, %v", wire, 1+int(size), got, cutErr, all[:n], err)
+		}
+	})
 }
 
 func FuzzChunkHeader(f *testing.F) {
@@ -48,7 +103,7 @@ func FuzzChunkHeader(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if n < 0 || n > maxChunk || size < 0 || size > min(len(b), maxChunkHeader) {
+		if n < 0 || n > MaxChunk || size < 0 || size > min(len(b), maxChunkHeader) {
 			t.Fatalf("%x: %d in %d bytes", b, n, size)
 		}
 	})

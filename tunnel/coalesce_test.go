@@ -45,7 +45,8 @@ func (c *slowConn) Close() error {
 func TestWritesDuringAWriteGoOutTogether(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		conn := newSlowConn()
-		c := newCoalescer(conn, conn)
+		records := &recordConn{Conn: conn}
+		c := newCoalescer(records, records, conn)
 		c.Write([]byte("first"))
 		synctest.Wait() // it is under way
 		for range 100 {
@@ -63,7 +64,8 @@ func TestWritesDuringAWriteGoOutTogether(t *testing.T) {
 func TestTheCoalescerHoldsNoMoreThanItsBound(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		conn := newSlowConn()
-		c := newCoalescer(conn, conn)
+		records := &recordConn{Conn: conn}
+		c := newCoalescer(records, records, conn)
 		c.Write([]byte("x"))
 		synctest.Wait()
 		taken := make(chan int, 1)
@@ -96,7 +98,8 @@ func TestAWriteErrorSticks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		conn := newSlowConn()
 		conn.err = errors.New("wire cut")
-		c := newCoalescer(conn, conn)
+		records := &recordConn{Conn: conn}
+		c := newCoalescer(records, records, conn)
 		c.Write([]byte("x"))
 		conn.gate <- struct{}{}
 		synctest.Wait()

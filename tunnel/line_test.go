@@ -231,12 +231,13 @@ func yamuxLine(t *testing.T, cfg lineConfig) (client, server Pending) {
 	up, down := newByteLine(cfg), newByteLine(cfg)
 	near, far := lineConn{in: down, out: up}, lineConn{in: up, out: down}
 	clientTLS, serverTLS := testTLS()
-	c, s := tls.Client(near, fullRecords(clientTLS)), tls.Server(far, fullRecords(serverTLS))
+	nearRecords, farRecords := &recordConn{Conn: near}, &recordConn{Conn: far}
+	c, s := tls.Client(nearRecords, fullRecords(clientTLS)), tls.Server(farRecords, fullRecords(serverTLS))
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = s.HandshakeContext(context.Background()) })
 	if err := c.HandshakeContext(context.Background()); err != nil {
 		t.Fatal(err)
 	}
 	wg.Wait()
-	return &yamuxPending{raw: near, tls: c, client: true}, &yamuxPending{raw: far, tls: s}
+	return &yamuxPending{raw: near, records: nearRecords, tls: c, client: true}, &yamuxPending{raw: far, records: farRecords, tls: s}
 }

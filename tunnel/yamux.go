@@ -67,11 +67,12 @@ func yamuxConfig(dead time.Duration) *yamux.Config {
 // yamuxPending is a TCP connection with TLS on it: passed on the client, on
 // the server still to come, in Handshake.
 type yamuxPending struct {
-	raw    net.Conn
-	tls    *tls.Conn
-	client bool
-	dead   time.Duration
-	unbind func() bool // undoes the handshake's bound
+	raw     net.Conn
+	records *recordConn // raw, below TLS
+	tls     *tls.Conn
+	client  bool
+	dead    time.Duration
+	unbind  func() bool // undoes the handshake's bound
 }
 
 func (p *yamuxPending) Kind() Kind           { return KindYamux }
@@ -113,7 +114,7 @@ func (p *yamuxPending) Start(ctx context.Context) (Carrier, error) {
 	release := context.AfterFunc(ctx, func() { p.raw.SetDeadline(longAgo) })
 
 	c := &yamuxCarrier{
-		conn:     newCoalescer(p.tls, p.raw),
+		conn:     newCoalescer(p.tls, p.records, p.raw),
 		slots:    make(chan struct{}, yamuxMaxStreams),
 		openings: make(chan *opening),
 		finished: make(chan struct{}, 1),

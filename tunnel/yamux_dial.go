@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net"
 	"time"
+
+	"wmproxy/internal/udpio"
 )
 
 // DialYamux connects to the server at addr over TCP and returns once TLS has
@@ -18,12 +20,13 @@ func DialYamux(ctx context.Context, addr *net.TCPAddr, tlsConf *tls.Config, dead
 		return nil, fmt.Errorf("connect over TCP: %w", err)
 	}
 	tuneTCP(raw, dead)
-	conn := tls.Client(quiet(raw), fullRecords(tlsConf))
+	records := &recordConn{Conn: udpio.Quiet(raw)}
+	conn := tls.Client(records, fullRecords(tlsConf))
 	if err := conn.HandshakeContext(ctx); err != nil {
 		raw.Close()
 		return nil, fmt.Errorf("TLS handshake with %v: %w", addr, err)
 	}
-	return &yamuxPending{raw: raw, tls: conn, client: true, dead: dead}, nil
+	return &yamuxPending{raw: raw, records: records, tls: conn, client: true, dead: dead}, nil
 }
 
 // fullRecords returns conf without TLS's habit of beginning with small records,

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"wmproxy/internal/udpio"
 )
 
 // How long Accept waits after an error that passes, such as too many open files.
@@ -47,7 +49,8 @@ func (l *YamuxListener) Accept(ctx context.Context) (Pending, error) {
 		raw, err := l.ln.Accept()
 		if err == nil {
 			tuneTCP(raw, l.dead)
-			return &yamuxPending{raw: raw, tls: tls.Server(quiet(raw), l.tls), dead: l.dead}, nil
+			records := &recordConn{Conn: udpio.Quiet(raw)}
+			return &yamuxPending{raw: raw, records: records, tls: tls.Server(records, l.tls), dead: l.dead}, nil
 		}
 		if ctx.Err() != nil {
 			return nil, ctx.Err()

@@ -12,13 +12,14 @@ import (
 	"sync"
 	"syscall"
 
+	"wmproxy/internal/udpio"
 	"wmproxy/tunnel"
 )
 
 // Sizes of the copy buffers in bytes. Towards the stream one read is one chunk
 // on the carrier, and no datagram should wait behind more than that.
 const (
-	toStreamBuffer = 16 << 10
+	toStreamBuffer = tunnel.MaxChunk
 	toTCPBuffer    = 64 << 10
 )
 
@@ -45,9 +46,9 @@ type Result struct {
 // else ends both at once and never looks like a clean end: the stream gets Reset
 // (CodeConnectionReset if TCP failed), TCP gets a RST.
 //
-// ahead, at most 16 KiB, has been read from c already; it goes to the stream first.
+// ahead, no more than a chunk (tunnel.MaxChunk), has been read from c already; it goes to the stream first.
 func Run(ctx context.Context, c *net.TCPConn, ahead []byte, s tunnel.Stream) Result {
-	p := pair{tcp: c, stream: s}
+	p := pair{tcp: c, quiet: udpio.Quiet(c), stream: s}
 	stop := context.AfterFunc(ctx, func() { p.abort(tunnel.CodeShutdown, context.Cause(ctx)) })
 	defer stop()
 
@@ -62,6 +63,7 @@ func Run(ctx context.Context, c *net.TCPConn, ahead []byte, s tunnel.Stream) Res
 // pair is the two sides of one relay.
 type pair struct {
 	tcp    *net.TCPConn
+	quiet  net.Conn // tcp, to read and write
 	stream tunnel.Stream
 
 	toStream, fromStream int64 // each written by its own copier, read after both
@@ -75,7 +77,7 @@ func (p *pair) tcpToStream(ahead []byte) {
 	buf := toStreamBuffers.Get().(*[toStreamBuffer]byte)
 	defer toStreamBuffers.Put(buf)
 	var err error
-	for n := copy(buf[:], ahead); ; n, err = p.tcp.Read(buf[:]) {
+	for n := copy(buf[:], ahead); ; n, err = p.quiet.Read(buf[:]) {
 		if n > 0 {
 			if _, err := p.stream.Write(buf[:n]); err != nil {
 				p.abort(streamCode(err), err)
@@ -104,7 +106,7 @@ func (p *pair) streamToTCP() {
 	for {
 		n, err := p.stream.Read(buf[:])
 		if n > 0 {
-			m, err := p.tcp.Write(buf[:n])
+			m, err := p.quiet.Write(buf[:n])
 			p.fromStream += int64(m)
 			if err != nil {
 				p.abort(tcpCode(err), err)

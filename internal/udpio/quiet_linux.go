@@ -1,4 +1,4 @@
-package tunnel
+package udpio
 
 import (
 	"io"
@@ -13,13 +13,13 @@ import (
 
 // toldWrite is the size in bytes from which a write is long enough for the
 // scheduler to be told about it.
-const toldWrite = 16 << 10
+const toldWrite = 256 << 10
 
-// quiet returns conn with reads and writes of which the Go scheduler is not told.
+// Quiet returns conn with reads and writes of which the Go scheduler is not told.
 // They never sleep, and being told wakes the runtime's monitor thread whenever the
 // process was idle, which at some thousand datagrams a second costs as much as
 // the datagrams themselves.
-func quiet(conn net.Conn) net.Conn {
+func Quiet(conn net.Conn) net.Conn {
 	tcp, ok := conn.(*net.TCPConn)
 	if !ok {
 		return conn
