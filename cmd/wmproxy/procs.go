@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"math"
 	"os"
 	"runtime"
 	"time"
@@ -13,6 +14,11 @@ const (
 
 	// procsBusy is the share of the processors in use above which one more is taken.
 	procsBusy = 0.85
+
+	// procsIdle is how many processors of the machine must be idle for that. Two
+	// processes on two processors, each full, only get in each other's way on more:
+	// a stream then costs them a third more CPU and is slower.
+	procsIdle = 0.5
 
 	// procsCalm is the share of one processor less below which one is given back.
 	procsCalm = 0.5
@@ -33,11 +39,14 @@ type procs struct {
 	busy, calm int
 }
 
-// next takes the processor seconds used per second and returns how many
-// processors there should be.
-func (p *procs) next(used float64) int {
+// full says whether the processor seconds used per second are what there is.
+func (p *procs) full(used float64) bool { return used > procsBusy*float64(p.now) }
+
+// next takes the processor seconds that the process used per second, and those that the
+// whole machine did not, and returns how many processors there should be.
+func (p *procs) next(used, idle float64) int {
 	switch {
-	case used > procsBusy*float64(p.now):
+	case p.full(used) && idle >= procsIdle:
 		p.busy, p.calm = p.busy+1, 0
 	case used < procsCalm*float64(p.now-1):
 		p.busy, p.calm = 0, p.calm+1
@@ -67,6 +76,7 @@ func governProcs(ctx context.Context) {
 	tick := time.NewTicker(procsInterval)
 	defer tick.Stop()
 	at := time.Now()
+	var idle idleness
 	for {
 		select {
 		case <-ctx.Done():
@@ -76,9 +86,36 @@ func governProcs(ctx context.Context) {
 		now := time.Now()
 		used, _ := cpuTime()
 		before := p.now
-		if n := p.next((used - last).Seconds() / now.Sub(at).Seconds()); n != before {
+		share := (used - last).Seconds() / now.Sub(at).Seconds()
+		if n := p.next(share, idle.since(now, p.full(share))); n != before {
 			runtime.GOMAXPROCS(n)
 		}
 		last, at = used, now
 	}
+}
+
+// idleness is how idle the machine has been between two looks in a row at which
+// somebody asked.
+type idleness struct {
+	last time.Duration
+	at   time.Time // zero where nobody asked
+}
+
+// since is how many processors were idle since the last look, on average; infinitely many
+// where that is not known.
+func (i *idleness) since(now time.Time, asked bool) float64 {
+	before := *i
+	*i = idleness{}
+	if !asked {
+		return math.Inf(1)
+	}
+	t, ok := idleTime()
+	if !ok {
+		return math.Inf(1)
+	}
+	*i = idleness{t, now}
+	if before.at.IsZero() {
+		return math.Inf(1)
+	}
+	return (t - before.last).Seconds() / now.Sub(before.at).Seconds()
 }
