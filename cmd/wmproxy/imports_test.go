@@ -18,7 +18,7 @@ import (
 var mayImport = map[string][]string{
 	"cmd/wmproxy": {
 		"client", "server", "internal/standalone", "internal/demo", "internal/bench", "internal/probe",
-		"internal/link", "internal/state", "internal/status", "internal/egress", "internal/udpio", "socks",
+		"internal/link", "internal/state", "internal/status", "internal/egress", "internal/udpio", "internal/cputime", "socks",
 	},
 
 	"client":              {"internal/ingress", "internal/link", "internal/state", "internal/status", "internal/udpio", "socks", "tunnel", "certs"},
@@ -27,7 +27,7 @@ var mayImport = map[string][]string{
 
 	"internal/ingress": {"internal/relay", "internal/status", "internal/udpio", "socks", "tunnel"},
 	"internal/egress":  {"internal/relay", "internal/status", "internal/udpio", "socks", "tunnel"},
-	"internal/relay":   {"tunnel"},
+	"internal/relay":   {"internal/udpio", "tunnel"},
 	"internal/status":  {"tunnel"}, // for the structs of a snapshot
 
 	"socks":          {"internal/udpio"},
@@ -35,13 +35,15 @@ var mayImport = map[string][]string{
 	"certs":          {},
 	"internal/udpio": {},
 
+	"internal/cputime": {},
+
 	"internal/link":  {"certs"},
 	"internal/state": {},
 	"internal/admit": {},
 
 	"internal/probe":        {"socks"},
 	"internal/bench":        {"socks", "internal/udpio"},
-	"internal/benchcompare": {"internal/bench", "certs"},
+	"internal/benchcompare": {"internal/bench", "internal/cputime", "certs"},
 	"internal/demo":         {"client", "server", "internal/link", "internal/probe", "internal/state", "socks"},
 	"internal/e2e":          {}, // tests of processes, from outside
 	"internal/netlab":       {},

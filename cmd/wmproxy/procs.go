@@ -6,6 +6,8 @@ import (
 	"os"
 	"runtime"
 	"time"
+
+	"wmproxy/internal/cputime"
 )
 
 const (
@@ -66,7 +68,7 @@ func (p *procs) next(used, idle float64) int {
 // ends. It does nothing where GOMAXPROCS is set or CPU time cannot be read.
 func governProcs(ctx context.Context) {
 	most := runtime.GOMAXPROCS(0)
-	last, ok := cpuTime()
+	last, ok := cputime.Used()
 	if !ok || most == 1 || os.Getenv("GOMAXPROCS") != "" {
 		return
 	}
@@ -84,7 +86,7 @@ func governProcs(ctx context.Context) {
 		case <-tick.C:
 		}
 		now := time.Now()
-		used, _ := cpuTime()
+		used, _ := cputime.Used()
 		before := p.now
 		share := (used - last).Seconds() / now.Sub(at).Seconds()
 		if n := p.next(share, idle.since(now, p.full(share))); n != before {
@@ -109,7 +111,7 @@ func (i *idleness) since(now time.Time, asked bool) float64 {
 	if !asked {
 		return math.Inf(1)
 	}
-	t, ok := idleTime()
+	t, ok := cputime.Idle()
 	if !ok {
 		return math.Inf(1)
 	}

@@ -4,10 +4,13 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"runtime"
+	"slices"
 	"sync"
 	"time"
 
 	"wmproxy/internal/bench"
+	"wmproxy/internal/cputime"
 )
 
 // besideFigures is for a neighbour whose rate has that unit.
@@ -25,31 +28,67 @@ const (
 	// besideRounds is how many rounds long the small flow is watched: at 50/s a
 	// round has too few datagrams for a p99.
 	besideRounds = 3
-	// besideShare is how much of what the system can do the flood asks for.
-	besideShare = 0.8
+	// besideBusy is the share of the machine's CPU that a flood may take.
+	besideBusy = 0.8
+	// besideTries is how often a rate is tried until that is so. Lower rates cost more
+	// for each datagram, so that it takes a few.
+	besideTries = 8
 	// besideLead is how long before and after the small flow its neighbour runs.
 	besideLead = 300 * time.Millisecond
 )
 
-// besideFlood measures a small flow alone, then what a flood can do, then the
-// small flow beside a flood at a share of that.
+// besideFlood measures a small flow alone, then how fast a flood may be, then the
+// small flow beside such a flood.
 func besideFlood(ctx context.Context, o options, do bencher) (values, error) {
 	flood := []string{"udp", "--size=200", "--assoc=1"}
-	b, err := do(ctx, append(flood, "--window=128", fmt.Sprintf("--dur=%v", o.duration))...)
+	rate, err := floodRate(ctx, o, do, flood)
 	if err != nil {
 		return nil, err
 	}
-	var most, got bench.UDPResult
-	if err := json.Unmarshal(b, &most); err != nil {
-		return nil, err
-	}
-	rate := max(1, int(most.PerSecond*besideShare))
 	v, b, err := beside(ctx, o, do, append(flood, fmt.Sprintf("--rate=%d", rate))...)
 	if err != nil {
 		return nil, err
 	}
+	var got bench.UDPResult
 	err = json.Unmarshal(b, &got)
 	return append(v, got.PerSecond, got.LossPercent), err
+}
+
+// floodRate is the rate in datagrams/s at which a flood takes besideBusy of the machine.
+// It begins at that share of what passes when nothing bounds it.
+func floodRate(ctx context.Context, o options, do bencher, flood []string) (int, error) {
+	run := func(args ...string) (perSecond, busy float64, err error) {
+		idle, _ := cputime.Idle()
+		began := time.Now()
+		b, err := do(ctx, append(append(slices.Clone(flood), args...), fmt.Sprintf("--dur=%v", o.duration))...)
+		if err != nil {
+			return 0, 0, err
+		}
+		var r bench.UDPResult
+		err = json.Unmarshal(b, &r)
+		after, ok := cputime.Idle()
+		if !ok {
+			return r.PerSecond, 0, err // not known here
+		}
+		all := float64(runtime.NumCPU()) * time.Since(began).Seconds()
+		return r.PerSecond, 1 - (after-idle).Seconds()/all, err
+	}
+	most, _, err := run("--window=128")
+	if err != nil {
+		return 0, err
+	}
+	rate := max(1, int(most*besideBusy))
+	for range besideTries {
+		_, busy, err := run(fmt.Sprintf("--rate=%d", rate))
+		if err != nil {
+			return 0, err
+		}
+		if busy <= besideBusy {
+			break
+		}
+		rate = max(1, int(float64(rate)*min(besideBusy/busy, 0.9)))
+	}
+	return rate, nil
 }
 
 // besideDownload does the same beside one stream at full speed.

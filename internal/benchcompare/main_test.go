@@ -197,19 +197,21 @@ func TestEveryLoadReadsItsOwnFigures(t *testing.T) {
 
 func TestAFloodIsAShareOfWhatTheSystemCanDo(t *testing.T) {
 	var mu sync.Mutex
-	var flood []string
+	var floods []string
 	v, err := besideFlood(t.Context(), options{duration: time.Millisecond}, func(_ context.Context, args ...string) ([]byte, error) {
 		mu.Lock()
 		defer mu.Unlock()
 		if slices.Contains(args, "--size=200") {
-			flood = args
+			floods = append(floods, args[3])
 		}
 		return []byte(`{"round_trips_per_second": 1000, "loss_percent": 2, "rtt": {"p99_us": 7}}`), nil
 	})
 	if err != nil || !slices.Equal(v, values{7, 7, 2, 1000, 2}) {
 		t.Errorf("got %v and %v", v, err)
 	}
-	if !slices.Contains(flood, "--rate=800") {
-		t.Errorf("the flood was %q", flood)
+	// The first rate is a share of what passes; how many follow depends on the machine.
+	n := len(floods)
+	if n < 3 || n > 2+besideTries || floods[0] != "--window=128" || floods[1] != "--rate=800" || n == 3 && floods[2] != "--rate=800" {
+		t.Errorf("the floods were %q", floods)
 	}
 }

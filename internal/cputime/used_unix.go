@@ -1,6 +1,7 @@
 //go:build unix
 
-package main
+// Package cputime is what processors have spent: on this process, and on nothing.
+package cputime
 
 import (
 	"time"
@@ -8,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// cpuTime is the processor time that the process has used.
-func cpuTime() (time.Duration, bool) {
+// Used is the processor time that the process has used.
+func Used() (time.Duration, bool) {
 	var u unix.Rusage
 	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
 		return 0, false

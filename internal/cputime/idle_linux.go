@@ -1,4 +1,4 @@
-package main
+package cputime
 
 import (
 	"bytes"
@@ -10,8 +10,8 @@ import (
 // userHz is in what part of a second /proc/stat counts (USER_HZ).
 const userHz = 100
 
-// idleTime is how long the machine's processors have been idle since it started, together.
-func idleTime() (time.Duration, bool) {
+// Idle is how long the machine's processors have been idle since it started, together.
+func Idle() (time.Duration, bool) {
 	b, err := os.ReadFile("/proc/stat")
 	if err != nil {
 		return 0, false

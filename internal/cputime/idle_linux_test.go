@@ -1,4 +1,4 @@
-package main
+package cputime
 
 import (
 	"testing"
@@ -19,7 +19,7 @@ func TestTheIdleTimeOfTheMachineIsRead(t *testing.T) {
 			t.Errorf("%q: %v, %v, want %v", in, got, ok, want)
 		}
 	}
-	first, ok := idleTime()
+	first, ok := Idle()
 	if !ok || first <= 0 {
 		t.Errorf("this machine: %v, %v", first, ok)
 	}
