@@ -174,7 +174,7 @@ func (a *Association) open(ip netip.Addr) (err error) {
 	if !ip.IsValid() {
 		return errControlLocal
 	}
-	cfg := udpio.Config{NoOffload: s.NoOffload}
+	cfg := udpio.Config{NoOffload: s.NoOffload, Beside: a.conn}
 	if s.UDPPorts.single() {
 		if a.shared, err = s.ports.join(s, netip.AddrPortFrom(ip, s.UDPPorts.First), cfg); err != nil {
 			return err

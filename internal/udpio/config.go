@@ -5,4 +5,9 @@ type Config struct {
 	NoOffload   bool // no UDP_SEGMENT, no UDP_GRO
 	ReadBuffer  int  // SO_RCVBUF in bytes; 0 leaves the system's
 	WriteBuffer int  // SO_SNDBUF in bytes; 0 leaves the system's
+
+	// Beside, unless nil, is a Conn that has been started: the Socket is read by the
+	// same goroutine, so that Close in that one's receive leaves no receive of the
+	// Socket's running. On systems without event loops Close waits instead.
+	Beside Conn
 }

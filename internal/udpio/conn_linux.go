@@ -85,7 +85,7 @@ type loopConn struct {
 }
 
 func (c *loopConn) Start(receive func(b []byte, err error)) error {
-	l, err := join()
+	l, err := join(nil)
 	if err != nil {
 		return err
 	}

@@ -90,10 +90,14 @@ func loopLimit() int {
 }
 
 // join finds the loop with the fewest sockets, or starts one, and counts one
-// socket more on it.
-func join() (*loop, error) {
+// socket more on it. Beside a Conn it is that one's.
+func join(beside Conn) (*loop, error) {
 	loops.mu.Lock()
 	defer loops.mu.Unlock()
+	if c, ok := beside.(*loopConn); ok && c.loop != nil {
+		c.loop.sockets++
+		return c.loop, nil
+	}
 	best := 0
 	for i := range loopLimit() {
 		l := loops.running[i]

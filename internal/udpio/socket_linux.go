@@ -75,7 +75,7 @@ func listen(local netip.AddrPort, cfg Config) (*Socket, error) {
 		_ = closeSocket(s.fd)
 		return nil, err
 	}
-	if s.loop, err = join(); err != nil {
+	if s.loop, err = join(cfg.Beside); err != nil {
 		_ = closeSocket(s.fd)
 		return nil, err
 	}
