@@ -181,7 +181,7 @@ func (v *visit) connect(req request, ahead []byte) error {
 		Dst: dst, DstWire: append([]byte(nil), req.addr...), Ahead: append([]byte(nil), ahead...),
 	}
 	if r.Conn, err = v.conn.Detach(); err != nil {
-		return err
+		return v.refuse(ReplyGeneralFailure, err)
 	}
 	if tcp, ok := r.Conn.(*net.TCPConn); ok {
 		_ = tcp.SetKeepAliveConfig(keepAlive)

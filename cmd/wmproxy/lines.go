@@ -11,56 +11,83 @@ const (
 	lineDelay = 100 * time.Millisecond
 
 	// lineBuffer is how many bytes may wait.
-	lineBuffer = 32 << 10
+	lineBuffer = 256 << 10
 )
 
-// lines is a writer of lines that does not make a system call for each where many
-// come at once, such as one for each of a thousand associations a second. A line
-// that comes alone is written at once. A crash loses those of the last lineDelay.
+// lines is a writer of lines that never waits: a standard error that nobody reads must
+// not stop what has something to say. It also does not make a system call for each line
+// where many come at once, such as one for each of a thousand associations a
+// second. A line that comes alone leaves at once. A crash loses those of the last
+// delay, and what there is no room for is lost.
 type lines struct {
-	w io.Writer
+	w     io.Writer
+	delay time.Duration // lineDelay, or 0 for no company
 
 	mu      sync.Mutex
 	waiting []byte
-	last    time.Time // when something was written
-	timer   *time.Timer
+	flight  []byte        // being written; swaps places with waiting
+	last    time.Time     // when something began to be written
+	timer   *time.Timer   // set while lines wait for company
+	writing chan struct{} // closed when there is nothing left to write; nil if so
 }
 
-// Write writes p or keeps it for a while. Errors of what was kept are not told.
+// Write keeps p until it can be written. Errors are not told.
 func (l *lines) Write(p []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	now := time.Now()
-	if len(l.waiting) == 0 && now.Sub(l.last) >= lineDelay {
-		l.last = now
-		return l.w.Write(p)
-	}
-	if len(l.waiting) == 0 {
-		if l.timer == nil {
-			l.timer = time.AfterFunc(lineDelay, l.Flush)
-		} else {
-			l.timer.Reset(lineDelay)
-		}
+	if len(l.waiting)+len(p) > lineBuffer {
+		return len(p), nil
 	}
 	l.waiting = append(l.waiting, p...)
-	if len(l.waiting) >= lineBuffer {
-		l.flushLocked()
+	switch wait := l.delay - time.Since(l.last); {
+	case l.writing != nil || l.timer != nil:
+	case wait > 0:
+		l.timer = time.AfterFunc(wait, l.begin)
+	default:
+		l.beginLocked()
 	}
 	return len(p), nil
 }
 
-// Flush writes what waits.
+// Flush returns when all that waited has been written.
 func (l *lines) Flush() {
+	l.begin()
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.flushLocked()
+	written := l.writing
+	l.mu.Unlock()
+	if written != nil {
+		<-written
+	}
 }
 
-func (l *lines) flushLocked() {
-	if len(l.waiting) == 0 {
-		return
+func (l *lines) begin() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.beginLocked()
+}
+
+func (l *lines) beginLocked() {
+	if l.timer != nil {
+		l.timer.Stop()
+		l.timer = nil
 	}
-	l.last = time.Now()
-	_, _ = l.w.Write(l.waiting)
-	l.waiting = l.waiting[:0]
+	if l.writing == nil && len(l.waiting) > 0 {
+		l.writing = make(chan struct{})
+		go l.write()
+	}
+}
+
+// write writes until nothing waits.
+func (l *lines) write() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for len(l.waiting) > 0 {
+		l.waiting, l.flight = l.flight[:0], l.waiting
+		l.last = time.Now()
+		l.mu.Unlock()
+		_, _ = l.w.Write(l.flight)
+		l.mu.Lock()
+	}
+	close(l.writing)
+	l.writing = nil
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"io"
 	"strings"
 	"sync"
 	"testing"
@@ -32,7 +33,7 @@ func (w *countedWriter) got() (calls int, all string) {
 func TestALineAloneIsWrittenAtOnceAndManyTogether(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out countedWriter
-		l := &lines{w: &out}
+		l := &lines{w: &out, delay: lineDelay}
 		say := func(s string) {
 			if n, err := l.Write([]byte(s)); n != len(s) || err != nil {
 				t.Fatalf("%d, %v", n, err)
@@ -40,6 +41,7 @@ func TestALineAloneIsWrittenAtOnceAndManyTogether(t *testing.T) {
 		}
 		expect := func(what string, calls int, all string) {
 			t.Helper()
+			synctest.Wait()
 			if n, got := out.got(); n != calls || got != all {
 				t.Errorf("%s: %d writes of %d bytes, want %d of %d", what, n, len(got), calls, len(all))
 			}
@@ -63,8 +65,39 @@ func TestALineAloneIsWrittenAtOnceAndManyTogether(t *testing.T) {
 		l.Flush()
 		want += "last\n"
 		expect("flushed", 4, want)
-		long := strings.Repeat("x", lineBuffer)
-		say(long)
-		expect("more than there is room for", 5, want+long)
+	})
+}
+
+func TestASlowReaderOfLinesStopsNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, w := io.Pipe()
+		l := &lines{w: w, delay: lineDelay}
+		line := strings.Repeat("x", 99) + "\n"
+		for i := range 2 * lineBuffer / len(line) {
+			if i == 1 {
+				synctest.Wait() // the first is being written
+			}
+			if n, err := l.Write([]byte(line)); n != len(line) || err != nil {
+				t.Fatalf("%d, %v", n, err)
+			}
+		}
+		synctest.Wait()
+		var got bytes.Buffer
+		go func() { _, _ = io.Copy(&got, r) }()
+		l.Flush()
+		synctest.Wait()
+		if want := len(line) * (1 + lineBuffer/len(line)); got.Len() != want {
+			t.Errorf("%d bytes came out, want %d", got.Len(), want)
+		}
+		if _, err := l.Write([]byte("later\n")); err != nil {
+			t.Fatal(err)
+		}
+		l.Flush()
+		synctest.Wait()
+		if !strings.HasSuffix(got.String(), "x\nlater\n") {
+			t.Errorf("then % x", got.Bytes()[got.Len()-10:])
+		}
+		w.Close()
+		synctest.Wait()
 	})
 }

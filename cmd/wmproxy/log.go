@@ -53,10 +53,14 @@ func (p *program) logOptions(c *cli.Context) (logOptions, error) {
 // logger returns the logger; colours are for terminals whose user did not refuse
 // them (no-color.org).
 func (p *program) logger(o logOptions) *slog.Logger {
-	if o.format == logJSON {
-		return slog.New(slog.NewJSONHandler(p.stderr, &slog.HandlerOptions{Level: o.level}))
+	w := p.log
+	if w == nil {
+		w = p.stderr
 	}
-	return slog.New(tint.NewTextHandler(p.stderr, &tint.Options{
+	if o.format == logJSON {
+		return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: o.level}))
+	}
+	return slog.New(tint.NewTextHandler(w, &tint.Options{
 		Level:      o.level,
 		TimeFormat: time.TimeOnly,
 		NoColor:    !p.console || p.getenv("NO_COLOR") != "",

@@ -37,7 +37,9 @@ func main() {
 		console: isTerminal(os.Stderr),
 	}
 	log := &lines{w: os.Stderr}
-	if !p.console { // whoever watches sees things in the order they happen
+	p.log = log
+	if !p.console { // whoever watches sees things when they happen
+		log.delay = lineDelay
 		p.stderr = log
 	}
 	signals := make(chan os.Signal, 2) // the second must not be lost while the first is served
@@ -58,7 +60,8 @@ func main() {
 type program struct {
 	getenv         func(string) string
 	stdout, stderr io.Writer
-	console        bool // stderr is a terminal
+	log            io.Writer // of log lines; nil is stderr
+	console        bool      // stderr is a terminal
 
 	// fromEnv names the environment variable behind a flag that was not on the
 	// command line, so that an error names what the user wrote.

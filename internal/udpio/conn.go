@@ -30,8 +30,9 @@ type Conn interface {
 	// call it, at any time.
 	HangUp()
 
-	// Detach hands the connection over; receive will not be called again.
-	// The Conn is then as if it were closed, also where this fails.
+	// Detach hands the connection over: the Conn is then as if it were closed, and
+	// receive will not be called again. Where no descriptor is left for that, the Conn
+	// stays as it was.
 	Detach() (net.Conn, error)
 
 	// Close closes the connection; receive will not be called again. Like Write,

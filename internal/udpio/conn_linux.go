@@ -169,23 +169,29 @@ func (c *loopConn) HangUp() {
 }
 
 func (c *loopConn) Detach() (net.Conn, error) {
-	if !c.leave(false) {
+	if c.over {
 		return nil, net.ErrClosed
 	}
-	file := os.NewFile(uintptr(c.fd), "tcp")
-	defer file.Close() // FileConn works on a copy
+	fd, err := unix.FcntlInt(uintptr(c.fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("fcntl", err)
+	}
+	c.leave(true)
+	file := os.NewFile(uintptr(fd), "tcp")
+	defer file.Close() // FileConn works on a copy: there is room for it now
 	return net.FileConn(file)
 }
 
 func (c *loopConn) Close() error {
-	if !c.leave(true) {
+	if !c.leave(false) {
 		return net.ErrClosed
 	}
 	return nil
 }
 
-// leave takes c from its loop, and says whether it was the first to do so.
-func (c *loopConn) leave(closing bool) bool {
+// leave takes c from its loop and closes it, and says whether it was the first to do so.
+// Where there is a copy of the descriptor epoll would go on reporting it.
+func (c *loopConn) leave(copied bool) bool {
 	c.mu.Lock()
 	if c.over {
 		c.mu.Unlock()
@@ -194,13 +200,11 @@ func (c *loopConn) leave(closing bool) bool {
 	c.over = true
 	if c.loop != nil {
 		c.loop.forget(c.fd)
-		if !closing { // a copy of the descriptor would go on being reported
+		if copied {
 			_ = c.loop.control(unix.EPOLL_CTL_DEL, c.fd, 0)
 		}
 	}
-	if closing {
-		_ = closeSocket(c.fd)
-	}
+	_ = closeSocket(c.fd)
 	c.mu.Unlock()
 	if c.loop != nil {
 		c.loop.leave()
