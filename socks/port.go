@@ -53,6 +53,10 @@ type portTable struct {
 	shared map[netip.Addr]*sharedPort
 }
 
+// maxPortTries is how many ports of a range one association tries: it is opened by the
+// event loop, which has datagrams to carry too.
+const maxPortTries = 256
+
 // open binds a socket on ip to a port of r that is free.
 func (t *portTable) open(ip netip.Addr, r PortRange, cfg udpio.Config) (*udpio.Socket, error) {
 	if r.First == 0 {
@@ -63,14 +67,14 @@ func (t *portTable) open(ip netip.Addr, r PortRange, cfg udpio.Config) (*udpio.S
 	start := uint32(t.next)
 	t.mu.Unlock()
 	var err error
-	for i := range count {
+	for i := range min(count, maxPortTries) {
 		offset := (start + i) % count
 		var sock *udpio.Socket
 		sock, err = udpio.Listen(netip.AddrPortFrom(ip, r.First+uint16(offset)), cfg)
+		t.mu.Lock()
+		t.next = uint16((offset + 1) % count) // the next call goes on from here
+		t.mu.Unlock()
 		if err == nil {
-			t.mu.Lock()
-			t.next = uint16((offset + 1) % count)
-			t.mu.Unlock()
 			return sock, nil
 		}
 		if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) || errors.Is(err, syscall.EADDRNOTAVAIL) {

@@ -84,6 +84,7 @@ func (c *chunkParser) strip(b []byte) (n int, err error) {
 		in = in[1:]
 		size, whole, err := parseChunkHeader(c.header[:c.nheader])
 		if err != nil {
+			c.nheader = 0 // whoever asks again gets an answer
 			return n, err
 		}
 		if whole == 0 {

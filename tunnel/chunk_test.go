@@ -243,3 +243,12 @@ func FuzzBundles(f *testing.F) {
 		}
 	})
 }
+
+func TestAChunkParserThatFailedMayBeAskedAgain(t *testing.T) {
+	var c chunkParser
+	for range 3 {
+		if n, err := c.strip([]byte{0x7f, 0xff, 1, 2}); n != 0 || !errors.Is(err, errChunkTooLong) {
+			t.Errorf("%d, %v", n, err)
+		}
+	}
+}

@@ -35,7 +35,7 @@ func TestMemoryGoesBackToTheSystemOnceAssociationsHaveEnded(t *testing.T) {
 	}
 	t.Parallel()
 	const (
-		open  = 1500
+		open  = 5000
 		bound = 30 * time.Second
 		most  = 120 // percent of what it was
 	)

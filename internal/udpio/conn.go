@@ -46,7 +46,8 @@ type Conn interface {
 	LocalAddr() netip.AddrPort
 }
 
-// An Acceptor accepts connections of a listener as Conns.
+// An Acceptor accepts connections of a listener as Conns. The listener is then its own:
+// closing that alone does not end it.
 type Acceptor interface {
 	// Accept waits for the next connection. One goroutine at a time calls it. Its
 	// errors are like those of net.Listener.

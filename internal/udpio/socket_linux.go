@@ -273,7 +273,7 @@ func (s *Socket) LocalAddr() netip.AddrPort {
 
 // Close closes the socket. Once it returns, receive is not running and will not
 // be called again; only when Close was called from the receive of this or
-// another socket, or from a Turn, it does not wait for one that is running. A
+// another socket or of a Conn, or from a Turn, it does not wait for one that is running. A
 // second Close returns net.ErrClosed.
 func (s *Socket) Close() error {
 	s.fdmu.Lock()
