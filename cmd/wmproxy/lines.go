@@ -51,8 +51,8 @@ func (l *lines) Write(p []byte) (int, error) {
 
 // Flush returns when all that waited has been written.
 func (l *lines) Flush() {
-	l.begin()
 	l.mu.Lock()
+	l.beginLocked()
 	written := l.writing
 	l.mu.Unlock()
 	if written != nil {

@@ -11,14 +11,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// toldWrite is the size in bytes from which a write is long enough for the
-// scheduler to be told about it.
-const toldWrite = 256 << 10
-
 // Quiet returns conn with reads and writes of which the Go scheduler is not told.
 // They never sleep, and being told wakes the runtime's monitor thread whenever the
 // process was idle, which at some thousand datagrams a second costs as much as
-// the datagrams themselves.
+// the datagrams themselves. Writes should be of 64 KiB at most, so that none takes long.
 func Quiet(conn net.Conn) net.Conn {
 	tcp, ok := conn.(*net.TCPConn)
 	if !ok {
@@ -35,9 +31,6 @@ func Quiet(conn net.Conn) net.Conn {
 	}
 	q.out.call = func(fd uintptr) bool {
 		b := q.out.b
-		if len(b) >= toldWrite {
-			return q.out.done(unix.Syscall(unix.SYS_WRITE, fd, uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b))))
-		}
 		return q.out.done(unix.RawSyscall(unix.SYS_WRITE, fd, uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b))))
 	}
 	return q
