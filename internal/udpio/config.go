@@ -3,7 +3,7 @@ package udpio
 // Config is how a Socket or PacketConn is opened. The zero value is the default.
 type Config struct {
 	NoOffload   bool // no UDP_SEGMENT, no UDP_GRO
-	ReadBuffer  int  // SO_RCVBUF in bytes; 0 leaves the system's
+	ReadBuffer  int  // SO_RCVBUF in bytes; 0 leaves the system's, on Linux until the Socket is busy
 	WriteBuffer int  // SO_SNDBUF in bytes; 0 leaves the system's
 
 	// Beside, unless nil, is a Conn that has been started: the Socket is read by the

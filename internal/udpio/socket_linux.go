@@ -15,9 +15,13 @@ const (
 	// batchesPerTurn is how often a loop reads one socket before the others have
 	// their turn: a flood gets 128 datagrams, or trains of them, at a time.
 	batchesPerTurn = 2
-	// groAfter is the batch that shows a socket to be busy. Only then is UDP_GRO
-	// worth its system call.
-	groAfter = 16
+	// busyBatch is the batch that shows a socket to be busy. Only then are UDP_GRO and
+	// a larger buffer worth their system calls.
+	busyBatch = 16
+	// busyBuffer is the SO_RCVBUF of a busy socket in bytes, where it was not asked for
+	// another. The system's 208 KiB hold 277 small datagrams: 7 ms at 40,000/s, less than
+	// other processes keep a processor.
+	busyBuffer = 1 << 20
 )
 
 // Socket is an unconnected UDP socket.
@@ -29,11 +33,14 @@ type Socket struct {
 	port    atomic.Uint32  // the one it chose, once somebody has asked
 	family  uint16
 
-	// queued, gro and early belong to the reading side. early: an event came
-	// before Start. gro: UDP_GRO was tried, or must not be.
+	// queued, busy and early belong to the reading side. early: an event came
+	// before Start. busy: a batch of busyBatch was read.
 	queued bool
-	gro    bool
+	busy   bool
 	early  bool
+
+	offload bool // UDP_GRO once busy
+	roomy   bool // busyBuffer once busy
 
 	maxSegment atomic.Int32 // the largest that UDP_SEGMENT is used for, 0 for never
 
@@ -63,7 +70,7 @@ func listen(local netip.AddrPort, cfg Config) (*Socket, error) {
 	if !ip.IsValid() {
 		ip = netip.IPv6Unspecified()
 	}
-	s := &Socket{gro: cfg.NoOffload}
+	s := &Socket{offload: !cfg.NoOffload, roomy: cfg.ReadBuffer == 0}
 	err := s.open(netip.AddrPortFrom(ip, local.Port()))
 	if ip == netip.IPv6Unspecified() && (errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EADDRNOTAVAIL)) {
 		err = s.open(netip.AddrPortFrom(netip.IPv4Unspecified(), local.Port()))
@@ -229,11 +236,24 @@ func (s *Socket) readBatch(l *loop) (int, unix.Errno) {
 		return 0, unix.EBADF
 	}
 	n, errno := l.in.read(s.fd)
-	if n >= groAfter && !s.gro {
-		s.gro = true
-		_ = unix.SetsockoptInt(s.fd, unix.IPPROTO_UDP, unix.UDP_GRO, 1)
+	if n >= busyBatch && !s.busy {
+		s.busy = true
+		s.prepareForMany()
 	}
 	return n, errno
+}
+
+// prepareForMany is called once on a busy socket. What the system refuses stays as it was.
+func (s *Socket) prepareForMany() {
+	if s.offload {
+		_ = unix.SetsockoptInt(s.fd, unix.IPPROTO_UDP, unix.UDP_GRO, 1)
+	}
+	if !s.roomy {
+		return
+	}
+	if has, err := unix.GetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_RCVBUF); err == nil && has < 2*busyBuffer {
+		_ = setBuffer(s.fd, unix.SO_RCVBUF, unix.SO_RCVBUFFORCE, busyBuffer)
+	}
 }
 
 // Write sends ms in order and returns how many the system took. It never waits:

@@ -444,3 +444,55 @@ func TestASocketBesideAConnIsReadByTheSameLoop(t *testing.T) {
 		t.Errorf("%d loops for 4 connections", len(seen))
 	}
 }
+
+func receiveBuffer(t *testing.T, s *Socket) int {
+	t.Helper()
+	got, err := unix.GetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_RCVBUF)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return got
+}
+
+func TestABusySocketGetsALargerBufferUnlessASizeWasAskedFor(t *testing.T) {
+	from := open(t, Config{WriteBuffer: 4 << 20})
+	for _, asked := range []int{0, 100 << 10} {
+		to, err := Listen(loopback4, Config{ReadBuffer: asked, NoOffload: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer to.Close()
+		quiet := receiveBuffer(t, to)
+		if asked != 0 && quiet != 2*asked {
+			t.Fatalf("SO_RCVBUF = %d, asked for %d", quiet, asked)
+		}
+		ms := slices.Repeat([]Message{{Body: make([]byte, 10), Addr: to.LocalAddr()}}, busyBatch-1)
+		send := func() {
+			if n, err := from.Write(ms); n != len(ms) || err != nil {
+				t.Fatalf("Write = %d, %v", n, err)
+			}
+		}
+		send() // waits in the socket
+		got := collect(to)
+		got.wait(t, len(ms))
+		if now := receiveBuffer(t, to); now != quiet {
+			t.Fatalf("SO_RCVBUF = %d after %d datagrams at once, was %d", now, len(ms), quiet)
+		}
+		release := hold(t)
+		send()
+		send()
+		release()
+		got.wait(t, 3*len(ms))
+		want := quiet
+		if asked == 0 {
+			rcv, _, ok := Buffers(busyBuffer)
+			if !ok {
+				t.Fatal("the host does not tell its buffers")
+			}
+			want = max(quiet, 2*rcv)
+		}
+		if now := receiveBuffer(t, to); now != want {
+			t.Errorf("SO_RCVBUF = %d on a busy socket that asked for %d, want %d", now, asked, want)
+		}
+	}
+}
