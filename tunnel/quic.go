@@ -75,11 +75,12 @@ func quicConfig(dead time.Duration) *quic.Config {
 	}
 }
 
-// quicLink is one QUIC connection and, on the client, the socket that is its alone.
+// quicLink is one QUIC connection and its socket, which on the client is its alone.
 type quicLink struct {
 	conn      *quic.Conn
 	transport *quic.Transport // nil on the server, where connections share one
 	socket    net.PacketConn
+	delivered func() // see udpio.PacketConn.Delivered
 
 	watcher sync.WaitGroup
 	done    chan struct{}
@@ -87,7 +88,10 @@ type quicLink struct {
 }
 
 func newQUICLink(conn *quic.Conn, tr *quic.Transport, socket net.PacketConn) *quicLink {
-	l := &quicLink{conn: conn, transport: tr, socket: socket, done: make(chan struct{})}
+	l := &quicLink{conn: conn, transport: tr, socket: socket, done: make(chan struct{}), delivered: func() {}}
+	if told, ok := socket.(interface{ Delivered() }); ok {
+		l.delivered = told.Delivered
+	}
 	l.watcher.Go(l.watch)
 	return l
 }
@@ -391,6 +395,9 @@ func (c *quicCarrier) ReceiveBundles(dst [][]byte) (int, error) {
 	n := 0
 	for n < len(dst) {
 		b, err := c.conn.ReceiveDatagram(ctx)
+		if n == 0 {
+			c.delivered()
+		}
 		if err != nil {
 			if n > 0 {
 				return n, nil // the next call meets the error again

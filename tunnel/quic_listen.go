@@ -140,7 +140,7 @@ func (l *QUICListener) Accept(ctx context.Context) (Pending, error) {
 		return nil, fmt.Errorf("accept QUIC: %w", err)
 	}
 	l.openings.passed(conn.RemoteAddr())
-	return &quicPending{quicLink: newQUICLink(conn, nil, nil)}, nil
+	return &quicPending{quicLink: newQUICLink(conn, nil, l.socket)}, nil
 }
 
 // Addr is the address of the socket.

@@ -13,8 +13,10 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 	"unsafe"
@@ -179,6 +181,49 @@ func TestReadBatchDoesNotAllocate(t *testing.T) {
 	})
 	if n != 0 && !raceEnabled {
 		t.Errorf("%v allocations for 64 datagrams", n)
+	}
+}
+
+// On one processor whoever waits for datagrams runs only when the reader lets it.
+func TestWhoeverTakesDatagramsRunsBeforeReadBatchHandsOutMoreThanQUICKeeps(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	c, from := openPacket(t, loopback4, Config{}), open(t, Config{WriteBuffer: 4 << 20})
+	out := slices.Repeat([]Message{{Body: make([]byte, 1200), Addr: c.LocalAddr().(*net.UDPAddr).AddrPort()}}, 2*handBatch)
+	ms := batch(8)
+	for _, delivered := range []bool{true, false, true} {
+		if n, err := from.Write(out); n != len(out) || err != nil {
+			t.Fatalf("Write = %d, %v", n, err)
+		}
+		var taken atomic.Bool
+		var taker sync.WaitGroup
+		most, since := 0, 0
+		for got := 0; got < len(out); {
+			if since == 0 {
+				if delivered {
+					c.Delivered()
+				}
+				taken.Store(false)
+				taker.Go(func() { taken.Store(true) })
+			}
+			n, err := c.ReadBatch(ms, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got += n
+			if taken.Load() {
+				since = 0 // it ran before these were handed out
+				taker.Wait()
+			}
+			since += n
+			most = max(most, since)
+		}
+		taker.Wait()
+		if delivered && most > handBatch+len(ms) {
+			t.Errorf("%d datagrams were handed out before anybody else ran", most)
+		}
+		if !delivered && most < len(out)-len(ms) {
+			t.Errorf("others ran after %d datagrams, though none that came was waited for", most)
+		}
 	}
 }
 
