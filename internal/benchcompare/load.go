@@ -119,15 +119,23 @@ func (l load) arguments(o options) []string {
 
 // way is what bench is told of a system and the target.
 func (p *peer) way(target string) []string {
+	if p.target != "" {
+		target = p.target
+	}
 	args := []string{"--json", "--target=" + target}
 	if p.socks == "" {
-		return append(args, "--direct")
+		args = append(args, "--direct")
+	} else {
+		args = append(args, "--socks="+p.socks)
 	}
 	var pids []string
 	for _, process := range p.processes {
 		pids = append(pids, strconv.Itoa(process.pid()))
 	}
-	return append(args, "--socks="+p.socks, "--pids="+strings.Join(pids, ","))
+	if len(pids) > 0 {
+		args = append(args, "--pids="+strings.Join(pids, ","))
+	}
+	return args
 }
 
 func readUDP(b []byte) (values, error) {

@@ -35,20 +35,25 @@ type options struct {
 }
 
 func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if len(os.Args) > 1 && os.Args[1] == relayCommand {
+		exit(relay(ctx, os.Args[2:]), 1)
+		return
+	}
 	o, err := parse(os.Args[1:], os.Stderr)
 	if errors.Is(err, flag.ErrHelp) {
 		return
 	}
+	exit(err, 2)
+	exit(run(ctx, o), 1)
+}
+
+// exit ends the program with code if there is an error.
+func exit(err error, code int) {
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "benchcompare:", err)
-		os.Exit(2)
-	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	if err := run(ctx, o); err != nil {
-		fmt.Fprintln(os.Stderr, "benchcompare:", err)
-		stop()
-		os.Exit(1)
+		os.Exit(code)
 	}
 }
 

@@ -79,6 +79,7 @@ func (c *comparison) arrange(ctx context.Context, dir, arrangement string) error
 		return err
 	}
 	defer echo.end()
+	r.target = target
 	running, err := c.begin(ctx, r, target)
 	stop := func() {
 		for name, p := range running {
@@ -195,7 +196,7 @@ func (c *comparison) measure(ctx context.Context, r *rig, l load, running map[st
 	for round := range c.roundsOf(l) {
 		for _, s := range rotated(c.wanted(), round) {
 			p := running[s.name]
-			if p == nil || !c.goesOn(r, l, s) {
+			if p == nil || !s.carries(l) || !c.goesOn(r, l, s) {
 				continue
 			}
 			if err := c.once(ctx, r, l, s, p, target); err != nil {
@@ -220,7 +221,7 @@ func rotated(all []system, by int) []system {
 func (c *comparison) measureFresh(ctx context.Context, r *rig, l load, target string) error {
 	for round := range c.roundsOf(l) {
 		for _, s := range rotated(c.wanted(), round) {
-			if s.name == direct && l.holds || c.absent[s.name] != "" {
+			if s.name == direct && l.holds || !s.carries(l) || c.absent[s.name] != "" {
 				continue
 			}
 			p, err := c.beginOne(ctx, r, s, target)

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 )
 
 // system is something to measure.
@@ -14,12 +15,20 @@ type system struct {
 	name     string
 	title    string
 	programs []string // that must be on PATH
+	loads    []string // what it can carry; empty: all
 	begin    func(context.Context, *rig) (*peer, error)
 }
+
+// carries says whether the load is one for the system.
+func (s system) carries(l load) bool { return len(s.loads) == 0 || slices.Contains(s.loads, l.name) }
+
+// datagrams are the loads that a relay without SOCKS5 can carry.
+var datagrams = []string{"64", "200", "1200", "pingpong", "rate"}
 
 // peer is a system that runs.
 type peer struct {
 	socks     string // its SOCKS5 address; empty: there is none, go straight
+	target    string // where straight is, if not to the target
 	processes []*process
 }
 
@@ -35,6 +44,7 @@ type rig struct {
 	arrangement string
 	wmproxy     string
 	cert, key   string // of 127.0.0.1, for those that need one
+	target      string
 }
 
 const (
@@ -50,15 +60,17 @@ const method = "aes-128-gcm"
 const secret = "c2VjcmV0LW9mLWJlbmNoIQ=="
 
 var systems = []system{
-	{direct, "direct, no proxy", nil, func(context.Context, *rig) (*peer, error) { return &peer{}, nil }},
-	{"quic", "wmproxy over QUIC", nil, func(ctx context.Context, r *rig) (*peer, error) { return r.ours(ctx, "quic") }},
-	{"yamux", "wmproxy over yamux", nil, func(ctx context.Context, r *rig) (*peer, error) { return r.ours(ctx, "yamux") }},
-	{"auto", "wmproxy auto", nil, func(ctx context.Context, r *rig) (*peer, error) { return r.ours(ctx, "auto") }},
-	{baseline, "shadowsocks-libev, " + method, []string{"ss-local", "ss-server"}, shadowsocks},
-	{"hysteria", "hysteria 2", []string{"hysteria"}, hysteria},
-	{"tuic", "sing-box, TUIC", []string{"sing-box"}, tuic},
-	{"ss2022", "sing-box, 2022-blake3-aes-128-gcm", []string{"sing-box"}, ss2022},
-	{"gost", "gost, relay over mtls", []string{"gost"}, gost},
+	{direct, "direct, no proxy", nil, nil, func(context.Context, *rig) (*peer, error) { return &peer{}, nil }},
+	{"quic", "wmproxy over QUIC", nil, nil, func(ctx context.Context, r *rig) (*peer, error) { return r.ours(ctx, "quic") }},
+	{"yamux", "wmproxy over yamux", nil, nil, func(ctx context.Context, r *rig) (*peer, error) { return r.ours(ctx, "yamux") }},
+	{"auto", "wmproxy auto", nil, nil, func(ctx context.Context, r *rig) (*peer, error) { return r.ours(ctx, "auto") }},
+	{baseline, "shadowsocks-libev, " + method, []string{"ss-local", "ss-server"}, nil, shadowsocks},
+	{"hysteria", "hysteria 2", []string{"hysteria"}, nil, hysteria},
+	{"tuic", "sing-box, TUIC", []string{"sing-box"}, nil, tuic},
+	{"ss2022", "sing-box, 2022-blake3-aes-128-gcm", []string{"sing-box"}, nil, ss2022},
+	{"gost", "gost, relay over mtls", []string{"gost"}, nil, gost},
+	{"floor", "two bare relays, UDP", nil, datagrams, floorUDP},
+	{"floor-quic", "two bare relays, quic-go", nil, datagrams, floorQUIC},
 }
 
 func systemNames() (names []string) {

@@ -1,0 +1,143 @@
+// Package floor is the least that two relays in Go can cost: they pass datagrams on
+// and do nothing else. What a tunnel costs beyond it is the tunnel's own; what it
+// cannot go below is here. Between the two is plain UDP, or a quic-go connection
+// without anything of ours but the socket.
+//
+// Both ends are a NAT: each source has a socket of its own towards the far side. They
+// are for loads of trusted programs on loopback, and keep what they know until they end.
+package floor
+
+import (
+	"encoding/binary"
+	"errors"
+	"net/netip"
+	"sync"
+
+	"wmproxy/internal/udpio"
+)
+
+// maxSources bounds the sources of one relay.
+const maxSources = 4096
+
+var errTooMany = errors.New("too many sources")
+
+// back is where what comes from the far side for one source goes.
+type back func(ms []udpio.Message)
+
+// nat has a socket towards to for each source.
+type nat[source comparable] struct {
+	to   netip.AddrPort
+	back func(source) back
+
+	mu      sync.Mutex
+	sockets map[source]*udpio.Socket
+}
+
+func newNAT[source comparable](to netip.AddrPort, of func(source) back) *nat[source] {
+	return &nat[source]{to: to, back: of, sockets: make(map[source]*udpio.Socket)}
+}
+
+// socket is the source's own.
+func (n *nat[source]) socket(of source) (*udpio.Socket, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if s := n.sockets[of]; s != nil {
+		return s, nil
+	}
+	if len(n.sockets) == maxSources {
+		return nil, errTooMany
+	}
+	s, err := udpio.Listen(netip.AddrPortFrom(netip.IPv4Unspecified(), 0), udpio.Config{})
+	if err != nil {
+		return nil, err
+	}
+	n.sockets[of] = s
+	s.Start(n.back(of))
+	return s, nil
+}
+
+// send passes on what came from a source; what cannot be sent is lost.
+func (n *nat[source]) send(from source, ms []udpio.Message) {
+	s, err := n.socket(from)
+	if err != nil {
+		return
+	}
+	for i := range ms {
+		ms[i].Addr = n.to
+	}
+	_, _ = s.Write(ms)
+}
+
+func (n *nat[source]) close() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, s := range n.sockets {
+		_ = s.Close()
+	}
+}
+
+// runs calls do with the messages of each source that follow each other.
+func runs(ms []udpio.Message, do func(from netip.AddrPort, ms []udpio.Message)) {
+	for len(ms) > 0 {
+		from, n := ms[0].Addr, 1
+		for n < len(ms) && ms[n].Addr == from {
+			n++
+		}
+		do(from, ms[:n])
+		ms = ms[n:]
+	}
+}
+
+// UDP is a relay from a socket to an address.
+type UDP struct {
+	front *udpio.Socket
+	nat   *nat[netip.AddrPort]
+}
+
+// ListenUDP passes what comes to at on to to.
+func ListenUDP(at, to netip.AddrPort) (*UDP, error) {
+	front, err := udpio.Listen(at, udpio.Config{})
+	if err != nil {
+		return nil, err
+	}
+	u := &UDP{front: front}
+	u.nat = newNAT(to, func(source netip.AddrPort) back {
+		return func(ms []udpio.Message) {
+			for i := range ms {
+				ms[i].Addr = source
+			}
+			_, _ = front.Write(ms)
+		}
+	})
+	front.Start(func(ms []udpio.Message) { runs(ms, u.nat.send) })
+	return u, nil
+}
+
+// Addr is where the relay listens.
+func (u *UDP) Addr() netip.AddrPort { return u.front.LocalAddr() }
+
+// Close ends the relay.
+func (u *UDP) Close() error {
+	err := u.front.Close()
+	u.nat.close()
+	return err
+}
+
+// A DATAGRAM of the QUIC relays: which source, then what it sent.
+//
+//	0               2
+//	+---------------+-----------
+//	| source (16)   | datagram …
+//	+---------------+-----------
+const indexSize = 2
+
+func putIndex(b []byte, index uint16, body []byte) []byte {
+	return append(binary.BigEndian.AppendUint16(b[:0], index), body...)
+}
+
+func cutIndex(b []byte) (index uint16, body []byte, ok bool) {
+	if len(b) < indexSize {
+		return 0, nil, false
+	}
+	return binary.BigEndian.Uint16(b), b[indexSize:], true
+}
