@@ -27,7 +27,6 @@ const (
 	msgPrefer  messageType = 5  // epoch, attach number for datagrams, for streams
 	msgDrain   messageType = 6  // how long the sender will still be there, in ms
 	msgGoAway  messageType = 7  // code, sentence
-	msgNone    messageType = 8  // nothing: on QUIC it takes an acknowledgement along
 	msgHello   messageType = 65 // see hello
 	msgWelcome messageType = 67 // see welcome
 	msgRefuse  messageType = 69 // code, sentence

@@ -313,7 +313,6 @@ type quicCarrier struct {
 	first   []byte                      // received before Start; belongs to ReceiveBundles
 	max     atomic.Int64                // MaxBundle
 	probed  time.Time                   // belongs to SendBundle
-	unacked atomic.Bool                 // bundles came since we last sent one
 }
 
 var _ Carrier = (*quicCarrier)(nil)
@@ -344,7 +343,6 @@ func (c *quicCarrier) SendBundle(b []byte) error {
 			return err
 		}
 	}
-	c.carryAck(len(b))
 	err := c.conn.SendDatagram(b)
 	if err == nil {
 		return nil
@@ -354,25 +352,6 @@ func (c *quicCarrier) SendBundle(b []byte) error {
 		return &BundleTooLargeError{Max: int(large.MaxDatagramPayloadSize)}
 	}
 	return quicEnd(err)
-}
-
-// ackRoom is how many bytes of a packet an acknowledgement and the message that
-// makes it come along need at most, but for acknowledgements of many losses.
-const ackRoom = 64
-
-// ackCompany is the message, see msgNone.
-var ackCompany = appendMessage(nil, msgNone, nil)
-
-// carryAck makes the acknowledgement of what has arrived travel with the next
-// bundle, of size bytes. quic-go adds one to a packet unasked only beside stream
-// data; with DATAGRAM frames alone every second packet is acknowledged by one of
-// its own, which costs both ends a system call and the peer a wake-up.
-func (c *quicCarrier) carryAck(size int) {
-	if !c.unacked.Load() || size+ackRoom > c.MaxBundle() {
-		return
-	}
-	c.unacked.Store(false)
-	_ = c.control.s.TryWriteAll(ackCompany) // beside a message that is being written it would block: that brings it along
 }
 
 // pollContext makes ReceiveDatagram return what is queued and not wait: it looks
@@ -413,9 +392,6 @@ func (c *quicCarrier) ReceiveBundles(dst [][]byte) (int, error) {
 		dst[n] = b
 		n++
 		ctx = pollContext{}
-		if !c.unacked.Load() {
-			c.unacked.Store(true)
-		}
 	}
 	return n, nil
 }

@@ -11,7 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/quic-go/quic-go"
 )
 
 // countingSocket notes the size of every write; one of more than a packet is a GSO train.
@@ -484,33 +483,3 @@ func TestClosedCarriersLeaveNoDescriptors(t *testing.T) {
 	}
 }
 
-func TestAcknowledgementsTravelWithBundles(t *testing.T) {
-	client, server := pairOf(quicPendings)(t)
-	conn := client.(*quicCarrier).conn
-	const rounds = 300
-	b := make([]byte, 100)
-	dst := make([][]byte, 1)
-	send := func(from, to Carrier) {
-		if err := from.SendBundle(b); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := to.ReceiveBundles(dst); err != nil {
-			t.Fatal(err)
-		}
-	}
-	var before quic.ConnectionStats
-	for i := range rounds + 20 {
-		if i == 20 { // the handshake and path MTU discovery have packets of their own
-			before = conn.ConnectionStats()
-		}
-		send(client, server)
-		send(server, client)
-	}
-	after := conn.ConnectionStats()
-	sent, received := after.PacketsSent-before.PacketsSent, after.PacketsReceived-before.PacketsReceived
-	t.Logf("%d bundles each way: %d packets sent, %d received", rounds, sent, received)
-	// Without company every second packet would be acknowledged by one of its own: 450.
-	if limit := uint64(rounds + rounds/4); sent > limit || received > limit {
-		t.Errorf("%d bundles each way took %d packets up and %d down", rounds, sent, received)
-	}
-}

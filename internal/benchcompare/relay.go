@@ -19,8 +19,8 @@ const relayCommand = "relay"
 
 // relay is a process of its own, like those of the systems it is measured beside:
 //
-//	relay udp|near AT TO
-//	relay far AT TO CERT KEY
+//	relay udp|near|tls-near AT TO
+//	relay far|tls-far AT TO CERT KEY
 //
 // It runs until ctx ends.
 func relay(ctx context.Context, args []string) error {
@@ -50,28 +50,44 @@ func openRelay(ctx context.Context, kind string, at, to netip.AddrPort, files []
 		return floor.ListenUDP(at, to)
 	case kind == "near":
 		return floor.ListenNear(ctx, at, to)
-	case kind == "far" && len(files) == 2:
+	case kind == "tls-near":
+		return floor.ListenTLSNear(at, to)
+	case len(files) == 2:
 		id, err := certs.LoadOrCreate(files[0], files[1])
 		if err != nil {
 			return nil, err
 		}
-		return floor.ListenFar(at, to, id.Certificate())
+		switch kind {
+		case "far":
+			return floor.ListenFar(at, to, id.Certificate())
+		case "tls-far":
+			return floor.ListenTLSFar(at, to, id.Certificate())
+		}
 	}
 	return nil, fmt.Errorf("relay cannot be %q with %d files", kind, len(files))
 }
 
 // floorUDP starts two relays with plain UDP between them.
 func floorUDP(_ context.Context, r *rig) (*peer, error) {
-	return r.relays(func(tunnel, target string) []string { return []string{"udp", tunnel, target} }, "udp")
+	return r.relays("udp", "udp", nil, nil)
 }
 
-// floorQUIC starts two with a bare QUIC connection.
+// floorQUIC starts two with a bare QUIC connection. The near one tries until the
+// far one is there.
 func floorQUIC(_ context.Context, r *rig) (*peer, error) {
-	return r.relays(func(tunnel, target string) []string { return []string{"far", tunnel, target, r.cert, r.key} }, "near")
+	return r.relays("far", "near", []string{r.cert, r.key}, nil)
 }
 
-// relays starts a far end, and a near end that is bench's target.
-func (r *rig) relays(far func(tunnel, target string) []string, near string) (*peer, error) {
+// floorTLS starts two with a bare TLS connection.
+func floorTLS(ctx context.Context, r *rig) (*peer, error) {
+	return r.relays("tls-far", "tls-near", []string{r.cert, r.key}, func(far *process, tunnel string) error {
+		return far.until(ctx, "open port", listens(tunnel))
+	})
+}
+
+// relays starts a far end, waits for it if there is something to wait with, and starts a
+// near end, which is bench's target.
+func (r *rig) relays(far, near string, files []string, wait func(far *process, tunnel string) error) (*peer, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
@@ -80,14 +96,21 @@ func (r *rig) relays(far func(tunnel, target string) []string, near string) (*pe
 	if err != nil {
 		return nil, err
 	}
-	p := &peer{target: front}
-	for _, args := range [][]string{far(tunnel, r.target), {near, front, tunnel}} {
-		process, err := start(r.dir, r.arrangement, self, append([]string{relayCommand}, args...)...)
-		if err != nil {
-			p.end()
-			return nil, err
-		}
-		p.processes = append(p.processes, process)
+	end, err := start(r.dir, r.arrangement, self, append([]string{relayCommand, far, tunnel, r.target}, files...)...)
+	if err != nil {
+		return nil, err
 	}
+	p := &peer{target: front, processes: []*process{end}}
+	if wait != nil {
+		err = wait(end, tunnel)
+	}
+	if err == nil {
+		end, err = start(r.dir, r.arrangement, self, relayCommand, near, front, tunnel)
+	}
+	if err != nil {
+		p.end()
+		return nil, err
+	}
+	p.processes = append(p.processes, end)
 	return p, nil
 }

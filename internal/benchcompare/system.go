@@ -71,6 +71,7 @@ var systems = []system{
 	{"gost", "gost, relay over mtls", []string{"gost"}, nil, gost},
 	{"floor", "two bare relays, UDP", nil, datagrams, floorUDP},
 	{"floor-quic", "two bare relays, quic-go", nil, datagrams, floorQUIC},
+	{"floor-tls", "two bare relays, TLS", nil, datagrams, floorTLS},
 }
 
 func systemNames() (names []string) {

@@ -1,7 +1,7 @@
 // Package floor is the least that two relays in Go can cost: they pass datagrams on
 // and do nothing else. What a tunnel costs beyond it is the tunnel's own; what it
-// cannot go below is here. Between the two is plain UDP, or a quic-go connection
-// without anything of ours but the socket.
+// cannot go below is here. Between the two is plain UDP, or a
+// quic-go or TLS connection without anything of ours but the socket.
 //
 // Both ends are a NAT: each source has a socket of its own towards the far side. They
 // are for loads of trusted programs on loopback, and keep what they know until they end.
@@ -140,4 +140,36 @@ func cutIndex(b []byte) (index uint16, body []byte, ok bool) {
 		return 0, nil, false
 	}
 	return binary.BigEndian.Uint16(b), b[indexSize:], true
+}
+
+// sources are numbered at the near end. The zero value works.
+type sources struct {
+	mu      sync.Mutex
+	indices map[netip.AddrPort]uint16
+	all     []netip.AddrPort
+}
+
+// index is the number of a source.
+func (s *sources) index(of netip.AddrPort) (uint16, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	index, ok := s.indices[of]
+	if !ok && len(s.all) < maxSources {
+		if s.indices == nil {
+			s.indices = make(map[netip.AddrPort]uint16)
+		}
+		index, ok = uint16(len(s.all)), true
+		s.indices[of] = index
+		s.all = append(s.all, of)
+	}
+	return index, ok
+}
+
+func (s *sources) source(index uint16) (netip.AddrPort, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if int(index) >= len(s.all) {
+		return netip.AddrPort{}, false
+	}
+	return s.all[index], true
 }

@@ -1,6 +1,7 @@
 package floor
 
 import (
+	"crypto/tls"
 	"fmt"
 	"net"
 	"net/netip"
@@ -74,15 +75,28 @@ func TestTwoUDPRelaysBringEachSourceWhatItSent(t *testing.T) {
 	eachGetsItsOwn(t, near.Addr())
 }
 
-func TestTwoQUICRelaysBringEachSourceWhatItSent(t *testing.T) {
+func certificate(t *testing.T) *tls.Certificate {
+	t.Helper()
 	dir := t.TempDir()
 	id, err := certs.LoadOrCreate(filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	far, err := ListenFar(loopback, echo(t), id.Certificate())
+	return id.Certificate()
+}
+
+func TestTwoQUICRelaysBringEachSourceWhatItSent(t *testing.T) {
+	far, err := ListenFar(loopback, echo(t), certificate(t))
 	far = cleanUp(t, far, err)
 	near, err := ListenNear(t.Context(), loopback, far.Addr())
+	near = cleanUp(t, near, err)
+	eachGetsItsOwn(t, near.Addr())
+}
+
+func TestTwoTLSRelaysBringEachSourceWhatItSent(t *testing.T) {
+	far, err := ListenTLSFar(loopback, echo(t), certificate(t))
+	far = cleanUp(t, far, err)
+	near, err := ListenTLSNear(loopback, far.Addr())
 	near = cleanUp(t, near, err)
 	eachGetsItsOwn(t, near.Addr())
 }

@@ -19,6 +19,9 @@ const (
 	connectionIDLength = 17
 )
 
+// clientTLS does not ask who the far end is: both are on one machine.
+var clientTLS = &tls.Config{InsecureSkipVerify: true, NextProtos: []string{protocol}}
+
 func config() *quic.Config { return &quic.Config{EnableDatagrams: true} }
 
 // transport is a socket like the tunnel's.
@@ -116,21 +119,17 @@ type Near struct {
 	front     *udpio.Socket
 	transport *quic.Transport
 	conn      *quic.Conn
+	sources   sources
 	receiving sync.WaitGroup
-
-	mu      sync.Mutex
-	indices map[netip.AddrPort]uint16
-	sources []netip.AddrPort
 }
 
-// ListenNear passes what comes to at on to the Far at server. It does not ask who
-// that is: both are on one machine.
+// ListenNear passes what comes to at on to the Far at server.
 func ListenNear(ctx context.Context, at, server netip.AddrPort) (*Near, error) {
 	tr, err := transport(netip.AddrPortFrom(netip.IPv4Unspecified(), 0))
 	if err != nil {
 		return nil, err
 	}
-	conn, err := tr.Dial(ctx, net.UDPAddrFromAddrPort(server), &tls.Config{InsecureSkipVerify: true, NextProtos: []string{protocol}}, config())
+	conn, err := tr.Dial(ctx, net.UDPAddrFromAddrPort(server), clientTLS, config())
 	if err != nil {
 		closeTransport(tr)
 		return nil, fmt.Errorf("connect to %v: %w", server, err)
@@ -140,11 +139,11 @@ func ListenNear(ctx context.Context, at, server netip.AddrPort) (*Near, error) {
 		closeTransport(tr)
 		return nil, err
 	}
-	n := &Near{front: front, transport: tr, conn: conn, indices: make(map[netip.AddrPort]uint16)}
+	n := &Near{front: front, transport: tr, conn: conn}
 	var b []byte // the socket calls back one at a time
 	front.Start(func(ms []udpio.Message) {
 		for i := range ms {
-			if index, ok := n.index(ms[i].Addr); ok {
+			if index, ok := n.sources.index(ms[i].Addr); ok {
 				b = putIndex(b, index, ms[i].Body)
 				_ = conn.SendDatagram(b)
 			}
@@ -157,33 +156,11 @@ func ListenNear(ctx context.Context, at, server netip.AddrPort) (*Near, error) {
 func (n *Near) receive() {
 	var ms [1]udpio.Message
 	receive(n.conn, func(index uint16, body []byte) {
-		if to, ok := n.source(index); ok {
+		if to, ok := n.sources.source(index); ok {
 			ms[0] = udpio.Message{Body: body, Addr: to}
 			_, _ = n.front.Write(ms[:])
 		}
 	})
-}
-
-// index is the number of a source.
-func (n *Near) index(source netip.AddrPort) (uint16, bool) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	index, ok := n.indices[source]
-	if !ok && len(n.sources) < maxSources {
-		index, ok = uint16(len(n.sources)), true
-		n.indices[source] = index
-		n.sources = append(n.sources, source)
-	}
-	return index, ok
-}
-
-func (n *Near) source(index uint16) (netip.AddrPort, bool) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if int(index) >= len(n.sources) {
-		return netip.AddrPort{}, false
-	}
-	return n.sources[index], true
 }
 
 // Addr is where it listens.

@@ -1,0 +1,183 @@
+package floor
+
+import (
+	"bufio"
+	"crypto/tls"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"sync"
+
+	"wmproxy/internal/udpio"
+)
+
+// A datagram on a TLS connection: how long what follows is, then as over QUIC.
+//
+//	0               2               4
+//	+---------------+---------------+-----------
+//	| length (16)   | source (16)   | datagram …
+//	+---------------+---------------+-----------
+//
+// What was read at once leaves as one record.
+const lengthSize = 2
+
+func putFramed(b []byte, index uint16, body []byte) []byte {
+	b = binary.BigEndian.AppendUint16(b, uint16(indexSize+len(body)))
+	return append(binary.BigEndian.AppendUint16(b, index), body...)
+}
+
+// maxFramed bounds what a length announces.
+const maxFramed = 1<<16 - 1
+
+// receiveFramed calls do with all that comes, until the connection ends.
+func receiveFramed(conn net.Conn, do func(index uint16, body []byte)) {
+	r := bufio.NewReaderSize(conn, 16<<10)
+	b := make([]byte, maxFramed)
+	for {
+		if _, err := io.ReadFull(r, b[:lengthSize]); err != nil {
+			return
+		}
+		frame := b[:binary.BigEndian.Uint16(b)]
+		if _, err := io.ReadFull(r, frame); err != nil {
+			return
+		}
+		if index, body, ok := cutIndex(frame); ok {
+			do(index, body)
+		}
+	}
+}
+
+// TLSFar is Far with a TLS connection for each Near.
+type TLSFar struct {
+	listener  *net.TCPListener
+	to        netip.AddrPort
+	conf      *tls.Config
+	accepting sync.WaitGroup
+
+	mu    sync.Mutex
+	conns []net.Conn // nil once closed
+	ended bool
+}
+
+// ListenTLSFar is ListenFar over TLS.
+func ListenTLSFar(at, to netip.AddrPort, cert *tls.Certificate) (*TLSFar, error) {
+	ln, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(at))
+	if err != nil {
+		return nil, err
+	}
+	f := &TLSFar{listener: ln, to: to, conf: &tls.Config{Certificates: []tls.Certificate{*cert}, NextProtos: []string{protocol}}}
+	f.accepting.Go(f.accept)
+	return f, nil
+}
+
+// Addr is where it listens.
+func (f *TLSFar) Addr() netip.AddrPort { return f.listener.Addr().(*net.TCPAddr).AddrPort() }
+
+// Close ends it, with its connections.
+func (f *TLSFar) Close() error {
+	err := f.listener.Close()
+	f.mu.Lock()
+	f.ended = true
+	for _, c := range f.conns {
+		_ = c.Close()
+	}
+	f.mu.Unlock()
+	f.accepting.Wait()
+	return err
+}
+
+func (f *TLSFar) accept() {
+	for {
+		tcp, err := f.listener.AcceptTCP()
+		if err != nil {
+			return
+		}
+		f.mu.Lock()
+		if f.ended {
+			_ = tcp.Close()
+		}
+		f.conns = append(f.conns, tcp)
+		f.mu.Unlock()
+		f.accepting.Go(func() { f.serve(tls.Server(udpio.Quiet(tcp), f.conf)) })
+	}
+}
+
+func (f *TLSFar) serve(conn net.Conn) {
+	var writing sync.Mutex
+	n := newNAT(f.to, func(index uint16) back {
+		var b []byte // a socket calls back one at a time
+		return func(ms []udpio.Message) {
+			b = b[:0]
+			for i := range ms {
+				b = putFramed(b, index, ms[i].Body)
+			}
+			writing.Lock()
+			defer writing.Unlock()
+			_, _ = conn.Write(b)
+		}
+	})
+	defer n.close()
+	defer conn.Close()
+	var ms [1]udpio.Message
+	receiveFramed(conn, func(index uint16, body []byte) {
+		ms[0] = udpio.Message{Body: body}
+		n.send(index, ms[:])
+	})
+}
+
+// TLSNear is Near over TLS.
+type TLSNear struct {
+	front     *udpio.Socket
+	conn      net.Conn
+	sources   sources
+	receiving sync.WaitGroup
+}
+
+// ListenTLSNear is ListenNear over TLS.
+func ListenTLSNear(at, server netip.AddrPort) (*TLSNear, error) {
+	tcp, err := net.DialTCP("tcp", nil, net.TCPAddrFromAddrPort(server))
+	if err != nil {
+		return nil, fmt.Errorf("connect to %v: %w", server, err)
+	}
+	front, err := udpio.Listen(at, udpio.Config{})
+	if err != nil {
+		_ = tcp.Close()
+		return nil, err
+	}
+	n := &TLSNear{front: front, conn: tls.Client(udpio.Quiet(tcp), clientTLS)}
+	var b []byte // the socket calls back one at a time
+	front.Start(func(ms []udpio.Message) {
+		b = b[:0]
+		for i := range ms {
+			if index, ok := n.sources.index(ms[i].Addr); ok {
+				b = putFramed(b, index, ms[i].Body)
+			}
+		}
+		_, _ = n.conn.Write(b)
+	})
+	n.receiving.Go(n.receive)
+	return n, nil
+}
+
+func (n *TLSNear) receive() {
+	var ms [1]udpio.Message
+	receiveFramed(n.conn, func(index uint16, body []byte) {
+		if to, ok := n.sources.source(index); ok {
+			ms[0] = udpio.Message{Body: body, Addr: to}
+			_, _ = n.front.Write(ms[:])
+		}
+	})
+}
+
+// Addr is where it listens.
+func (n *TLSNear) Addr() netip.AddrPort { return n.front.LocalAddr() }
+
+// Close ends it.
+func (n *TLSNear) Close() error {
+	_ = n.conn.Close()
+	err := n.front.Close()
+	n.receiving.Wait()
+	return err
+}
