@@ -10,7 +10,6 @@ import (
 	"sync"
 	"testing"
 	"time"
-
 )
 
 // countingSocket notes the size of every write; one of more than a packet is a GSO train.
@@ -482,4 +481,3 @@ func TestClosedCarriersLeaveNoDescriptors(t *testing.T) {
 		})
 	}
 }
-
