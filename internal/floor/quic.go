@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"time"
 
 	"github.com/quic-go/quic-go"
 
@@ -17,12 +18,14 @@ const (
 	protocol = "floor"
 	// connectionIDLength makes full packets of full DATAGRAM frames, as in the tunnel.
 	connectionIDLength = 17
+	// keepAlive holds a connection through loads that are not its own.
+	keepAlive = 10 * time.Second
 )
 
 // clientTLS does not ask who the far end is: both are on one machine.
 var clientTLS = &tls.Config{InsecureSkipVerify: true, NextProtos: []string{protocol}}
 
-func config() *quic.Config { return &quic.Config{EnableDatagrams: true} }
+func config() *quic.Config { return &quic.Config{EnableDatagrams: true, KeepAlivePeriod: keepAlive} }
 
 // transport is a socket like the tunnel's.
 func transport(at netip.AddrPort) (*quic.Transport, error) {
