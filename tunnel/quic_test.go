@@ -8,6 +8,7 @@ import (
 	"os"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -479,5 +480,55 @@ func TestClosedCarriersLeaveNoDescriptors(t *testing.T) {
 			}
 			await(t, "descriptors", func() (int, bool) { n := count(); return n, n <= before })
 		})
+	}
+}
+
+// deliveredSocket counts what it is told.
+type deliveredSocket struct {
+	*net.UDPConn
+	told atomic.Int64
+}
+
+func (s *deliveredSocket) Delivered() { s.told.Add(1) }
+
+func TestTheSocketsOfBothEndsAreToldOfBundles(t *testing.T) {
+	ctx := testContext(t)
+	clientTLS, serverTLS := testTLS()
+	var sockets [2]*deliveredSocket
+	for i := range sockets {
+		conn, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		sockets[i] = &deliveredSocket{UDPConn: conn}
+	}
+	ln, err := ListenQUIC(sockets[1], serverTLS, QUICConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ln.Close() })
+	cp, err := DialQUIC(ctx, sockets[0], ln.Addr().(*net.UDPAddr), clientTLS, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sp, err := ln.Accept(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client, server := shake(t, cp, sp)
+	defer client.Close(CodeNone, "")
+	ends := [2]Carrier{client, server}
+	dst := make([][]byte, 1)
+	for i, to := range ends {
+		before := sockets[i].told.Load()
+		if err := ends[1-i].SendBundle(make([]byte, 100)); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := to.ReceiveBundles(dst); n != 1 || err != nil {
+			t.Fatalf("ReceiveBundles = %d, %v", n, err)
+		}
+		if got := sockets[i].told.Load() - before; got != 1 {
+			t.Errorf("end %d told its socket %d times of one bundle", i, got)
+		}
 	}
 }

@@ -1,6 +1,7 @@
-// Package floor is the least that two relays in Go can cost: they pass datagrams on
-// and do nothing else. What a tunnel costs beyond it is the tunnel's own; what it
-// cannot go below is here. Between the two is plain UDP, or a
+// Package floor is the least that two relays in Go can cost for one datagram at a time:
+// they pass it on and do nothing else. They do not bundle, so that where several wait a tunnel
+// that does may need less. Those over QUIC and TLS wait in a socket's callback where the connection
+// is full, which the tunnel must not. Between the two is plain UDP, or a
 // quic-go or TLS connection without anything of ours but the socket.
 //
 // Both ends are a NAT: each source has a socket of its own towards the far side. They

@@ -20,7 +20,7 @@ import (
 //	| length (16)   | source (16)   | datagram …
 //	+---------------+---------------+-----------
 //
-// What was read at once leaves as one record.
+// What was read at once is one write.
 const lengthSize = 2
 
 func putFramed(b []byte, index uint16, body []byte) []byte {
@@ -57,7 +57,7 @@ type TLSFar struct {
 	accepting sync.WaitGroup
 
 	mu    sync.Mutex
-	conns []net.Conn // nil once closed
+	conns []net.Conn
 	ended bool
 }
 

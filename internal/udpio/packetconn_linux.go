@@ -23,7 +23,7 @@ const (
 	readAttempts = 3
 	// handBatch is how many datagrams are handed out before those who wait for what is
 	// in them may run. quic-go keeps 128 DATAGRAM frames and 256 packets for a connection
-	// and loses what is more; one recvmmsg brings up to 360.
+	// and loses what is more; one recvmmsg brings more than either.
 	handBatch = 64
 )
 
@@ -44,7 +44,7 @@ type PacketConn struct {
 	breath breather
 	peers  peers
 
-	delivered atomic.Bool // since then
+	delivered atomic.Bool // since others were let run
 	out       datagramWriter
 }
 

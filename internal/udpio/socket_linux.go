@@ -22,6 +22,9 @@ const (
 	// another. The system's 208 KiB hold 277 small datagrams: 7 ms at 40,000/s, less than
 	// other processes keep a processor.
 	busyBuffer = 1 << 20
+	// maxRoomy bounds the sockets that have it at a time: the system charges each up to
+	// twice as much, for which anybody's datagrams do.
+	maxRoomy = 1024
 )
 
 // Socket is an unconnected UDP socket.
@@ -41,6 +44,7 @@ type Socket struct {
 
 	offload bool // UDP_GRO once busy
 	roomy   bool // busyBuffer once busy
+	counted bool // among roomySockets; set while fdmu is held for reading
 
 	maxSegment atomic.Int32 // the largest that UDP_SEGMENT is used for, 0 for never
 
@@ -243,6 +247,9 @@ func (s *Socket) readBatch(l *loop) (int, unix.Errno) {
 	return n, errno
 }
 
+// roomySockets is how many have busyBuffer.
+var roomySockets atomic.Int32
+
 // prepareForMany is called once on a busy socket. What the system refuses stays as it was.
 func (s *Socket) prepareForMany() {
 	if s.offload {
@@ -251,9 +258,16 @@ func (s *Socket) prepareForMany() {
 	if !s.roomy {
 		return
 	}
-	if has, err := unix.GetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_RCVBUF); err == nil && has < 2*busyBuffer {
-		_ = setBuffer(s.fd, unix.SO_RCVBUF, unix.SO_RCVBUFFORCE, busyBuffer)
+	has, err := unix.GetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_RCVBUF)
+	if err != nil || has >= 2*busyBuffer {
+		return
 	}
+	if roomySockets.Add(1) > maxRoomy {
+		roomySockets.Add(-1)
+		return
+	}
+	s.counted = true
+	_ = setBuffer(s.fd, unix.SO_RCVBUF, unix.SO_RCVBUFFORCE, busyBuffer)
 }
 
 // Write sends ms in order and returns how many the system took. It never waits:
@@ -304,6 +318,9 @@ func (s *Socket) Close() error {
 	s.closed = true
 	s.loop.forget(s.fd)
 	err := closeSocket(s.fd)
+	if s.counted {
+		roomySockets.Add(-1)
+	}
 	s.fdmu.Unlock()
 
 	// The callback that runs now is the last. It may be the one that called us.

@@ -496,3 +496,38 @@ func TestABusySocketGetsALargerBufferUnlessASizeWasAskedFor(t *testing.T) {
 		}
 	}
 }
+
+func TestNoMoreThanABoundedNumberOfSocketsGetTheLargerBuffer(t *testing.T) {
+	busy := func() *Socket {
+		s, err := Listen(loopback4, Config{NoOffload: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.fdmu.RLock()
+		s.prepareForMany()
+		s.fdmu.RUnlock()
+		return s
+	}
+	before := roomySockets.Load()
+	s := busy()
+	quiet := 2 * busyBuffer
+	if got := roomySockets.Load() - before; got > 1 {
+		t.Fatalf("%d sockets are counted", got)
+	} else if got == 0 {
+		t.Skip("the system's own buffer is as large")
+	}
+	_ = s.Close()
+	if got := roomySockets.Load(); got != before {
+		t.Fatalf("%d sockets are counted after Close, want %d", got, before)
+	}
+	roomySockets.Add(maxRoomy - before)
+	defer roomySockets.Add(before - maxRoomy)
+	s = busy()
+	defer s.Close()
+	if got := receiveBuffer(t, s); got >= quiet {
+		t.Errorf("SO_RCVBUF = %d past the bound", got)
+	}
+	if got := roomySockets.Load(); got != maxRoomy {
+		t.Errorf("%d sockets are counted, want %d", got, maxRoomy)
+	}
+}
