@@ -70,18 +70,30 @@ type pendings func(t testing.TB) (client, server Pending)
 
 func quicPendings(t testing.TB) (client, server Pending) {
 	t.Helper()
-	ctx := testContext(t)
-	clientTLS, serverTLS := testTLS()
+	return quicPendingsOver(t, nil, loopbackUDP(t))
+}
+
+func loopbackUDP(t testing.TB) *net.UDPConn {
+	t.Helper()
 	socket, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {
 		t.Fatal(err)
 	}
-	ln, err := ListenQUIC(socket, serverTLS, QUICConfig{StatelessResetKey: &[32]byte{1}})
+	return socket
+}
+
+// quicPendingsOver makes the connection over the sockets of its ends; of the near one
+// over its own where that is nil.
+func quicPendingsOver(t testing.TB, near, far net.PacketConn) (client, server Pending) {
+	t.Helper()
+	ctx := testContext(t)
+	clientTLS, serverTLS := testTLS()
+	ln, err := ListenQUIC(far, serverTLS, QUICConfig{StatelessResetKey: &[32]byte{1}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { ln.Close() })
-	client, err = DialQUIC(ctx, nil, ln.Addr().(*net.UDPAddr), clientTLS, 0)
+	client, err = DialQUIC(ctx, near, ln.Addr().(*net.UDPAddr), clientTLS, 0)
 	if err != nil {
 		t.Fatal(err)
 	}

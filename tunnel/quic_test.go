@@ -33,29 +33,8 @@ func TestBundlesOfTheLargestSizeFillTheirPackets(t *testing.T) {
 	}
 	const enough = 1400 // discovery stops within 20 bytes of a packet of 1452
 	ctx := testContext(t)
-	clientTLS, serverTLS := testTLS()
-	socket, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ln, err := ListenQUIC(socket, serverTLS, QUICConfig{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { ln.Close() })
-	local, err := net.ListenUDP("udp4", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	counting := &countingSocket{UDPConn: local}
-	cp, err := DialQUIC(ctx, counting, ln.Addr().(*net.UDPAddr), clientTLS, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	sp, err := ln.Accept(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
+	counting := &countingSocket{UDPConn: loopbackUDP(t)}
+	cp, sp := quicPendingsOver(t, counting, loopbackUDP(t))
 	client, server := shake(t, cp, sp)
 	if n := client.MaxBundle(); n < MinBundle {
 		t.Fatalf("MaxBundle starts at %d", n)
@@ -492,31 +471,12 @@ type deliveredSocket struct {
 func (s *deliveredSocket) Delivered() { s.told.Add(1) }
 
 func TestTheSocketsOfBothEndsAreToldOfBundles(t *testing.T) {
-	ctx := testContext(t)
-	clientTLS, serverTLS := testTLS()
 	var sockets [2]*deliveredSocket
 	for i := range sockets {
-		conn, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
-		if err != nil {
-			t.Fatal(err)
-		}
-		sockets[i] = &deliveredSocket{UDPConn: conn}
+		sockets[i] = &deliveredSocket{UDPConn: loopbackUDP(t)}
 	}
-	ln, err := ListenQUIC(sockets[1], serverTLS, QUICConfig{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { ln.Close() })
-	cp, err := DialQUIC(ctx, sockets[0], ln.Addr().(*net.UDPAddr), clientTLS, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	sp, err := ln.Accept(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
+	cp, sp := quicPendingsOver(t, sockets[0], sockets[1])
 	client, server := shake(t, cp, sp)
-	defer client.Close(CodeNone, "")
 	ends := [2]Carrier{client, server}
 	dst := make([][]byte, 1)
 	for i, to := range ends {

@@ -74,13 +74,12 @@ func (c *comparison) arrange(ctx context.Context, dir, arrangement string) error
 	if _, err := certs.LoadOrCreate(r.cert, r.key); err != nil {
 		return err
 	}
-	target, echo, err := r.echo(ctx)
+	echo, err := r.echo(ctx)
 	if err != nil {
 		return err
 	}
 	defer echo.end()
-	r.target = target
-	running, err := c.begin(ctx, r, target)
+	running, err := c.begin(ctx, r)
 	stop := func() {
 		for name, p := range running {
 			p.end()
@@ -97,9 +96,9 @@ func (c *comparison) arrange(ctx context.Context, dir, arrangement string) error
 		}
 		if l.fresh {
 			stop() // some keep sockets for minutes, and ports are few
-			err = c.measureFresh(ctx, r, l, target)
+			err = c.measureFresh(ctx, r, l)
 		} else {
-			err = c.measure(ctx, r, l, running, target)
+			err = c.measure(ctx, r, l, running)
 		}
 		if err != nil {
 			return err
@@ -109,27 +108,28 @@ func (c *comparison) arrange(ctx context.Context, dir, arrangement string) error
 }
 
 // echo starts the target.
-func (r *rig) echo(ctx context.Context) (string, *process, error) {
+func (r *rig) echo(ctx context.Context) (*process, error) {
 	addr, err := freeAddress()
 	if err != nil {
-		return "", nil, err
+		return nil, err
 	}
 	p, err := start(r.dir, r.arrangement, r.wmproxy, "bench", "echo", "--listen", addr)
 	if err != nil {
-		return "", nil, err
+		return nil, err
 	}
 	if err := p.until(ctx, "open port", listens(addr)); err != nil {
 		p.end()
-		return "", nil, err
+		return nil, err
 	}
-	return addr, p, nil
+	r.target = addr
+	return p, nil
 }
 
 // begin starts all systems that are to be measured and can be.
-func (c *comparison) begin(ctx context.Context, r *rig, target string) (map[string]*peer, error) {
+func (c *comparison) begin(ctx context.Context, r *rig) (map[string]*peer, error) {
 	running := make(map[string]*peer)
 	for _, s := range c.wanted() {
-		p, err := c.beginOne(ctx, r, s, target)
+		p, err := c.beginOne(ctx, r, s)
 		if ctx.Err() != nil {
 			return running, context.Cause(ctx)
 		}
@@ -162,7 +162,7 @@ func (c *comparison) wanted() (found []system) {
 const warmUps = 3
 
 // beginOne starts a system and sends something through it.
-func (c *comparison) beginOne(ctx context.Context, r *rig, s system, target string) (*peer, error) {
+func (c *comparison) beginOne(ctx context.Context, r *rig, s system) (*peer, error) {
 	p, err := s.begin(ctx, r)
 	if err != nil {
 		return nil, err
@@ -170,7 +170,7 @@ func (c *comparison) beginOne(ctx context.Context, r *rig, s system, target stri
 	warm := udp("", "", "--assoc=1", "--window=1")
 	short := c.options
 	short.duration = 50 * time.Millisecond
-	do := c.bencher(r, p, target)
+	do := c.bencher(r, p)
 	for range warmUps {
 		if _, err = do(ctx, warm.arguments(short)...); err == nil || ctx.Err() != nil {
 			break
@@ -192,14 +192,14 @@ func (c *comparison) roundsOf(l load) int {
 }
 
 // measure runs a load in alternating rounds.
-func (c *comparison) measure(ctx context.Context, r *rig, l load, running map[string]*peer, target string) error {
+func (c *comparison) measure(ctx context.Context, r *rig, l load, running map[string]*peer) error {
 	for round := range c.roundsOf(l) {
 		for _, s := range rotated(c.wanted(), round) {
 			p := running[s.name]
 			if p == nil || !s.carries(l) || !c.goesOn(r, l, s) {
 				continue
 			}
-			if err := c.once(ctx, r, l, s, p, target); err != nil {
+			if err := c.once(ctx, r, l, s, p); err != nil {
 				return err
 			}
 		}
@@ -218,18 +218,18 @@ func rotated(all []system, by int) []system {
 }
 
 // measureFresh runs a load on each system, with processes of its own each time.
-func (c *comparison) measureFresh(ctx context.Context, r *rig, l load, target string) error {
+func (c *comparison) measureFresh(ctx context.Context, r *rig, l load) error {
 	for round := range c.roundsOf(l) {
 		for _, s := range rotated(c.wanted(), round) {
 			if s.name == direct && l.holds || !s.carries(l) || c.absent[s.name] != "" {
 				continue
 			}
-			p, err := c.beginOne(ctx, r, s, target)
+			p, err := c.beginOne(ctx, r, s)
 			if err != nil {
 				c.cell(r, l, s).failed = err.Error()
 				continue
 			}
-			err = c.once(ctx, r, l, s, p, target)
+			err = c.once(ctx, r, l, s, p)
 			p.end()
 			if err != nil {
 				return err
@@ -252,8 +252,8 @@ func (c *comparison) goesOn(r *rig, l load, s system) bool { return c.cell(r, l,
 
 // once runs one round. Only the end of ctx is an error: a load that a system
 // does not pass is a result.
-func (c *comparison) once(ctx context.Context, r *rig, l load, s system, p *peer, target string) error {
-	v, err := l.measure(ctx, c.options, c.bencher(r, p, target))
+func (c *comparison) once(ctx context.Context, r *rig, l load, s system, p *peer) error {
+	v, err := l.measure(ctx, c.options, c.bencher(r, p))
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
@@ -269,9 +269,9 @@ func (c *comparison) once(ctx context.Context, r *rig, l load, s system, p *peer
 }
 
 // bencher runs bench in the rig's arrangement on one of its peers.
-func (c *comparison) bencher(r *rig, p *peer, target string) bencher {
+func (c *comparison) bencher(r *rig, p *peer) bencher {
 	return func(ctx context.Context, args ...string) ([]byte, error) {
-		args = append(append([]string{"bench"}, args...), p.way(target)...)
+		args = append(append([]string{"bench"}, args...), p.way(r.target)...)
 		return output(ctx, r.arrangement, c.wmproxy, args...)
 	}
 }

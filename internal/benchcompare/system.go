@@ -44,7 +44,7 @@ type rig struct {
 	arrangement string
 	wmproxy     string
 	cert, key   string // of 127.0.0.1, for those that need one
-	target      string
+	target      string // what all loads are sent to, once echo has started it
 }
 
 const (

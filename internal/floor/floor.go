@@ -143,6 +143,35 @@ func cutIndex(b []byte) (index uint16, body []byte, ok bool) {
 	return binary.BigEndian.Uint16(b), b[indexSize:], true
 }
 
+// entrance is the socket of a near end that numbers its sources.
+type entrance struct {
+	front   *udpio.Socket
+	sources sources
+}
+
+// Addr is where it listens.
+func (e *entrance) Addr() netip.AddrPort { return e.front.LocalAddr() }
+
+// deliver gives the sources what has come back for them. It is for one goroutine.
+func (e *entrance) deliver() func(index uint16, body []byte) {
+	var ms [1]udpio.Message
+	return func(index uint16, body []byte) {
+		if to, ok := e.sources.source(index); ok {
+			ms[0] = udpio.Message{Body: body, Addr: to}
+			_, _ = e.front.Write(ms[:])
+		}
+	}
+}
+
+// sendEach gives n what has come for its sources. It is for one goroutine.
+func sendEach(n *nat[uint16]) func(index uint16, body []byte) {
+	var ms [1]udpio.Message
+	return func(index uint16, body []byte) {
+		ms[0] = udpio.Message{Body: body}
+		n.send(index, ms[:])
+	}
+}
+
 // sources are numbered at the near end. The zero value works.
 type sources struct {
 	mu      sync.Mutex

@@ -97,11 +97,7 @@ func (f *Far) serve(conn *quic.Conn) {
 		}
 	})
 	defer n.close()
-	var ms [1]udpio.Message
-	receive(conn, func(index uint16, body []byte) {
-		ms[0] = udpio.Message{Body: body}
-		n.send(index, ms[:])
-	})
+	receive(conn, sendEach(n))
 }
 
 // receive calls do with all that comes, until the connection ends.
@@ -119,10 +115,9 @@ func receive(conn *quic.Conn, do func(index uint16, body []byte)) {
 
 // Near is the end of QUIC relays that listens.
 type Near struct {
-	front     *udpio.Socket
+	entrance
 	transport *quic.Transport
 	conn      *quic.Conn
-	sources   sources
 	receiving sync.WaitGroup
 }
 
@@ -142,7 +137,7 @@ func ListenNear(ctx context.Context, at, server netip.AddrPort) (*Near, error) {
 		closeTransport(tr)
 		return nil, err
 	}
-	n := &Near{front: front, transport: tr, conn: conn}
+	n := &Near{entrance: entrance{front: front}, transport: tr, conn: conn}
 	var b []byte // the socket calls back one at a time
 	front.Start(func(ms []udpio.Message) {
 		for i := range ms {
@@ -152,22 +147,9 @@ func ListenNear(ctx context.Context, at, server netip.AddrPort) (*Near, error) {
 			}
 		}
 	})
-	n.receiving.Go(n.receive)
+	n.receiving.Go(func() { receive(n.conn, n.deliver()) })
 	return n, nil
 }
-
-func (n *Near) receive() {
-	var ms [1]udpio.Message
-	receive(n.conn, func(index uint16, body []byte) {
-		if to, ok := n.sources.source(index); ok {
-			ms[0] = udpio.Message{Body: body, Addr: to}
-			_, _ = n.front.Write(ms[:])
-		}
-	})
-}
-
-// Addr is where it listens.
-func (n *Near) Addr() netip.AddrPort { return n.front.LocalAddr() }
 
 // Close ends it.
 func (n *Near) Close() error {

@@ -120,18 +120,13 @@ func (f *TLSFar) serve(conn net.Conn) {
 	})
 	defer n.close()
 	defer conn.Close()
-	var ms [1]udpio.Message
-	receiveFramed(conn, func(index uint16, body []byte) {
-		ms[0] = udpio.Message{Body: body}
-		n.send(index, ms[:])
-	})
+	receiveFramed(conn, sendEach(n))
 }
 
 // TLSNear is Near over TLS.
 type TLSNear struct {
-	front     *udpio.Socket
+	entrance
 	conn      net.Conn
-	sources   sources
 	receiving sync.WaitGroup
 }
 
@@ -146,7 +141,7 @@ func ListenTLSNear(at, server netip.AddrPort) (*TLSNear, error) {
 		_ = tcp.Close()
 		return nil, err
 	}
-	n := &TLSNear{front: front, conn: tls.Client(udpio.Quiet(tcp), clientTLS)}
+	n := &TLSNear{entrance: entrance{front: front}, conn: tls.Client(udpio.Quiet(tcp), clientTLS)}
 	var b []byte // the socket calls back one at a time
 	front.Start(func(ms []udpio.Message) {
 		b = b[:0]
@@ -157,22 +152,9 @@ func ListenTLSNear(at, server netip.AddrPort) (*TLSNear, error) {
 		}
 		_, _ = n.conn.Write(b)
 	})
-	n.receiving.Go(n.receive)
+	n.receiving.Go(func() { receiveFramed(n.conn, n.deliver()) })
 	return n, nil
 }
-
-func (n *TLSNear) receive() {
-	var ms [1]udpio.Message
-	receiveFramed(n.conn, func(index uint16, body []byte) {
-		if to, ok := n.sources.source(index); ok {
-			ms[0] = udpio.Message{Body: body, Addr: to}
-			_, _ = n.front.Write(ms[:])
-		}
-	})
-}
-
-// Addr is where it listens.
-func (n *TLSNear) Addr() netip.AddrPort { return n.front.LocalAddr() }
 
 // Close ends it.
 func (n *TLSNear) Close() error {
