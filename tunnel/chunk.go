@@ -21,12 +21,18 @@ import (
 // A yamux stream that ends without the chunk of length 0 was cut off.
 const (
 	// MaxChunk is the largest length in bytes, so that a chunk and its header
-	// are one yamux frame of at most 16 KiB and a bundle never waits behind more.
-	// A Write of that size is one frame; of one byte more, two.
-	MaxChunk = maxChunkFrame - maxChunkHeader
+	// take 16 KiB: the least that a yamux frame may hold, and that a bundle may have
+	// to wait behind.
+	MaxChunk = maxChunkWire - maxChunkHeader
 
-	maxChunkFrame  = 16 << 10
+	// MaxWrite is the number of bytes that are one yamux frame, of several chunks,
+	// where the connection is fast. One byte more is a frame more.
+	MaxWrite = maxFrameChunks * MaxChunk
+
+	maxChunkWire   = 16 << 10
 	maxChunkHeader = 2
+	maxFrameChunks = 8
+	maxFrame       = maxFrameChunks * maxChunkWire
 )
 
 var (
@@ -101,8 +107,40 @@ func (c *chunkParser) strip(b []byte) (n int, err error) {
 // longAgo as a deadline makes yamux return instead of wait.
 var longAgo = time.Unix(1, 0)
 
-// chunkFrames holds buffers for one chunk with its header.
-var chunkFrames = sync.Pool{New: func() any { return new([maxChunkFrame]byte) }}
+// Buffers for frames: of one chunk with its header, and of as many as there may be.
+var (
+	smallFrames = sync.Pool{New: func() any { return new([maxChunkWire]byte) }}
+	largeFrames = sync.Pool{New: func() any { return new([maxFrame]byte) }}
+)
+
+// takeFrame returns an empty buffer for n bytes of content, or for a part of them.
+func takeFrame(n int) []byte {
+	if n <= MaxChunk {
+		return smallFrames.Get().(*[maxChunkWire]byte)[:0]
+	}
+	return largeFrames.Get().(*[maxFrame]byte)[:0]
+}
+
+// giveFrame takes a buffer of takeFrame back.
+func giveFrame(b []byte) {
+	if cap(b) == maxChunkWire {
+		smallFrames.Put((*[maxChunkWire]byte)(b[:maxChunkWire]))
+	} else {
+		largeFrames.Put((*[maxFrame]byte)(b[:maxFrame]))
+	}
+}
+
+// appendChunks appends to b as many chunks of p as room bytes hold, but one at least, and
+// returns what is left of p.
+func appendChunks(b, p []byte, room int) (frame, rest []byte) {
+	end := len(b) + max(room, maxChunkWire)
+	for len(p) > 0 && len(b)+maxChunkWire <= end {
+		n := min(len(p), MaxChunk)
+		b = append(appendChunkHeader(b, n), p[:n]...)
+		p = p[n:]
+	}
+	return b, p
+}
 
 // chunkStream is a Stream over one yamux stream.
 type chunkStream struct {
@@ -125,7 +163,7 @@ type chunkStream struct {
 	// The writer's. unsent is what a deadline left of a frame: the peer already
 	// has its beginning, so it goes before anything else.
 	writing sync.Mutex
-	frame   *[maxChunkFrame]byte
+	frame   []byte // of takeFrame, or nil
 	unsent  []byte
 	ending  bool // the end is in unsent or sent
 }
@@ -234,13 +272,11 @@ func (s *chunkStream) Write(p []byte) (int, error) {
 		if err := s.flushFrame(); err != nil || len(p) == 0 {
 			return written, err
 		}
-		if s.frame == nil {
-			s.frame = chunkFrames.Get().(*[maxChunkFrame]byte)
-		}
-		n := min(len(p), MaxChunk)
-		s.unsent = append(appendChunkHeader(s.frame[:0], n), p[:n]...)
-		p = p[n:]
-		written += n // even if a deadline keeps the rest of it here for a while
+		var rest []byte
+		s.frame, rest = appendChunks(takeFrame(len(p)), p, s.c.maxFrame())
+		s.unsent = s.frame
+		written += len(p) - len(rest) // even if a deadline keeps some of it here for a while
+		p = rest
 	}
 }
 
@@ -265,7 +301,7 @@ func (s *chunkStream) flushFrame() error {
 		}
 	}
 	if s.frame != nil {
-		chunkFrames.Put(s.frame)
+		giveFrame(s.frame)
 		s.frame, s.unsent = nil, nil
 	}
 	return nil

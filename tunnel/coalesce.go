@@ -8,9 +8,12 @@ import (
 
 const (
 	// coalesceBuffer bounds in bytes what waits between yamux and TLS, and as much
-	// again may be in the write under way: a bundle goes behind both. Two full TLS
-	// records, which leave in one system call; four are no faster.
-	coalesceBuffer = 32 << 10
+	// again may be in the write under way: a bundle goes behind both. Full TLS
+	// records, which leave in one system call. It is this while streams fill it, and
+	// otherwise coalesceQuiet, so that little is on its way when the connection stalls.
+	coalesceBuffer = 128 << 10
+	coalesceQuiet  = 32 << 10
+	coalesceSmall  = 16 // writes in a row that say that they do not
 
 	// On a slow connection it bounds what it takes this long to send, but not below
 	// coalesceLeast bytes, so that a bundle waits for a time and not for a size.
@@ -31,20 +34,21 @@ type coalescer struct {
 	raw      net.Conn    // the TCP connection under both, to cut it short
 
 	mu      sync.Mutex
-	work    sync.Cond // for the flusher: buf has data, or closed
-	room    sync.Cond // for writers: buf has room, or err, or closed
-	limit   int       // of buf in bytes, coalesceLeast to coalesceBuffer
-	buf     []byte    // grows to what is needed
-	flight  []byte    // what the flusher is writing; swaps places with buf
-	busy    bool      // a write is under way
-	err     error     // sticks
+	work    sync.Cond     // for the flusher: buf has data, or closed
+	room    sync.Cond     // for writers: buf has room, or err, or closed
+	limit   coalesceLimit // of buf
+	full    bool          // a writer has waited for room
+	buf     []byte        // grows to what is needed
+	flight  []byte        // what the flusher is writing; swaps places with buf
+	busy    bool          // a write is under way
+	err     error         // sticks
 	closed  bool
 	readErr error // the first
 	flusher sync.WaitGroup
 }
 
 func newCoalescer(conn net.Conn, records *recordConn, raw net.Conn) *coalescer {
-	c := &coalescer{Conn: conn, records: records, raw: raw, limit: coalesceBuffer}
+	c := &coalescer{Conn: conn, records: records, raw: raw, limit: coalesceLimit{bytes: coalesceQuiet}}
 	c.work.L, c.room.L = &c.mu, &c.mu
 	c.flusher.Go(c.flush)
 	return c
@@ -55,7 +59,8 @@ func (c *coalescer) Write(p []byte) (int, error) {
 	defer c.mu.Unlock()
 	written := 0
 	for len(p) > 0 {
-		for c.err == nil && !c.closed && len(c.buf) >= c.limit {
+		for c.err == nil && !c.closed && len(c.buf) >= c.limit.bytes {
+			c.full = true
 			c.room.Wait()
 		}
 		if c.err != nil {
@@ -64,7 +69,7 @@ func (c *coalescer) Write(p []byte) (int, error) {
 		if c.closed {
 			return written, net.ErrClosed
 		}
-		n := min(len(p), c.limit-len(c.buf))
+		n := min(len(p), c.limit.bytes-len(c.buf))
 		c.buf = append(c.buf, p[:n]...)
 		p = p[n:]
 		written += n
@@ -97,19 +102,36 @@ func (c *coalescer) cause() error {
 	return c.readErr
 }
 
-// coalesceLimit is the next limit after a write of n bytes.
-func coalesceLimit(limit, n int, took time.Duration) int {
-	if took > coalesceDelay {
-		return max(int(int64(n)*int64(coalesceDelay)/int64(took)), coalesceLeast)
+// A coalesceLimit is how much may wait at a time, in bytes: coalesceLeast to coalesceBuffer.
+type coalesceLimit struct {
+	bytes int
+	small int // writes in a row that were far below it
+}
+
+// wrote adapts it to a write of n bytes. full says that more would have gone with it.
+func (l *coalesceLimit) wrote(n int, took time.Duration, full bool) {
+	if n >= l.bytes/4 {
+		l.small = 0
+	} else {
+		l.small++
 	}
-	return min(2*limit, coalesceBuffer)
+	switch {
+	case took > coalesceDelay:
+		l.bytes = max(int(int64(n)*int64(coalesceDelay)/int64(took)), coalesceLeast)
+	case l.bytes < coalesceQuiet:
+		l.bytes = min(2*l.bytes, coalesceQuiet)
+	case full:
+		l.bytes = min(2*l.bytes, coalesceBuffer)
+	case l.small >= coalesceSmall:
+		l.bytes, l.small = coalesceQuiet, 0
+	}
 }
 
 // bound is how much it takes at once at present, in bytes.
 func (c *coalescer) bound() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.limit
+	return c.limit.bytes
 }
 
 // flush writes until an error, or until it is closed and nothing is left.
@@ -129,6 +151,8 @@ func (c *coalescer) flush() {
 		}
 		c.buf, c.flight = c.flight[:0], c.buf
 		c.busy = true
+		full := c.full
+		c.full = false
 		c.room.Broadcast()
 		c.mu.Unlock()
 		began := time.Now()
@@ -136,7 +160,7 @@ func (c *coalescer) flush() {
 		took := time.Since(began)
 		c.mu.Lock()
 		c.busy = false
-		c.limit = coalesceLimit(c.limit, len(c.flight), took)
+		c.limit.wrote(len(c.flight), took, full)
 		if err != nil {
 			c.err = err
 			c.room.Broadcast()

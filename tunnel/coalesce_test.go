@@ -77,7 +77,7 @@ func TestTheCoalescerHoldsNoMoreThanItsBound(t *testing.T) {
 			taken <- n
 		}()
 		synctest.Wait()
-		if cap(c.buf) < coalesceBuffer || len(c.buf) != coalesceBuffer {
+		if len(c.buf) != coalesceQuiet {
 			t.Errorf("%d bytes wait", len(c.buf))
 		}
 		start := time.Now()
@@ -85,7 +85,7 @@ func TestTheCoalescerHoldsNoMoreThanItsBound(t *testing.T) {
 		if took := time.Since(start); took != closeBound {
 			t.Errorf("Close took %v, want %v", took, closeBound)
 		}
-		if n := <-taken; n != coalesceBuffer {
+		if n := <-taken; n != coalesceQuiet {
 			t.Errorf("%d bytes taken", n)
 		}
 		if _, err := c.Write([]byte("x")); err == nil {
@@ -115,26 +115,54 @@ func TestAWriteErrorSticks(t *testing.T) {
 	})
 }
 
-func TestASlowConnectionIsGivenLittleAtATime(t *testing.T) {
+func TestASlowConnectionIsGivenLittleAtATimeAndABusyOneMuch(t *testing.T) {
 	const fast, slow = coalesceDelay / 10, 4 * coalesceDelay
-	limit := coalesceBuffer
-	for _, step := range []struct {
+	limit := coalesceLimit{bytes: coalesceQuiet}
+	for i, step := range []struct {
 		n    int
 		took time.Duration
+		full bool
 		want int
 	}{
-		{coalesceBuffer, fast, coalesceBuffer},
-		{coalesceBuffer, slow, coalesceBuffer / 4}, // what takes 5 ms
-		{coalesceBuffer / 4, coalesceDelay, coalesceBuffer / 2},
-		{coalesceBuffer / 2, slow, coalesceBuffer / 8},
-		{100, time.Second, coalesceLeast}, // it stood still
-		{100, fast, 2 * coalesceLeast},
-		{100, fast, 4 * coalesceLeast},
-		{100, fast, coalesceBuffer},
-		{100, fast, coalesceBuffer},
+		{100, fast, false, coalesceQuiet},
+		{coalesceQuiet, fast, true, 2 * coalesceQuiet},
+		{2 * coalesceQuiet, fast, true, coalesceBuffer},
+		{coalesceBuffer, fast, true, coalesceBuffer},
+		{12, fast, false, coalesceBuffer},
+		{coalesceBuffer, slow, true, coalesceBuffer / 4}, // what takes 5 ms
+		{coalesceBuffer / 4, coalesceDelay, true, coalesceBuffer / 2},
+		{coalesceBuffer / 2, slow, true, coalesceBuffer / 8},
+		{100, time.Second, false, coalesceLeast}, // it stood still
+		{100, fast, false, 2 * coalesceLeast},
+		{100, fast, true, 4 * coalesceLeast},
+		{100, fast, true, coalesceQuiet},
 	} {
-		if limit = coalesceLimit(limit, step.n, step.took); limit != step.want {
-			t.Errorf("after %d bytes in %v the limit is %d, want %d", step.n, step.took, limit, step.want)
+		if limit.wrote(step.n, step.took, step.full); limit.bytes != step.want {
+			t.Errorf("step %d: after %d bytes in %v the limit is %d, want %d", i, step.n, step.took, limit.bytes, step.want)
+		}
+	}
+}
+
+func TestABusyConnectionThatGoesQuietKeepsLittle(t *testing.T) {
+	limit := coalesceLimit{bytes: coalesceBuffer}
+	for n := 1; ; n++ {
+		limit.wrote(coalesceBuffer/4-1, 0, false)
+		if limit.bytes == coalesceBuffer {
+			continue
+		}
+		if n != coalesceSmall || limit.bytes != coalesceQuiet {
+			t.Errorf("%d bytes after %d small writes, want %d after %d", limit.bytes, n, coalesceQuiet, coalesceSmall)
+		}
+		break
+	}
+	limit = coalesceLimit{bytes: coalesceBuffer}
+	for i := range 10 * coalesceSmall {
+		size := 100
+		if i%coalesceSmall == 0 {
+			size = coalesceBuffer
+		}
+		if limit.wrote(size, 0, false); limit.bytes != coalesceBuffer {
+			t.Fatalf("%d bytes though every %dth write is large", limit.bytes, coalesceSmall)
 		}
 	}
 }

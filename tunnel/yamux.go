@@ -221,6 +221,9 @@ func (c *yamuxCarrier) Done() <-chan struct{}  { return c.ended }
 // MaxBundle is less on a slow connection, where a bundle keeps others waiting.
 func (c *yamuxCarrier) MaxBundle() int { return min(MaxBundleSize, c.conn.bound()) }
 
+// maxFrame bounds in bytes the frame of a stream, which a bundle may have to wait behind.
+func (c *yamuxCarrier) maxFrame() int { return min(maxFrame, c.conn.bound()) }
+
 func (c *yamuxCarrier) Err() error {
 	select {
 	case <-c.ended:

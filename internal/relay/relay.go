@@ -16,18 +16,6 @@ import (
 	"wmproxy/tunnel"
 )
 
-// Sizes of the copy buffers in bytes. Towards the stream one read is one chunk
-// on the carrier, and no datagram should wait behind more than that.
-const (
-	toStreamBuffer = tunnel.MaxChunk
-	toTCPBuffer    = 64 << 10
-)
-
-var (
-	toStreamBuffers = sync.Pool{New: func() any { return new([toStreamBuffer]byte) }}
-	toTCPBuffers    = sync.Pool{New: func() any { return new([toTCPBuffer]byte) }}
-)
-
 // Result says what passed and how it ended.
 type Result struct {
 	ToStream   int64 // bytes read from TCP that the stream took
@@ -86,12 +74,11 @@ type pair struct {
 
 // tcpToStream copies what TCP sends, and its end.
 func (p *pair) tcpToStream(ahead []byte) {
-	buf := toStreamBuffers.Get().(*[toStreamBuffer]byte)
-	defer toStreamBuffers.Put(buf)
-	var err error
-	for n := copy(buf[:], ahead); ; n, err = p.conn.Read(buf[:]) {
-		if n > 0 {
-			if _, err := p.stream.Write(buf[:n]); err != nil {
+	var buf buffer
+	defer buf.free()
+	for data, err := ahead, error(nil); ; data, err = buf.read(p.conn) {
+		if n := len(data); n > 0 {
+			if _, err := p.stream.Write(data); err != nil {
 				p.abort(streamCode(err), err)
 				return
 			}
@@ -113,13 +100,13 @@ func (p *pair) tcpToStream(ahead []byte) {
 
 // streamToTCP copies what the stream sends, and its end.
 func (p *pair) streamToTCP() {
-	buf := toTCPBuffers.Get().(*[toTCPBuffer]byte)
-	defer toTCPBuffers.Put(buf)
+	var buf buffer
+	defer buf.free()
 	for {
-		n, err := p.stream.Read(buf[:])
-		if n > 0 {
-			m, err := p.conn.Write(buf[:n])
-			p.fromStream += int64(m)
+		data, err := buf.read(p.stream)
+		if len(data) > 0 {
+			n, err := p.conn.Write(data)
+			p.fromStream += int64(n)
 			if err != nil {
 				p.abort(tcpCode(err), err)
 				return

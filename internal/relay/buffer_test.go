@@ -1,0 +1,40 @@
+package relay
+
+import (
+	"io"
+	"testing"
+)
+
+// sized is a reader of reads of these sizes, or of fewer bytes where there is no room.
+type sized []int
+
+func (s *sized) Read(p []byte) (int, error) {
+	if len(*s) == 0 {
+		return 0, io.EOF
+	}
+	n := min((*s)[0], len(p))
+	*s = (*s)[1:]
+	return n, nil
+}
+
+func TestABufferIsLargeForAsLongAsReadsAre(t *testing.T) {
+	var b buffer
+	defer b.free()
+	const half = smallBuffer / 2
+	r := sized{1, half, half + 1, largeBuffer + 1, half + 1, half, largeBuffer}
+	for i, want := range []struct{ n, room int }{
+		{1, smallBuffer},
+		{half, smallBuffer},
+		{half + 1, smallBuffer},
+		{largeBuffer, largeBuffer},
+		{half + 1, largeBuffer},
+		{half, largeBuffer},
+		{smallBuffer, smallBuffer},
+		{0, largeBuffer},
+	} {
+		p, err := b.read(&r)
+		if len(p) != want.n || len(b.b) != want.room || (err == io.EOF) != (want.n == 0) {
+			t.Errorf("read %d: %d bytes with room for %d, %v; want %d with %d", i, len(p), len(b.b), err, want.n, want.room)
+		}
+	}
+}
