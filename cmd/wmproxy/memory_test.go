@@ -1,6 +1,10 @@
 package main
 
-import "testing"
+import (
+	"runtime"
+	"runtime/metrics"
+	"testing"
+)
 
 func TestMemoryGoesBackOnceAfterEachBusyTime(t *testing.T) {
 	const little, much = memoryCalm / 8, 8 * memoryCalm
@@ -31,4 +35,33 @@ func TestMemoryGoesBackOnceAfterEachBusyTime(t *testing.T) {
 			t.Errorf("%s: memory goes back %d times, want %d", step.what, got, step.want)
 		}
 	}
+}
+
+func TestGarbageIsNotCollectedBeforeThereIsMuchUnlessTheUserSaysWhen(t *testing.T) {
+	t.Cleanup(func() { ballast = nil })
+	for _, c := range []struct {
+		variable string
+		room     bool
+	}{{"", true}, {"GOGC", false}, {"GOMEMLIMIT", false}} {
+		ballast = nil
+		t.Setenv("GOGC", "")
+		t.Setenv("GOMEMLIMIT", "")
+		if c.variable != "" {
+			t.Setenv(c.variable, "100")
+		}
+		before := heapGoal()
+		roomForGarbage()
+		grown := heapGoal() >= max(garbageRoom, before+garbageRoom/2)
+		if grown != c.room {
+			t.Errorf("with %q set the next collection is at %d bytes, before it was at %d", c.variable, heapGoal(), before)
+		}
+	}
+}
+
+// heapGoal collects and returns the size of the heap in bytes at the next collection.
+func heapGoal() uint64 {
+	runtime.GC()
+	goal := []metrics.Sample{{Name: "/gc/heap/goal:bytes"}}
+	metrics.Read(goal)
+	return goal[0].Value.Uint64()
 }

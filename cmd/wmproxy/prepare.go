@@ -22,6 +22,7 @@ func prepare(ctx context.Context, debug netip.AddrPort, log *slog.Logger) (stop 
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	wg.Go(func() { governProcs(ctx) })
+	roomForGarbage()
 	wg.Go(func() { returnMemory(ctx) })
 	return func() {
 		cancel()
