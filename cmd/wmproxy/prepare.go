@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"runtime"
 	"sync"
 
 	"wmproxy/internal/state"
@@ -22,12 +23,13 @@ func prepare(ctx context.Context, debug netip.AddrPort, log *slog.Logger) (stop 
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	wg.Go(func() { governProcs(ctx) })
-	roomForGarbage()
+	room := roomForGarbage()
 	wg.Go(func() { returnMemory(ctx) })
 	return func() {
 		cancel()
 		wg.Wait()
 		stopDebug()
+		runtime.KeepAlive(room)
 	}, nil
 }
 
