@@ -21,8 +21,8 @@ import (
 // A yamux stream that ends without the chunk of length 0 was cut off.
 const (
 	// MaxChunk is the largest length in bytes, so that a chunk and its header
-	// take 16 KiB: the least that a yamux frame may hold, and that a bundle may have
-	// to wait behind.
+	// take 16 KiB: the most that a yamux frame holds on a slow connection, and that a
+	// bundle may have to wait behind there.
 	MaxChunk = maxChunkWire - maxChunkHeader
 
 	// MaxWrite is the number of bytes that are one yamux frame, of several chunks,
@@ -130,11 +130,10 @@ func giveFrame(b []byte) {
 	}
 }
 
-// appendChunks appends to b as many chunks of p as room bytes hold, but one at least, and
-// returns what is left of p.
-func appendChunks(b, p []byte, room int) (frame, rest []byte) {
-	end := len(b) + max(room, maxChunkWire)
-	for len(p) > 0 && len(b)+maxChunkWire <= end {
+// appendChunks appends to b chunks of p, one at least and otherwise as many as fill maxFrame
+// bytes, and returns what is left of p.
+func appendChunks(b, p []byte) (frame, rest []byte) {
+	for len(p) > 0 && len(b)+maxChunkWire <= maxFrame {
 		n := min(len(p), MaxChunk)
 		b = append(appendChunkHeader(b, n), p[:n]...)
 		p = p[n:]
@@ -273,7 +272,7 @@ func (s *chunkStream) Write(p []byte) (int, error) {
 			return written, err
 		}
 		var rest []byte
-		s.frame, rest = appendChunks(takeFrame(len(p)), p, s.c.maxFrame())
+		s.frame, rest = appendChunks(takeFrame(len(p)), p)
 		s.unsent = s.frame
 		written += len(p) - len(rest) // even if a deadline keeps some of it here for a while
 		p = rest
@@ -289,7 +288,7 @@ func (s *chunkStream) flushFrame() error {
 		if err := s.takeTurn(); err != nil {
 			return err
 		}
-		n, err := s.y.Write(s.unsent)
+		n, err := s.y.Write(s.unsent[:s.c.frame(len(s.unsent))])
 		<-s.c.turn
 		s.unsent = s.unsent[n:]
 		if errors.Is(err, yamux.ErrTimeout) {
@@ -342,7 +341,8 @@ func (s *chunkStream) takeTurn() error {
 	}
 }
 
-// writeWhenRead writes once the peer has read and given room, within the deadline.
+// writeWhenRead writes once the peer has read and given room, within the deadline: little,
+// because others may do so at the same time.
 func (s *chunkStream) writeWhenRead() (int, error) {
 	if len(s.unsent) == 0 {
 		return 0, nil
@@ -356,7 +356,7 @@ func (s *chunkStream) writeWhenRead() (int, error) {
 	s.y.SetWriteDeadline(s.deadline)
 	s.mu.Unlock()
 
-	n, err := s.y.Write(s.unsent)
+	n, err := s.y.Write(s.unsent[:min(len(s.unsent), maxChunkWire)])
 
 	s.mu.Lock()
 	s.waiting = false

@@ -68,28 +68,25 @@ func TestChunksComeOutWholeHoweverTheyArrive(t *testing.T) {
 	}
 }
 
-func TestAFrameHoldsAsManyChunksAsTheConnectionAllowsAndOneAtLeast(t *testing.T) {
+func TestWhatIsWrittenGoesIntoAsManyChunksAsAFrameHolds(t *testing.T) {
 	content := make([]byte, MaxWrite+1)
 	numbered(content, 1)
-	for _, step := range []struct{ n, room, want int }{
-		{1, maxFrame, 1},
-		{MaxChunk, maxFrame, MaxChunk},
-		{MaxChunk + 1, maxFrame, MaxChunk + 1},
-		{MaxWrite, maxFrame, MaxWrite},
-		{MaxWrite + 1, maxFrame, MaxWrite},
-		{MaxWrite, maxFrame - 1, MaxWrite - MaxChunk},
-		{MaxWrite, 2 * maxChunkWire, 2 * MaxChunk},
-		{MaxWrite, coalesceLeast, MaxChunk},
-		{MaxWrite, 0, MaxChunk},
+	for _, step := range []struct{ n, want, chunks int }{
+		{1, 1, 1},
+		{MaxChunk, MaxChunk, 1},
+		{MaxChunk + 1, MaxChunk + 1, 2},
+		{MaxWrite, MaxWrite, maxFrameChunks},
+		{MaxWrite + 1, MaxWrite, maxFrameChunks},
 	} {
-		frame, rest := appendChunks(takeFrame(step.n), content[:step.n], step.room)
-		if got := step.n - len(rest); got != step.want || len(frame) > max(step.room, maxChunkWire) {
-			t.Errorf("of %d bytes in room for %d a frame of %d takes %d, want %d", step.n, step.room, len(frame), got, step.want)
+		frame, rest := appendChunks(takeFrame(step.n), content[:step.n])
+		if got := step.n - len(rest); got != step.want || len(frame) > got+step.chunks*maxChunkHeader || len(frame) > maxFrame {
+			t.Errorf("of %d bytes a frame of %d takes %d, want %d", step.n, len(frame), got, step.want)
 		}
 		var c chunkParser
-		n, err := c.strip(bytes.Clone(frame))
-		if err != nil || n != step.want || c.left != 0 {
-			t.Errorf("of %d bytes in room for %d the peer reads %d, %v", step.n, step.room, n, err)
+		arrived := bytes.Clone(frame)
+		n, err := c.strip(arrived)
+		if err != nil || !bytes.Equal(arrived[:n], content[:step.want]) || c.left != 0 {
+			t.Errorf("of %d bytes the peer reads %d, %v", step.n, n, err)
 		}
 		giveFrame(frame)
 	}

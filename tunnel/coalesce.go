@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"net"
+	"slices"
 	"sync"
 	"time"
 )
@@ -9,11 +10,11 @@ import (
 const (
 	// coalesceBuffer bounds in bytes what waits between yamux and TLS, and as much
 	// again may be in the write under way: a bundle goes behind both. Full TLS
-	// records, which leave in one system call. It is this while streams fill it, and
-	// otherwise coalesceQuiet, so that little is on its way when the connection stalls.
+	// records, which leave in one system call. It is this for streams that write so much,
+	// and otherwise coalesceQuiet, so that little is on its way when the connection stalls.
 	coalesceBuffer = 128 << 10
 	coalesceQuiet  = 32 << 10
-	coalesceSmall  = 16 // writes in a row that say that they do not
+	coalesceSmall  = 16 // writes in a row that say that there are none
 
 	// On a slow connection it bounds what it takes this long to send, but not below
 	// coalesceLeast bytes, so that a bundle waits for a time and not for a size.
@@ -37,7 +38,7 @@ type coalescer struct {
 	work    sync.Cond     // for the flusher: buf has data, or closed
 	room    sync.Cond     // for writers: buf has room, or err, or closed
 	limit   coalesceLimit // of buf
-	full    bool          // a writer has waited for room
+	larger  bool          // somebody would write more at a time
 	buf     []byte        // grows to what is needed
 	flight  []byte        // what the flusher is writing; swaps places with buf
 	busy    bool          // a write is under way
@@ -60,7 +61,6 @@ func (c *coalescer) Write(p []byte) (int, error) {
 	written := 0
 	for len(p) > 0 {
 		for c.err == nil && !c.closed && len(c.buf) >= c.limit.bytes {
-			c.full = true
 			c.room.Wait()
 		}
 		if c.err != nil {
@@ -108,8 +108,9 @@ type coalesceLimit struct {
 	small int // writes in a row that were far below it
 }
 
-// wrote adapts it to a write of n bytes. full says that more would have gone with it.
-func (l *coalesceLimit) wrote(n int, took time.Duration, full bool) {
+// wrote adapts it to a write of n bytes. larger says that somebody would write more at a time. calm
+// is that it has just become coalesceQuiet because so little is written.
+func (l *coalesceLimit) wrote(n int, took time.Duration, larger bool) (calm bool) {
 	if n >= l.bytes/4 {
 		l.small = 0
 	} else {
@@ -120,11 +121,24 @@ func (l *coalesceLimit) wrote(n int, took time.Duration, full bool) {
 		l.bytes = max(int(int64(n)*int64(coalesceDelay)/int64(took)), coalesceLeast)
 	case l.bytes < coalesceQuiet:
 		l.bytes = min(2*l.bytes, coalesceQuiet)
-	case full:
+	case larger:
 		l.bytes = min(2*l.bytes, coalesceBuffer)
 	case l.small >= coalesceSmall:
+		calm = l.bytes > coalesceQuiet
 		l.bytes, l.small = coalesceQuiet, 0
 	}
+	return calm
+}
+
+// fit returns how many of n bytes it takes at once at present, and takes more before long if that
+// is not all.
+func (c *coalescer) fit(n int) int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if n > c.limit.bytes {
+		n, c.larger = c.limit.bytes, true
+	}
+	return n
 }
 
 // bound is how much it takes at once at present, in bytes.
@@ -151,8 +165,8 @@ func (c *coalescer) flush() {
 		}
 		c.buf, c.flight = c.flight[:0], c.buf
 		c.busy = true
-		full := c.full
-		c.full = false
+		larger := c.larger
+		c.larger = false
 		c.room.Broadcast()
 		c.mu.Unlock()
 		began := time.Now()
@@ -160,7 +174,10 @@ func (c *coalescer) flush() {
 		took := time.Since(began)
 		c.mu.Lock()
 		c.busy = false
-		c.limit.wrote(len(c.flight), took, full)
+		if c.limit.wrote(len(c.flight), took, larger) {
+			c.buf, c.flight = slices.Clone(c.buf), nil
+			c.records.free()
+		}
 		if err != nil {
 			c.err = err
 			c.room.Broadcast()

@@ -94,6 +94,37 @@ func TestTheCoalescerHoldsNoMoreThanItsBound(t *testing.T) {
 	})
 }
 
+func TestALargeFrameMakesRoomForMoreAndQuietWritersGiveItBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		conn := newSlowConn()
+		records := &recordConn{Conn: conn}
+		c := newCoalescer(records, records, conn)
+		go c.Write(make([]byte, 8*coalesceBuffer))
+		for _, want := range []int{coalesceQuiet, coalesceQuiet, 2 * coalesceQuiet, coalesceBuffer, coalesceBuffer} {
+			synctest.Wait()
+			if c.bound() != want || len(c.buf) != want {
+				t.Errorf("%d bytes wait of %d, want %d", len(c.buf), c.bound(), want)
+			}
+			if got := c.fit(coalesceBuffer); got != want {
+				t.Errorf("of a large frame it takes %d, want %d", got, want)
+			}
+			conn.gate <- struct{}{}
+		}
+		for synctest.Wait(); len(c.buf) > 0 || c.busy; synctest.Wait() {
+			conn.gate <- struct{}{}
+		}
+		for range coalesceSmall {
+			c.Write([]byte("x"))
+			conn.gate <- struct{}{}
+			synctest.Wait()
+		}
+		if held := cap(c.buf) + cap(c.flight) + cap(records.held); c.bound() != coalesceQuiet || held > coalesceQuiet {
+			t.Errorf("quiet, it takes %d bytes and holds buffers of %d", c.bound(), held)
+		}
+		c.Close()
+	})
+}
+
 func TestAWriteErrorSticks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		conn := newSlowConn()
@@ -119,10 +150,10 @@ func TestASlowConnectionIsGivenLittleAtATimeAndABusyOneMuch(t *testing.T) {
 	const fast, slow = coalesceDelay / 10, 4 * coalesceDelay
 	limit := coalesceLimit{bytes: coalesceQuiet}
 	for i, step := range []struct {
-		n    int
-		took time.Duration
-		full bool
-		want int
+		n      int
+		took   time.Duration
+		larger bool
+		want   int
 	}{
 		{100, fast, false, coalesceQuiet},
 		{coalesceQuiet, fast, true, 2 * coalesceQuiet},
@@ -137,7 +168,7 @@ func TestASlowConnectionIsGivenLittleAtATimeAndABusyOneMuch(t *testing.T) {
 		{100, fast, true, 4 * coalesceLeast},
 		{100, fast, true, coalesceQuiet},
 	} {
-		if limit.wrote(step.n, step.took, step.full); limit.bytes != step.want {
+		if limit.wrote(step.n, step.took, step.larger); limit.bytes != step.want {
 			t.Errorf("step %d: after %d bytes in %v the limit is %d, want %d", i, step.n, step.took, limit.bytes, step.want)
 		}
 	}
@@ -145,15 +176,15 @@ func TestASlowConnectionIsGivenLittleAtATimeAndABusyOneMuch(t *testing.T) {
 
 func TestABusyConnectionThatGoesQuietKeepsLittle(t *testing.T) {
 	limit := coalesceLimit{bytes: coalesceBuffer}
-	for n := 1; ; n++ {
-		limit.wrote(coalesceBuffer/4-1, 0, false)
-		if limit.bytes == coalesceBuffer {
-			continue
+	for n := range 2 * coalesceSmall {
+		want := coalesceBuffer
+		if n+1 >= coalesceSmall {
+			want = coalesceQuiet
 		}
-		if n != coalesceSmall || limit.bytes != coalesceQuiet {
-			t.Errorf("%d bytes after %d small writes, want %d after %d", limit.bytes, n, coalesceQuiet, coalesceSmall)
+		calm := limit.wrote(coalesceQuiet/4-1, 0, false)
+		if limit.bytes != want || calm != (n+1 == coalesceSmall) {
+			t.Errorf("after %d small writes %d bytes, calm %v; want %d", n+1, limit.bytes, calm, want)
 		}
-		break
 	}
 	limit = coalesceLimit{bytes: coalesceBuffer}
 	for i := range 10 * coalesceSmall {

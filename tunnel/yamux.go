@@ -221,8 +221,11 @@ func (c *yamuxCarrier) Done() <-chan struct{}  { return c.ended }
 // MaxBundle is less on a slow connection, where a bundle keeps others waiting.
 func (c *yamuxCarrier) MaxBundle() int { return min(MaxBundleSize, c.conn.bound()) }
 
-// maxFrame bounds in bytes the frame of a stream, which a bundle may have to wait behind.
-func (c *yamuxCarrier) maxFrame() int { return min(maxFrame, c.conn.bound()) }
+// frame returns how many of n bytes a stream may write in one frame at present: a bundle may
+// have to wait behind it.
+func (c *yamuxCarrier) frame(n int) int {
+	return min(n, max(c.conn.fit(n), maxChunkWire))
+}
 
 func (c *yamuxCarrier) Err() error {
 	select {

@@ -48,3 +48,10 @@ func (c *recordConn) together(write func() error) error {
 	}
 	return err
 }
+
+// free lets go of what together needed.
+func (c *recordConn) free() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.held = nil
+}

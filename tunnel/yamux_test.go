@@ -369,6 +369,31 @@ func TestCloseDoesNotWaitForAPeerThatTakesNothing(t *testing.T) {
 
 // Where the connection stalls, one stream's chunk is inside yamux, in front of the
 // next bundle; the other streams wait outside and can be called off.
+func TestAStreamsFrameIsAsLargeAsWhatTheConnectionTakesAtOnce(t *testing.T) {
+	c := deafPeer(t).(*yamuxCarrier)
+	for _, step := range []struct {
+		bound, n, want int
+		larger         bool
+	}{
+		{coalesceLeast, maxFrame, maxChunkWire, true},
+		{coalesceLeast, 100, 100, false},
+		{coalesceQuiet, coalesceQuiet + 1, coalesceQuiet, true},
+		{coalesceQuiet, coalesceQuiet, coalesceQuiet, false},
+		{coalesceBuffer, maxFrame, maxFrame, false},
+	} {
+		c.conn.mu.Lock()
+		c.conn.limit.bytes, c.conn.larger = step.bound, false
+		c.conn.mu.Unlock()
+		got := c.frame(step.n)
+		c.conn.mu.Lock()
+		if got != step.want || c.conn.larger != step.larger {
+			t.Errorf("where %d bytes may wait a frame of %d has %d, want %d; more is asked for: %v", step.bound, step.n, got, step.want, c.conn.larger)
+		}
+		c.conn.mu.Unlock()
+	}
+	c.Close(CodeNone, "")
+}
+
 func TestOneStreamAtATimeStandsInFrontOfABundle(t *testing.T) {
 	const streams = 20
 	c := deafPeer(t)

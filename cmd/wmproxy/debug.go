@@ -140,7 +140,7 @@ func serveRuntime(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
 	_ = json.NewEncoder(w).Encode(runtimeCounts{
 		Goroutines: runtime.NumGoroutine(),
-		HeapBytes:  m.HeapAlloc, StackBytes: m.StackInuse, SystemBytes: m.Sys,
+		HeapBytes:  heapBytes(&m), StackBytes: m.StackInuse, SystemBytes: m.Sys,
 		Descriptors: openDescriptors(), RSSBytes: residentBytes(),
 	})
 }

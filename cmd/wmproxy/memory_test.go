@@ -38,6 +38,7 @@ func TestMemoryGoesBackOnceAfterEachBusyTime(t *testing.T) {
 }
 
 func TestGarbageIsNotCollectedBeforeThereIsMuchUnlessTheUserSaysWhen(t *testing.T) {
+	t.Cleanup(func() { ballast.Store(nil) })
 	for _, c := range []struct {
 		variable string
 		room     bool
@@ -47,10 +48,15 @@ func TestGarbageIsNotCollectedBeforeThereIsMuchUnlessTheUserSaysWhen(t *testing.
 		if c.variable != "" {
 			t.Setenv(c.variable, "100")
 		}
+		ballast.Store(nil)
 		before := heapGoal()
-		room := roomForGarbage()
+		roomForGarbage()
 		after := heapGoal()
-		runtime.KeepAlive(room)
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		if rest := m.HeapAlloc - heapBytes(&m); rest != 0 && rest != garbageRoom/2 || (rest != 0) != c.room {
+			t.Errorf("with %q set %d bytes of the heap do not count", c.variable, rest)
+		}
 		if grown := after >= max(garbageRoom, before+garbageRoom/2); grown != c.room {
 			t.Errorf("with %q set the next collection is at %d bytes, before it was at %d", c.variable, after, before)
 		}

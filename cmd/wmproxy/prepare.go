@@ -5,7 +5,6 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
-	"runtime"
 	"sync"
 
 	"wmproxy/internal/state"
@@ -14,6 +13,7 @@ import (
 // prepare makes the process ready to serve: descriptors, a word about small
 // buffers, the debug listener where debug is an address, processors, memory. stop undoes it.
 func prepare(ctx context.Context, debug netip.AddrPort, log *slog.Logger) (stop func(), err error) {
+	roomForGarbage()
 	raiseDescriptorLimit(log)
 	checkUDPBuffers(log)
 	stopDebug, err := startDebug(debug, log)
@@ -23,13 +23,11 @@ func prepare(ctx context.Context, debug netip.AddrPort, log *slog.Logger) (stop 
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	wg.Go(func() { governProcs(ctx) })
-	room := roomForGarbage()
 	wg.Go(func() { returnMemory(ctx) })
 	return func() {
 		cancel()
 		wg.Wait()
 		stopDebug()
-		runtime.KeepAlive(room)
 	}, nil
 }
 

@@ -38,3 +38,25 @@ func TestABufferIsLargeForAsLongAsReadsAre(t *testing.T) {
 		}
 	}
 }
+
+func TestNoMoreBuffersAreLargeThanThereMayBe(t *testing.T) {
+	all := make([]buffer, maxLarge+1)
+	for i := range all {
+		for range 2 {
+			all[i].read(&sized{smallBuffer})
+		}
+		want := largeBuffer
+		if i == maxLarge {
+			want = smallBuffer
+		}
+		if len(all[i].b) != want {
+			t.Fatalf("buffer %d holds %d bytes, want %d", i, len(all[i].b), want)
+		}
+	}
+	for i := range all {
+		all[i].free()
+	}
+	if n := largeHeld.Load(); n != 0 {
+		t.Errorf("%d are counted when none is held", n)
+	}
+}

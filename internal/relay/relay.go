@@ -34,7 +34,7 @@ type Result struct {
 // else ends both at once and never looks like a clean end: the stream gets Reset
 // (CodeConnectionReset if TCP failed), TCP gets a RST.
 //
-// ahead, no more than a chunk (tunnel.MaxChunk), has been read from c already; it goes to the stream first.
+// ahead has been read from c already; it goes to the stream first.
 func Run(ctx context.Context, c *net.TCPConn, ahead []byte, s tunnel.Stream) Result {
 	p := pair{tcp: c, conn: c, stream: s}
 	if !inMemory(s) {

@@ -14,7 +14,7 @@ import (
 // Quiet returns conn with reads and writes of which the Go scheduler is not told.
 // They never sleep, and being told wakes the runtime's monitor thread whenever the
 // process was idle, which at some thousand datagrams a second costs as much as
-// the datagrams themselves. Writes should be of 128 KiB at most, so that none takes long.
+// the datagrams themselves. Writes should be of 128 KiB or little more, so that none takes long.
 func Quiet(conn net.Conn) net.Conn {
 	tcp, ok := conn.(*net.TCPConn)
 	if !ok {

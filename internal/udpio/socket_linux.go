@@ -23,7 +23,8 @@ const (
 	// other processes keep a processor.
 	busyBuffer = 1 << 20
 	// maxRoomy bounds the sockets that have it at a time: the system charges each up to
-	// twice as much, for which anybody's datagrams do.
+	// twice as much, for which anybody's datagrams do. It is first come, first served, and
+	// kept until the socket closes.
 	maxRoomy = 1024
 )
 
