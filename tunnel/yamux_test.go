@@ -367,8 +367,6 @@ func TestCloseDoesNotWaitForAPeerThatTakesNothing(t *testing.T) {
 	}
 }
 
-// Where the connection stalls, one stream's chunk is inside yamux, in front of the
-// next bundle; the other streams wait outside and can be called off.
 func TestAStreamsFrameIsAsLargeAsWhatTheConnectionTakesAtOnce(t *testing.T) {
 	c := deafPeer(t).(*yamuxCarrier)
 	for _, step := range []struct {
@@ -394,6 +392,8 @@ func TestAStreamsFrameIsAsLargeAsWhatTheConnectionTakesAtOnce(t *testing.T) {
 	c.Close(CodeNone, "")
 }
 
+// Where the connection stalls, one stream's frame is inside yamux, in front of the
+// next bundle; the other streams wait outside and can be called off.
 func TestOneStreamAtATimeStandsInFrontOfABundle(t *testing.T) {
 	const streams = 20
 	c := deafPeer(t)
