@@ -34,22 +34,24 @@ const (
 	// with more the machine has no more to give, however much of it was idle. With
 	// sessions of their own processes wait for one processor while another is idle.
 	besideHeld = 0.0002
-	// besideTries is how often a rate is tried until that is so. Lower rates cost more
+	// besideFits is how often in a row a rate must do so.
+	besideFits = 2
+	// besideTries is how often rates are tried until that is so. Lower rates cost more
 	// for each datagram, so that it takes a few.
-	besideTries = 8
+	besideTries = 12
 	// besideLead is how long before and after the small flow its neighbour runs.
 	besideLead = 300 * time.Millisecond
 )
 
 // besideFlood measures a small flow alone, then how fast a flood may be, then the
 // small flow beside such a flood.
-func besideFlood(ctx context.Context, o options, do bencher) (values, error) {
+func besideFlood(ctx context.Context, o options, do, neighbour bencher) (values, error) {
 	flood := []string{"udp", "--size=200", "--assoc=1"}
-	rate, err := floodRate(ctx, o, do, flood)
+	rate, err := floodRate(ctx, o, neighbour, flood)
 	if err != nil {
 		return nil, err
 	}
-	v, b, err := beside(ctx, o, do, append(flood, fmt.Sprintf("--rate=%d", rate))...)
+	v, b, err := beside(ctx, o, do, neighbour, append(flood, fmt.Sprintf("--rate=%d", rate))...)
 	if err != nil {
 		return nil, err
 	}
@@ -80,23 +82,36 @@ func floodRate(ctx context.Context, o options, do bencher, flood []string) (int,
 	if err != nil {
 		return 0, err
 	}
-	rate := max(1, int(most.PerSecond*besideBusy))
-	for range besideTries {
+	return fitting(max(1, int(most.PerSecond*besideBusy)), func(rate int) (trial, error) {
 		r, busy, err := run(fmt.Sprintf("--rate=%d", rate))
+		return trial{busy, float64(r.Skipped) / float64(max(r.Sent, 1))}, err
+	})
+}
+
+// trial is what a flood at some rate took of the machine, and the share of it that its sender skipped.
+type trial struct{ busy, held float64 }
+
+// fitting lowers a rate until it fits besideFits times in a row.
+func fitting(rate int, try func(rate int) (trial, error)) (int, error) {
+	fits := 0
+	for range besideTries {
+		t, err := try(rate)
 		if err != nil {
 			return 0, err
 		}
-		if busy <= besideBusy && float64(r.Skipped) <= besideHeld*float64(r.Sent) {
+		if t.busy > besideBusy || t.held > besideHeld {
+			fits = 0
+			rate = max(1, int(float64(rate)*min(besideBusy/t.busy, 0.9)))
+		} else if fits++; fits == besideFits {
 			break
 		}
-		rate = max(1, int(float64(rate)*min(besideBusy/busy, 0.9)))
 	}
 	return rate, nil
 }
 
 // besideDownload does the same beside one stream at full speed.
-func besideDownload(ctx context.Context, o options, do bencher) (values, error) {
-	v, b, err := beside(ctx, o, do, "tcp", "--streams=1", "--dir=down")
+func besideDownload(ctx context.Context, o options, do, neighbour bencher) (values, error) {
+	v, b, err := beside(ctx, o, do, neighbour, "tcp", "--streams=1", "--dir=down")
 	if err != nil {
 		return nil, err
 	}
@@ -105,9 +120,9 @@ func besideDownload(ctx context.Context, o options, do bencher) (values, error) 
 	return append(v, got.DownGbit, nan), err
 }
 
-// beside measures the small flow alone and beside a neighbour, whose result it
-// returns too.
-func beside(ctx context.Context, o options, do bencher, neighbour ...string) (values, []byte, error) {
+// beside measures the small flow alone and beside what neighbour does with load, whose
+// result it returns too.
+func beside(ctx context.Context, o options, do, neighbour bencher, load ...string) (values, []byte, error) {
 	length := besideRounds * o.duration
 	small := []string{"udp", "--size=160", "--assoc=1", "--rate=50", fmt.Sprintf("--dur=%v", length)}
 	b, err := do(ctx, small...)
@@ -122,7 +137,7 @@ func beside(ctx context.Context, o options, do bencher, neighbour ...string) (va
 	var theirs []byte
 	var failed error
 	running.Go(func() {
-		theirs, failed = do(ctx, append(neighbour, fmt.Sprintf("--dur=%v", length+2*besideLead))...)
+		theirs, failed = neighbour(ctx, append(load, fmt.Sprintf("--dur=%v", length+2*besideLead))...)
 	})
 	lead := time.NewTimer(besideLead)
 	defer lead.Stop()

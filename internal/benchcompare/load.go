@@ -22,7 +22,8 @@ type load struct {
 	figure []figure
 	read   func([]byte) (values, error)
 	// steps, when set, is a load of several runs of bench, in place of args and read.
-	steps func(ctx context.Context, o options, do bencher) (values, error)
+	// neighbour's have a target of their own.
+	steps func(ctx context.Context, o options, do, neighbour bencher) (values, error)
 }
 
 // bencher runs wmproxy bench on one system and returns its JSON.
@@ -98,9 +99,9 @@ func loadNames() (names []string) {
 }
 
 // measure runs the load once on one system.
-func (l load) measure(ctx context.Context, o options, do bencher) (values, error) {
+func (l load) measure(ctx context.Context, o options, do, neighbour bencher) (values, error) {
 	if l.steps != nil {
-		return l.steps(ctx, o, do)
+		return l.steps(ctx, o, do, neighbour)
 	}
 	b, err := do(ctx, l.arguments(o)...)
 	if err != nil {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"math"
 	"os"
@@ -179,39 +180,71 @@ func TestWhatWasWrittenByHandStays(t *testing.T) {
 func TestEveryLoadReadsItsOwnFigures(t *testing.T) {
 	for _, l := range loads {
 		var asked atomic.Int64
-		v, err := l.measure(t.Context(), options{duration: time.Millisecond}, func(_ context.Context, args ...string) ([]byte, error) {
+		answer := func(context.Context, ...string) ([]byte, error) {
 			asked.Add(1)
 			return []byte(`{}`), nil
-		})
+		}
+		v, err := l.measure(t.Context(), options{duration: time.Millisecond}, answer, answer)
 		if err != nil || len(v) != len(l.figure) || asked.Load() == 0 {
 			t.Errorf("%s: %d values for %d figures, %v", l.name, len(v), len(l.figure), err)
 		}
-		_, err = l.measure(t.Context(), options{duration: time.Millisecond}, func(context.Context, ...string) ([]byte, error) {
-			return []byte(`not JSON`), nil
-		})
-		if err == nil {
+		garble := func(context.Context, ...string) ([]byte, error) { return []byte(`not JSON`), nil }
+		if _, err := l.measure(t.Context(), options{duration: time.Millisecond}, garble, garble); err == nil {
 			t.Errorf("%s read what is no result", l.name)
 		}
 	}
 }
 
-func TestAFloodIsAShareOfWhatTheSystemCanDo(t *testing.T) {
+func TestAFloodIsAShareOfWhatTheSystemCanDoAndHasATargetOfItsOwn(t *testing.T) {
 	var mu sync.Mutex
-	var floods []string
-	v, err := besideFlood(t.Context(), options{duration: time.Millisecond}, func(_ context.Context, args ...string) ([]byte, error) {
-		mu.Lock()
-		defer mu.Unlock()
-		if slices.Contains(args, "--size=200") {
-			floods = append(floods, args[3])
+	asked := func(loads *[]string, p99 int) bencher {
+		return func(_ context.Context, args ...string) ([]byte, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			*loads = append(*loads, args[1]+" "+args[3])
+			return fmt.Appendf(nil, `{"round_trips_per_second": 1000, "loss_percent": 2, "rtt": {"p99_us": %d}}`, p99), nil
 		}
-		return []byte(`{"round_trips_per_second": 1000, "loss_percent": 2, "rtt": {"p99_us": 7}}`), nil
-	})
+	}
+	var calls, floods []string
+	v, err := besideFlood(t.Context(), options{duration: time.Millisecond}, asked(&calls, 7), asked(&floods, 9))
 	if err != nil || !slices.Equal(v, values{7, 7, 2, 1000, 2}) {
 		t.Errorf("got %v and %v", v, err)
 	}
+	if !slices.Equal(calls, []string{"--size=160 --rate=50", "--size=160 --rate=50"}) {
+		t.Errorf("the calls were %q", calls)
+	}
 	// The first rate is a share of what passes; how many follow depends on the machine.
 	n := len(floods)
-	if n < 3 || n > 2+besideTries || floods[0] != "--window=128" || floods[1] != "--rate=800" || n == 3 && floods[2] != "--rate=800" {
+	if n < 1+besideFits+1 || n > 1+besideTries+1 || floods[0] != "--size=200 --window=128" || floods[1] != "--size=200 --rate=800" {
 		t.Errorf("the floods were %q", floods)
+	}
+}
+
+func TestAFloodsRateIsOneThatFitsTwiceInARow(t *testing.T) {
+	const fits, busy, held = "fits", "busy", "held"
+	for _, test := range []struct {
+		name   string
+		trials []string
+		tried  []int
+		want   int
+	}{
+		{"the first does", []string{fits, fits}, []int{1000, 1000}, 1000},
+		{"the machine was busy", []string{busy, fits, fits}, []int{1000, 800, 800}, 800},
+		{"the sender was held up", []string{held, held, fits, fits}, []int{1000, 900, 810, 810}, 810},
+		{"the second time it does not", []string{fits, held, fits, fits}, []int{1000, 1000, 900, 900}, 900},
+	} {
+		var tried []int
+		got, err := fitting(1000, func(rate int) (trial, error) {
+			tried = append(tried, rate)
+			return map[string]trial{fits: {0.8, 0.0001}, busy: {1, 0}, held: {0.5, 0.01}}[test.trials[len(tried)-1]], nil
+		})
+		if err != nil || got != test.want || !slices.Equal(tried, test.tried) {
+			t.Errorf("%s: got %d after %v, %v, want %d after %v", test.name, got, tried, err, test.want, test.tried)
+		}
+	}
+	tries := 0
+	got, err := fitting(10, func(int) (trial, error) { tries++; return trial{1, 1}, nil })
+	if err != nil || got != 1 || tries != besideTries {
+		t.Errorf("got %d after %d tries, %v", got, tries, err)
 	}
 }

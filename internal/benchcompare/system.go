@@ -44,7 +44,8 @@ type rig struct {
 	arrangement string
 	wmproxy     string
 	cert, key   string // of 127.0.0.1, for those that need one
-	target      string // what all loads are sent to, once echo has started it
+	target      string // what loads are sent to
+	neighbour   string // what the loads beside them are sent to
 }
 
 const (
