@@ -18,9 +18,6 @@ func (a *Attachment) carry(st Stream) *carriedStream {
 	return &carriedStream{Stream: st, a: a}
 }
 
-// InMemory says whether the other end of the stream is in this process.
-func (s *carriedStream) InMemory() bool { return s.a.Kind() == KindPipe }
-
 func (s *carriedStream) Read(p []byte) (int, error) {
 	n, err := s.Stream.Read(p)
 	s.a.touch(s.a.s.now())

@@ -36,10 +36,7 @@ type Result struct {
 //
 // ahead has been read from c already; it goes to the stream first.
 func Run(ctx context.Context, c *net.TCPConn, ahead []byte, s tunnel.Stream) Result {
-	p := pair{tcp: c, conn: c, stream: s}
-	if !inMemory(s) {
-		p.conn = udpio.Quiet(c)
-	}
+	p := pair{tcp: c, conn: udpio.Quiet(c), stream: s}
 	stop := context.AfterFunc(ctx, func() { p.abort(tunnel.CodeShutdown, context.Cause(ctx)) })
 	defer stop()
 
@@ -49,15 +46,6 @@ func Run(ctx context.Context, c *net.TCPConn, ahead []byte, s tunnel.Stream) Res
 	wg.Wait()
 	p.finish()
 	return Result{ToStream: p.toStream, FromStream: p.fromStream, Err: p.err}
-}
-
-// inMemory says whether both relays of a stream are in this process. They then hand
-// over to each other without ever waiting for the network: of calls that the scheduler is
-// not told of it would not poll for anybody else (on one processor a datagram beside
-// such a stream took 35 ms).
-func inMemory(s tunnel.Stream) bool {
-	m, ok := s.(interface{ InMemory() bool })
-	return ok && m.InMemory()
 }
 
 // pair is the two sides of one relay.

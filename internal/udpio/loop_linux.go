@@ -53,7 +53,6 @@ type loop struct {
 	serve   func(fd uintptr) bool
 	found   int  // events of the last look
 	many    bool // this turn read more than one message
-	breath  breather
 	events  [eventBatch]unix.EpollEvent
 	ready   []watched // of this turn
 	more    []watched // not read empty in the last one
@@ -146,6 +145,7 @@ func startLoop(index int) (*loop, error) {
 	}
 	l := &loop{index: index, file: file, raw: raw, epfd: fd}
 	l.serve = func(fd uintptr) bool {
+		breath.noted()
 		for l.look(fd) {
 			l.turn()
 			l.pause()
@@ -220,7 +220,7 @@ func (l *loop) look(fd uintptr) bool {
 // its poller only when nothing else can run (or every 10 ms), and parked, we would
 // wait for that while other goroutines are busy.
 func (l *loop) pause() {
-	l.breath.busy()
+	breath.due()
 	runtime.Gosched()
 }
 

@@ -38,10 +38,10 @@ type PacketConn struct {
 	mu     sync.Mutex
 	fill   func(fd uintptr) bool
 	in     trains
-	next   int // train to hand out from
-	offset int // in it
-	handed int // since others were let run
-	breath breather
+	next   int  // train to hand out from
+	offset int  // in it
+	handed int  // since others were let run
+	waited bool // for the datagrams under way
 	peers  peers
 
 	delivered atomic.Bool // since others were let run
@@ -56,7 +56,11 @@ func (c *PacketConn) open(cfg Config) error {
 	}
 	c.raw, c.noOffload = raw, cfg.NoOffload
 	c.out.open(c.UDPConn)
-	c.fill = func(fd uintptr) bool { return c.in.read(int(fd)) }
+	c.fill = func(fd uintptr) bool {
+		read := c.in.read(int(fd))
+		c.waited = c.waited || !read
+		return read
+	}
 	if cfg.NoOffload {
 		return nil
 	}
@@ -78,9 +82,13 @@ func (c *PacketConn) ReadBatch(ms []ipv4.Message, flags int) (int, error) {
 	defer c.mu.Unlock()
 	if c.next == c.in.n {
 		c.next, c.in.n = 0, 0
-		c.breath.busy()
+		breath.due()
+		c.waited = false
 		if err := c.raw.Read(c.fill); err != nil {
 			return 0, err
+		}
+		if c.waited {
+			breath.noted()
 		}
 	}
 	if c.handed >= handBatch {

@@ -44,17 +44,22 @@ type quietConn struct {
 
 // transfer is one read or write under way.
 type transfer struct {
-	mu    sync.Mutex
-	call  func(fd uintptr) bool
-	b     []byte
-	n     int
-	errno unix.Errno
+	mu     sync.Mutex
+	call   func(fd uintptr) bool
+	b      []byte
+	n      int
+	errno  unix.Errno
+	waited bool
 }
 
 // done notes what a system call returned; false means wait and try again.
 func (t *transfer) done(n, _ uintptr, errno unix.Errno) bool {
 	t.n, t.errno = int(n), errno
-	return errno != unix.EAGAIN
+	if errno == unix.EAGAIN {
+		t.waited = true
+		return false
+	}
+	return true
 }
 
 func (c *quietConn) Read(p []byte) (int, error) {
@@ -64,9 +69,13 @@ func (c *quietConn) Read(p []byte) (int, error) {
 	t := &c.in
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.b = p
+	breath.due()
+	t.b, t.waited = p, false
 	err := c.raw.Read(t.call)
 	t.b = nil
+	if t.waited {
+		breath.noted()
+	}
 	switch {
 	case err != nil:
 		return 0, err
