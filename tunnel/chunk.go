@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/yamux"
@@ -158,6 +159,7 @@ type chunkStream struct {
 	wroteEnd bool          // and written
 
 	chunks chunkParser // the reader's
+	read   atomic.Bool // since freeReceived last looked
 
 	// The writer's. unsent is what a deadline left of a frame: the peer already
 	// has its beginning, so it goes before anything else.
@@ -179,6 +181,10 @@ func (s *chunkStream) Read(p []byte) (int, error) {
 	}
 	for {
 		raw, err := s.y.Read(p)
+		if raw > 0 && !s.read.Load() {
+			s.read.Store(true)
+			s.c.wasRead()
+		}
 		n, broken := s.chunks.strip(p[:raw])
 		switch {
 		case broken == io.EOF:

@@ -14,7 +14,7 @@ const (
 	// and otherwise coalesceQuiet, so that little is on its way when the connection stalls.
 	coalesceBuffer = 128 << 10
 	coalesceQuiet  = 32 << 10
-	coalesceSmall  = 16 // writes in a row that say that there are none
+	coalesceCalm   = 16 // writes in a row without such a stream that say that there is none
 
 	// On a slow connection it bounds what it takes this long to send, but not below
 	// coalesceLeast bytes, so that a bundle waits for a time and not for a size.
@@ -38,7 +38,7 @@ type coalescer struct {
 	work    sync.Cond     // for the flusher: buf has data, or closed
 	room    sync.Cond     // for writers: buf has room, or err, or closed
 	limit   coalesceLimit // of buf
-	larger  bool          // somebody would write more at a time
+	wanted  int           // what a stream would write at once: the most since the last write, in bytes
 	buf     []byte        // grows to what is needed
 	flight  []byte        // what the flusher is writing; swaps places with buf
 	busy    bool          // a write is under way
@@ -105,40 +105,37 @@ func (c *coalescer) cause() error {
 // A coalesceLimit is how much may wait at a time, in bytes: coalesceLeast to coalesceBuffer.
 type coalesceLimit struct {
 	bytes int
-	small int // writes in a row that were far below it
+	calm  int // writes in a row without a stream that wants more than coalesceQuiet
 }
 
-// wrote adapts it to a write of n bytes. larger says that somebody would write more at a time. calm
-// is that it has just become coalesceQuiet because so little is written.
-func (l *coalesceLimit) wrote(n int, took time.Duration, larger bool) (calm bool) {
-	if n >= l.bytes/4 {
-		l.small = 0
+// wrote adapts it to a write of n bytes, before which a stream wanted to write so many at once.
+// It returns true once when no stream has wanted much for a while.
+func (l *coalesceLimit) wrote(n int, took time.Duration, wanted int) (calm bool) {
+	if wanted > coalesceQuiet {
+		l.calm = 0
 	} else {
-		l.small++
+		l.calm = min(l.calm+1, coalesceCalm+1)
 	}
 	switch {
 	case took > coalesceDelay:
 		l.bytes = max(int(int64(n)*int64(coalesceDelay)/int64(took)), coalesceLeast)
 	case l.bytes < coalesceQuiet:
 		l.bytes = min(2*l.bytes, coalesceQuiet)
-	case larger:
+	case wanted > l.bytes:
 		l.bytes = min(2*l.bytes, coalesceBuffer)
-	case l.small >= coalesceSmall:
-		calm = l.bytes > coalesceQuiet
-		l.bytes, l.small = coalesceQuiet, 0
+	case l.calm >= coalesceCalm:
+		l.bytes = coalesceQuiet
 	}
-	return calm
+	return l.calm == coalesceCalm
 }
 
-// fit returns how many of n bytes it takes at once at present, and takes more before long if that
-// is not all.
+// fit returns how many of n bytes of a stream it takes at once at present, and takes more before
+// long if that is not all.
 func (c *coalescer) fit(n int) int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if n > c.limit.bytes {
-		n, c.larger = c.limit.bytes, true
-	}
-	return n
+	c.wanted = max(c.wanted, n)
+	return min(n, c.limit.bytes)
 }
 
 // bound is how much it takes at once at present, in bytes.
@@ -165,8 +162,8 @@ func (c *coalescer) flush() {
 		}
 		c.buf, c.flight = c.flight[:0], c.buf
 		c.busy = true
-		larger := c.larger
-		c.larger = false
+		wanted := c.wanted
+		c.wanted = 0
 		c.room.Broadcast()
 		c.mu.Unlock()
 		began := time.Now()
@@ -174,9 +171,11 @@ func (c *coalescer) flush() {
 		took := time.Since(began)
 		c.mu.Lock()
 		c.busy = false
-		if c.limit.wrote(len(c.flight), took, larger) {
+		if c.limit.wrote(len(c.flight), took, wanted) {
 			c.buf, c.flight = slices.Clone(c.buf), nil
-			c.records.free()
+			c.mu.Unlock()
+			c.records.free() // it may have to wait for a write
+			c.mu.Lock()
 		}
 		if err != nil {
 			c.err = err

@@ -95,34 +95,41 @@ func TestTheCoalescerHoldsNoMoreThanItsBound(t *testing.T) {
 }
 
 func TestALargeFrameMakesRoomForMoreAndQuietWritersGiveItBack(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		conn := newSlowConn()
-		records := &recordConn{Conn: conn}
-		c := newCoalescer(records, records, conn)
-		go c.Write(make([]byte, 8*coalesceBuffer))
-		for _, want := range []int{coalesceQuiet, coalesceQuiet, 2 * coalesceQuiet, coalesceBuffer, coalesceBuffer} {
-			synctest.Wait()
-			if c.bound() != want || len(c.buf) != want {
-				t.Errorf("%d bytes wait of %d, want %d", len(c.buf), c.bound(), want)
-			}
-			if got := c.fit(coalesceBuffer); got != want {
-				t.Errorf("of a large frame it takes %d, want %d", got, want)
-			}
-			conn.gate <- struct{}{}
+	for _, standstill := range []time.Duration{0, time.Second} {
+		synctest.Test(t, func(t *testing.T) { growAndGoQuiet(t, standstill) })
+	}
+}
+
+// growAndGoQuiet has one write take as long as standstill at the end.
+func growAndGoQuiet(t *testing.T, standstill time.Duration) {
+	conn := newSlowConn()
+	records := &recordConn{Conn: conn}
+	c := newCoalescer(records, records, conn)
+	go c.Write(make([]byte, 8*coalesceBuffer))
+	for _, want := range []int{coalesceQuiet, coalesceQuiet, 2 * coalesceQuiet, coalesceBuffer, coalesceBuffer} {
+		synctest.Wait()
+		if c.bound() != want || len(c.buf) != want {
+			t.Errorf("%d bytes wait of %d, want %d", len(c.buf), c.bound(), want)
 		}
-		for synctest.Wait(); len(c.buf) > 0 || c.busy; synctest.Wait() {
-			conn.gate <- struct{}{}
+		if got := c.fit(coalesceBuffer); got != want {
+			t.Errorf("of a large frame it takes %d, want %d", got, want)
 		}
-		for range coalesceSmall {
-			c.Write([]byte("x"))
-			conn.gate <- struct{}{}
-			synctest.Wait()
-		}
-		if held := cap(c.buf) + cap(c.flight) + cap(records.held); c.bound() != coalesceQuiet || held > coalesceQuiet {
-			t.Errorf("quiet, it takes %d bytes and holds buffers of %d", c.bound(), held)
-		}
-		c.Close()
-	})
+		conn.gate <- struct{}{}
+	}
+	time.Sleep(standstill)
+	for synctest.Wait(); len(c.buf) > 0 || c.busy; synctest.Wait() {
+		c.fit(coalesceBuffer)
+		conn.gate <- struct{}{}
+	}
+	for range 1 + coalesceCalm { // before the first a stream wanted much
+		c.Write([]byte("x"))
+		conn.gate <- struct{}{}
+		synctest.Wait()
+	}
+	if held := cap(c.buf) + cap(c.flight) + cap(records.held); c.bound() != coalesceQuiet || held > coalesceQuiet {
+		t.Errorf("quiet, it takes %d bytes and holds buffers of %d", c.bound(), held)
+	}
+	c.Close()
 }
 
 func TestAWriteErrorSticks(t *testing.T) {
@@ -152,48 +159,52 @@ func TestASlowConnectionIsGivenLittleAtATimeAndABusyOneMuch(t *testing.T) {
 	for i, step := range []struct {
 		n      int
 		took   time.Duration
-		larger bool
+		wanted int
 		want   int
 	}{
-		{100, fast, false, coalesceQuiet},
-		{coalesceQuiet, fast, true, 2 * coalesceQuiet},
-		{2 * coalesceQuiet, fast, true, coalesceBuffer},
-		{coalesceBuffer, fast, true, coalesceBuffer},
-		{12, fast, false, coalesceBuffer},
-		{coalesceBuffer, slow, true, coalesceBuffer / 4}, // what takes 5 ms
-		{coalesceBuffer / 4, coalesceDelay, true, coalesceBuffer / 2},
-		{coalesceBuffer / 2, slow, true, coalesceBuffer / 8},
-		{100, time.Second, false, coalesceLeast}, // it stood still
-		{100, fast, false, 2 * coalesceLeast},
-		{100, fast, true, 4 * coalesceLeast},
-		{100, fast, true, coalesceQuiet},
+		{100, fast, 0, coalesceQuiet},
+		{coalesceQuiet, fast, maxFrame, 2 * coalesceQuiet},
+		{2 * coalesceQuiet, fast, maxFrame, coalesceBuffer},
+		{coalesceBuffer, fast, maxFrame, coalesceBuffer},
+		{12, fast, 0, coalesceBuffer},
+		{coalesceBuffer, slow, maxFrame, coalesceBuffer / 4}, // what takes 5 ms
+		{coalesceBuffer / 4, coalesceDelay, maxFrame, coalesceBuffer / 2},
+		{coalesceBuffer / 2, slow, maxFrame, coalesceBuffer / 8},
+		{100, time.Second, 0, coalesceLeast}, // it stood still
+		{100, fast, 0, 2 * coalesceLeast},
+		{100, fast, maxFrame, 4 * coalesceLeast},
+		{100, fast, maxFrame, coalesceQuiet},
 	} {
-		if limit.wrote(step.n, step.took, step.larger); limit.bytes != step.want {
+		if limit.wrote(step.n, step.took, step.wanted); limit.bytes != step.want {
 			t.Errorf("step %d: after %d bytes in %v the limit is %d, want %d", i, step.n, step.took, limit.bytes, step.want)
 		}
 	}
 }
 
-func TestABusyConnectionThatGoesQuietKeepsLittle(t *testing.T) {
-	limit := coalesceLimit{bytes: coalesceBuffer}
-	for n := range 2 * coalesceSmall {
-		want := coalesceBuffer
-		if n+1 >= coalesceSmall {
-			want = coalesceQuiet
+func TestAConnectionThatGoesQuietKeepsLittle(t *testing.T) {
+	for _, before := range []int{coalesceBuffer, coalesceQuiet, coalesceLeast} {
+		limit := coalesceLimit{bytes: before}
+		for n := range 2 * coalesceCalm {
+			// However much bundles there are.
+			if calm := limit.wrote(coalesceQuiet, 0, coalesceQuiet); calm != (n+1 == coalesceCalm) {
+				t.Errorf("from %d: after %d writes calm is %v", before, n+1, calm)
+			}
+			if before == coalesceBuffer && n+1 < coalesceCalm != (limit.bytes == coalesceBuffer) {
+				t.Errorf("after %d writes %d bytes may wait", n+1, limit.bytes)
+			}
 		}
-		calm := limit.wrote(coalesceQuiet/4-1, 0, false)
-		if limit.bytes != want || calm != (n+1 == coalesceSmall) {
-			t.Errorf("after %d small writes %d bytes, calm %v; want %d", n+1, limit.bytes, calm, want)
+		if limit.bytes != coalesceQuiet {
+			t.Errorf("from %d: %d bytes may wait in the end", before, limit.bytes)
 		}
 	}
-	limit = coalesceLimit{bytes: coalesceBuffer}
-	for i := range 10 * coalesceSmall {
-		size := 100
-		if i%coalesceSmall == 0 {
-			size = coalesceBuffer
+	limit := coalesceLimit{bytes: coalesceBuffer}
+	for i := range 10 * coalesceCalm {
+		wanted := 0
+		if i%coalesceCalm == 0 {
+			wanted = coalesceQuiet + 1
 		}
-		if limit.wrote(size, 0, false); limit.bytes != coalesceBuffer {
-			t.Fatalf("%d bytes though every %dth write is large", limit.bytes, coalesceSmall)
+		if limit.wrote(100, 0, wanted); limit.bytes != coalesceBuffer {
+			t.Fatalf("%d bytes though a stream wants much before every %dth write", limit.bytes, coalesceCalm)
 		}
 	}
 }

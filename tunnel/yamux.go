@@ -34,6 +34,10 @@ const (
 	// that one end is done with and the other is not. No honest peer comes near.
 	yamuxMaxHeld = 4 * yamuxMaxStreams
 
+	// yamuxReceived is how long at most a stream keeps the buffer that received bytes have
+	// waited in: yamux grows it to all that waited at a time, and frees it with the stream.
+	yamuxReceived = 10 * time.Second
+
 	// signalGrace is how long a bare end of a stream waits for the reset that
 	// explains it.
 	signalGrace = time.Second
@@ -118,6 +122,7 @@ func (p *yamuxPending) Start(ctx context.Context) (Carrier, error) {
 		slots:    make(chan struct{}, yamuxMaxStreams),
 		openings: make(chan *opening),
 		finished: make(chan struct{}, 1),
+		read:     make(chan struct{}, 1),
 		turn:     make(chan struct{}, 1),
 		client:   p.client,
 		ended:    make(chan struct{}),
@@ -177,6 +182,7 @@ type yamuxCarrier struct {
 	slots    chan struct{} // one token for each stream that we have open
 	openings chan *opening
 	finished chan struct{} // wakes releaseStreams
+	read     chan struct{} // wakes freeReceived
 	turn     chan struct{} // one token: held by the stream that hands a frame to yamux
 
 	mu           sync.Mutex
@@ -191,7 +197,7 @@ type yamuxCarrier struct {
 	farewell *signal // what the peer is told about it; nil is nothing
 
 	signalReader sync.WaitGroup
-	loops        sync.WaitGroup // openStreams, releaseStreams
+	loops        sync.WaitGroup // openStreams, releaseStreams, freeReceived
 	all          sync.WaitGroup // run, which waits for the others
 }
 
@@ -209,6 +215,7 @@ func (c *yamuxCarrier) start() {
 	c.signalReader.Go(c.readSignals)
 	c.loops.Go(c.openStreams)
 	c.loops.Go(c.releaseStreams)
+	c.loops.Go(c.freeReceived)
 	c.all.Go(c.run)
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync/atomic"
+	"time"
 
 	"github.com/hashicorp/yamux"
 )
@@ -167,4 +168,50 @@ func (c *yamuxCarrier) releaseStreams() {
 			batch[i] = release{}
 		}
 	}
+}
+
+// wasRead says that a stream has been read that was not since freeReceived last looked.
+func (c *yamuxCarrier) wasRead() {
+	select {
+	case c.read <- struct{}{}:
+	default:
+	}
+}
+
+// freeReceived frees the buffers that streams have read empty, every yamuxReceived while some are
+// read. A stream that is not empty then will be read later.
+func (c *yamuxCarrier) freeReceived() {
+	for {
+		select {
+		case <-c.ended:
+			return
+		case <-c.read:
+		}
+		rest := time.NewTimer(yamuxReceived)
+		select {
+		case <-c.ended:
+			rest.Stop()
+			return
+		case <-rest.C:
+		}
+		c.freeNow()
+	}
+}
+
+func (c *yamuxCarrier) freeNow() {
+	for _, y := range c.haveRead() {
+		y.Shrink() // waits for a frame that is just arriving
+	}
+}
+
+// haveRead is the streams that have been read since the last call.
+func (c *yamuxCarrier) haveRead() (all []*yamux.Stream) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, s := range c.streams {
+		if s.read.Swap(false) {
+			all = append(all, s.y)
+		}
+	}
+	return all
 }

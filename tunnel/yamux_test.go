@@ -4,11 +4,14 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"encoding/binary"
 	"errors"
 	"io"
 	"net"
 	"os"
+	"reflect"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -369,31 +372,113 @@ func TestCloseDoesNotWaitForAPeerThatTakesNothing(t *testing.T) {
 
 func TestAStreamsFrameIsAsLargeAsWhatTheConnectionTakesAtOnce(t *testing.T) {
 	c := deafPeer(t).(*yamuxCarrier)
-	for _, step := range []struct {
-		bound, n, want int
-		larger         bool
-	}{
-		{coalesceLeast, maxFrame, maxChunkWire, true},
-		{coalesceLeast, 100, 100, false},
-		{coalesceQuiet, coalesceQuiet + 1, coalesceQuiet, true},
-		{coalesceQuiet, coalesceQuiet, coalesceQuiet, false},
-		{coalesceBuffer, maxFrame, maxFrame, false},
+	for _, step := range []struct{ bound, n, want int }{
+		{coalesceLeast, maxFrame, maxChunkWire},
+		{coalesceLeast, 100, 100},
+		{coalesceQuiet, coalesceQuiet + 1, coalesceQuiet},
+		{coalesceQuiet, coalesceQuiet, coalesceQuiet},
+		{coalesceBuffer, maxFrame, maxFrame},
 	} {
 		c.conn.mu.Lock()
-		c.conn.limit.bytes, c.conn.larger = step.bound, false
+		c.conn.limit.bytes, c.conn.wanted = step.bound, 0
 		c.conn.mu.Unlock()
 		got := c.frame(step.n)
 		c.conn.mu.Lock()
-		if got != step.want || c.conn.larger != step.larger {
-			t.Errorf("where %d bytes may wait a frame of %d has %d, want %d; more is asked for: %v", step.bound, step.n, got, step.want, c.conn.larger)
+		if got != step.want || c.conn.wanted != step.n {
+			t.Errorf("where %d bytes may wait a frame of %d has %d, want %d; %d are asked for", step.bound, step.n, got, step.want, c.conn.wanted)
 		}
 		c.conn.mu.Unlock()
 	}
 	c.Close(CodeNone, "")
 }
 
-// Where the connection stalls, one stream's frame is inside yamux, in front of the
-// next bundle; the other streams wait outside and can be called off.
+// frameLengths is a connection that notes the lengths of the yamux frames that are written to it.
+type frameLengths struct {
+	net.Conn
+	head []byte // what there is of the next one's
+	left int    // of the frame under way
+
+	mu  sync.Mutex
+	all []int
+}
+
+func (c *frameLengths) Write(p []byte) (int, error) {
+	const data, head = 0, 12 // version, type, flags (16), stream (32), length (32)
+	for b := p; len(b) > 0; {
+		if c.left > 0 {
+			n := min(c.left, len(b))
+			c.left -= n
+			b = b[n:]
+			continue
+		}
+		n := min(head-len(c.head), len(b))
+		c.head = append(c.head, b[:n]...)
+		b = b[n:]
+		if len(c.head) < head {
+			continue
+		}
+		if c.head[1] == data {
+			c.left = int(binary.BigEndian.Uint32(c.head[8:]))
+			c.mu.Lock()
+			c.all = append(c.all, c.left)
+			c.mu.Unlock()
+		}
+		c.head = c.head[:0]
+	}
+	return c.Conn.Write(p)
+}
+
+func TestAStreamWritesFramesOfWhatTheConnectionTakes(t *testing.T) {
+	client, server := pairOf(yamuxPendings)(t)
+	c := client.(*yamuxCarrier)
+	// Nothing has been written to TLS but by the coalescer, which writes whole frames.
+	frames := &frameLengths{Conn: c.conn.Conn}
+	c.conn.mu.Lock()
+	c.conn.Conn = frames
+	c.conn.mu.Unlock()
+	out, err := client.OpenStream(testContext(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, step := range []struct{ bound, largest int }{
+		{coalesceLeast, maxChunkWire},
+		{coalesceBuffer, maxFrame},
+	} {
+		c.conn.mu.Lock()
+		c.conn.limit = coalesceLimit{bytes: step.bound}
+		c.conn.mu.Unlock()
+		frames.mu.Lock()
+		frames.all = nil
+		frames.mu.Unlock()
+		if _, err := out.Write(make([]byte, MaxWrite)); err != nil {
+			t.Fatal(err)
+		}
+		if step.bound == coalesceLeast {
+			in, err := server.AcceptStream(testContext(t))
+			if err != nil {
+				t.Fatal(err)
+			}
+			go io.Copy(io.Discard, in)
+		}
+		total := 0
+		await(t, "bytes in frames", func() (int, bool) {
+			frames.mu.Lock()
+			defer frames.mu.Unlock()
+			total = 0
+			for _, n := range frames.all {
+				total += n
+			}
+			return total, total >= maxFrame
+		})
+		frames.mu.Lock()
+		if first := frames.all[0]; first != step.largest || slices.Max(frames.all) > maxFrame {
+			t.Errorf("where %d bytes may wait the frames have %v bytes, want %d in the first", step.bound, frames.all, step.largest)
+		}
+		frames.mu.Unlock()
+	}
+	out.Reset(CodeNone)
+}
+
 func TestOneStreamAtATimeStandsInFrontOfABundle(t *testing.T) {
 	const streams = 20
 	c := deafPeer(t)
@@ -440,4 +525,47 @@ type deaf struct {
 func (d deaf) Read([]byte) (int, error) {
 	<-d.stop
 	return 0, io.EOF
+}
+
+// received is the size of the buffer in bytes that yamux keeps for what a stream receives.
+func received(s Stream) int {
+	buffer := reflect.ValueOf(s.(*chunkStream).y).Elem().FieldByName("recvBuf")
+	if buffer.IsNil() {
+		return 0
+	}
+	return buffer.Elem().FieldByName("buf").Cap()
+}
+
+func TestAStreamThatIsReadEmptyKeepsNoBuffer(t *testing.T) {
+	client, server := pairOf(yamuxPendings)(t)
+	out, err := client.OpenStream(testContext(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	in, err := server.AcceptStream(testContext(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	sent := bytes.Repeat([]byte("0123456789abcdef"), 12<<10) // of a window of 256 KiB
+	if _, err := out.Write(sent); err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, len(sent))
+	half := len(sent) / 2
+	if _, err := io.ReadFull(in, got[:half]); err != nil {
+		t.Fatal(err)
+	}
+	server.(*yamuxCarrier).freeNow() // what is unread stays
+	if _, err := io.ReadFull(in, got[half:]); err != nil || !bytes.Equal(got, sent) {
+		t.Fatalf("%v, the same bytes: %v", err, bytes.Equal(got, sent))
+	}
+	if received(in) == 0 {
+		t.Error("nothing is kept before it was asked for")
+	}
+	server.(*yamuxCarrier).freeNow()
+	if n := received(in); n != 0 {
+		t.Errorf("%d bytes are kept", n)
+	}
+	out.Reset(CodeNone)
+	in.Reset(CodeNone)
 }

@@ -11,7 +11,7 @@ import (
 )
 
 // prepare makes the process ready to serve: descriptors, a word about small
-// buffers, the debug listener where debug is an address, processors, memory. stop undoes it.
+// buffers, the debug listener where debug is an address, processors, memory. stop ends what runs.
 func prepare(ctx context.Context, debug netip.AddrPort, log *slog.Logger) (stop func(), err error) {
 	roomForGarbage()
 	raiseDescriptorLimit(log)

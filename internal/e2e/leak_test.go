@@ -29,7 +29,7 @@ const (
 	heapSlack = 5
 
 	// bufferSlack is how many bytes a carrier's buffers may have grown by meanwhile:
-	// where no stream is busy they grow to fixed bounds (three of 32 KiB at TLS, one of 64 KiB) and stay.
+	// where no stream is busy they grow to fixed bounds (three of 32 KiB at TLS, one of 64 KiB; yamux's own of one frame) and stay.
 	bufferSlack = 192 << 10
 
 	// retryAfter is when an unanswered datagram is sent again: with so many at

@@ -26,8 +26,8 @@ var (
 )
 
 // A buffer is for the reads of one direction. The zero value is ready. It is large after a
-// read of more than half of the small one, if there are few enough, and small again after one
-// of less: a stream of the carrier does not quite fill what it is given.
+// read of more than three quarters of the small one, if there are few enough, and small again after
+// one of less: a stream of the carrier does not quite fill what it is given.
 type buffer struct {
 	b    []byte // of one of the pools, or nil
 	busy bool
@@ -45,7 +45,7 @@ func (b *buffer) read(r io.Reader) ([]byte, error) {
 		b.b = smallBuffers.Get().(*[smallBuffer]byte)[:]
 	}
 	n, err := r.Read(b.b)
-	b.busy = n > smallBuffer/2
+	b.busy = n > smallBuffer*3/4
 	return b.b[:n], err
 }
 

@@ -20,15 +20,15 @@ func (s *sized) Read(p []byte) (int, error) {
 func TestABufferIsLargeForAsLongAsReadsAre(t *testing.T) {
 	var b buffer
 	defer b.free()
-	const half = smallBuffer / 2
-	r := sized{1, half, half + 1, largeBuffer + 1, half + 1, half, largeBuffer}
+	const most = smallBuffer * 3 / 4
+	r := sized{1, most, most + 1, largeBuffer + 1, most + 1, most, largeBuffer}
 	for i, want := range []struct{ n, room int }{
 		{1, smallBuffer},
-		{half, smallBuffer},
-		{half + 1, smallBuffer},
+		{most, smallBuffer},
+		{most + 1, smallBuffer},
 		{largeBuffer, largeBuffer},
-		{half + 1, largeBuffer},
-		{half, largeBuffer},
+		{most + 1, largeBuffer},
+		{most, largeBuffer},
 		{smallBuffer, smallBuffer},
 		{0, largeBuffer},
 	} {
