@@ -38,6 +38,7 @@ type Attachment struct {
 	heard    atomic.Int64 // when something last arrived, on the session's clock
 	rtt      atomic.Int64
 	streams  atomic.Int64
+	carried  carriedStreams
 	bytes    byteCount                  // of bundles
 	cause    atomic.Pointer[CloseError] // what the peer said, or we found, before the end
 	done     chan struct{}

@@ -106,6 +106,11 @@ type Stream interface {
 	// Every user of a stream calls it once done, clean or not.
 	Reset(code ErrorCode)
 
+	// Context ends when the stream was reset, by either side, or its carrier has ended, also while
+	// nobody reads or writes, and its cause says which. Where only the peer still
+	// sends, over QUIC, the peer's reset shows in Read alone. After our Reset it has ended.
+	Context() context.Context
+
 	// SetDeadline bounds the Reads and Writes under way and those to come, which
 	// then return os.ErrDeadlineExceeded. The zero time means no bound.
 	SetDeadline(t time.Time) error

@@ -248,6 +248,7 @@ func testCarrier(t *testing.T, pair newPair) {
 		{"CloseUnblocksEverythingAndTellsThePeer", testClose},
 		{"AStreamOfADeadCarrierIsResetNotEnded", testDeathResets},
 		{"OpenAndAcceptEndWithTheirContext", testContexts},
+		{"AStreamsContextEndsWithTheStream", testStreamContext},
 		{"AThousandStreamsLeaveNothing", testManyStreams},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -553,6 +554,64 @@ func testReset(t *testing.T, client, server Carrier) {
 			}
 		}
 	}
+}
+
+// ends waits for the end of a stream's context and checks that it is for a reset with code.
+func ends(t *testing.T, whose string, ctx context.Context, code ErrorCode) {
+	t.Helper()
+	select {
+	case <-ctx.Done():
+		if reset, ok := errors.AsType[*ResetError](context.Cause(ctx)); !ok || reset.Code != code {
+			t.Errorf("%s context ended with %v, want a reset with code %d", whose, context.Cause(ctx), code)
+		}
+	case <-time.After(testPatience):
+		t.Errorf("%s context did not end", whose)
+	}
+}
+
+func testStreamContext(t *testing.T, client, server Carrier) {
+	a, b := openPair(t, client, server)
+	ctxA, ctxB := a.Context(), b.Context()
+	if a.Context() != ctxA {
+		t.Error("there are two of one stream")
+	}
+	b.Reset(41)
+	ends(t, "a peer's reset: the", ctxA, 41)
+	<-ctxB.Done()
+	<-b.Context().Done()
+	ends(t, "one asked for later: the", a.Context(), 41)
+
+	a, b = openPair(t, client, server)
+	ctxA, ctxB = a.Context(), b.Context()
+	for _, s := range []Stream{a, b} {
+		if err := s.CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, s := range []Stream{a, b} {
+		if _, err := s.Read(make([]byte, 1)); err != io.EOF {
+			t.Fatalf("got %v", err)
+		}
+	}
+	a.Reset(CodeNone)
+	<-ctxA.Done()
+	if ctxB.Err() != nil {
+		t.Errorf("a clean end, freed by the peer, ended the context: %v", context.Cause(ctxB))
+	}
+	b.Reset(CodeNone)
+	<-ctxB.Done()
+
+	a, b = openPair(t, client, server)
+	ctxA, ctxB = a.Context(), b.Context()
+	client.Close(CodeShutdown, "")
+	for _, ctx := range []context.Context{ctxA, ctxB} {
+		select {
+		case <-ctx.Done():
+		case <-time.After(testPatience):
+			t.Error("the carrier's end did not end a context")
+		}
+	}
+	<-a.Context().Done()
 }
 
 func testResetWriterAlone(t *testing.T, client, server Carrier) {

@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"context"
 	"errors"
 	"io"
 	"os"
@@ -158,6 +159,11 @@ type chunkStream struct {
 	readEnd  bool          // the chunk of length 0 was read
 	wroteEnd bool          // and written
 
+	life streamContext
+
+	arrived uint64        // bytes; guarded by yamuxCarrier.mu
+	taken   atomic.Uint64 // of those, by the reader
+
 	chunks chunkParser // the reader's
 	read   atomic.Bool // since freeReceived last looked
 
@@ -181,6 +187,7 @@ func (s *chunkStream) Read(p []byte) (int, error) {
 	}
 	for {
 		raw, err := s.y.Read(p)
+		s.taken.Add(uint64(raw))
 		if raw > 0 && !s.read.Load() {
 			s.read.Store(true)
 			s.c.wasRead()
@@ -394,6 +401,12 @@ func (s *chunkStream) CloseWrite() error {
 	return nil
 }
 
+func (s *chunkStream) wasReset() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.reset != nil
+}
+
 // end marks the stream as reset and wakes its callers; it returns the first reset.
 func (s *chunkStream) end(reset *ResetError) *ResetError {
 	s.mu.Lock()
@@ -402,6 +415,7 @@ func (s *chunkStream) end(reset *ResetError) *ResetError {
 		s.reset = reset
 		close(s.resetc)
 		s.y.SetDeadline(longAgo)
+		s.life.end(reset)
 	}
 	return s.reset
 }
@@ -419,8 +433,11 @@ func (s *chunkStream) Reset(code ErrorCode) {
 	if !clean {
 		s.end(&ResetError{Code: code})
 	}
+	s.life.end(context.Canceled)
 	s.c.release(s, code, !clean && !byPeer)
 }
+
+func (s *chunkStream) Context() context.Context { return s.life.of(s.c.life) }
 
 func (s *chunkStream) SetDeadline(t time.Time) error {
 	s.mu.Lock()

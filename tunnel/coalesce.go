@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"io"
 	"net"
 	"slices"
 	"sync"
@@ -33,6 +34,7 @@ type coalescer struct {
 	net.Conn             // TLS
 	records  *recordConn // what it writes to
 	raw      net.Conn    // the TCP connection under both, to cut it short
+	frames   frameFilter // of what it reads; belongs to Read
 
 	mu      sync.Mutex
 	work    sync.Cond     // for the flusher: buf has data, or closed
@@ -51,6 +53,7 @@ type coalescer struct {
 func newCoalescer(conn net.Conn, records *recordConn, raw net.Conn) *coalescer {
 	c := &coalescer{Conn: conn, records: records, raw: raw, limit: coalesceLimit{bytes: coalesceQuiet}}
 	c.work.L, c.room.L = &c.mu, &c.mu
+	c.frames.arriving = func(_, _ uint32) bool { return true }
 	c.flusher.Go(c.flush)
 	return c
 }
@@ -80,16 +83,33 @@ func (c *coalescer) Write(p []byte) (int, error) {
 	return written, nil
 }
 
+// Read reads what yamux is to see. p has room for more than a head.
 func (c *coalescer) Read(p []byte) (int, error) {
-	n, err := c.Conn.Read(p)
-	if err != nil {
-		c.mu.Lock()
-		if c.readErr == nil && !c.closed {
-			c.readErr = err
+	for {
+		held := c.frames.held
+		if len(p) <= held {
+			return 0, io.ErrShortBuffer
 		}
-		c.mu.Unlock()
+		n, err := c.Conn.Read(p[held:])
+		n, broken := c.frames.pass(p[:held+n])
+		if broken != nil {
+			n, err = 0, broken
+		}
+		if err != nil {
+			c.readFailed(err)
+		}
+		if n > 0 || err != nil {
+			return n, err
+		}
 	}
-	return n, err
+}
+
+func (c *coalescer) readFailed(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.readErr == nil && !c.closed {
+		c.readErr = err
+	}
 }
 
 // cause is the first error of the connection, nil where it had none before Close.

@@ -41,6 +41,7 @@ type PipeConfig struct {
 // NewPipe returns the two ends of a connection in memory; the first is the client.
 func NewPipe(client, server PipeConfig) (*PipeEnd, *PipeEnd) {
 	link := &pipeLink{done: make(chan struct{}), opened: make(chan struct{})}
+	link.life, link.kill = context.WithCancel(context.Background())
 	rand.Read(link.secret[:])
 	c := &PipeEnd{link: link, side: 0, config: client}
 	s := &PipeEnd{link: link, side: 1, config: server}
@@ -63,6 +64,9 @@ type pipeLink struct {
 	end  sync.Once
 	done chan struct{}
 	errs [2]error // by side; set before done is closed
+
+	life context.Context // ends with it
+	kill context.CancelFunc
 }
 
 // ended returns why the pipe ended as side sees it, nil while it lives.
@@ -111,6 +115,7 @@ func (e *PipeEnd) finish(ours, theirs error) {
 	e.link.end.Do(func() {
 		e.link.errs[e.side], e.link.errs[1-e.side] = ours, theirs
 		close(e.link.done)
+		e.link.kill()
 	})
 }
 

@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"context"
 	"io"
 	"os"
 	"sync"
@@ -16,6 +17,8 @@ const (
 type pipeStream struct {
 	end     *PipeEnd
 	in, out *pipeHalf
+	peer    *pipeStream
+	life    streamContext
 }
 
 var _ Stream = (*pipeStream)(nil)
@@ -23,7 +26,9 @@ var _ Stream = (*pipeStream)(nil)
 func newPipeStreams(a, b *PipeEnd) (ofA, ofB *pipeStream) {
 	ab := newPipeHalf(a.link, a.config.Delay)
 	ba := newPipeHalf(b.link, b.config.Delay)
-	return &pipeStream{end: a, in: ba, out: ab}, &pipeStream{end: b, in: ab, out: ba}
+	ofA, ofB = &pipeStream{end: a, in: ba, out: ab}, &pipeStream{end: b, in: ab, out: ba}
+	ofA.peer, ofB.peer = ofB, ofA
+	return ofA, ofB
 }
 
 func (s *pipeStream) Read(p []byte) (int, error) { return s.in.read(p, s.end.side) }
@@ -48,12 +53,16 @@ func (s *pipeStream) CloseWrite() error {
 }
 
 func (s *pipeStream) Reset(code ErrorCode) {
+	defer s.life.end(context.Canceled)
 	if s.out.endedCleanly() && s.in.readCleanly() {
 		return
 	}
 	s.in.abandon(code)
 	s.out.abandon(code)
+	s.peer.life.end(&ResetError{Code: code})
 }
+
+func (s *pipeStream) Context() context.Context { return s.life.of(s.end.link.life) }
 
 func (s *pipeStream) SetDeadline(t time.Time) error {
 	s.in.mu.Lock()

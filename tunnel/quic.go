@@ -32,13 +32,15 @@ const (
 	// control stream among them.
 	quicMaxStreams = 1024
 
-	// Windows in bytes. They start small, because the first one is what a peer
-	// can make us hold before it has authenticated; quic-go raises them to the
-	// largest as the application reads.
-	quicStreamWindow        = 64 << 10
-	quicConnectionWindow    = 128 << 10
-	quicMaxStreamWindow     = 6 << 20
-	quicMaxConnectionWindow = 16 << 20
+	// Windows in bytes. A stream's starts small, because the first one is what a peer
+	// can make us hold before it has authenticated: a second stream ends the connection. quic-go
+	// raises it as the application reads.
+	//
+	// All streams share the connection's, so that those that are not read would keep the others from
+	// it: it has room for maxStalled of them and for others.
+	quicStreamWindow     = 64 << 10
+	quicMaxStreamWindow  = 4 << 20
+	quicConnectionWindow = (maxStalled + 8) * quicMaxStreamWindow
 
 	// quicProbeInterval is how often a sender asks for the path's limit, which
 	// path MTU discovery raises (RFC 8899).
@@ -68,7 +70,7 @@ func quicConfig(dead time.Duration) *quic.Config {
 		InitialStreamReceiveWindow:     quicStreamWindow,
 		MaxStreamReceiveWindow:         quicMaxStreamWindow,
 		InitialConnectionReceiveWindow: quicConnectionWindow,
-		MaxConnectionReceiveWindow:     quicMaxConnectionWindow,
+		MaxConnectionReceiveWindow:     quicConnectionWindow,
 		MaxIncomingStreams:             quicMaxStreams,
 		MaxIncomingUniStreams:          -1,
 		EnableDatagrams:                true,
@@ -422,7 +424,11 @@ type quicStream struct {
 	s    *quic.Stream
 	link *quicLink
 
-	writing   sync.Mutex // quic-go's Close must not run beside its Write
+	life    streamContext
+	watched sync.Once
+
+	writing   sync.Mutex  // quic-go's Close must not run beside its Write
+	closing   atomic.Bool // CloseWrite has begun
 	wroteEnd  atomic.Bool
 	readEnd   atomic.Bool
 	abandoned atomic.Bool
@@ -474,6 +480,7 @@ func (s *quicStream) CloseWrite() error {
 	if s.wroteEnd.Load() {
 		return nil
 	}
+	s.closing.Store(true)
 	if err := s.s.Close(); err != nil {
 		return &ResetError{Cause: errors.New("the stream was reset")}
 	}
@@ -484,11 +491,24 @@ func (s *quicStream) CloseWrite() error {
 // Reset leaves a stream alone whose halves have both ended: CancelWrite would
 // throw away the end of what we wrote where the peer has not acknowledged it yet.
 func (s *quicStream) Reset(code ErrorCode) {
+	defer s.life.end(context.Canceled)
 	if s.wroteEnd.Load() && s.readEnd.Load() || s.abandoned.Swap(true) {
 		return
 	}
 	s.s.CancelRead(quic.StreamErrorCode(code))
 	s.s.CancelWrite(quic.StreamErrorCode(code))
+}
+
+// Context ends with quic-go's, which is that of our half, but for a clean end of that.
+func (s *quicStream) Context() context.Context {
+	s.watched.Do(func() {
+		context.AfterFunc(s.s.Context(), func() {
+			if !s.closing.Load() {
+				s.life.end(quicStreamError(context.Cause(s.s.Context())))
+			}
+		})
+	})
+	return s.life.of(s.link.conn.Context())
 }
 
 func (s *quicStream) SetDeadline(t time.Time) error { return s.s.SetDeadline(t) }

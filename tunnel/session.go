@@ -295,6 +295,9 @@ func (s *Session) attach(c Carrier, number uint64, in *incarnation, instance [16
 func (s *Session) detach(a *Attachment) {
 	s.mu.Lock()
 	s.attached = slices.DeleteFunc(s.attached, func(b *Attachment) bool { return a == b })
+	if s.ends.on == a {
+		s.ends.on = nil // with all that its streams hold
+	}
 	s.event(slog.LevelDebug, "%s ended: %v", a.Kind().name(), a.Err())
 	s.chooseLocked()
 	s.detached = time.Now()

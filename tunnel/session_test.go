@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -291,6 +292,26 @@ func TestADatagramForAFlowThatIsGoneIsAnsweredByItsEnd(t *testing.T) {
 	})
 }
 
+func TestACarrierThatHasEndedIsForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		defer w.close()
+		near, _ := w.mustAttach(PipeConfig{})
+		f := w.open(&sink{})
+		send(f, "x")
+		f.End(0)
+		time.Sleep(time.Second)
+		if w.session.ends.on != near {
+			t.Fatal("it has not sent the end")
+		}
+		near.Close(CodeShutdown, "")
+		<-near.Done()
+		if w.session.ends.on != nil {
+			t.Error("the list of ends holds it")
+		}
+	})
+}
+
 func TestEndsAreSentAgainOnTheNextCarrier(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -474,6 +495,62 @@ func TestStreamsCarryBytesAndRefusals(t *testing.T) {
 		time.Sleep(time.Minute)
 		if n := w.host.Sessions()[0].streams.Load(); n != 0 {
 			t.Errorf("%d streams are left at the far end", n)
+		}
+	})
+}
+
+func TestOfStreamsThatNobodyReadsTheOldestAreReset(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		defer w.close()
+		w.mustAttach(PipeConfig{})
+		const streams, small = maxStalled + 2, 3
+		var all []Stream
+		for i := range streams + small {
+			st, _, err := w.session.OpenStream(t.Context(), []byte("target"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			n := stalledBytes + 1
+			if i < small {
+				n = stalledBytes / 2 // these have brought less and count for nothing
+			}
+			if _, err := st.Write(make([]byte, n)); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.ReadFull(st, make([]byte, n)); err != nil {
+				t.Fatal(err)
+			}
+			all = append(all, st)
+			time.Sleep(time.Millisecond)
+		}
+		last := all[len(all)-1]
+		var reading sync.WaitGroup
+		reading.Go(func() { _, _ = last.Read(make([]byte, 1)) }) // this one waits for more
+		reset := func() (which []int) {
+			for i, st := range all {
+				if st.Context().Err() != nil {
+					which = append(which, i)
+				}
+			}
+			return which
+		}
+		time.Sleep(stalledAfter - time.Second)
+		if got := reset(); got != nil {
+			t.Errorf("%v are reset too early", got)
+		}
+		time.Sleep(stalledAfter)
+		if got := reset(); !slices.Equal(got, []int{small}) { // one too many, and the one that is read
+			t.Errorf("%v are reset, want only %d", got, small)
+		}
+		last.Reset(CodeNone)
+		reading.Wait()
+		for _, st := range all {
+			st.Reset(CodeNone)
+		}
+		time.Sleep(time.Minute)
+		if a := w.session.attached[0]; len(a.carried.all) != 0 || a.carried.check != nil {
+			t.Errorf("%d streams are still known, the check runs: %v", len(a.carried.all), a.carried.check != nil)
 		}
 	})
 }

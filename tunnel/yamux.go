@@ -38,6 +38,14 @@ const (
 	// waited in: yamux grows it to all that waited at a time, and frees it with the stream.
 	yamuxReceived = 10 * time.Second
 
+	// yamuxMaxUnread bounds in bytes what streams have received and nobody has read, on both ends; past it
+	// the stream with the most is reset. yamuxWeigh is after how many it is looked at.
+	yamuxMaxUnread = 128 << 20
+	yamuxWeigh     = 1 << 20
+
+	// yamuxLastOwn is the number of the last of the client's streams that is not a Stream: signals.
+	yamuxLastOwn = 5
+
 	// signalGrace is how long a bare end of a stream waits for the reset that
 	// explains it.
 	signalGrace = time.Second
@@ -129,6 +137,8 @@ func (p *yamuxPending) Start(ctx context.Context) (Carrier, error) {
 		streams:  make(map[uint32]*chunkStream),
 		early:    make(map[uint32]ErrorCode),
 	}
+	c.life, c.kill = context.WithCancelCause(context.Background())
+	c.conn.frames.arriving = c.arriving
 	var err error
 	if p.client {
 		c.y, err = yamux.Client(c.conn, yamuxConfig(p.dead))
@@ -189,12 +199,17 @@ type yamuxCarrier struct {
 	streams      map[uint32]*chunkStream // by yamux id, until Reset
 	accepted     int                     // those among them that the peer opened
 	lastAccepted uint32                  // the peer's ids rise
+	lastOpened   uint32                  // and ours
+	unweighed    uint64                  // bytes that have arrived for streams since they were weighed
 	early        map[uint32]ErrorCode    // resets of streams that wait for AcceptStream
 	releases     []release
 
 	ended    chan struct{}
 	err      error   // why; set before ended is closed
 	farewell *signal // what the peer is told about it; nil is nothing
+
+	life context.Context // ends with it
+	kill context.CancelCauseFunc
 
 	signalReader sync.WaitGroup
 	loops        sync.WaitGroup // openStreams, releaseStreams, freeReceived
@@ -259,6 +274,7 @@ func (c *yamuxCarrier) end(err error, farewell *signal) {
 	}
 	c.err, c.farewell = err, farewell
 	close(c.ended)
+	c.kill(&ResetError{Cause: err})
 }
 
 // violation ends the carrier because of what the peer did and returns why it ended.

@@ -70,6 +70,7 @@ func (c *yamuxCarrier) openStreams() {
 			s := newChunkStream(c, y, true)
 			c.mu.Lock()
 			c.streams[y.StreamID()] = s
+			c.lastOpened = y.StreamID()
 			c.mu.Unlock()
 			if o.settled.Swap(true) {
 				s.Reset(CodeNone)
@@ -147,6 +148,7 @@ func (c *yamuxCarrier) release(s *chunkStream, code ErrorCode, tell bool) {
 func (c *yamuxCarrier) releaseStreams() {
 	var batch []release
 	var told []byte
+	scrap := make([]byte, 4<<10)
 	for {
 		select {
 		case <-c.ended:
@@ -165,9 +167,65 @@ func (c *yamuxCarrier) releaseStreams() {
 				}
 			}
 			r.y.Close()
+			readOut(r.y, scrap)
 			batch[i] = release{}
 		}
 	}
+}
+
+// readOut reads what a released stream still holds; arriving sees to it that no more comes.
+func readOut(y *yamux.Stream, scrap []byte) {
+	y.SetReadDeadline(longAgo)
+	for {
+		if n, _ := y.Read(scrap); n == 0 {
+			y.Shrink()
+			return
+		}
+	}
+}
+
+// arriving counts n bytes of a stream that are about to arrive and says whether to keep them: not
+// those of one that its user is done with, which yamux keeps until the peer is too. Where too much
+// waits to be read the stream with the most is reset.
+func (c *yamuxCarrier) arriving(id, n uint32) (keep bool) {
+	if id%2 == 1 && id <= yamuxLastOwn {
+		return true
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s := c.streams[id]
+	if s == nil {
+		last := c.lastOpened
+		if c.peerID(id) {
+			last = c.lastAccepted
+		}
+		return id > last
+	}
+	s.arrived += uint64(n)
+	if c.unweighed += uint64(n); c.unweighed >= yamuxWeigh {
+		c.unweighed = 0
+		if total, most := c.weigh(); total > yamuxMaxUnread {
+			most.end(&ResetError{Code: CodeLimit})
+		}
+	}
+	return true
+}
+
+// weigh returns how many bytes wait in streams, but for those that were reset, and which has the most.
+// c.mu is held.
+func (c *yamuxCarrier) weigh() (total uint64, most *chunkStream) {
+	var largest uint64
+	for _, s := range c.streams {
+		if s.wasReset() {
+			continue
+		}
+		unread := s.arrived - min(s.arrived, s.taken.Load())
+		total += unread
+		if unread >= largest {
+			largest, most = unread, s
+		}
+	}
+	return total, most
 }
 
 // wasRead says that a stream has been read that was not since freeReceived last looked.

@@ -162,14 +162,15 @@ func TestACloseIsNotLostToTheEndBehindIt(t *testing.T) {
 }
 
 func TestStreamsThatNobodyAcceptsAreBounded(t *testing.T) {
-	c, y, _ := hostileYamux(t)
+	c, y, streams := hostileYamux(t)
 	const flood = 8 * yamuxBacklog
 	for range flood {
 		if _, err := y.OpenStream(); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if _, err := y.Ping(); err != nil { // all have arrived
+	streams[1].Write([]byte{1, 'b'})
+	if _, err := c.ReceiveBundles(make([][]byte, 1)); err != nil { // all have arrived
 		t.Fatal(err)
 	}
 	if n := c.(*yamuxCarrier).y.NumStreams(); n > yamuxBacklog+3 {
@@ -568,4 +569,133 @@ func TestAStreamThatIsReadEmptyKeepsNoBuffer(t *testing.T) {
 	}
 	out.Reset(CodeNone)
 	in.Reset(CodeNone)
+}
+
+func TestAPingOfYamuxsOwnEndsTheCarrier(t *testing.T) {
+	c, y, _ := hostileYamux(t)
+	go y.Ping()
+	<-c.Done()
+	if !strings.Contains(c.Err().Error(), errPing.Error()) {
+		t.Errorf("ended with %v", c.Err())
+	}
+}
+
+// fakeFrames is frames of data with their stream's number as content, and window updates between.
+func fakeFrames(sizes []int) (all []byte, ids []uint32) {
+	for i, size := range sizes {
+		id := uint32(i%5 + 1)
+		head := make([]byte, yamuxHead)
+		binary.BigEndian.PutUint16(head[2:], uint16(i)) // flags
+		binary.BigEndian.PutUint32(head[4:], id)
+		binary.BigEndian.PutUint32(head[8:], uint32(size))
+		all = append(append(all, head...), bytes.Repeat([]byte{byte(id)}, size)...)
+		head[1] = 1
+		binary.BigEndian.PutUint32(head[8:], 1<<31) // of a window, no length of content
+		all = append(all, head...)
+		ids = append(ids, id)
+	}
+	return all, ids
+}
+
+// filtered passes b through f in reads of n bytes.
+func filtered(t *testing.T, f *frameFilter, b []byte, n int) (out []byte) {
+	t.Helper()
+	for len(b) > 0 {
+		p := make([]byte, f.held+min(n, len(b)))
+		b = b[copy(p[f.held:], b):]
+		got, err := f.pass(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out = append(out, p[:got]...)
+	}
+	return out
+}
+
+func TestFramesPassButForTheContentThatNobodyWants(t *testing.T) {
+	all, ids := fakeFrames([]int{0, 1, 11, 12, 13, 500, 0, 40, 7})
+	const unwanted = 2
+	wanted := bytes.Clone(all)
+	for at := 0; at < len(wanted); {
+		end := at + yamuxHead
+		if wanted[at+1] == yamuxTypeData {
+			end += int(binary.BigEndian.Uint32(wanted[at+8:]))
+			if binary.BigEndian.Uint32(wanted[at+4:]) == unwanted {
+				binary.BigEndian.PutUint32(wanted[at+8:], 0)
+				wanted = slices.Delete(wanted, at+yamuxHead, end)
+				end = at + yamuxHead
+			}
+		}
+		at = end
+	}
+	if len(wanted) >= len(all) {
+		t.Fatal("nothing is unwanted")
+	}
+	for n := 1; n <= len(all); n++ {
+		var told []uint32
+		keep := frameFilter{arriving: func(id, _ uint32) bool { told = append(told, id); return true }}
+		if got := filtered(t, &keep, all, n); !bytes.Equal(got, all) {
+			t.Fatalf("in reads of %d bytes frames came out changed", n)
+		}
+		ids := slices.Clone(ids)
+		if ids = slices.Delete(slices.Delete(ids, 6, 7), 0, 1); !slices.Equal(told, ids) { // two are empty
+			t.Fatalf("in reads of %d bytes it told of %v, want %v", n, told, ids)
+		}
+		cut := frameFilter{arriving: func(id, _ uint32) bool { return id != unwanted }}
+		if got := filtered(t, &cut, all, n); !bytes.Equal(got, wanted) {
+			t.Fatalf("in reads of %d bytes % x came out, want % x", n, got, wanted)
+		}
+	}
+}
+
+func TestWhatArrivesForAStreamThatIsDoneWithIsNotKept(t *testing.T) {
+	client, server := pairOf(yamuxPendings)(t)
+	for _, way := range [][2]Carrier{{client, server}, {server, client}} {
+		a, b := openPair(t, way[0], way[1])
+		id := a.(*chunkStream).y.StreamID()
+		for _, end := range []struct {
+			s Stream
+			c *yamuxCarrier
+		}{{a, way[0].(*yamuxCarrier)}, {b, way[1].(*yamuxCarrier)}} {
+			if !end.c.arriving(id, 1) || !end.c.arriving(id+100, 1) || !end.c.arriving(yamuxLastOwn, 1) {
+				t.Error("what is wanted is not kept")
+			}
+			end.s.Reset(7)
+			if end.c.arriving(id, 1) {
+				t.Errorf("it is kept for stream %d", id)
+			}
+		}
+	}
+}
+
+func TestWhereTooMuchIsUnreadTheFullestStreamIsReset(t *testing.T) {
+	client, server := pairOf(yamuxPendings)(t)
+	c := server.(*yamuxCarrier)
+	var all []Stream
+	for range 3 {
+		_, b := openPair(t, client, server)
+		all = append(all, b)
+	}
+	arrive := func(i, n int) { c.arriving(all[i].(*chunkStream).y.StreamID(), uint32(n)) }
+	arrive(0, yamuxMaxUnread/2)
+	all[1].(*chunkStream).taken.Add(yamuxMaxUnread * 3 / 4)
+	arrive(1, yamuxMaxUnread)
+	arrive(2, yamuxMaxUnread/4-1<<10)
+	for i, s := range all {
+		if s.(*chunkStream).wasReset() {
+			t.Fatalf("stream %d is reset though there is room", i)
+		}
+	}
+	arrive(1, yamuxWeigh)
+	for i, s := range all {
+		if s.(*chunkStream).wasReset() != (i == 0) {
+			t.Errorf("stream %d is reset: %v", i, i != 0)
+		}
+	}
+	_, err := all[0].Read(make([]byte, 1))
+	wantReset(t, "a read of the fullest", err, CodeLimit)
+	arrive(1, yamuxWeigh) // the room of the first is free
+	if all[1].(*chunkStream).wasReset() {
+		t.Error("another was reset for what the first had")
+	}
 }

@@ -31,14 +31,22 @@ type fakeStream struct {
 	resets  chan tunnel.ErrorCode
 	inEnded atomic.Bool // Read has returned io.EOF
 	closed  atomic.Bool // CloseWrite
+
+	life context.Context
+	end  context.CancelCauseFunc
+}
+
+func newStream(r *io.PipeReader, w *io.PipeWriter) *fakeStream {
+	s := &fakeStream{r: r, w: w, resets: make(chan tunnel.ErrorCode, 8)}
+	s.life, s.end = context.WithCancelCause(context.Background())
+	return s
 }
 
 // newStreams returns both ends.
 func newStreams() (a, b *fakeStream) {
 	ar, bw := io.Pipe()
 	br, aw := io.Pipe()
-	return &fakeStream{r: ar, w: aw, resets: make(chan tunnel.ErrorCode, 8)},
-		&fakeStream{r: br, w: bw, resets: make(chan tunnel.ErrorCode, 8)}
+	return newStream(ar, aw), newStream(br, bw)
 }
 
 func (s *fakeStream) Read(p []byte) (int, error) {
@@ -71,6 +79,7 @@ func (s *fakeStream) Reset(code tunnel.ErrorCode) {
 }
 
 func (s *fakeStream) SetDeadline(time.Time) error { return nil }
+func (s *fakeStream) Context() context.Context    { return s.life }
 
 var _ tunnel.Stream = (*fakeStream)(nil)
 
@@ -255,6 +264,27 @@ func TestAResetOfTheStreamIsARSTNeverAnEnd(t *testing.T) {
 		})
 	}
 }
+
+// The application reads nothing and the stream brings nothing, so that no call would find out.
+func TestTheEndOfAStreamThatNobodyReadsEndsTheRelay(t *testing.T) {
+	b := newBench(t)
+	stop := make(chan struct{})
+	go func() {
+		defer close(stop)
+		_, _ = io.Copy(b.far, neverEnding{}) // until TCP takes no more
+	}()
+	for last := int64(-1); last != b.far.wrote.Load(); time.Sleep(50 * time.Millisecond) {
+		last = b.far.wrote.Load()
+	}
+	b.near.end(&tunnel.ResetError{Code: 44})
+	isReset(t, b.end(t).Err, 44)
+	<-stop
+}
+
+// neverEnding is a reader of zeros.
+type neverEnding struct{}
+
+func (neverEnding) Read(p []byte) (int, error) { return len(p), nil }
 
 func TestTheEndOfTheContextResetsBothSides(t *testing.T) {
 	b := newBench(t)
