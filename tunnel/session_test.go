@@ -301,12 +301,17 @@ func TestACarrierThatHasEndedIsForgotten(t *testing.T) {
 		send(f, "x")
 		f.End(0)
 		time.Sleep(time.Second)
-		if w.session.ends.on != near {
+		known := func() bool {
+			w.session.mu.Lock()
+			defer w.session.mu.Unlock()
+			return w.session.ends.on == near
+		}
+		if !known() {
 			t.Fatal("it has not sent the end")
 		}
 		near.Close(CodeShutdown, "")
 		<-near.Done()
-		if w.session.ends.on != nil {
+		if known() {
 			t.Error("the list of ends holds it")
 		}
 	})
@@ -503,7 +508,7 @@ func TestOfStreamsThatNobodyReadsTheOldestAreReset(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		defer w.close()
-		w.mustAttach(PipeConfig{})
+		near, _ := w.mustAttach(PipeConfig{})
 		const streams, small = maxStalled + 2, 3
 		var all []Stream
 		for i := range streams + small {
@@ -549,8 +554,10 @@ func TestOfStreamsThatNobodyReadsTheOldestAreReset(t *testing.T) {
 			st.Reset(CodeNone)
 		}
 		time.Sleep(time.Minute)
-		if a := w.session.attached[0]; len(a.carried.all) != 0 || a.carried.check != nil {
-			t.Errorf("%d streams are still known, the check runs: %v", len(a.carried.all), a.carried.check != nil)
+		near.carried.mu.Lock()
+		defer near.carried.mu.Unlock()
+		if len(near.carried.all) != 0 || near.carried.check != nil {
+			t.Errorf("%d streams are still known, the check runs: %v", len(near.carried.all), near.carried.check != nil)
 		}
 	})
 }

@@ -165,7 +165,9 @@ func (p *yamuxPending) Start(ctx context.Context) (Carrier, error) {
 		return nil, os.ErrDeadlineExceeded
 	}
 	if !p.client {
+		c.mu.Lock()
 		c.lastAccepted = c.signals.StreamID()
+		c.mu.Unlock()
 	}
 	c.start()
 	return c, nil

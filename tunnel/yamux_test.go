@@ -27,6 +27,12 @@ import (
 // with control, bundles and signals open.
 func hostileYamux(t *testing.T) (Carrier, *yamux.Session, [3]*yamux.Stream) {
 	t.Helper()
+	return bareYamux(t, func(tls net.Conn) net.Conn { return tls })
+}
+
+// bareYamux has the client's yamux on what over makes of its connection.
+func bareYamux(t *testing.T, over func(tls net.Conn) net.Conn) (Carrier, *yamux.Session, [3]*yamux.Stream) {
+	t.Helper()
 	client, server := yamuxPendings(t)
 	started := make(chan Carrier, 1)
 	go func() {
@@ -41,7 +47,7 @@ func hostileYamux(t *testing.T) (Carrier, *yamux.Session, [3]*yamux.Stream) {
 	io.ReadFull(conn, make([]byte, 7))
 	config := yamuxConfig(0)
 	config.AcceptBacklog = 1 << 14 // it does not restrain itself
-	y, err := yamux.Client(conn, config)
+	y, err := yamux.Client(over(conn), config)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -393,89 +399,71 @@ func TestAStreamsFrameIsAsLargeAsWhatTheConnectionTakesAtOnce(t *testing.T) {
 	c.Close(CodeNone, "")
 }
 
-// frameLengths is a connection that notes the lengths of the yamux frames that are written to it.
+// frameLengths is a connection that notes the lengths of the data frames that are read from it.
 type frameLengths struct {
 	net.Conn
-	head []byte // what there is of the next one's
-	left int    // of the frame under way
+	frames frameFilter
 
 	mu  sync.Mutex
 	all []int
 }
 
-func (c *frameLengths) Write(p []byte) (int, error) {
-	const data, head = 0, 12 // version, type, flags (16), stream (32), length (32)
-	for b := p; len(b) > 0; {
-		if c.left > 0 {
-			n := min(c.left, len(b))
-			c.left -= n
-			b = b[n:]
-			continue
+func (c *frameLengths) Read(p []byte) (int, error) {
+	for {
+		held := c.frames.held
+		n, err := c.Conn.Read(p[held:])
+		if n, _ = c.frames.pass(p[:held+n]); n > 0 || err != nil {
+			return n, err
 		}
-		n := min(head-len(c.head), len(b))
-		c.head = append(c.head, b[:n]...)
-		b = b[n:]
-		if len(c.head) < head {
-			continue
-		}
-		if c.head[1] == data {
-			c.left = int(binary.BigEndian.Uint32(c.head[8:]))
-			c.mu.Lock()
-			c.all = append(c.all, c.left)
-			c.mu.Unlock()
-		}
-		c.head = c.head[:0]
 	}
-	return c.Conn.Write(p)
+}
+
+// note is the filter's arriving.
+func (c *frameLengths) note(_, n uint32) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.all = append(c.all, int(n))
+	return true
+}
+
+// take returns the lengths since the last call.
+func (c *frameLengths) take() []int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	all := c.all
+	c.all = nil
+	return all
 }
 
 func TestAStreamWritesFramesOfWhatTheConnectionTakes(t *testing.T) {
-	client, server := pairOf(yamuxPendings)(t)
-	c := client.(*yamuxCarrier)
-	// Nothing has been written to TLS but by the coalescer, which writes whole frames.
-	frames := &frameLengths{Conn: c.conn.Conn}
-	c.conn.mu.Lock()
-	c.conn.Conn = frames
-	c.conn.mu.Unlock()
-	out, err := client.OpenStream(testContext(t))
+	var frames frameLengths
+	frames.frames.arriving = frames.note
+	carrier, y, _ := bareYamux(t, func(tls net.Conn) net.Conn { frames.Conn = tls; return &frames })
+	c := carrier.(*yamuxCarrier)
+	out, err := c.OpenStream(testContext(t))
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, step := range []struct{ bound, largest int }{
+	in, err := y.AcceptStream()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, step := range []struct{ bound, first int }{
 		{coalesceLeast, maxChunkWire},
 		{coalesceBuffer, maxFrame},
 	} {
 		c.conn.mu.Lock()
 		c.conn.limit = coalesceLimit{bytes: step.bound}
 		c.conn.mu.Unlock()
-		frames.mu.Lock()
-		frames.all = nil
-		frames.mu.Unlock()
 		if _, err := out.Write(make([]byte, MaxWrite)); err != nil {
 			t.Fatal(err)
 		}
-		if step.bound == coalesceLeast {
-			in, err := server.AcceptStream(testContext(t))
-			if err != nil {
-				t.Fatal(err)
-			}
-			go io.Copy(io.Discard, in)
+		if _, err := io.ReadFull(in, make([]byte, maxFrame)); err != nil {
+			t.Fatal(err)
 		}
-		total := 0
-		await(t, "bytes in frames", func() (int, bool) {
-			frames.mu.Lock()
-			defer frames.mu.Unlock()
-			total = 0
-			for _, n := range frames.all {
-				total += n
-			}
-			return total, total >= maxFrame
-		})
-		frames.mu.Lock()
-		if first := frames.all[0]; first != step.largest || slices.Max(frames.all) > maxFrame {
-			t.Errorf("where %d bytes may wait the frames have %v bytes, want %d in the first", step.bound, frames.all, step.largest)
+		if got := frames.take(); got[0] != step.first || slices.Max(got) > maxFrame {
+			t.Errorf("where %d bytes may wait the frames have %v bytes, want %d in the first", step.bound, got, step.first)
 		}
-		frames.mu.Unlock()
 	}
 	out.Reset(CodeNone)
 }
