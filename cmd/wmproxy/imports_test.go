@@ -54,7 +54,7 @@ var mayImport = map[string][]string{
 // second package that does has begun to know what it should not.
 var foreign = map[string][]string{
 	"github.com/quic-go/quic-go":              {"tunnel", "client", "internal/udpio", "internal/floor"}, // client: its errors; udpio: its socket; floor: nothing else
-	"github.com/hashicorp/yamux":              {"tunnel"},
+	"github.com/hashicorp/yamux":              {"tunnel", "internal/floor"},
 	"github.com/urfave/cli/v2":                {"cmd/wmproxy"},
 	"github.com/lmittmann/tint":               {"cmd/wmproxy"},
 	"github.com/miekg/dns":                    {"internal/probe"},

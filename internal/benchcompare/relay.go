@@ -19,8 +19,8 @@ const relayCommand = "relay"
 
 // relay is a process of its own, like those of the systems it is measured beside:
 //
-//	relay udp|near|tls-near AT TO
-//	relay far|tls-far AT TO CERT KEY
+//	relay udp|near|tls-near|yamux-near AT TO
+//	relay far|tls-far|yamux-far AT TO CERT KEY
 //
 // It runs until ctx ends.
 func relay(ctx context.Context, args []string) error {
@@ -51,7 +51,9 @@ func openRelay(ctx context.Context, kind string, at, to netip.AddrPort, files []
 	case kind == "near":
 		return floor.ListenNear(ctx, at, to)
 	case kind == "tls-near":
-		return floor.ListenTLSNear(at, to)
+		return floor.ListenTLSNear(at, to, floor.Bare)
+	case kind == "yamux-near":
+		return floor.ListenTLSNear(at, to, floor.Yamux)
 	case len(files) == 2:
 		id, err := certs.LoadOrCreate(files[0], files[1])
 		if err != nil {
@@ -61,7 +63,9 @@ func openRelay(ctx context.Context, kind string, at, to netip.AddrPort, files []
 		case "far":
 			return floor.ListenFar(at, to, id.Certificate())
 		case "tls-far":
-			return floor.ListenTLSFar(at, to, id.Certificate())
+			return floor.ListenTLSFar(at, to, id.Certificate(), floor.Bare)
+		case "yamux-far":
+			return floor.ListenTLSFar(at, to, id.Certificate(), floor.Yamux)
 		}
 	}
 	return nil, fmt.Errorf("relay cannot be %q with %d files", kind, len(files))
@@ -80,7 +84,16 @@ func floorQUIC(_ context.Context, r *rig) (*peer, error) {
 
 // floorTLS starts two with a bare TLS connection.
 func floorTLS(ctx context.Context, r *rig) (*peer, error) {
-	return r.relays("tls-far", "tls-near", []string{r.cert, r.key}, func(far *process, tunnel string) error {
+	return r.relaysOverTCP(ctx, "tls-far", "tls-near")
+}
+
+// floorYamux starts two with one stream of yamux in a TLS connection.
+func floorYamux(ctx context.Context, r *rig) (*peer, error) {
+	return r.relaysOverTCP(ctx, "yamux-far", "yamux-near")
+}
+
+func (r *rig) relaysOverTCP(ctx context.Context, far, near string) (*peer, error) {
+	return r.relays(far, near, []string{r.cert, r.key}, func(far *process, tunnel string) error {
 		return far.until(ctx, "open port", listens(tunnel))
 	})
 }

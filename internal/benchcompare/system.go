@@ -73,6 +73,7 @@ var systems = []system{
 	{"floor", "two bare relays, UDP", nil, datagrams, floorUDP},
 	{"floor-quic", "two bare relays, quic-go", nil, datagrams, floorQUIC},
 	{"floor-tls", "two bare relays, TLS", nil, datagrams, floorTLS},
+	{"floor-yamux", "two bare relays, yamux", nil, datagrams, floorYamux},
 }
 
 func systemNames() (names []string) {

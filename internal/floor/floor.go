@@ -2,7 +2,7 @@
 // they pass it on and do nothing else. They do not bundle, so that where several wait a tunnel
 // that does may need less. Those over QUIC and TLS wait in a socket's callback where the connection
 // is full, which the tunnel must not. Between the two is plain UDP, or a
-// quic-go or TLS connection without anything of ours but the socket.
+// quic-go or TLS connection, or a yamux stream in one, without anything of ours but the socket.
 //
 // Both ends are a NAT: each source has a socket of its own towards the far side. They
 // are for loads of trusted programs on loopback, and keep what they know until they end.

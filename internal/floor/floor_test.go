@@ -94,9 +94,13 @@ func TestTwoQUICRelaysBringEachSourceWhatItSent(t *testing.T) {
 }
 
 func TestTwoTLSRelaysBringEachSourceWhatItSent(t *testing.T) {
-	far, err := ListenTLSFar(loopback, echo(t), certificate(t))
-	far = cleanUp(t, far, err)
-	near, err := ListenTLSNear(loopback, far.Addr())
-	near = cleanUp(t, near, err)
-	eachGetsItsOwn(t, near.Addr())
+	for name, over := range map[string]Over{"bare": Bare, "yamux": Yamux} {
+		t.Run(name, func(t *testing.T) {
+			far, err := ListenTLSFar(loopback, echo(t), certificate(t), over)
+			far = cleanUp(t, far, err)
+			near, err := ListenTLSNear(loopback, far.Addr(), over)
+			near = cleanUp(t, near, err)
+			eachGetsItsOwn(t, near.Addr())
+		})
+	}
 }

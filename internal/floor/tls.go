@@ -49,11 +49,18 @@ func receiveFramed(conn net.Conn, do func(index uint16, body []byte)) {
 	}
 }
 
+// An Over makes of a TLS connection, or what is in it, what the datagrams travel on.
+type Over func(conn net.Conn, client bool) (net.Conn, error)
+
+// Bare is the connection as it is.
+func Bare(conn net.Conn, _ bool) (net.Conn, error) { return conn, nil }
+
 // TLSFar is Far with a TLS connection for each Near.
 type TLSFar struct {
 	listener  *net.TCPListener
 	to        netip.AddrPort
 	conf      *tls.Config
+	over      Over
 	accepting sync.WaitGroup
 
 	mu    sync.Mutex
@@ -62,12 +69,12 @@ type TLSFar struct {
 }
 
 // ListenTLSFar is ListenFar over TLS.
-func ListenTLSFar(at, to netip.AddrPort, cert *tls.Certificate) (*TLSFar, error) {
+func ListenTLSFar(at, to netip.AddrPort, cert *tls.Certificate, over Over) (*TLSFar, error) {
 	ln, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(at))
 	if err != nil {
 		return nil, err
 	}
-	f := &TLSFar{listener: ln, to: to, conf: &tls.Config{Certificates: []tls.Certificate{*cert}, NextProtos: []string{protocol}}}
+	f := &TLSFar{listener: ln, to: to, over: over, conf: &tls.Config{Certificates: []tls.Certificate{*cert}, NextProtos: []string{protocol}}}
 	f.accepting.Go(f.accept)
 	return f, nil
 }
@@ -100,7 +107,12 @@ func (f *TLSFar) accept() {
 		}
 		f.conns = append(f.conns, tcp)
 		f.mu.Unlock()
-		f.accepting.Go(func() { f.serve(tls.Server(udpio.Quiet(tcp), f.conf)) })
+		f.accepting.Go(func() {
+			defer tcp.Close()
+			if conn, err := f.over(tls.Server(udpio.Quiet(tcp), f.conf), false); err == nil {
+				f.serve(conn)
+			}
+		})
 	}
 }
 
@@ -131,17 +143,22 @@ type TLSNear struct {
 }
 
 // ListenTLSNear is ListenNear over TLS.
-func ListenTLSNear(at, server netip.AddrPort) (*TLSNear, error) {
+func ListenTLSNear(at, server netip.AddrPort, over Over) (*TLSNear, error) {
 	tcp, err := net.DialTCP("tcp", nil, net.TCPAddrFromAddrPort(server))
 	if err != nil {
 		return nil, fmt.Errorf("connect to %v: %w", server, err)
 	}
-	front, err := udpio.Listen(at, udpio.Config{})
+	conn, err := over(tls.Client(udpio.Quiet(tcp), clientTLS), true)
 	if err != nil {
 		_ = tcp.Close()
 		return nil, err
 	}
-	n := &TLSNear{entrance: entrance{front: front}, conn: tls.Client(udpio.Quiet(tcp), clientTLS)}
+	front, err := udpio.Listen(at, udpio.Config{})
+	if err != nil {
+		_ = conn.Close()
+		return nil, err
+	}
+	n := &TLSNear{entrance: entrance{front: front}, conn: conn}
 	var b []byte // the socket calls back one at a time
 	front.Start(func(ms []udpio.Message) {
 		b = b[:0]
