@@ -9,12 +9,13 @@ import (
 )
 
 const (
-	// maxStalled bounds the streams of a carrier whose users do not read what has arrived: what
-	// they hold others lack. Past it those that have done so longest are reset.
+	// maxStalled bounds the streams of a QUIC carrier whose users do not read what has arrived: of the
+	// connection's window, what they hold others lack. Past it those that have done so longest are reset.
 	maxStalled = 24
 
-	// stalledAfter is how long a user has not come back for more.
-	stalledAfter = 5 * time.Second
+	// stalledAfter is how long a user has not come back for more. A relay comes back for each
+	// 128 KiB, so that this is a target or application that takes less than 5 KB/s.
+	stalledAfter = 30 * time.Second
 
 	// stalledBytes is how much a stream must have brought before: one that has brought less has a small window.
 	stalledBytes = 64 << 10
@@ -27,7 +28,7 @@ type carriedStream struct {
 	a     *Attachment
 	done  atomic.Bool
 	bytes atomic.Uint64 // read
-	since atomic.Int64  // when Read last returned, on the session's clock; 0: one is under way, or none was
+	since atomic.Int64  // when Read last brought something, on the session's clock; 0: one is under way, or none will be
 }
 
 // carriedStreams is those of an attachment.
@@ -53,18 +54,22 @@ func (a *Attachment) carry(st Stream) *carriedStream {
 
 // checkStalledLater is called with carried.mu held.
 func (a *Attachment) checkStalledLater() {
-	if len(a.carried.all) > maxStalled && a.carried.check == nil {
+	if len(a.carried.all) > maxStalled && a.carried.check == nil && a.Kind() == KindQUIC {
 		a.carried.check = time.AfterFunc(stalledAfter/2, a.checkStalled)
 	}
 }
 
 func (a *Attachment) checkStalled() {
+	type still struct {
+		s     *carriedStream
+		since int64
+	}
 	now := a.s.now()
-	var stalled []*carriedStream
+	var stalled []still
 	a.carried.mu.Lock()
 	for s := range a.carried.all {
-		if s.stalled(now) {
-			stalled = append(stalled, s)
+		if since := s.stalled(now); since != 0 {
+			stalled = append(stalled, still{s, since})
 		}
 	}
 	a.carried.check = nil
@@ -73,15 +78,21 @@ func (a *Attachment) checkStalled() {
 	if len(stalled) <= maxStalled {
 		return
 	}
-	slices.SortFunc(stalled, func(s, o *carriedStream) int { return cmp.Compare(s.since.Load(), o.since.Load()) })
-	for _, s := range stalled[:len(stalled)-maxStalled] {
-		s.Stream.Reset(CodeLimit) // its user, who finds out, calls ours
+	slices.SortFunc(stalled, func(a, b still) int { return cmp.Compare(a.since, b.since) })
+	for _, st := range stalled[:len(stalled)-maxStalled] {
+		if st.s.stalled(now) != 0 {
+			st.s.Stream.Reset(CodeLimit) // its user, who finds out, calls ours
+		}
 	}
 }
 
-func (s *carriedStream) stalled(now time.Duration) bool {
+// stalled returns since when, or 0 if it is not.
+func (s *carriedStream) stalled(now time.Duration) int64 {
 	since := s.since.Load()
-	return since != 0 && now-time.Duration(since) >= stalledAfter && s.bytes.Load() > stalledBytes
+	if since == 0 || now-time.Duration(since) < stalledAfter || s.bytes.Load() <= stalledBytes {
+		return 0
+	}
+	return since
 }
 
 func (s *carriedStream) Read(p []byte) (int, error) {
@@ -89,7 +100,9 @@ func (s *carriedStream) Read(p []byte) (int, error) {
 	n, err := s.Stream.Read(p)
 	now := s.a.s.now()
 	s.bytes.Add(uint64(n))
-	s.since.Store(int64(now))
+	if err == nil {
+		s.since.Store(int64(now))
+	}
 	s.a.touch(now)
 	return n, err
 }

@@ -107,7 +107,8 @@ type Stream interface {
 	Reset(code ErrorCode)
 
 	// Context ends when the stream was reset, by either side, or its carrier has ended, also while
-	// nobody reads or writes, and its cause says which. Where only the peer still
+	// nobody reads or writes, and its cause says which. Over yamux it outlives the carrier by yamuxLinger: what has
+	// arrived can still be read. Where only the peer still
 	// sends, over QUIC, the peer's reset shows in Read alone. After our Reset it has ended.
 	Context() context.Context
 

@@ -161,8 +161,12 @@ type chunkStream struct {
 
 	life streamContext
 
-	arrived uint64        // bytes; guarded by yamuxCarrier.mu
-	taken   atomic.Uint64 // of those, by the reader
+	// Bytes: those that have arrived since the stream is known, and those of all that were taken by the
+	// reader. seen is what taken was when it was last found to have changed.
+	arrived uint64 // guarded by yamuxCarrier.mu
+	taken   atomic.Uint64
+	seen    uint64    // guarded by yamuxCarrier.mu
+	seenAt  time.Time // the same
 
 	chunks chunkParser // the reader's
 	read   atomic.Bool // since freeReceived last looked
@@ -191,6 +195,9 @@ func (s *chunkStream) Read(p []byte) (int, error) {
 		if raw > 0 && !s.read.Load() {
 			s.read.Store(true)
 			s.c.wasRead()
+		}
+		if reset := s.wasReset(); reset != nil {
+			return 0, reset // what is left may have a hole: releaseStreams reads too
 		}
 		n, broken := s.chunks.strip(p[:raw])
 		switch {
@@ -401,10 +408,11 @@ func (s *chunkStream) CloseWrite() error {
 	return nil
 }
 
-func (s *chunkStream) wasReset() bool {
+// wasReset returns why, or nil.
+func (s *chunkStream) wasReset() *ResetError {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.reset != nil
+	return s.reset
 }
 
 // end marks the stream as reset and wakes its callers; it returns the first reset.

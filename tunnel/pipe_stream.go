@@ -57,6 +57,7 @@ func (s *pipeStream) Reset(code ErrorCode) {
 	if s.out.endedCleanly() && s.in.readCleanly() {
 		return
 	}
+	s.life.end(&ResetError{Code: code})
 	s.in.abandon(code)
 	s.out.abandon(code)
 	s.peer.life.end(&ResetError{Code: code})

@@ -33,8 +33,8 @@ const (
 	quicMaxStreams = 1024
 
 	// Windows in bytes. A stream's starts small, because the first one is what a peer
-	// can make us hold before it has authenticated: a second stream ends the connection. quic-go
-	// raises it as the application reads.
+	// can make us hold before it has authenticated: a second stream ends the connection, before much
+	// can arrive on it. quic-go raises it as the application reads.
 	//
 	// All streams share the connection's, so that those that are not read would keep the others from
 	// it: it has room for maxStalled of them and for others.
@@ -495,6 +495,7 @@ func (s *quicStream) Reset(code ErrorCode) {
 	if s.wroteEnd.Load() && s.readEnd.Load() || s.abandoned.Swap(true) {
 		return
 	}
+	s.life.end(&ResetError{Code: code})
 	s.s.CancelRead(quic.StreamErrorCode(code))
 	s.s.CancelWrite(quic.StreamErrorCode(code))
 }

@@ -235,6 +235,9 @@ func (in *IncomingStream) Accept(bound []byte) (Stream, error) {
 	return in.st, nil
 }
 
+// Context is the stream's.
+func (in *IncomingStream) Context() context.Context { return in.st.Context() }
+
 // Refuse tells the peer why not, as a SOCKS5 reply code (RFC 1928 section 6), and
 // frees the stream.
 func (in *IncomingStream) Refuse(code byte) {

@@ -38,10 +38,18 @@ const (
 	// waited in: yamux grows it to all that waited at a time, and frees it with the stream.
 	yamuxReceived = 10 * time.Second
 
-	// yamuxMaxUnread bounds in bytes what streams have received and nobody has read, on both ends; past it
-	// the stream with the most is reset. yamuxWeigh is after how many it is looked at.
-	yamuxMaxUnread = 128 << 20
+	// Past yamuxUnread bytes that streams have received and nobody has read, that stream with the most is
+	// reset of which nothing was read for yamuxIdle; past yamuxMaxUnread, that with the most of all.
+	// What arrives before AcceptStream, 256 KiB at most of a stream, is not counted. yamuxWeigh
+	// is after how many bytes it is looked at.
+	yamuxUnread    = 128 << 20
+	yamuxMaxUnread = 512 << 20
+	yamuxIdle      = 30 * time.Second
 	yamuxWeigh     = 1 << 20
+
+	// yamuxLinger is how long what has arrived can still be read without a stream's context
+	// ending, when the carrier has.
+	yamuxLinger = 3 * time.Second
 
 	// yamuxLastOwn is the number of the last of the client's streams that is not a Stream: signals.
 	yamuxLastOwn = 5
@@ -210,7 +218,7 @@ type yamuxCarrier struct {
 	err      error   // why; set before ended is closed
 	farewell *signal // what the peer is told about it; nil is nothing
 
-	life context.Context // ends with it
+	life context.Context // of streams; ends with it, or yamuxLinger later
 	kill context.CancelCauseFunc
 
 	signalReader sync.WaitGroup
@@ -276,7 +284,12 @@ func (c *yamuxCarrier) end(err error, farewell *signal) {
 	}
 	c.err, c.farewell = err, farewell
 	close(c.ended)
-	c.kill(&ResetError{Cause: err})
+	kill := func() { c.kill(&ResetError{Cause: err}) }
+	if len(c.streams) == 0 {
+		kill()
+	} else {
+		time.AfterFunc(yamuxLinger, kill)
+	}
 }
 
 // violation ends the carrier because of what the peer did and returns why it ended.

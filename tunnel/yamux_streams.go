@@ -201,31 +201,47 @@ func (c *yamuxCarrier) arriving(id, n uint32) (keep bool) {
 		}
 		return id > last
 	}
+	if s.wasReset() != nil {
+		return false
+	}
 	s.arrived += uint64(n)
 	if c.unweighed += uint64(n); c.unweighed >= yamuxWeigh {
 		c.unweighed = 0
-		if total, most := c.weigh(); total > yamuxMaxUnread {
-			most.end(&ResetError{Code: CodeLimit})
+		if s := c.overweight(time.Now()); s != nil {
+			s.end(&ResetError{Code: CodeLimit})
 		}
 	}
 	return true
 }
 
-// weigh returns how many bytes wait in streams, but for those that were reset, and which has the most.
-// c.mu is held.
-func (c *yamuxCarrier) weigh() (total uint64, most *chunkStream) {
-	var largest uint64
+// overweight returns the stream to reset where too much is unread, or nil. c.mu is held.
+func (c *yamuxCarrier) overweight(now time.Time) *chunkStream {
+	var total, most, mostIdle uint64
+	var fullest, idle *chunkStream
 	for _, s := range c.streams {
-		if s.wasReset() {
+		taken := s.taken.Load()
+		if taken != s.seen || s.seenAt.IsZero() {
+			s.seen, s.seenAt = taken, now
+		}
+		if s.wasReset() != nil {
 			continue
 		}
-		unread := s.arrived - min(s.arrived, s.taken.Load())
+		unread := s.arrived - min(s.arrived, taken)
 		total += unread
-		if unread >= largest {
-			largest, most = unread, s
+		if unread > most {
+			most, fullest = unread, s
+		}
+		if unread > mostIdle && now.Sub(s.seenAt) >= yamuxIdle {
+			mostIdle, idle = unread, s
 		}
 	}
-	return total, most
+	switch {
+	case total > yamuxMaxUnread:
+		return fullest
+	case total > yamuxUnread:
+		return idle
+	}
+	return nil
 }
 
 // wasRead says that a stream has been read that was not since freeReceived last looked.

@@ -656,34 +656,48 @@ func TestWhatArrivesForAStreamThatIsDoneWithIsNotKept(t *testing.T) {
 	}
 }
 
-func TestWhereTooMuchIsUnreadTheFullestStreamIsReset(t *testing.T) {
+func TestWhereTooMuchIsUnreadAStreamIsReset(t *testing.T) {
 	client, server := pairOf(yamuxPendings)(t)
 	c := server.(*yamuxCarrier)
-	var all []Stream
-	for range 3 {
+	var all []*chunkStream
+	for range 4 {
 		_, b := openPair(t, client, server)
-		all = append(all, b)
+		all = append(all, b.(*chunkStream))
 	}
-	arrive := func(i, n int) { c.arriving(all[i].(*chunkStream).y.StreamID(), uint32(n)) }
-	arrive(0, yamuxMaxUnread/2)
-	all[1].(*chunkStream).taken.Add(yamuxMaxUnread * 3 / 4)
-	arrive(1, yamuxMaxUnread)
-	arrive(2, yamuxMaxUnread/4-1<<10)
-	for i, s := range all {
-		if s.(*chunkStream).wasReset() {
-			t.Fatalf("stream %d is reset though there is room", i)
+	began := time.Now()
+	for _, step := range []struct {
+		what    string
+		unread  []uint64 // of each
+		taken   []uint64 // since the last step
+		elapsed time.Duration
+		want    int // the stream that is reset; -1: none
+	}{
+		{"there is room", []uint64{yamuxUnread / 2, yamuxUnread / 2, 0, 0}, []uint64{0, 0, 0, 0}, 0, -1},
+		{"none has stood still for long", []uint64{yamuxUnread, yamuxUnread, 9, 0}, []uint64{0, 0, 0, 0}, yamuxIdle - 1, -1},
+		{"the fuller one is read", []uint64{yamuxUnread, 2 * yamuxUnread, 9, 0}, []uint64{0, 1, 0, 0}, yamuxIdle, 0},
+		{"it is the fullest that stands still", []uint64{yamuxUnread, 2 * yamuxUnread, 9, 8}, []uint64{0, 0, 1, 0}, 2 * yamuxIdle, 1},
+		{"all are read and there is far too much", []uint64{yamuxMaxUnread - 1, 0, 2, 0}, []uint64{1, 1, 1, 1}, 3 * yamuxIdle, 0},
+	} {
+		c.mu.Lock()
+		for i, s := range all {
+			s.taken.Add(step.taken[i])
+			s.arrived = s.taken.Load() + step.unread[i]
+		}
+		got := c.overweight(began.Add(step.elapsed))
+		c.mu.Unlock()
+		if i := slices.Index(all, got); i != step.want {
+			t.Errorf("%s: stream %d would be reset, want %d", step.what, i, step.want)
 		}
 	}
-	arrive(1, yamuxWeigh)
-	for i, s := range all {
-		if s.(*chunkStream).wasReset() != (i == 0) {
-			t.Errorf("stream %d is reset: %v", i, i != 0)
-		}
-	}
+	c.arriving(all[0].y.StreamID(), yamuxWeigh)
 	_, err := all[0].Read(make([]byte, 1))
 	wantReset(t, "a read of the fullest", err, CodeLimit)
-	arrive(1, yamuxWeigh) // the room of the first is free
-	if all[1].(*chunkStream).wasReset() {
-		t.Error("another was reset for what the first had")
+	if c.arriving(all[0].y.StreamID(), 1) {
+		t.Error("what arrives for a stream that was reset is kept")
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if got := c.overweight(time.Now()); got != nil {
+		t.Error("another would be reset for what the first had")
 	}
 }

@@ -31,6 +31,7 @@ var (
 type request interface {
 	Accept(bound []byte) (tunnel.Stream, error)
 	Refuse(code byte)
+	Context() context.Context
 }
 
 var _ request = (*tunnel.IncomingStream)(nil)
@@ -54,7 +55,7 @@ func (u *UserExit) serveStream(ctx context.Context, addr []byte, in request) {
 
 	since := time.Now()
 	log := e.cfg.Log.With("user", u.name)
-	conn, err := u.connect(ctx, addr)
+	conn, err := u.connectFor(ctx, in, addr)
 	if err != nil {
 		code := replyCode(err)
 		in.Refuse(code)
@@ -71,6 +72,14 @@ func (u *UserExit) serveStream(ctx context.Context, addr []byte, in request) {
 	r := relay.Run(ctx, conn, nil, stream)
 	log.Debug("stream ended", "target", remote, "duration", time.Since(since).Round(time.Millisecond),
 		"up_bytes", r.FromStream, "down_bytes", r.ToStream, "error", r.Err)
+}
+
+// connectFor is connect for as long as somebody asks.
+func (u *UserExit) connectFor(ctx context.Context, in request, addr []byte) (*net.TCPConn, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(in.Context(), cancel)()
+	return u.connect(ctx, addr)
 }
 
 // connect dials the destination that addr spells.

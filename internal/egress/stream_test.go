@@ -42,18 +42,24 @@ type asked struct {
 	client  pipeStream
 	server  pipeStream
 	gone    bool // Accept fails
+	life    context.Context
+	leave   context.CancelFunc
 }
 
 func ask() *asked {
 	ar, bw := io.Pipe()
 	br, aw := io.Pipe()
-	return &asked{
+	a := &asked{
 		bound: make(chan netip.AddrPort, 1), refused: make(chan byte, 1),
 		client: pipeStream{ar, aw}, server: pipeStream{br, bw},
 	}
+	a.life, a.leave = context.WithCancel(context.Background())
+	return a
 }
 
 func (a *asked) Refuse(code byte) { a.refused <- code }
+
+func (a *asked) Context() context.Context { return a.life }
 
 func (a *asked) Accept(bound []byte) (tunnel.Stream, error) {
 	if a.gone {
@@ -310,6 +316,26 @@ func TestAClientThatLeftBeforeTheAnswerLeavesNothing(t *testing.T) {
 	receive(t, serve(t, t.Context(), e, to(target(t, "127.0.0.1"), ""), a))
 	if len(a.refused) != 0 || e.streams != 0 {
 		t.Error("refused as well, or still counted")
+	}
+}
+
+func TestAClientThatLeavesIsNotConnectedAnyFurther(t *testing.T) {
+	asking := make(chan struct{})
+	e := newExits(t, Config{
+		Resolve: func(ctx context.Context, _ string) ([]netip.Addr, error) {
+			close(asking)
+			<-ctx.Done()
+			return nil, ctx.Err()
+		},
+		DialTimeout: time.Hour,
+	})
+	a := ask()
+	done := serve(t, t.Context(), e, toName("hang.example", 80, ""), a)
+	receive(t, asking)
+	a.leave()
+	receive(t, done)
+	if e.streams != 0 {
+		t.Errorf("%d streams are still counted", e.streams)
 	}
 }
 

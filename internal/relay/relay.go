@@ -43,12 +43,12 @@ func Run(ctx context.Context, c *net.TCPConn, ahead []byte, s tunnel.Stream) Res
 		err := context.Cause(s.Context())
 		p.abort(streamCode(err), err)
 	})
-	defer lost()
 
 	var wg sync.WaitGroup
 	wg.Go(p.streamToTCP)
 	p.tcpToStream(ahead)
 	wg.Wait()
+	lost()
 	p.finish()
 	return Result{ToStream: p.toStream, FromStream: p.fromStream, Err: p.err}
 }

@@ -40,8 +40,8 @@ var clockStart = time.Now()
 // noted says that the poller has just been asked: whoever calls was woken by it.
 func (b *breather) noted() { b.asked.Store(int64(time.Since(clockStart))) }
 
-// due comes before a read that will find something. It takes a breath, and says so, where none has
-// been taken for breathAfter.
+// due comes before each read, which may find something. It takes a breath, and says so, where the
+// poller is not known to have been asked for breathAfter.
 func (b *breather) due() bool {
 	if int64(time.Since(clockStart))-b.asked.Load() < int64(breathAfter) {
 		return false
