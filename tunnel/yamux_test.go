@@ -636,6 +636,35 @@ func TestFramesPassButForTheContentThatNobodyWants(t *testing.T) {
 	}
 }
 
+func FuzzFrames(f *testing.F) {
+	all, _ := fakeFrames([]int{0, 1, 11, 12, 13, 40})
+	f.Add(all, uint8(5))
+	f.Add([]byte{0, yamuxTypePing, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0}, uint8(3))
+	f.Fuzz(func(t *testing.T, b []byte, step uint8) {
+		even := func(id, n uint32) bool {
+			if n == 0 {
+				t.Error("it was told of nothing")
+			}
+			return id%2 == 0
+		}
+		whole, cut := frameFilter{arriving: even}, frameFilter{arriving: even}
+		p := bytes.Clone(b)
+		n, broken := whole.pass(p)
+		var out []byte
+		var err error
+		for rest := b; len(rest) > 0 && err == nil; {
+			q := make([]byte, cut.held+min(int(step)+1, len(rest)))
+			rest = rest[copy(q[cut.held:], rest):]
+			var k int
+			k, err = cut.pass(q)
+			out = append(out, q[:k]...)
+		}
+		if err != broken || !bytes.Equal(out, p[:n]) || n > len(b) {
+			t.Errorf("% x: whole % x, %v; in pieces of %d % x, %v", b, p[:n], broken, int(step)+1, out, err)
+		}
+	})
+}
+
 func TestWhatArrivesForAStreamThatIsDoneWithIsNotKept(t *testing.T) {
 	client, server := pairOf(yamuxPendings)(t)
 	for _, way := range [][2]Carrier{{client, server}, {server, client}} {
