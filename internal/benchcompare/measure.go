@@ -35,7 +35,8 @@ type comparison struct {
 	cells   map[key]*cell
 	absent  map[string]string // systems that were not measured, and why
 	began   time.Time
-	partial bool // interrupted
+	of      string // the revision that is measured
+	partial bool   // interrupted
 }
 
 func run(ctx context.Context, o options) error {
@@ -50,7 +51,7 @@ func run(ctx context.Context, o options) error {
 			return fmt.Errorf("building wmproxy: %w\n%s", err, b)
 		}
 	}
-	c := &comparison{options: o, log: os.Stderr, cells: make(map[key]*cell), absent: make(map[string]string), began: time.Now()}
+	c := &comparison{options: o, log: os.Stderr, cells: make(map[key]*cell), absent: make(map[string]string), began: time.Now(), of: revision(ctx)}
 	for _, arrangement := range o.arrangements {
 		if err := c.arrange(ctx, dir, arrangement); err != nil && ctx.Err() == nil {
 			return err

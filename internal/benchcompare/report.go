@@ -78,7 +78,7 @@ func (c *comparison) head(ctx context.Context, b *strings.Builder) {
 	fact("date", "%s, %s of measuring", c.began.UTC().Format("2006-01-02 15:04 MST"), time.Since(c.began).Round(time.Second))
 	fact("command", "`%s`", c.command)
 	fact("rounds", "%d of %v", c.rounds, c.duration)
-	fact("wmproxy", "%s", revision(ctx))
+	fact("wmproxy", "%s", c.of)
 	fact("Go", "%s %s/%s", runtime.Version(), runtime.GOOS, runtime.GOARCH)
 	fact("machine", "%s", machine())
 	fact("kernel", "%s, sched_autogroup_enabled = %s", fileLine("/proc/sys/kernel/osrelease"), fileLine("/proc/sys/kernel/sched_autogroup_enabled"))
@@ -221,7 +221,7 @@ func field(text, name string) string {
 	return ""
 }
 
-// revision is the commit that is measured.
+// revision is the commit that is checked out.
 func revision(ctx context.Context) string {
 	b, err := exec.CommandContext(ctx, "git", "describe", "--always", "--dirty").Output()
 	if err != nil {
