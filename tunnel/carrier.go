@@ -107,9 +107,9 @@ type Stream interface {
 	Reset(code ErrorCode)
 
 	// Context ends when the stream was reset, by either side, or its carrier has ended, also while
-	// nobody reads or writes, and its cause says which. Over yamux it outlives the carrier by yamuxLinger: what has
-	// arrived can still be read. Where only the peer still
-	// sends, over QUIC, the peer's reset shows in Read alone. After our Reset it has ended.
+	// nobody reads or writes, and its cause says which. After our Reset it has ended. Over yamux it
+	// outlives the carrier by yamuxLinger: what has arrived can still be read. Over QUIC, where only
+	// the peer still sends, the peer's reset shows in Read alone.
 	Context() context.Context
 
 	// SetDeadline bounds the Reads and Writes under way and those to come, which

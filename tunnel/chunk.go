@@ -194,7 +194,7 @@ func (s *chunkStream) Read(p []byte) (int, error) {
 		s.taken.Add(uint64(raw))
 		if raw > 0 && !s.read.Load() {
 			s.read.Store(true)
-			s.c.wasRead()
+			wake(s.c.read)
 		}
 		if reset := s.wasReset(); reset != nil {
 			return 0, reset // what is left may have a hole: releaseStreams reads too

@@ -1,7 +1,6 @@
 package tunnel
 
 import (
-	"io"
 	"net"
 	"slices"
 	"sync"
@@ -83,33 +82,16 @@ func (c *coalescer) Write(p []byte) (int, error) {
 	return written, nil
 }
 
-// Read reads what yamux is to see. p has room for more than a head.
 func (c *coalescer) Read(p []byte) (int, error) {
-	for {
-		held := c.frames.held
-		if len(p) <= held {
-			return 0, io.ErrShortBuffer
+	n, err := c.frames.read(c.Conn, p)
+	if err != nil {
+		c.mu.Lock()
+		if c.readErr == nil && !c.closed {
+			c.readErr = err
 		}
-		n, err := c.Conn.Read(p[held:])
-		n, broken := c.frames.pass(p[:held+n])
-		if broken != nil {
-			n, err = 0, broken
-		}
-		if err != nil {
-			c.readFailed(err)
-		}
-		if n > 0 || err != nil {
-			return n, err
-		}
+		c.mu.Unlock()
 	}
-}
-
-func (c *coalescer) readFailed(err error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.readErr == nil && !c.closed {
-		c.readErr = err
-	}
+	return n, err
 }
 
 // cause is the first error of the connection, nil where it had none before Close.

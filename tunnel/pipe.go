@@ -40,8 +40,9 @@ type PipeConfig struct {
 
 // NewPipe returns the two ends of a connection in memory; the first is the client.
 func NewPipe(client, server PipeConfig) (*PipeEnd, *PipeEnd) {
-	link := &pipeLink{done: make(chan struct{}), opened: make(chan struct{})}
+	link := &pipeLink{opened: make(chan struct{})}
 	link.life, link.kill = context.WithCancel(context.Background())
+	link.done = link.life.Done()
 	rand.Read(link.secret[:])
 	c := &PipeEnd{link: link, side: 0, config: client}
 	s := &PipeEnd{link: link, side: 1, config: server}
@@ -62,11 +63,10 @@ type pipeLink struct {
 	opened chan struct{} // the client has begun the handshake
 
 	end  sync.Once
-	done chan struct{}
-	errs [2]error // by side; set before done is closed
-
-	life context.Context // ends with it
+	life context.Context
 	kill context.CancelFunc
+	done <-chan struct{} // life's
+	errs [2]error        // by side; set before life ends
 }
 
 // ended returns why the pipe ended as side sees it, nil while it lives.
@@ -114,7 +114,6 @@ func (e *PipeEnd) SetMaxBundle(n int) {
 func (e *PipeEnd) finish(ours, theirs error) {
 	e.link.end.Do(func() {
 		e.link.errs[e.side], e.link.errs[1-e.side] = ours, theirs
-		close(e.link.done)
 		e.link.kill()
 	})
 }

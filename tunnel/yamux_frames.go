@@ -3,6 +3,7 @@ package tunnel
 import (
 	"encoding/binary"
 	"errors"
+	"io"
 )
 
 // A yamux frame begins with
@@ -31,6 +32,23 @@ type frameFilter struct {
 	held int             // bytes of it
 	left uint32          // bytes of content to come
 	drop bool            // they are not for yamux
+}
+
+// read reads from r what yamux is to see. p has room for more than a head.
+func (f *frameFilter) read(r io.Reader, p []byte) (int, error) {
+	for {
+		if len(p) <= f.held {
+			return 0, io.ErrShortBuffer
+		}
+		n, err := r.Read(p[f.held:])
+		n, broken := f.pass(p[:f.held+n])
+		if broken != nil {
+			return 0, broken
+		}
+		if n > 0 || err != nil {
+			return n, err
+		}
+	}
 }
 
 // pass filters b, whose first f.held bytes are room for the head that is held, and returns how many

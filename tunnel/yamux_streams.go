@@ -137,10 +137,7 @@ func (c *yamuxCarrier) release(s *chunkStream, code ErrorCode, tell bool) {
 	}
 	c.releases = append(c.releases, release{y: s.y, code: code, tell: tell})
 	c.mu.Unlock()
-	select {
-	case c.finished <- struct{}{}:
-	default:
-	}
+	wake(c.finished)
 }
 
 // releaseStreams tells the peer of abandoned streams and closes what is released.
@@ -242,14 +239,6 @@ func (c *yamuxCarrier) overweight(now time.Time) *chunkStream {
 		return idle
 	}
 	return nil
-}
-
-// wasRead says that a stream has been read that was not since freeReceived last looked.
-func (c *yamuxCarrier) wasRead() {
-	select {
-	case c.read <- struct{}{}:
-	default:
-	}
 }
 
 // freeReceived frees the buffers that streams have read empty, every yamuxReceived while some are

@@ -408,15 +408,7 @@ type frameLengths struct {
 	all []int
 }
 
-func (c *frameLengths) Read(p []byte) (int, error) {
-	for {
-		held := c.frames.held
-		n, err := c.Conn.Read(p[held:])
-		if n, _ = c.frames.pass(p[:held+n]); n > 0 || err != nil {
-			return n, err
-		}
-	}
-}
+func (c *frameLengths) Read(p []byte) (int, error) { return c.frames.read(c.Conn, p) }
 
 // note is the filter's arriving.
 func (c *frameLengths) note(_, n uint32) bool {
@@ -468,6 +460,8 @@ func TestAStreamWritesFramesOfWhatTheConnectionTakes(t *testing.T) {
 	out.Reset(CodeNone)
 }
 
+// Where the connection stalls, one stream's frame is inside yamux, in front of the
+// next bundle; the other streams wait outside and can be called off.
 func TestOneStreamAtATimeStandsInFrontOfABundle(t *testing.T) {
 	const streams = 20
 	c := deafPeer(t)

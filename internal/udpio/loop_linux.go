@@ -217,7 +217,7 @@ func (l *loop) look(fd uintptr) bool {
 
 // pause lets whom the turn woke have the processor. After a turn with more than
 // one message the loop then looks again, for what arrived meanwhile: the runtime asks
-// its poller only when nothing else can run (or every 10 ms), and parked, we would
+// its poller only when nothing else can run, or for a breath, and parked, we would
 // wait for that while other goroutines are busy.
 func (l *loop) pause() {
 	breath.due()
