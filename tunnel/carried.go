@@ -112,6 +112,11 @@ func (s *carriedStream) Write(p []byte) (int, error) {
 	return s.Stream.Write(p)
 }
 
+func (s *carriedStream) WriteFramed(b []byte) (int, error) {
+	s.a.touch(s.a.s.now())
+	return s.Stream.WriteFramed(b)
+}
+
 // Reset is called by every user of a stream once it is done with it.
 func (s *carriedStream) Reset(code ErrorCode) {
 	s.Stream.Reset(code)

@@ -98,6 +98,10 @@ type Stream interface {
 	// carrier's end it returns a *ResetError.
 	Write(p []byte) (int, error)
 
+	// WriteFramed is Write of b[Headroom:]. A carrier whose streams have frames puts the header into the
+	// Headroom bytes in front, instead of copying the rest. Afterwards b is the caller's again.
+	WriteFramed(b []byte) (int, error)
+
 	// CloseWrite ends our half cleanly; reading goes on. Further calls do nothing.
 	CloseWrite() error
 

@@ -403,15 +403,19 @@ func openPair(t testing.TB, opener, acceptor Carrier) (a, b Stream) {
 func pour(s Stream, seed uint64, n int) ([32]byte, error) {
 	h := sha256.New()
 	r := mrand.NewChaCha8([32]byte{byte(seed)})
-	buf := make([]byte, 50_000)
-	for n > 0 {
-		b := buf[:min(n, len(buf))]
+	buf := make([]byte, Headroom+MaxWrite+1)
+	for i := 0; n > 0; i++ {
+		b := buf[:Headroom+min(n, []int{50_000, 1, 17_000, MaxWrite, MaxWrite + 1}[i%5])]
 		r.Read(b)
-		h.Write(b)
-		if _, err := s.Write(b); err != nil {
+		h.Write(b[Headroom:])
+		write := func() (int, error) { return s.Write(b[Headroom:]) }
+		if i%2 == 1 {
+			write = func() (int, error) { return s.WriteFramed(b) }
+		}
+		if _, err := write(); err != nil {
 			return [32]byte{}, err
 		}
-		n -= len(b)
+		n -= len(b) - Headroom
 	}
 	return [32]byte(h.Sum(nil)), s.CloseWrite()
 }
@@ -722,16 +726,28 @@ func testDeadlines(t *testing.T, client, server Carrier) {
 }
 
 func testDeadlineResumes(t *testing.T, client, server Carrier) {
+	for _, framed := range []bool{false, true} {
+		resumeAfterDeadlines(t, client, server, framed)
+	}
+}
+
+func resumeAfterDeadlines(t *testing.T, client, server Carrier, framed bool) {
 	a, b := openPair(t, client, server)
 	h := sha256.New()
 	r := mrand.NewChaCha8([32]byte{5})
-	buf := make([]byte, 33_333)
+	buf := make([]byte, Headroom+33_333)
 	written := 0
 	for cut := 0; cut < 3; {
 		r.Read(buf)
+		want := bytes.Clone(buf[Headroom:])
 		a.SetDeadline(time.Now().Add(50 * time.Millisecond))
-		n, err := a.Write(buf)
-		h.Write(buf[:n])
+		write := func() (int, error) { return a.Write(buf[Headroom:]) }
+		if framed {
+			write = func() (int, error) { return a.WriteFramed(buf) }
+		}
+		n, err := write()
+		h.Write(want[:n])
+		clear(buf) // it is ours again
 		written += n
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			cut++

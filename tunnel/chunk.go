@@ -10,31 +10,35 @@ import (
 	"time"
 
 	"github.com/hashicorp/yamux"
+	"github.com/quic-go/quic-go/quicvarint"
 )
 
 // On yamux the bytes of a stream travel in chunks, because yamux cannot tell a
 // clean end from an abort or a dead connection:
 //
-//	chunk:  length varint (1 or 2 bytes) · length bytes
+//	chunk:  length varint (1, 2 or 4 bytes) · length bytes
 //	end:    length 0: the sender wrote all it had
 //
 // An abort travels beside the stream, on the carrier's signal stream: behind
 // unread bytes it would not reach a peer that has stopped reading.
 // A yamux stream that ends without the chunk of length 0 was cut off.
 const (
-	// MaxChunk is the largest length in bytes, so that a chunk and its header
-	// take 16 KiB: the most that a yamux frame holds on a slow connection, and that a
-	// bundle may have to wait behind there.
-	MaxChunk = maxChunkWire - maxChunkHeader
+	// Headroom is how many bytes the header of a chunk takes at most.
+	Headroom = 4
 
-	// MaxWrite is the number of bytes that are one yamux frame, of several chunks,
-	// where the connection is fast. One byte more is a frame more.
-	MaxWrite = maxFrameChunks * MaxChunk
+	// MaxWrite is the number of bytes that are one yamux frame, as one chunk, where
+	// the connection is fast. One byte more is a frame more.
+	MaxWrite = maxFrame - Headroom
 
-	maxChunkWire   = 16 << 10
-	maxChunkHeader = 2
-	maxFrameChunks = 8
-	maxFrame       = maxFrameChunks * maxChunkWire
+	// SmallWrite is the same for a slow connection.
+	SmallWrite = slowFrame - Headroom
+
+	maxChunk = 128 << 10 // the largest length in bytes
+
+	// The content in bytes of the largest frame, and of that on a slow connection, which
+	// a bundle may have to wait behind there. With yamux's head they are eight TLS records, and one.
+	maxFrame  = 8*tlsRecord - yamuxHead
+	slowFrame = tlsRecord - yamuxHead
 )
 
 var (
@@ -42,39 +46,49 @@ var (
 	errCutOff       = errors.New("the stream was cut off without an end")
 )
 
-// appendChunkHeader appends the header of a chunk of n bytes, n <= MaxChunk.
-func appendChunkHeader(b []byte, n int) []byte {
-	if n < 1<<6 {
-		return append(b, byte(n))
-	}
-	return append(b, 1<<6|byte(n>>8), byte(n))
-}
+// appendChunkHeader appends the header of a chunk of n bytes, n <= maxChunk.
+func appendChunkHeader(b []byte, n int) []byte { return quicvarint.Append(b, uint64(n)) }
 
 // parseChunkHeader reads a header. size is 0 where b does not hold all of it.
 func parseChunkHeader(b []byte) (n, size int, err error) {
 	if len(b) == 0 {
 		return 0, 0, nil
 	}
-	switch b[0] >> 6 {
-	case 0:
-		return int(b[0]), 1, nil
-	case 1:
-		if len(b) < 2 {
-			return 0, 0, nil
-		}
-		if n = int(b[0]&0x3f)<<8 | int(b[1]); n > MaxChunk {
-			return 0, 0, errChunkTooLong
-		}
-		return n, 2, nil
+	if b[0]>>6 == 3 { // 8 bytes
+		return 0, 0, errChunkTooLong
 	}
-	return 0, 0, errChunkTooLong
+	length, size, err := quicvarint.Parse(b)
+	if err != nil {
+		return 0, 0, nil
+	}
+	if length > maxChunk {
+		return 0, 0, errChunkTooLong
+	}
+	return int(length), size, nil
 }
 
 // A chunkParser takes the headers out of what arrives.
 type chunkParser struct {
-	left    int                  // bytes of the current chunk that are still to come
-	header  [maxChunkHeader]byte // the beginning of a header that was cut
+	left    int            // bytes of the current chunk that are still to come
+	header  [Headroom]byte // the beginning of a header that was cut
 	nheader int
+}
+
+// room returns how much of p to fill with what arrives next: where the rest of a chunk is long
+// no more than that, and in front of a chunk no more than its header, so that strip finds long chunks
+// where they are to be. Short ones it has to move, as many of them as have arrived.
+func (c *chunkParser) room(p []byte) []byte {
+	switch {
+	case len(p) < SmallWrite:
+		return p
+	case c.left > SmallWrite/2:
+		return p[:min(len(p), c.left)]
+	case c.left > 0:
+		return p
+	case c.nheader == 0:
+		return p[:1]
+	}
+	return p[:1<<(c.header[0]>>6)-c.nheader]
 }
 
 // strip moves the content of the chunks in b, which continue those of the call before,
@@ -109,38 +123,27 @@ func (c *chunkParser) strip(b []byte) (n int, err error) {
 // longAgo as a deadline makes yamux return instead of wait.
 var longAgo = time.Unix(1, 0)
 
-// Buffers for frames: of one chunk with its header, and of as many as there may be.
+// Buffers for frames, on a slow connection and on a fast one.
 var (
-	smallFrames = sync.Pool{New: func() any { return new([maxChunkWire]byte) }}
+	smallFrames = sync.Pool{New: func() any { return new([slowFrame]byte) }}
 	largeFrames = sync.Pool{New: func() any { return new([maxFrame]byte) }}
 )
 
-// takeFrame returns an empty buffer for n bytes of content, or for a part of them.
+// takeFrame returns an empty buffer for n bytes, n <= maxFrame.
 func takeFrame(n int) []byte {
-	if n <= MaxChunk {
-		return smallFrames.Get().(*[maxChunkWire]byte)[:0]
+	if n <= slowFrame {
+		return smallFrames.Get().(*[slowFrame]byte)[:0]
 	}
 	return largeFrames.Get().(*[maxFrame]byte)[:0]
 }
 
 // giveFrame takes a buffer of takeFrame back.
 func giveFrame(b []byte) {
-	if cap(b) == maxChunkWire {
-		smallFrames.Put((*[maxChunkWire]byte)(b[:maxChunkWire]))
+	if cap(b) == slowFrame {
+		smallFrames.Put((*[slowFrame]byte)(b[:slowFrame]))
 	} else {
 		largeFrames.Put((*[maxFrame]byte)(b[:maxFrame]))
 	}
-}
-
-// appendChunks appends to b chunks of p, one at least and otherwise as many as fill maxFrame
-// bytes, and returns what is left of p.
-func appendChunks(b, p []byte) (frame, rest []byte) {
-	for len(p) > 0 && len(b)+maxChunkWire <= maxFrame {
-		n := min(len(p), MaxChunk)
-		b = append(appendChunkHeader(b, n), p[:n]...)
-		p = p[n:]
-	}
-	return b, p
 }
 
 // chunkStream is a Stream over one yamux stream.
@@ -174,7 +177,7 @@ type chunkStream struct {
 	// The writer's. unsent is what a deadline left of a frame: the peer already
 	// has its beginning, so it goes before anything else.
 	writing sync.Mutex
-	frame   []byte // of takeFrame, or nil
+	frame   []byte // of takeFrame: where unsent is, or nil
 	unsent  []byte
 	ending  bool // the end is in unsent or sent
 }
@@ -184,13 +187,13 @@ func newChunkStream(c *yamuxCarrier, y *yamux.Stream, ours bool) *chunkStream {
 	return &chunkStream{y: y, c: c, ours: ours, resetc: make(chan struct{}), moved: make(chan struct{}, 1)}
 }
 
-// Read takes as many chunks at once as have arrived and p has room for.
+// Read takes one long chunk, or as many short ones as have arrived and p has room for.
 func (s *chunkStream) Read(p []byte) (int, error) {
 	if err := s.readState(); err != nil || len(p) == 0 {
 		return 0, err
 	}
 	for {
-		raw, err := s.y.Read(p)
+		raw, err := s.y.Read(s.chunks.room(p))
 		s.taken.Add(uint64(raw))
 		if raw > 0 && !s.read.Load() {
 			s.read.Store(true)
@@ -283,20 +286,48 @@ func (s *chunkStream) callError(err error) error {
 func (s *chunkStream) Write(p []byte) (int, error) {
 	s.writing.Lock()
 	defer s.writing.Unlock()
-	if s.ending {
-		return 0, io.ErrClosedPipe
-	}
 	written := 0
 	for {
-		if err := s.flushFrame(); err != nil || len(p) == 0 {
+		if err := s.flushEarlier(); err != nil || len(p) == 0 {
 			return written, err
 		}
-		var rest []byte
-		s.frame, rest = appendChunks(takeFrame(len(p)), p)
-		s.unsent = s.frame
-		written += len(p) - len(rest) // even if a deadline keeps some of it here for a while
-		p = rest
+		n := min(len(p), MaxWrite)
+		s.keep(append(appendChunkHeader(takeFrame(Headroom+n), n), p[:n]...))
+		written += n // even if a deadline keeps some of it here for a while
+		p = p[n:]
 	}
+}
+
+func (s *chunkStream) WriteFramed(b []byte) (int, error) {
+	n := len(b) - Headroom
+	if n == 0 || n > MaxWrite {
+		return s.Write(b[Headroom:])
+	}
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	if err := s.flushEarlier(); err != nil {
+		return 0, err
+	}
+	var room [Headroom]byte
+	header := appendChunkHeader(room[:0], n)
+	s.unsent = b[Headroom-len(header):]
+	copy(s.unsent, header)
+	err := s.flushFrame()
+	if len(s.unsent) > 0 { // b is the caller's again
+		s.keep(append(takeFrame(len(s.unsent)), s.unsent...))
+	}
+	return n, err
+}
+
+// keep has b, a buffer of takeFrame, be what is to be sent next.
+func (s *chunkStream) keep(b []byte) { s.frame, s.unsent = b, b }
+
+// flushEarlier sends what a call before this one had to leave.
+func (s *chunkStream) flushEarlier() error {
+	if s.ending {
+		return io.ErrClosedPipe
+	}
+	return s.flushFrame()
 }
 
 // flushFrame writes what is left of the current frame and then gives the buffer
@@ -376,7 +407,7 @@ func (s *chunkStream) writeWhenRead() (int, error) {
 	s.y.SetWriteDeadline(s.deadline)
 	s.mu.Unlock()
 
-	n, err := s.y.Write(s.unsent[:min(len(s.unsent), maxChunkWire)])
+	n, err := s.y.Write(s.unsent[:min(len(s.unsent), slowFrame)])
 
 	s.mu.Lock()
 	s.waiting = false

@@ -11,9 +11,9 @@ import (
 )
 
 func TestChunkHeadersAreReadAsWritten(t *testing.T) {
-	for n := range MaxChunk + 1 {
+	for n := range maxChunk + 1 {
 		b := appendChunkHeader(nil, n)
-		if len(b) > maxChunkHeader {
+		if len(b) > Headroom {
 			t.Fatalf("the header of %d takes %d bytes", n, len(b))
 		}
 		if !bytes.Equal(b, quicvarint.Append(nil, uint64(n))) {
@@ -32,7 +32,7 @@ func TestChunkHeadersAreReadAsWritten(t *testing.T) {
 }
 
 func TestChunkHeadersOutOfBoundsAreRefused(t *testing.T) {
-	for _, b := range [][]byte{{0x7f, 0xff}, {0x40 | (MaxChunk+1)>>8, (MaxChunk + 1) & 0xff}, {0x80}, {0xc0}, {0xff, 0xff}} {
+	for _, b := range [][]byte{{0x80, 2, 0, 1}, {0x80, 0xff, 0xff, 0xff}, {0xbf, 0, 0, 0}, {0xc0}, {0xff, 0xff}} {
 		if _, _, err := parseChunkHeader(b); !errors.Is(err, errChunkTooLong) {
 			t.Errorf("%x: %v", b, err)
 		}
@@ -41,14 +41,14 @@ func TestChunkHeadersOutOfBoundsAreRefused(t *testing.T) {
 
 func TestChunksComeOutWholeHoweverTheyArrive(t *testing.T) {
 	var wire, want []byte
-	for i, n := range []int{1, 63, 64, MaxChunk, 1, 1, MaxChunk, 300} {
+	for i, n := range []int{1, 63, 64, maxChunk, 1, 1, MaxWrite, SmallWrite, 300, SmallWrite, 9000} {
 		b := make([]byte, n)
 		numbered(b, i)
 		wire = append(appendChunkHeader(wire, n), b...)
 		want = append(want, b...)
 	}
 	wire = append(append(wire, 0), "not any more"...)
-	for _, size := range []int{1, 2, 3, 64, 1000, MaxChunk, MaxChunk + 1, len(wire)} {
+	for _, size := range []int{1, 2, 3, 64, 1000, SmallWrite, maxChunk, maxChunk + 1, len(wire)} {
 		var c chunkParser
 		var got []byte
 		var err error
@@ -68,34 +68,66 @@ func TestChunksComeOutWholeHoweverTheyArrive(t *testing.T) {
 	}
 }
 
-func TestWhatIsWrittenGoesIntoAsManyChunksAsAFrameHolds(t *testing.T) {
-	content := make([]byte, MaxWrite+1)
-	numbered(content, 1)
-	for _, step := range []struct{ n, want, chunks int }{
-		{1, 1, 1},
-		{MaxChunk, MaxChunk, 1},
-		{MaxChunk + 1, MaxChunk + 1, 2},
-		{MaxWrite, MaxWrite, maxFrameChunks},
-		{MaxWrite + 1, MaxWrite, maxFrameChunks},
+// A reader of yamux's asks for what the parser has room for.
+func TestALongChunkArrivesWhereItIsToBe(t *testing.T) {
+	content := make([]byte, MaxWrite)
+	numbered(content, 3)
+	for _, step := range []struct{ chunk, reads int }{
+		{SmallWrite, 3}, // the header as one byte and the rest of it, and all
+		{MaxWrite, 3},
+		{SmallWrite / 2, 3},
+		{100, 3},
 	} {
-		frame, rest := appendChunks(takeFrame(step.n), content[:step.n])
-		if got := step.n - len(rest); got != step.want || len(frame) > got+step.chunks*maxChunkHeader || len(frame) > maxFrame {
-			t.Errorf("of %d bytes a frame of %d takes %d, want %d", step.n, len(frame), got, step.want)
-		}
+		wire := append(appendChunkHeader(nil, step.chunk), content[:step.chunk]...)
 		var c chunkParser
-		arrived := bytes.Clone(frame)
-		n, err := c.strip(arrived)
-		if err != nil || !bytes.Equal(arrived[:n], content[:step.want]) || c.left != 0 {
-			t.Errorf("of %d bytes the peer reads %d, %v", step.n, n, err)
+		p := make([]byte, MaxWrite)
+		reads, n := 0, 0
+		for n == 0 {
+			raw := copy(c.room(p), wire)
+			wire = wire[raw:]
+			reads++
+			var err error
+			if n, err = c.strip(p[:raw]); err != nil {
+				t.Fatal(err)
+			}
+			if n > 0 && n != raw {
+				t.Errorf("a chunk of %d is moved by %d bytes", step.chunk, raw-n)
+			}
 		}
-		giveFrame(frame)
+		if reads != step.reads || !bytes.Equal(p[:n], content[:step.chunk]) {
+			t.Errorf("a chunk of %d takes %d reads, want %d, and %d bytes arrive", step.chunk, reads, step.reads, n)
+		}
+	}
+}
+
+func TestShortChunksAreReadTogether(t *testing.T) {
+	var wire []byte
+	const chunks = 50
+	for i := range chunks {
+		wire = append(appendChunkHeader(wire, 100), bytes.Repeat([]byte{byte(i)}, 100)...)
+	}
+	var c chunkParser
+	p := make([]byte, SmallWrite)
+	for reads := 1; ; reads++ {
+		raw := copy(c.room(p), wire)
+		wire = wire[raw:]
+		n, err := c.strip(p[:raw])
+		if err != nil || reads > 3 {
+			t.Fatalf("%v after %d reads", err, reads)
+		}
+		if n > 0 {
+			if n != chunks*100 {
+				t.Errorf("%d bytes of %d at once", n, chunks*100)
+			}
+			return
+		}
 	}
 }
 
 func FuzzChunks(f *testing.F) {
 	f.Add([]byte{1, 7, 2, 8, 9, 0}, byte(1))
 	f.Add([]byte{0x40, 64, 1}, byte(1))
-	f.Add([]byte{1, 7, 0x7f, 0xff}, byte(2))
+	f.Add([]byte{1, 7, 0x80, 2, 0, 1}, byte(2))
 	f.Fuzz(func(t *testing.T, wire []byte, size byte) {
 		var whole, cut chunkParser
 		all := bytes.Clone(wire)
@@ -119,7 +151,7 @@ func FuzzChunks(f *testing.F) {
 }
 
 func FuzzChunkHeader(f *testing.F) {
-	for _, b := range [][]byte{nil, {0}, {63}, {0x40, 64}, {0x7f, 0xfc}, {0x7f, 0xff}, {0x80}} {
+	for _, b := range [][]byte{nil, {0}, {63}, {0x40, 64}, {0x7f, 0xfc}, {0x7f, 0xff}, {0x80, 2, 0, 0}, {0x80, 2, 0, 1}, {0xc0}} {
 		f.Add(b)
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -127,7 +159,7 @@ func FuzzChunkHeader(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if n < 0 || n > MaxChunk || size < 0 || size > min(len(b), maxChunkHeader) {
+		if n < 0 || n > maxChunk || size < 0 || size > min(len(b), Headroom) {
 			t.Fatalf("%x: %d in %d bytes", b, n, size)
 		}
 	})
@@ -271,7 +303,7 @@ func FuzzBundles(f *testing.F) {
 func TestAChunkParserThatFailedMayBeAskedAgain(t *testing.T) {
 	var c chunkParser
 	for range 3 {
-		if n, err := c.strip([]byte{0x7f, 0xff, 1, 2}); n != 0 || !errors.Is(err, errChunkTooLong) {
+		if n, err := c.strip([]byte{0xc0, 0xff, 1, 2}); n != 0 || !errors.Is(err, errChunkTooLong) {
 			t.Errorf("%d, %v", n, err)
 		}
 	}

@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"encoding/binary"
 	"net"
 	"slices"
 	"sync"
@@ -8,10 +9,10 @@ import (
 )
 
 const (
-	// coalesceBuffer bounds in bytes what waits between yamux and TLS, and as much
-	// again may be in the write under way: a bundle goes behind both. Full TLS
-	// records, which leave in one system call. It is this for streams that write so much,
-	// and otherwise coalesceQuiet, so that little is on its way when the connection stalls.
+	// coalesceBuffer bounds in bytes a write to TLS, of full records that leave in one system call,
+	// and what waits for the next: a bundle goes behind both. It is this for streams that write so
+	// much, and otherwise coalesceQuiet, so that little is on its way when the connection stalls.
+	// The content of a frame that is so large with its head does not wait but is written at once.
 	coalesceBuffer = 128 << 10
 	coalesceQuiet  = 32 << 10
 	coalesceCalm   = 16 // writes in a row without such a stream that say that there is none
@@ -21,6 +22,8 @@ const (
 	coalesceDelay = 5 * time.Millisecond
 	coalesceLeast = 4 << 10
 
+	tlsRecord = 16 << 10 // RFC 8446 section 5.1: the most bytes of one
+
 	// closeBound is how long closing a carrier may take to send what is queued
 	// and tell the peer, together.
 	closeBound = 500 * time.Millisecond
@@ -28,29 +31,33 @@ const (
 
 // coalescer gathers the many small writes of yamux, which writes header and body
 // apart, into few large ones: what is written while a write is under way goes
-// out together with the next. No timer: an idle connection sends at once.
+// out together with the next. No timer: an idle connection sends at once. A large
+// write goes out as it is, behind what waits, by whoever writes it.
 type coalescer struct {
-	net.Conn             // TLS
-	records  *recordConn // what it writes to
-	raw      net.Conn    // the TCP connection under both, to cut it short
-	frames   frameFilter // of what it reads; belongs to Read
+	net.Conn                 // TLS
+	records  *recordConn     // what it writes to
+	raw      net.Conn        // the TCP connection under both, to cut it short
+	notSent  func(busy bool) // tells raw what it is used for
+	frames   frameFilter     // of what it reads; belongs to Read
 
-	mu      sync.Mutex
-	work    sync.Cond     // for the flusher: buf has data, or closed
-	room    sync.Cond     // for writers: buf has room, or err, or closed
-	limit   coalesceLimit // of buf
-	wanted  int           // what a stream would write at once: the most since the last write, in bytes
-	buf     []byte        // grows to what is needed
-	flight  []byte        // what the flusher is writing; swaps places with buf
-	busy    bool          // a write is under way
-	err     error         // sticks
-	closed  bool
-	readErr error // the first
-	flusher sync.WaitGroup
+	mu       sync.Mutex
+	work     sync.Cond     // for the flusher: buf has data, a write has ended, or closed
+	room     sync.Cond     // for writers: buf has room, a write has ended, or err, or closed
+	limit    coalesceLimit // of buf
+	wanted   int           // what a stream would write at once: the most since the last write, in bytes
+	buf      []byte        // grows to what is needed
+	flight   []byte        // what is being written; swaps places with buf
+	writing  bool          // a write is under way
+	promised bool          // buf ends with the head of a frame whose content comes next
+	busy     bool          // what notSent was told
+	err      error         // sticks
+	closed   bool
+	readErr  error // the first
+	flusher  sync.WaitGroup
 }
 
 func newCoalescer(conn net.Conn, records *recordConn, raw net.Conn) *coalescer {
-	c := &coalescer{Conn: conn, records: records, raw: raw, limit: coalesceLimit{bytes: coalesceQuiet}}
+	c := &coalescer{Conn: conn, records: records, raw: raw, notSent: notSentSetter(raw), limit: coalesceLimit{bytes: coalesceQuiet}}
 	c.work.L, c.room.L = &c.mu, &c.mu
 	c.frames.arriving = func(_, _ uint32) bool { return true }
 	c.flusher.Go(c.flush)
@@ -60,9 +67,17 @@ func newCoalescer(conn net.Conn, records *recordConn, raw net.Conn) *coalescer {
 func (c *coalescer) Write(p []byte) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if len(p) >= coalesceQuiet-yamuxHead {
+		return c.writeNow(p)
+	}
+	c.promised = false
+	promising := promises(p)
 	written := 0
 	for len(p) > 0 {
 		for c.err == nil && !c.closed && len(c.buf) >= c.limit.bytes {
+			if !c.writing {
+				c.work.Signal() // after a promise nobody has
+			}
 			c.room.Wait()
 		}
 		if c.err != nil {
@@ -75,11 +90,17 @@ func (c *coalescer) Write(p []byte) (int, error) {
 		c.buf = append(c.buf, p[:n]...)
 		p = p[n:]
 		written += n
-		if !c.busy {
+		c.promised = promising && len(p) == 0
+		if !c.writing && !c.promised {
 			c.work.Signal()
 		}
 	}
 	return written, nil
+}
+
+// promises says whether p is the head of a yamux frame whose content yamux writes next.
+func promises(p []byte) bool {
+	return len(p) == yamuxHead && p[1] == yamuxTypeData && binary.BigEndian.Uint32(p[8:]) > 0
 }
 
 func (c *coalescer) Read(p []byte) (int, error) {
@@ -147,44 +168,82 @@ func (c *coalescer) bound() int {
 	return c.limit.bytes
 }
 
+// writeNow writes what waits and then p, most of it without a copy, once no write is under way.
+// c.mu is held, but not while it waits or writes.
+func (c *coalescer) writeNow(p []byte) (int, error) {
+	for c.writing && c.err == nil && !c.closed {
+		c.room.Wait()
+	}
+	if c.err != nil {
+		return 0, c.err
+	}
+	if c.closed {
+		return 0, net.ErrClosed
+	}
+	// The first record has what waits and as much of p as fills it.
+	first := min(len(p), -len(c.buf)&(tlsRecord-1))
+	c.buf = append(c.buf, p[:first]...)
+	c.promised = false
+	c.write(p[first:])
+	if c.err != nil {
+		return 0, c.err
+	}
+	return len(p), nil
+}
+
 // flush writes until an error, or until it is closed and nothing is left.
 func (c *coalescer) flush() {
-	write := func() error {
-		_, err := c.Conn.Write(c.flight)
-		return err
-	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for {
-		for len(c.buf) == 0 && !c.closed {
+		for c.writing || (len(c.buf) == 0 || c.promised) && !c.closed {
 			c.work.Wait()
 		}
 		if len(c.buf) == 0 || c.err != nil {
 			return
 		}
-		c.buf, c.flight = c.flight[:0], c.buf
-		c.busy = true
-		wanted := c.wanted
-		c.wanted = 0
-		c.room.Broadcast()
-		c.mu.Unlock()
-		began := time.Now()
-		err := c.records.together(write)
-		took := time.Since(began)
-		c.mu.Lock()
-		c.busy = false
-		if c.limit.wrote(len(c.flight), took, wanted) {
-			c.buf, c.flight = slices.Clone(c.buf), nil
-			c.mu.Unlock()
-			c.records.free() // it may have to wait for a write
-			c.mu.Lock()
-		}
-		if err != nil {
-			c.err = err
-			c.room.Broadcast()
-			return
-		}
+		c.write(nil)
 	}
+}
+
+// write writes what waits, and behind it p. c.mu is held, but not while it writes.
+func (c *coalescer) write(p []byte) {
+	c.buf, c.flight = c.flight[:0], c.buf
+	c.writing = true
+	wanted := c.wanted
+	c.wanted = 0
+	c.room.Broadcast()
+	c.mu.Unlock()
+	began := time.Now()
+	err := c.records.together(func() error {
+		for _, b := range [...][]byte{c.flight, p} {
+			if len(b) == 0 {
+				continue
+			}
+			if _, err := c.Conn.Write(b); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	took := time.Since(began)
+	c.mu.Lock()
+	c.writing = false
+	if c.limit.wrote(len(c.flight)+len(p), took, wanted) {
+		c.buf, c.flight = slices.Clone(c.buf), nil
+		c.mu.Unlock()
+		c.records.free() // it may have to wait for a write
+		c.mu.Lock()
+	}
+	if busy := c.limit.bytes > coalesceQuiet; busy != c.busy {
+		c.busy = busy
+		c.notSent(busy)
+	}
+	if err != nil {
+		c.err = err
+	}
+	c.room.Broadcast()
+	c.work.Signal()
 }
 
 // Close sends what is there, within closeBound, then closes the connection,

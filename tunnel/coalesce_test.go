@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"net"
 	"sync"
@@ -61,6 +62,108 @@ func TestWritesDuringAWriteGoOutTogether(t *testing.T) {
 	})
 }
 
+// writeInPieces writes n bytes, of which none is large enough to be written at once.
+func writeInPieces(c *coalescer, n int) (written int, err error) {
+	for written < n && err == nil {
+		var k int
+		k, err = c.Write(make([]byte, min(n-written, coalesceQuiet/2)))
+		written += k
+	}
+	return written, err
+}
+
+func TestALargeWriteGoesOutAtOnceBehindWhatWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		conn := newSlowConn()
+		records := &recordConn{Conn: conn}
+		c := newCoalescer(records, records, conn)
+		c.Write([]byte("first"))
+		synctest.Wait() // it is under way
+		head := make([]byte, yamuxHead)
+		binary.BigEndian.PutUint32(head[8:], maxFrame)
+		body := bytes.Repeat([]byte("b"), maxFrame)
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			for _, p := range [][]byte{head, body, []byte("behind")} {
+				if n, err := c.Write(p); n != len(p) || err != nil {
+					t.Errorf("%d of %d, %v", n, len(p), err)
+				}
+			}
+		}()
+		synctest.Wait()
+		if held := len(c.buf); held != yamuxHead {
+			t.Errorf("%d bytes wait, want the head alone", held)
+		}
+		for range 3 {
+			conn.gate <- struct{}{}
+			synctest.Wait()
+		}
+		<-done
+		c.Close()
+		want := [][]byte{[]byte("first"), append(head, body...), []byte("behind")}
+		if len(conn.writes) != len(want) {
+			t.Fatalf("%d writes, want %d", len(conn.writes), len(want))
+		}
+		for i := range want {
+			if !bytes.Equal(conn.writes[i], want[i]) {
+				t.Errorf("write %d has %d bytes, want %d", i, len(conn.writes[i]), len(want[i]))
+			}
+		}
+	})
+}
+
+func TestTheHeadOfAFrameWaitsForItsContent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		conn := newSlowConn()
+		records := &recordConn{Conn: conn}
+		c := newCoalescer(records, records, conn)
+		head := make([]byte, yamuxHead)
+		head[11] = 7
+		c.Write(head)
+		synctest.Wait()
+		if c.writing {
+			t.Error("it leaves alone")
+		}
+		c.Write([]byte("content"))
+		conn.gate <- struct{}{}
+		head[1] = 1 // a window update, that has none
+		synctest.Wait()
+		c.Write(head)
+		conn.gate <- struct{}{}
+		c.Close()
+		if len(conn.writes) != 2 || len(conn.writes[0]) != yamuxHead+7 || len(conn.writes[1]) != yamuxHead {
+			t.Errorf("%d writes", len(conn.writes))
+		}
+	})
+}
+
+func TestCloseEndsALargeWrite(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		conn := newSlowConn()
+		records := &recordConn{Conn: conn}
+		c := newCoalescer(records, records, conn)
+		results := make(chan error, 2)
+		for range 2 { // one is under way, one waits
+			go func() {
+				_, err := c.Write(make([]byte, maxFrame))
+				results <- err
+			}()
+		}
+		synctest.Wait()
+		start := time.Now()
+		c.Close() // nobody takes anything any more
+		if took := time.Since(start); took != closeBound {
+			t.Errorf("Close took %v, want %v", took, closeBound)
+		}
+		for range 2 {
+			if err := <-results; !errors.Is(err, net.ErrClosed) {
+				t.Errorf("got %v", err)
+			}
+		}
+	})
+}
+
 func TestTheCoalescerHoldsNoMoreThanItsBound(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		conn := newSlowConn()
@@ -70,7 +173,7 @@ func TestTheCoalescerHoldsNoMoreThanItsBound(t *testing.T) {
 		synctest.Wait()
 		taken := make(chan int, 1)
 		go func() {
-			n, err := c.Write(make([]byte, 3*coalesceBuffer))
+			n, err := writeInPieces(c, 3*coalesceBuffer)
 			if !errors.Is(err, net.ErrClosed) {
 				t.Errorf("the blocked Write: %v", err)
 			}
@@ -105,7 +208,7 @@ func growAndGoQuiet(t *testing.T, standstill time.Duration) {
 	conn := newSlowConn()
 	records := &recordConn{Conn: conn}
 	c := newCoalescer(records, records, conn)
-	go c.Write(make([]byte, 8*coalesceBuffer))
+	go writeInPieces(c, 8*coalesceBuffer)
 	for _, want := range []int{coalesceQuiet, coalesceQuiet, 2 * coalesceQuiet, coalesceBuffer, coalesceBuffer} {
 		synctest.Wait()
 		if c.bound() != want || len(c.buf) != want {
@@ -117,7 +220,7 @@ func growAndGoQuiet(t *testing.T, standstill time.Duration) {
 		conn.gate <- struct{}{}
 	}
 	time.Sleep(standstill)
-	for synctest.Wait(); len(c.buf) > 0 || c.busy; synctest.Wait() {
+	for synctest.Wait(); len(c.buf) > 0 || c.writing; synctest.Wait() {
 		c.fit(coalesceBuffer)
 		conn.gate <- struct{}{}
 	}

@@ -42,7 +42,7 @@ func TestBundlesOfTheLargestSizeFillTheirPackets(t *testing.T) {
 
 	received := make(chan int, 1024)
 	var reading sync.WaitGroup
-	defer func() { client.Close(CodeNone, ""); reading.Wait() }()
+	defer func() { client.Close(CodeNone, ""); server.Close(CodeNone, ""); reading.Wait() }()
 	reading.Go(func() {
 		dst := make([][]byte, 64)
 		for {

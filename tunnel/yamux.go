@@ -256,7 +256,7 @@ func (c *yamuxCarrier) MaxBundle() int { return min(MaxBundleSize, c.conn.bound(
 // frame returns how many of n bytes a stream may write in one frame at present: a bundle may
 // have to wait behind it.
 func (c *yamuxCarrier) frame(n int) int {
-	return min(n, max(c.conn.fit(n), maxChunkWire))
+	return min(n, max(c.conn.fit(yamuxHead+n)-yamuxHead, slowFrame))
 }
 
 func (c *yamuxCarrier) Err() error {

@@ -7,9 +7,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// tcpNotSentLowat bounds in bytes what the kernel holds beyond what it has
-// sent: a bundle waits behind all of it.
-const tcpNotSentLowat = 32 << 10
+// Bounds in bytes of what the kernel holds beyond what it has sent, because a bundle waits
+// behind all of it. The first is for a connection that is slow, or has no stream that fills it. One that
+// paces (BBR) sends 64 KiB at a time, and with less in stock waits for us between two of them.
+const (
+	notSentQuiet = 32 << 10
+	notSentBusy  = 64 << 10
+)
 
 // tuneTCP sets what helps and does without what the system refuses. A connection
 // whose bytes nobody acknowledges for longer than dead ends.
@@ -24,7 +28,30 @@ func tuneTCP(conn net.Conn, dead time.Duration) {
 		return
 	}
 	raw.Control(func(fd uintptr) {
-		unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, tcpNotSentLowat)
+		setNotSent(fd, notSentQuiet)
 		unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(patience(dead).Milliseconds()))
 	})
+}
+
+// notSentSetter returns what chooses between the two bounds for conn.
+func notSentSetter(conn net.Conn) func(busy bool) {
+	c, ok := conn.(*net.TCPConn)
+	if !ok {
+		return func(bool) {}
+	}
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return func(bool) {}
+	}
+	return func(busy bool) {
+		bytes := notSentQuiet
+		if busy {
+			bytes = notSentBusy
+		}
+		raw.Control(func(fd uintptr) { setNotSent(fd, bytes) })
+	}
+}
+
+func setNotSent(fd uintptr, bytes int) {
+	unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, bytes)
 }

@@ -13,3 +13,6 @@ func tuneTCP(conn net.Conn, _ time.Duration) {
 		c.SetNoDelay(true)
 	}
 }
+
+// notSentSetter returns what does nothing here.
+func notSentSetter(net.Conn) func(busy bool) { return func(bool) {} }

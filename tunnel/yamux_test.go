@@ -95,7 +95,7 @@ func TestABundleLengthOutOfBoundsEndsTheCarrier(t *testing.T) {
 }
 
 func TestAChunkLengthOutOfBoundsEndsTheCarrier(t *testing.T) {
-	for _, header := range [][]byte{{0x7f, 0xff}, {0x80, 0, 0, 1}, {0xff}} {
+	for i, header := range [][]byte{{0x80, 2, 0, 1}, {0x80, 2, 0, 1}, {0xbf, 0xff, 0xff, 0xff}, {0xff}} {
 		c, y, streams := hostileYamux(t)
 		s, err := y.OpenStream()
 		if err != nil {
@@ -106,7 +106,7 @@ func TestAChunkLengthOutOfBoundsEndsTheCarrier(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := in.Read(make([]byte, 10)); !errors.Is(err, errChunkTooLong) {
+		if _, err := in.Read(make([]byte, []int{10, SmallWrite}[i%2])); !errors.Is(err, errChunkTooLong) {
 			t.Errorf("header %x: %v", header, err)
 		}
 		wantViolation(t, c, streams[2], errChunkTooLong)
@@ -380,10 +380,10 @@ func TestCloseDoesNotWaitForAPeerThatTakesNothing(t *testing.T) {
 func TestAStreamsFrameIsAsLargeAsWhatTheConnectionTakesAtOnce(t *testing.T) {
 	c := deafPeer(t).(*yamuxCarrier)
 	for _, step := range []struct{ bound, n, want int }{
-		{coalesceLeast, maxFrame, maxChunkWire},
+		{coalesceLeast, maxFrame, slowFrame},
 		{coalesceLeast, 100, 100},
-		{coalesceQuiet, coalesceQuiet + 1, coalesceQuiet},
-		{coalesceQuiet, coalesceQuiet, coalesceQuiet},
+		{coalesceQuiet, coalesceQuiet, coalesceQuiet - yamuxHead},
+		{coalesceQuiet, coalesceQuiet - yamuxHead, coalesceQuiet - yamuxHead},
 		{coalesceBuffer, maxFrame, maxFrame},
 	} {
 		c.conn.mu.Lock()
@@ -391,7 +391,7 @@ func TestAStreamsFrameIsAsLargeAsWhatTheConnectionTakesAtOnce(t *testing.T) {
 		c.conn.mu.Unlock()
 		got := c.frame(step.n)
 		c.conn.mu.Lock()
-		if got != step.want || c.conn.wanted != step.n {
+		if got != step.want || c.conn.wanted != yamuxHead+step.n {
 			t.Errorf("where %d bytes may wait a frame of %d has %d, want %d; %d are asked for", step.bound, step.n, got, step.want, c.conn.wanted)
 		}
 		c.conn.mu.Unlock()
@@ -440,14 +440,22 @@ func TestAStreamWritesFramesOfWhatTheConnectionTakes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, step := range []struct{ bound, first int }{
-		{coalesceLeast, maxChunkWire},
-		{coalesceBuffer, maxFrame},
+	plain := func(s Stream) (int, error) { return s.Write(make([]byte, MaxWrite)) }
+	framed := func(s Stream) (int, error) { return s.WriteFramed(make([]byte, Headroom+MaxWrite)) }
+	for _, step := range []struct {
+		bound int
+		write func(Stream) (int, error)
+		first int
+	}{
+		{coalesceLeast, plain, slowFrame},
+		{coalesceLeast, framed, slowFrame},
+		{coalesceBuffer, plain, maxFrame},
+		{coalesceBuffer, framed, maxFrame},
 	} {
 		c.conn.mu.Lock()
 		c.conn.limit = coalesceLimit{bytes: step.bound}
 		c.conn.mu.Unlock()
-		if _, err := out.Write(make([]byte, MaxWrite)); err != nil {
+		if _, err := step.write(out); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := io.ReadFull(in, make([]byte, maxFrame)); err != nil {

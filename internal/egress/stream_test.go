@@ -24,11 +24,12 @@ type pipeStream struct {
 	*io.PipeWriter
 }
 
-func (s pipeStream) Read(p []byte) (int, error)  { return s.PipeReader.Read(p) }
-func (s pipeStream) Write(p []byte) (int, error) { return s.PipeWriter.Write(p) }
-func (s pipeStream) CloseWrite() error           { return s.PipeWriter.Close() }
-func (s pipeStream) SetDeadline(time.Time) error { return nil }
-func (s pipeStream) Context() context.Context    { return context.Background() }
+func (s pipeStream) Read(p []byte) (int, error)        { return s.PipeReader.Read(p) }
+func (s pipeStream) Write(p []byte) (int, error)       { return s.PipeWriter.Write(p) }
+func (s pipeStream) WriteFramed(b []byte) (int, error) { return s.Write(b[tunnel.Headroom:]) }
+func (s pipeStream) CloseWrite() error                 { return s.PipeWriter.Close() }
+func (s pipeStream) SetDeadline(time.Time) error       { return nil }
+func (s pipeStream) Context() context.Context          { return context.Background() }
 func (s pipeStream) Reset(code tunnel.ErrorCode) {
 	err := &tunnel.ResetError{Code: code}
 	s.PipeReader.CloseWithError(err)

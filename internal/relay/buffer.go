@@ -8,9 +8,10 @@ import (
 	"wmproxy/tunnel"
 )
 
-// Sizes of the copy buffers in bytes: one chunk on the carrier, and one frame.
+// Sizes of the copy buffers in bytes, without the headroom in front: one frame on a slow carrier, and
+// one on a fast one.
 const (
-	smallBuffer = tunnel.MaxChunk
+	smallBuffer = tunnel.SmallWrite
 	largeBuffer = tunnel.MaxWrite
 
 	// maxLarge bounds the large buffers of the process: 64 MiB. A stream whose last read
@@ -18,11 +19,16 @@ const (
 	maxLarge = 512
 )
 
+type (
+	smallArray [tunnel.Headroom + smallBuffer]byte
+	largeArray [tunnel.Headroom + largeBuffer]byte
+)
+
 var largeHeld atomic.Int32
 
 var (
-	smallBuffers = sync.Pool{New: func() any { return new([smallBuffer]byte) }}
-	largeBuffers = sync.Pool{New: func() any { return new([largeBuffer]byte) }}
+	smallBuffers = sync.Pool{New: func() any { return new(smallArray) }}
+	largeBuffers = sync.Pool{New: func() any { return new(largeArray) }}
 )
 
 // A buffer is for the reads of one direction. The zero value is ready. It is large after a
@@ -35,18 +41,24 @@ type buffer struct {
 
 // read reads from r once. What it returns is valid until the next call.
 func (b *buffer) read(r io.Reader) ([]byte, error) {
-	large := len(b.b) == largeBuffer
+	framed, err := b.readFramed(r)
+	return framed[tunnel.Headroom:], err
+}
+
+// readFramed is read with tunnel.Headroom bytes in front of what was read.
+func (b *buffer) readFramed(r io.Reader) ([]byte, error) {
+	large := len(b.b) == len(largeArray{})
 	switch {
 	case b.busy && !large && takeLarge():
 		b.free()
-		b.b = largeBuffers.Get().(*[largeBuffer]byte)[:]
+		b.b = largeBuffers.Get().(*largeArray)[:]
 	case b.b == nil || !b.busy && large:
 		b.free()
-		b.b = smallBuffers.Get().(*[smallBuffer]byte)[:]
+		b.b = smallBuffers.Get().(*smallArray)[:]
 	}
-	n, err := r.Read(b.b)
+	n, err := r.Read(b.b[tunnel.Headroom:])
 	b.busy = n > smallBuffer*3/4
-	return b.b[:n], err
+	return b.b[:tunnel.Headroom+n], err
 }
 
 // takeLarge says whether one more may be large, which then counts until free.
@@ -60,10 +72,10 @@ func takeLarge() bool {
 
 func (b *buffer) free() {
 	switch len(b.b) {
-	case smallBuffer:
-		smallBuffers.Put((*[smallBuffer]byte)(b.b))
-	case largeBuffer:
-		largeBuffers.Put((*[largeBuffer]byte)(b.b))
+	case len(smallArray{}):
+		smallBuffers.Put((*smallArray)(b.b))
+	case len(largeArray{}):
+		largeBuffers.Put((*largeArray)(b.b))
 		largeHeld.Add(-1)
 	}
 	b.b = nil

@@ -3,6 +3,8 @@ package relay
 import (
 	"io"
 	"testing"
+
+	"wmproxy/tunnel"
 )
 
 // sized is a reader of reads of these sizes, or of fewer bytes where there is no room.
@@ -33,7 +35,7 @@ func TestABufferIsLargeForAsLongAsReadsAre(t *testing.T) {
 		{0, largeBuffer},
 	} {
 		p, err := b.read(&r)
-		if len(p) != want.n || len(b.b) != want.room || (err == io.EOF) != (want.n == 0) {
+		if len(p) != want.n || len(b.b) != tunnel.Headroom+want.room || (err == io.EOF) != (want.n == 0) {
 			t.Errorf("read %d: %d bytes with room for %d, %v; want %d with %d", i, len(p), len(b.b), err, want.n, want.room)
 		}
 	}
@@ -49,7 +51,7 @@ func TestNoMoreBuffersAreLargeThanThereMayBe(t *testing.T) {
 		if i == maxLarge {
 			want = smallBuffer
 		}
-		if len(all[i].b) != want {
+		if len(all[i].b) != tunnel.Headroom+want {
 			t.Fatalf("buffer %d holds %d bytes, want %d", i, len(all[i].b), want)
 		}
 	}

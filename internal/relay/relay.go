@@ -67,15 +67,15 @@ type pair struct {
 
 // tcpToStream copies what TCP sends, and its end.
 func (p *pair) tcpToStream(ahead []byte) {
+	if len(ahead) > 0 && !p.sent(p.stream.Write(ahead)) {
+		return
+	}
 	var buf buffer
 	defer buf.free()
-	for data, err := ahead, error(nil); ; data, err = buf.read(p.conn) {
-		if n := len(data); n > 0 {
-			if _, err := p.stream.Write(data); err != nil {
-				p.abort(streamCode(err), err)
-				return
-			}
-			p.toStream += int64(n)
+	for {
+		framed, err := buf.readFramed(p.conn)
+		if len(framed) > tunnel.Headroom && !p.sent(p.stream.WriteFramed(framed)) {
+			return
 		}
 		switch {
 		case err == nil:
@@ -89,6 +89,16 @@ func (p *pair) tcpToStream(ahead []byte) {
 			return
 		}
 	}
+}
+
+// sent notes what a write to the stream returned and says whether to go on.
+func (p *pair) sent(n int, err error) bool {
+	if err != nil {
+		p.abort(streamCode(err), err)
+		return false
+	}
+	p.toStream += int64(n)
+	return true
 }
 
 // streamToTCP copies what the stream sends, and its end.

@@ -63,6 +63,8 @@ func (s *fakeStream) Write(p []byte) (int, error) {
 	return n, err
 }
 
+func (s *fakeStream) WriteFramed(b []byte) (int, error) { return s.Write(b[tunnel.Headroom:]) }
+
 func (s *fakeStream) CloseWrite() error {
 	s.closed.Store(true)
 	return s.w.Close()
