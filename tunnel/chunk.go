@@ -313,8 +313,10 @@ func (s *chunkStream) WriteFramed(b []byte) (int, error) {
 	s.unsent = b[Headroom-len(header):]
 	copy(s.unsent, header)
 	err := s.flushFrame()
-	if len(s.unsent) > 0 { // b is the caller's again
+	if err == os.ErrDeadlineExceeded { // b is the caller's again
 		s.keep(append(takeFrame(len(s.unsent)), s.unsent...))
+	} else {
+		s.unsent = nil // sent, or it never will be
 	}
 	return n, err
 }
@@ -352,8 +354,8 @@ func (s *chunkStream) flushFrame() error {
 	}
 	if s.frame != nil {
 		giveFrame(s.frame)
-		s.frame, s.unsent = nil, nil
 	}
+	s.frame, s.unsent = nil, nil // unsent may be the end of a caller's buffer
 	return nil
 }
 

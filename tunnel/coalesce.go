@@ -12,10 +12,13 @@ const (
 	// coalesceBuffer bounds in bytes a write to TLS, of full records that leave in one system call,
 	// and what waits for the next: a bundle goes behind both. It is this for streams that write so
 	// much, and otherwise coalesceQuiet, so that little is on its way when the connection stalls.
-	// The content of a frame that is so large with its head does not wait but is written at once.
 	coalesceBuffer = 128 << 10
 	coalesceQuiet  = 32 << 10
-	coalesceCalm   = 16 // writes in a row without such a stream that say that there is none
+
+	// coalesceLarge is from how many bytes on the content of a frame does not wait but is written at once.
+	coalesceLarge = coalesceQuiet - yamuxHead
+
+	coalesceCalm = 16 // writes in a row without such a stream that say that there is none
 
 	// On a slow connection it bounds what it takes this long to send, but not below
 	// coalesceLeast bytes, so that a bundle waits for a time and not for a size.
@@ -37,7 +40,7 @@ type coalescer struct {
 	net.Conn                 // TLS
 	records  *recordConn     // what it writes to
 	raw      net.Conn        // the TCP connection under both, to cut it short
-	notSent  func(busy bool) // tells raw what it is used for
+	notSent  func(busy bool) // tells raw whether a stream fills it
 	frames   frameFilter     // of what it reads; belongs to Read
 
 	mu       sync.Mutex
@@ -49,7 +52,7 @@ type coalescer struct {
 	flight   []byte        // what is being written; swaps places with buf
 	writing  bool          // a write is under way
 	promised bool          // buf ends with the head of a frame whose content comes next
-	busy     bool          // what notSent was told
+	busy     bool          // notSent was told so: limit is more than coalesceQuiet
 	err      error         // sticks
 	closed   bool
 	readErr  error // the first
@@ -67,11 +70,11 @@ func newCoalescer(conn net.Conn, records *recordConn, raw net.Conn) *coalescer {
 func (c *coalescer) Write(p []byte) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if len(p) >= coalesceQuiet-yamuxHead {
+	if len(p) >= coalesceLarge {
 		return c.writeNow(p)
 	}
+	promising := !c.promised && promises(p) // what follows a promise is the content
 	c.promised = false
-	promising := promises(p)
 	written := 0
 	for len(p) > 0 {
 		for c.err == nil && !c.closed && len(c.buf) >= c.limit.bytes {
@@ -141,7 +144,7 @@ func (l *coalesceLimit) wrote(n int, took time.Duration, wanted int) (calm bool)
 	}
 	switch {
 	case took > coalesceDelay:
-		l.bytes = max(int(int64(n)*int64(coalesceDelay)/int64(took)), coalesceLeast)
+		l.bytes = min(max(int(int64(n)*int64(coalesceDelay)/int64(took)), coalesceLeast), coalesceBuffer)
 	case l.bytes < coalesceQuiet:
 		l.bytes = min(2*l.bytes, coalesceQuiet)
 	case wanted > l.bytes:
@@ -171,19 +174,25 @@ func (c *coalescer) bound() int {
 // writeNow writes what waits and then p, most of it without a copy, once no write is under way.
 // c.mu is held, but not while it waits or writes.
 func (c *coalescer) writeNow(p []byte) (int, error) {
-	for c.writing && c.err == nil && !c.closed {
-		c.room.Wait()
-	}
-	if c.err != nil {
-		return 0, c.err
-	}
-	if c.closed {
-		return 0, net.ErrClosed
+	for {
+		for c.writing && c.err == nil && !c.closed {
+			c.room.Wait()
+		}
+		if c.err != nil {
+			return 0, c.err
+		}
+		if c.closed {
+			return 0, net.ErrClosed
+		}
+		c.promised = false // kept
+		if len(c.buf) == 0 || len(c.buf)+len(p) <= coalesceBuffer {
+			break
+		}
+		c.write(nil)
 	}
 	// The first record has what waits and as much of p as fills it.
 	first := min(len(p), -len(c.buf)&(tlsRecord-1))
 	c.buf = append(c.buf, p[:first]...)
-	c.promised = false
 	c.write(p[first:])
 	if c.err != nil {
 		return 0, c.err
@@ -191,7 +200,7 @@ func (c *coalescer) writeNow(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// flush writes until an error, or until it is closed and nothing is left.
+// flush writes what waits until it is closed and nothing is left, or nothing can be written any more.
 func (c *coalescer) flush() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -229,6 +238,9 @@ func (c *coalescer) write(p []byte) {
 	took := time.Since(began)
 	c.mu.Lock()
 	c.writing = false
+	if c.err == nil {
+		c.err = err
+	}
 	if c.limit.wrote(len(c.flight)+len(p), took, wanted) {
 		c.buf, c.flight = slices.Clone(c.buf), nil
 		c.mu.Unlock()
@@ -238,9 +250,6 @@ func (c *coalescer) write(p []byte) {
 	if busy := c.limit.bytes > coalesceQuiet; busy != c.busy {
 		c.busy = busy
 		c.notSent(busy)
-	}
-	if err != nil {
-		c.err = err
 	}
 	c.room.Broadcast()
 	c.work.Signal()

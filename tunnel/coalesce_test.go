@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"math/rand/v2"
 	"net"
 	"sync"
 	"testing"
@@ -134,6 +135,63 @@ func TestTheHeadOfAFrameWaitsForItsContent(t *testing.T) {
 		c.Close()
 		if len(conn.writes) != 2 || len(conn.writes[0]) != yamuxHead+7 || len(conn.writes[1]) != yamuxHead {
 			t.Errorf("%d writes", len(conn.writes))
+		}
+	})
+}
+
+func TestContentThatLooksLikeAHeadDoesNotWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		conn := newSlowConn()
+		records := &recordConn{Conn: conn}
+		c := newCoalescer(records, records, conn)
+		head := make([]byte, yamuxHead)
+		head[11] = yamuxHead
+		content := bytes.Clone(head)
+		c.Write(head)
+		c.Write(content)
+		synctest.Wait()
+		if !c.writing {
+			t.Error("it waits for more")
+		}
+		conn.gate <- struct{}{}
+		c.Close()
+	})
+}
+
+func TestFramesOfAllSizesLeaveWholeAndSoon(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		conn := newSlowConn()
+		close(conn.gate) // not slow
+		records := &recordConn{Conn: conn}
+		c := newCoalescer(records, records, conn)
+		r := rand.New(rand.NewPCG(1, 2))
+		var want []byte
+		for range 300 {
+			frame := make([]byte, yamuxHead+[]int{0, 1, yamuxHead, 1000, coalesceLarge - 1, coalesceLarge, maxFrame}[r.IntN(7)])
+			binary.BigEndian.PutUint32(frame[8:], uint32(len(frame)-yamuxHead))
+			for i := range frame[yamuxHead:] {
+				frame[yamuxHead+i] = byte(r.IntN(2)) // which often looks like a head
+			}
+			want = append(want, frame...)
+			c.Write(frame[:yamuxHead])
+			if len(frame) > yamuxHead {
+				c.Write(frame[yamuxHead:])
+			}
+			if r.IntN(4) == 0 {
+				synctest.Wait()
+				if len(c.buf) > 0 || c.writing {
+					t.Fatalf("%d bytes stay behind a frame of %d", len(c.buf), len(frame))
+				}
+			}
+		}
+		c.Close()
+		for _, w := range conn.writes {
+			if len(w) > coalesceBuffer {
+				t.Errorf("a write of %d bytes", len(w))
+			}
+		}
+		if got := bytes.Join(conn.writes, nil); !bytes.Equal(got, want) {
+			t.Errorf("%d bytes left, want %d, or they differ", len(got), len(want))
 		}
 	})
 }
@@ -270,6 +328,7 @@ func TestASlowConnectionIsGivenLittleAtATimeAndABusyOneMuch(t *testing.T) {
 		{2 * coalesceQuiet, fast, maxFrame, coalesceBuffer},
 		{coalesceBuffer, fast, maxFrame, coalesceBuffer},
 		{12, fast, 0, coalesceBuffer},
+		{2 * coalesceBuffer, coalesceDelay + 1, maxFrame, coalesceBuffer},
 		{coalesceBuffer, slow, maxFrame, coalesceBuffer / 4}, // what takes 5 ms
 		{coalesceBuffer / 4, coalesceDelay, maxFrame, coalesceBuffer / 2},
 		{coalesceBuffer / 2, slow, maxFrame, coalesceBuffer / 8},

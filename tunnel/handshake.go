@@ -19,8 +19,8 @@ import (
 
 // Versions of the protocol that this program speaks.
 const (
-	minVersion = 1
-	maxVersion = 1
+	minVersion = 2
+	maxVersion = 2
 )
 
 const (

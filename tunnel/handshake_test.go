@@ -27,27 +27,29 @@ func TestHelloSurvivesTheWire(t *testing.T) {
 }
 
 func TestAHelloOfAnotherVersionIsReadNoFurther(t *testing.T) {
-	got, err := parseHello([]byte{2, 5, 0xff})
-	if err != nil || got.minVersion != 2 || got.maxVersion != 5 {
-		t.Errorf("got %+v, %v", got, err)
+	for _, versions := range [][2]byte{{0, minVersion - 1}, {maxVersion + 1, maxVersion + 4}} {
+		got, err := parseHello([]byte{versions[0], versions[1], 0xff})
+		if err != nil || got.minVersion != uint64(versions[0]) || got.maxVersion != uint64(versions[1]) {
+			t.Errorf("got %+v, %v", got, err)
+		}
 	}
 }
 
 func TestMalformedHellosAreRefused(t *testing.T) {
-	good := (&hello{minVersion: 1, maxVersion: 1, Credentials: Credentials{"a", "b"}, secret: make([]byte, secretLen)}).append(nil)
+	good := (&hello{minVersion: minVersion, maxVersion: maxVersion, Credentials: Credentials{"a", "b"}, secret: make([]byte, secretLen)}).append(nil)
 	for n := range len(good) {
 		if _, err := parseHello(good[:n]); !errors.Is(err, errMessageTooShort) {
 			t.Fatalf("%d of %d bytes: %v", n, len(good), err)
 		}
 	}
-	long := (&hello{minVersion: 1, maxVersion: 1, Credentials: Credentials{strings.Repeat("u", MaxUser+1), "b"}}).append(nil)
+	long := (&hello{minVersion: minVersion, maxVersion: maxVersion, Credentials: Credentials{strings.Repeat("u", MaxUser+1), "b"}}).append(nil)
 	if _, err := parseHello(long); err == nil {
 		t.Error("a user of 65 bytes was taken")
 	}
 }
 
 func TestWelcomeSurvivesTheWire(t *testing.T) {
-	want := welcome{version: 1, instance: [16]byte{5}, resumed: true, maxFlows: 10, maxStreams: 20, hold: 2 * time.Minute}
+	want := welcome{version: maxVersion, instance: [16]byte{5}, resumed: true, maxFlows: 10, maxStreams: 20, hold: 2 * time.Minute}
 	got, err := parseWelcome(want.append(nil))
 	if err != nil || *got != want {
 		t.Errorf("got %+v, %v, want %+v", got, err, want)
@@ -67,8 +69,8 @@ func TestMessagesAreBounded(t *testing.T) {
 }
 
 func FuzzHello(f *testing.F) {
-	f.Add((&hello{minVersion: 1, maxVersion: 1, Credentials: Credentials{"alice", "token"}}).append(nil))
-	f.Add((&hello{minVersion: 1, maxVersion: 1, secret: make([]byte, secretLen)}).append(nil))
+	f.Add((&hello{minVersion: minVersion, maxVersion: maxVersion, Credentials: Credentials{"alice", "token"}}).append(nil))
+	f.Add((&hello{minVersion: minVersion, maxVersion: maxVersion, secret: make([]byte, secretLen)}).append(nil))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		h, err := parseHello(b)
 		if err != nil || h.minVersion > maxVersion || h.maxVersion < minVersion {
@@ -85,7 +87,7 @@ func FuzzHello(f *testing.F) {
 }
 
 func FuzzMessages(f *testing.F) {
-	f.Add(appendMessage(nil, msgWelcome, (&welcome{version: 1}).append(nil)))
+	f.Add(appendMessage(nil, msgWelcome, (&welcome{version: maxVersion}).append(nil)))
 	f.Add(appendMessage(nil, msgRefuse, appendSentence(nil, CodeAuth, "no")))
 	f.Add(appendMessage(nil, msgEnd, []byte{0, 2, 0, 4, 1}))
 	f.Fuzz(func(t *testing.T, b []byte) {

@@ -11,15 +11,39 @@ import (
 // userTimeout is how long the connection bears that nobody acknowledges its bytes.
 func userTimeout(t *testing.T, c *net.TCPConn) time.Duration {
 	t.Helper()
+	return time.Duration(tcpOption(t, c, unix.TCP_USER_TIMEOUT)) * time.Millisecond
+}
+
+func tcpOption(t *testing.T, c *net.TCPConn, option int) (value int) {
+	t.Helper()
 	raw, err := c.SyscallConn()
 	if err != nil {
 		t.Fatal(err)
 	}
-	var ms int
 	if cerr := raw.Control(func(fd uintptr) {
-		ms, err = unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT)
+		value, err = unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, option)
 	}); cerr != nil || err != nil {
 		t.Fatal(cerr, err)
 	}
-	return time.Duration(ms) * time.Millisecond
+	return value
+}
+
+func TestTheKernelHoldsMoreForAStreamThatFillsTheConnection(t *testing.T) {
+	client, server := yamuxPendings(t)
+	near, _ := shake(t, client, server)
+	c := near.(*yamuxCarrier)
+	held := func() int { return tcpOption(t, c.conn.raw.(*net.TCPConn), unix.TCP_NOTSENT_LOWAT) }
+	write := func(wanted int) {
+		c.conn.mu.Lock()
+		c.conn.wanted = wanted
+		c.conn.mu.Unlock()
+		if _, err := c.Control().Write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := held(); got != notSentQuiet {
+		t.Errorf("%d bytes at first, want %d", got, notSentQuiet)
+	}
+	await(t, "bytes held for a stream", func() (int, bool) { write(maxFrame); n := held(); return n, n == notSentBusy })
+	await(t, "bytes held after it", func() (int, bool) { write(0); n := held(); return n, n == notSentQuiet })
 }

@@ -468,6 +468,33 @@ func TestAStreamWritesFramesOfWhatTheConnectionTakes(t *testing.T) {
 	out.Reset(CodeNone)
 }
 
+// With its chunk's header it looks like the head of a frame, whose content would come next.
+func TestElevenBytesThatBeginWithZeroArriveAtOnce(t *testing.T) {
+	client, server := pairOf(yamuxPendings)(t)
+	a, b := openPair(t, client, server)
+	want := []byte("\x00abcdefghij")
+	if _, err := a.Write(want); err != nil {
+		t.Fatal(err)
+	}
+	b.SetDeadline(time.Now().Add(testPatience))
+	got := make([]byte, len(want))
+	if _, err := io.ReadFull(b, got); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("%q, %v", got, err)
+	}
+}
+
+// Afterwards the buffer is the relay's, to give to another.
+func TestAWholeWriteKeepsNothingOfTheCallersBuffer(t *testing.T) {
+	client, server := pairOf(yamuxPendings)(t)
+	a, _ := openPair(t, client, server)
+	if _, err := a.WriteFramed(make([]byte, Headroom+SmallWrite)); err != nil {
+		t.Fatal(err)
+	}
+	if s := a.(*chunkStream); s.unsent != nil || s.frame != nil {
+		t.Errorf("it keeps %d bytes of %d", len(s.unsent), cap(s.unsent))
+	}
+}
+
 // Where the connection stalls, one stream's frame is inside yamux, in front of the
 // next bundle; the other streams wait outside and can be called off.
 func TestOneStreamAtATimeStandsInFrontOfABundle(t *testing.T) {

@@ -82,6 +82,7 @@ func (c *comparison) head(ctx context.Context, b *strings.Builder) {
 	fact("Go", "%s %s/%s", runtime.Version(), runtime.GOOS, runtime.GOARCH)
 	fact("machine", "%s", machine())
 	fact("kernel", "%s, sched_autogroup_enabled = %s", fileLine("/proc/sys/kernel/osrelease"), fileLine("/proc/sys/kernel/sched_autogroup_enabled"))
+	fact("TCP congestion control", "%s", fileLine("/proc/sys/net/ipv4/tcp_congestion_control"))
 	fact("load average at the end", "%s (other work on the machine shows here)", fileLine("/proc/loadavg"))
 	for _, s := range c.wanted() {
 		for _, program := range s.programs {

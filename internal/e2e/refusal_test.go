@@ -262,7 +262,7 @@ func TestTheServerTellsStrangersWhatIsWrong(t *testing.T) {
 	}{
 		{"no protocol", nil, nil, codeALPN, `this server speaks wmproxy/1; the client asked for ""`},
 		{"another protocol", []string{"h2", "http/1.1"}, nil, codeALPN, `this server speaks wmproxy/1; the client asked for "`},
-		{"another version", []string{protocol}, future, codeVersion, "this server speaks protocol versions 1 to 1, the client 8 to 9"},
+		{"another version", []string{protocol}, future, codeVersion, "this server speaks protocol versions 2 to 2, the client 8 to 9"},
 	} {
 		conf := &tls.Config{InsecureSkipVerify: true, NextProtos: test.protocols}
 		t.Run(test.name+" over TCP", func(t *testing.T) {
