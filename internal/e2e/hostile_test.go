@@ -192,7 +192,7 @@ func greetings(t testing.TB, s *serverProcess) []struct {
 	attach(t, overYamux, s, known, wireHello{attach: 1, withSecret: true})
 	stranger := &wireSession{id: known.id}
 	bad := func(user, token string) []byte {
-		b := wireText(wireText(varints(1, 1), user), token)
+		b := wireText(wireText(varints(wireVersion, wireVersion), user), token)
 		return wireMessage(typeHello, append(b, make([]byte, 16+1+32+1)...))
 	}
 	// Only what carries a right proof needs its connection: these do not.
@@ -212,8 +212,8 @@ func greetings(t testing.TB, s *serverProcess) []struct {
 		{assault{name: "a Hello of 2^62-1 bytes", bytes: varints(typeHello, 1<<62-1)}, codeProtocol},
 		{assault{name: "a user of 65 bytes", bytes: bad(strings.Repeat("u", 65), "t")}, codeProtocol},
 		{assault{name: "a token of 257 bytes", bytes: bad("u", strings.Repeat("t", 257))}, codeProtocol},
-		{assault{name: "a user of 2^62-1 bytes", bytes: wireMessage(typeHello, varints(1, 1, 1<<62-1))}, codeProtocol},
-		{assault{name: "a Hello cut short", bytes: wireMessage(typeHello, varints(1, 1, 3))}, codeProtocol},
+		{assault{name: "a user of 2^62-1 bytes", bytes: wireMessage(typeHello, varints(wireVersion, wireVersion, 1<<62-1))}, codeProtocol},
+		{assault{name: "a Hello cut short", bytes: wireMessage(typeHello, varints(wireVersion, wireVersion, 3))}, codeProtocol},
 		{assault{name: "half a Hello", bytes: varints(typeHello, 100, 1), bound: handshakeBound}, codeTimeout},
 		{assault{name: "a slow Hello", bytes: append(varints(typeHello, wireMaxMessage), garbage(wireMaxMessage)...), slow: true, bound: handshakeBound}, codeTimeout},
 		{assault{name: "a wrong token", bytes: c.hello(l, newWireSession(), wireHello{withSecret: true})}, codeAuth},

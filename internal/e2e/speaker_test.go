@@ -40,6 +40,7 @@ const (
 
 	codeProtocol, codeAuth, codeTimeout, codeSession = 2, 5, 6, 8
 
+	wireVersion     = 2
 	wireMaxMessage  = 4096
 	wireMaxBundle   = 16384
 	wireMaxSentence = 256
@@ -141,10 +142,10 @@ func (c *connection) open() {
 func (c *connection) hello(l link.Link, s *wireSession, h wireHello) []byte {
 	c.t.Helper()
 	if h.min == 0 {
-		h.min = 1
+		h.min = wireVersion
 	}
 	if h.max == 0 {
-		h.max = 1
+		h.max = wireVersion
 	}
 	if h.user == "" {
 		h.user = l.Name
@@ -255,7 +256,7 @@ func attach(t testing.TB, kind string, srv *serverProcess, s *wireSession, h wir
 		t.Fatalf("Hello was answered by a message of type %d: %q", answer, payload)
 	}
 	version, n, err := quicvarint.Parse(payload)
-	if err != nil || version != 1 || len(payload) < n+17 {
+	if err != nil || version != wireVersion || len(payload) < n+17 {
 		t.Fatalf("malformed Welcome %x", payload)
 	}
 	sp := &speaker{connection: c, resumed: payload[n+16] == 1}
