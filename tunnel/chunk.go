@@ -179,7 +179,8 @@ type chunkStream struct {
 	writing sync.Mutex
 	frame   []byte // of takeFrame: where unsent is, or nil
 	unsent  []byte
-	ending  bool // the end is in unsent or sent
+	ending  bool  // the end is in unsent or sent
+	failed  error // why nothing more can be sent
 }
 
 func newChunkStream(c *yamuxCarrier, y *yamux.Stream, ours bool) *chunkStream {
@@ -313,10 +314,8 @@ func (s *chunkStream) WriteFramed(b []byte) (int, error) {
 	s.unsent = b[Headroom-len(header):]
 	copy(s.unsent, header)
 	err := s.flushFrame()
-	if err == os.ErrDeadlineExceeded { // b is the caller's again
+	if len(s.unsent) > 0 { // b is the caller's again
 		s.keep(append(takeFrame(len(s.unsent)), s.unsent...))
-	} else {
-		s.unsent = nil // sent, or it never will be
 	}
 	return n, err
 }
@@ -337,6 +336,23 @@ func (s *chunkStream) flushEarlier() error {
 // in front of it and not one of each stream. yamux is asked not to wait for the
 // stream's window meanwhile; that wait comes after the turn.
 func (s *chunkStream) flushFrame() error {
+	if s.failed == nil {
+		s.failed = s.sendFrame()
+	}
+	err := s.failed
+	if err == os.ErrDeadlineExceeded {
+		s.failed = nil // the only error that passes
+		return err
+	}
+	if s.frame != nil {
+		giveFrame(s.frame)
+	}
+	s.frame, s.unsent = nil, nil // unsent may be the end of a caller's buffer
+	return err
+}
+
+// sendFrame sends unsent.
+func (s *chunkStream) sendFrame() error {
 	for len(s.unsent) > 0 {
 		if err := s.takeTurn(); err != nil {
 			return err
@@ -352,10 +368,6 @@ func (s *chunkStream) flushFrame() error {
 			return err
 		}
 	}
-	if s.frame != nil {
-		giveFrame(s.frame)
-	}
-	s.frame, s.unsent = nil, nil // unsent may be the end of a caller's buffer
 	return nil
 }
 

@@ -200,7 +200,7 @@ func (c *coalescer) writeNow(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// flush writes what waits until it is closed and nothing is left, or nothing can be written any more.
+// flush writes what waits, until it is closed and nothing is left or can be written.
 func (c *coalescer) flush() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -237,20 +237,20 @@ func (c *coalescer) write(p []byte) {
 	})
 	took := time.Since(began)
 	c.mu.Lock()
-	c.writing = false
 	if c.err == nil {
 		c.err = err
 	}
 	if c.limit.wrote(len(c.flight)+len(p), took, wanted) {
 		c.buf, c.flight = slices.Clone(c.buf), nil
 		c.mu.Unlock()
-		c.records.free() // it may have to wait for a write
+		c.records.free() // it may have to wait for what the reader of TLS writes
 		c.mu.Lock()
 	}
 	if busy := c.limit.bytes > coalesceQuiet; busy != c.busy {
 		c.busy = busy
 		c.notSent(busy)
 	}
+	c.writing = false
 	c.room.Broadcast()
 	c.work.Signal()
 }

@@ -483,6 +483,33 @@ func TestElevenBytesThatBeginWithZeroArriveAtOnce(t *testing.T) {
 	}
 }
 
+// An end behind a hole would look clean to the peer.
+func TestNothingFollowsAWriteThatFailed(t *testing.T) {
+	client, server := pairOf(yamuxPendings)(t)
+	c := client.(*yamuxCarrier)
+	a, _ := openPair(t, client, server)
+	c.turn <- struct{}{}
+	result := make(chan error)
+	go func() {
+		_, err := a.WriteFramed(make([]byte, Headroom+1))
+		result <- err
+	}()
+	c.end(net.ErrClosed, &signal{kind: signalClose}) // yamux lives until the peer hangs up
+	var reset *ResetError
+	if err := <-result; !errors.As(err, &reset) {
+		t.Errorf("the write: %v", err)
+	}
+	<-c.turn
+	for name, next := range map[string]func() error{
+		"CloseWrite": a.CloseWrite,
+		"Write":      func() error { _, err := a.Write([]byte("x")); return err },
+	} {
+		if err := next(); !errors.As(err, &reset) {
+			t.Errorf("%s behind it: %v", name, err)
+		}
+	}
+}
+
 // Afterwards the buffer is the relay's, to give to another.
 func TestAWholeWriteKeepsNothingOfTheCallersBuffer(t *testing.T) {
 	client, server := pairOf(yamuxPendings)(t)
