@@ -726,15 +726,14 @@ func TestWhatArrivesForAStreamThatIsDoneWithIsNotKept(t *testing.T) {
 	for _, way := range [][2]Carrier{{client, server}, {server, client}} {
 		a, b := openPair(t, way[0], way[1])
 		id := a.(*chunkStream).y.StreamID()
-		for _, end := range []struct {
-			s Stream
-			c *yamuxCarrier
-		}{{a, way[0].(*yamuxCarrier)}, {b, way[1].(*yamuxCarrier)}} {
-			if !end.c.arriving(id, 1) || !end.c.arriving(id+100, 1) || !end.c.arriving(yamuxLastOwn, 1) {
+		for _, way := range way {
+			if c := way.(*yamuxCarrier); !c.arriving(id, 1) || !c.arriving(id+100, 1) || !c.arriving(yamuxLastOwn, 1) {
 				t.Error("what is wanted is not kept")
 			}
-			end.s.Reset(7)
-			if end.c.arriving(id, 1) {
+		}
+		for i, s := range []Stream{a, b} {
+			s.Reset(7)
+			if way[i].(*yamuxCarrier).arriving(id, 1) {
 				t.Errorf("it is kept for stream %d", id)
 			}
 		}
