@@ -399,6 +399,14 @@ func openPair(t testing.TB, opener, acceptor Carrier) (a, b Stream) {
 	return a, b
 }
 
+// writeAs writes b[Headroom:] in one of the two ways.
+func writeAs(s Stream, framed bool, b []byte) (int, error) {
+	if framed {
+		return s.WriteFramed(b)
+	}
+	return s.Write(b[Headroom:])
+}
+
 // pour writes n bytes and ends its half; it returns their hash.
 func pour(s Stream, seed uint64, n int) ([32]byte, error) {
 	h := sha256.New()
@@ -408,11 +416,7 @@ func pour(s Stream, seed uint64, n int) ([32]byte, error) {
 		b := buf[:Headroom+min(n, []int{50_000, 1, 17_000, MaxWrite, MaxWrite + 1}[i%5])]
 		r.Read(b)
 		h.Write(b[Headroom:])
-		write := func() (int, error) { return s.Write(b[Headroom:]) }
-		if i%2 == 1 {
-			write = func() (int, error) { return s.WriteFramed(b) }
-		}
-		if _, err := write(); err != nil {
+		if _, err := writeAs(s, i%2 == 1, b); err != nil {
 			return [32]byte{}, err
 		}
 		n -= len(b) - Headroom
@@ -741,11 +745,7 @@ func resumeAfterDeadlines(t *testing.T, client, server Carrier, framed bool) {
 		r.Read(buf)
 		want := bytes.Clone(buf[Headroom:])
 		a.SetDeadline(time.Now().Add(50 * time.Millisecond))
-		write := func() (int, error) { return a.Write(buf[Headroom:]) }
-		if framed {
-			write = func() (int, error) { return a.WriteFramed(buf) }
-		}
-		n, err := write()
+		n, err := writeAs(a, framed, buf)
 		h.Write(want[:n])
 		clear(buf) // it is ours again
 		written += n

@@ -26,6 +26,13 @@ func newSlowConn() *slowConn {
 	return &slowConn{gate: make(chan struct{}), closed: make(chan struct{})}
 }
 
+// newSlowCoalescer is a coalescer over a slowConn, without TLS.
+func newSlowCoalescer() (*coalescer, *slowConn) {
+	conn := newSlowConn()
+	records := &recordConn{Conn: conn}
+	return newCoalescer(records, records, conn), conn
+}
+
 func (c *slowConn) Write(p []byte) (int, error) {
 	select {
 	case <-c.gate:
@@ -46,9 +53,7 @@ func (c *slowConn) Close() error {
 
 func TestWritesDuringAWriteGoOutTogether(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		conn := newSlowConn()
-		records := &recordConn{Conn: conn}
-		c := newCoalescer(records, records, conn)
+		c, conn := newSlowCoalescer()
 		c.Write([]byte("first"))
 		synctest.Wait() // it is under way
 		for range 100 {
@@ -75,9 +80,7 @@ func writeInPieces(c *coalescer, n int) (written int, err error) {
 
 func TestALargeWriteGoesOutAtOnceBehindWhatWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		conn := newSlowConn()
-		records := &recordConn{Conn: conn}
-		c := newCoalescer(records, records, conn)
+		c, conn := newSlowCoalescer()
 		c.Write([]byte("first"))
 		synctest.Wait() // it is under way
 		head := make([]byte, yamuxHead)
@@ -116,9 +119,7 @@ func TestALargeWriteGoesOutAtOnceBehindWhatWaits(t *testing.T) {
 
 func TestTheHeadOfAFrameWaitsForItsContent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		conn := newSlowConn()
-		records := &recordConn{Conn: conn}
-		c := newCoalescer(records, records, conn)
+		c, conn := newSlowCoalescer()
 		head := make([]byte, yamuxHead)
 		head[11] = 7
 		c.Write(head)
@@ -141,9 +142,7 @@ func TestTheHeadOfAFrameWaitsForItsContent(t *testing.T) {
 
 func TestContentThatLooksLikeAHeadDoesNotWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		conn := newSlowConn()
-		records := &recordConn{Conn: conn}
-		c := newCoalescer(records, records, conn)
+		c, conn := newSlowCoalescer()
 		head := make([]byte, yamuxHead)
 		head[11] = yamuxHead
 		content := bytes.Clone(head)
@@ -160,10 +159,8 @@ func TestContentThatLooksLikeAHeadDoesNotWait(t *testing.T) {
 
 func TestFramesOfAllSizesLeaveWholeAndSoon(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		conn := newSlowConn()
+		c, conn := newSlowCoalescer()
 		close(conn.gate) // not slow
-		records := &recordConn{Conn: conn}
-		c := newCoalescer(records, records, conn)
 		r := rand.New(rand.NewPCG(1, 2))
 		var want []byte
 		for range 300 {
@@ -198,9 +195,7 @@ func TestFramesOfAllSizesLeaveWholeAndSoon(t *testing.T) {
 
 func TestCloseEndsALargeWrite(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		conn := newSlowConn()
-		records := &recordConn{Conn: conn}
-		c := newCoalescer(records, records, conn)
+		c, _ := newSlowCoalescer()
 		results := make(chan error, 2)
 		for range 2 { // one is under way, one waits
 			go func() {
@@ -224,9 +219,7 @@ func TestCloseEndsALargeWrite(t *testing.T) {
 
 func TestTheCoalescerHoldsNoMoreThanItsBound(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		conn := newSlowConn()
-		records := &recordConn{Conn: conn}
-		c := newCoalescer(records, records, conn)
+		c, _ := newSlowCoalescer()
 		c.Write([]byte("x"))
 		synctest.Wait()
 		taken := make(chan int, 1)
@@ -263,9 +256,7 @@ func TestALargeFrameMakesRoomForMoreAndQuietWritersGiveItBack(t *testing.T) {
 
 // growAndGoQuiet has one write take as long as standstill at the end.
 func growAndGoQuiet(t *testing.T, standstill time.Duration) {
-	conn := newSlowConn()
-	records := &recordConn{Conn: conn}
-	c := newCoalescer(records, records, conn)
+	c, conn := newSlowCoalescer()
 	go writeInPieces(c, 8*coalesceBuffer)
 	for _, want := range []int{coalesceQuiet, coalesceQuiet, 2 * coalesceQuiet, coalesceBuffer, coalesceBuffer} {
 		synctest.Wait()
@@ -287,7 +278,7 @@ func growAndGoQuiet(t *testing.T, standstill time.Duration) {
 		conn.gate <- struct{}{}
 		synctest.Wait()
 	}
-	if held := cap(c.buf) + cap(c.flight) + cap(records.held); c.bound() != coalesceQuiet || held > coalesceQuiet {
+	if held := cap(c.buf) + cap(c.flight) + cap(c.records.held); c.bound() != coalesceQuiet || held > coalesceQuiet {
 		t.Errorf("quiet, it takes %d bytes and holds buffers of %d", c.bound(), held)
 	}
 	c.Close()
@@ -295,10 +286,8 @@ func growAndGoQuiet(t *testing.T, standstill time.Duration) {
 
 func TestAWriteErrorSticks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		conn := newSlowConn()
+		c, conn := newSlowCoalescer()
 		conn.err = errors.New("wire cut")
-		records := &recordConn{Conn: conn}
-		c := newCoalescer(records, records, conn)
 		c.Write([]byte("x"))
 		conn.gate <- struct{}{}
 		synctest.Wait()
