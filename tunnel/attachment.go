@@ -26,22 +26,20 @@ const (
 // Attachment is a carrier that serves a session, from attach to detach. Its
 // goroutines belong to the session, which waits for them.
 type Attachment struct {
-	s        *Session
-	c        Carrier
-	number   uint64
-	instance [16]byte
-	resumed  bool
-	snd      *sender
-	out      outbox
-	began    time.Duration // on the session's clock
-	beat     heartbeats
-	heard    atomic.Int64 // when something last arrived, on the session's clock
-	rtt      atomic.Int64
-	streams  atomic.Int64
-	carried  carriedStreams
-	bytes    byteCount                  // of bundles
-	cause    atomic.Pointer[CloseError] // what the peer said, or we found, before the end
-	done     chan struct{}
+	attachInfo
+	s       *Session
+	c       Carrier
+	snd     *sender
+	out     outbox
+	began   time.Duration // on the session's clock
+	beat    heartbeats
+	heard   atomic.Int64 // when something last arrived, on the session's clock
+	rtt     atomic.Int64
+	streams atomic.Int64
+	carried carriedStreams
+	bytes   byteCount                  // of bundles
+	cause   atomic.Pointer[CloseError] // what the peer said, or we found, before the end
+	done    chan struct{}
 
 	superseded time.Duration // since when a newer one makes it needless; 0 is not; guarded by Session.mu
 

@@ -51,7 +51,7 @@ type Credentials struct {
 //	min version varint · max version varint
 //	user length varint · user · token length varint · token
 //	session id 16 · attach number varint
-//	proof 32 · has secret u8 · [secret 32]
+//	proof 32 · has secret u8 · [secret 32] · features varint
 //
 // The secret travels until the server has confirmed the session, so that a lost
 // Welcome costs nothing; from then on only the proof does:
@@ -62,10 +62,11 @@ type Credentials struct {
 type hello struct {
 	minVersion, maxVersion uint64
 	Credentials
-	session SessionID
-	attach  uint64
-	proof   [32]byte
-	secret  []byte // nil or secretLen bytes
+	session  SessionID
+	attach   uint64
+	proof    [32]byte
+	secret   []byte // nil or secretLen bytes
+	features Features
 }
 
 func (h *hello) append(b []byte) []byte {
@@ -74,9 +75,11 @@ func (h *hello) append(b []byte) []byte {
 	b = quicvarint.Append(append(b, h.session[:]...), h.attach)
 	b = append(b, h.proof[:]...)
 	if h.secret == nil {
-		return append(b, 0)
+		b = append(b, 0)
+	} else {
+		b = append(append(b, 1), h.secret...)
 	}
-	return append(append(b, 1), h.secret...)
+	return quicvarint.Append(b, uint64(h.features))
 }
 
 func parseHello(payload []byte) (*hello, error) {
@@ -92,6 +95,7 @@ func parseHello(payload []byte) (*hello, error) {
 	if f.bytes(1)[0] == 1 {
 		h.secret = append([]byte(nil), f.bytes(secretLen)...)
 	}
+	h.features = f.features()
 	if f.err != nil {
 		return nil, fmt.Errorf("reading Hello: %w", f.err)
 	}
@@ -101,6 +105,7 @@ func parseHello(payload []byte) (*hello, error) {
 // welcome is the server's answer:
 //
 //	version varint · instance 16 · resumed u8 · most flows varint · most streams varint · hold varint, ms
+//	features varint
 type welcome struct {
 	version    uint64
 	instance   [16]byte
@@ -108,6 +113,7 @@ type welcome struct {
 	maxFlows   uint64
 	maxStreams uint64
 	hold       time.Duration
+	features   Features
 }
 
 func (w *welcome) append(b []byte) []byte {
@@ -118,7 +124,8 @@ func (w *welcome) append(b []byte) []byte {
 	}
 	b = quicvarint.Append(append(b, resumed), w.maxFlows)
 	b = quicvarint.Append(b, w.maxStreams)
-	return quicvarint.Append(b, uint64(w.hold.Milliseconds()))
+	b = quicvarint.Append(b, uint64(w.hold.Milliseconds()))
+	return quicvarint.Append(b, uint64(w.features))
 }
 
 func parseWelcome(payload []byte) (*welcome, error) {
@@ -128,6 +135,7 @@ func parseWelcome(payload []byte) (*welcome, error) {
 	w.resumed = f.bytes(1)[0] == 1
 	w.maxFlows, w.maxStreams = f.varint(), f.varint()
 	w.hold = time.Duration(min(f.varint(), 1<<40)) * time.Millisecond
+	w.features = f.features()
 	if f.err != nil {
 		return nil, fmt.Errorf("reading Welcome: %w", f.err)
 	}
@@ -190,7 +198,7 @@ func (s *Session) handshakeClient(ctx context.Context, p Pending, cred Credentia
 		h := hello{
 			minVersion: minVersion, maxVersion: maxVersion,
 			Credentials: cred, session: in.id, attach: attach,
-			proof: in.proof(p.Kind(), attach, exporter),
+			proof: in.proof(p.Kind(), attach, exporter), features: ownFeatures,
 		}
 		if !s.isConfirmed(in) {
 			h.secret = in.secret[:]

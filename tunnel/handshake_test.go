@@ -13,14 +13,14 @@ func TestHelloSurvivesTheWire(t *testing.T) {
 	for _, secret := range [][]byte{nil, bytes.Repeat([]byte{7}, secretLen)} {
 		want := hello{
 			minVersion: 1, maxVersion: 3, Credentials: Credentials{"alice", strings.Repeat("s", MaxToken)},
-			session: SessionID{1, 2, 3}, attach: 1 << 30, proof: [32]byte{9}, secret: secret,
+			session: SessionID{1, 2, 3}, attach: 1 << 30, proof: [32]byte{9}, secret: secret, features: 5,
 		}
 		got, err := parseHello(append(want.append(nil), "more fields of a later version"...))
 		if err != nil {
 			t.Fatal(err)
 		}
 		if got.minVersion != 1 || got.maxVersion != 3 || got.Credentials != want.Credentials || got.session != want.session ||
-			got.attach != want.attach || got.proof != want.proof || !bytes.Equal(got.secret, secret) {
+			got.attach != want.attach || got.proof != want.proof || !bytes.Equal(got.secret, secret) || got.features != 5 {
 			t.Errorf("got %+v, want %+v", got, want)
 		}
 	}
@@ -37,7 +37,7 @@ func TestAHelloOfAnotherVersionIsReadNoFurther(t *testing.T) {
 
 func TestMalformedHellosAreRefused(t *testing.T) {
 	good := (&hello{minVersion: minVersion, maxVersion: maxVersion, Credentials: Credentials{"a", "b"}, secret: make([]byte, secretLen)}).append(nil)
-	for n := range len(good) {
+	for n := range len(good) - 1 { // without its last byte, features, it is a good one
 		if _, err := parseHello(good[:n]); !errors.Is(err, errMessageTooShort) {
 			t.Fatalf("%d of %d bytes: %v", n, len(good), err)
 		}
@@ -49,7 +49,7 @@ func TestMalformedHellosAreRefused(t *testing.T) {
 }
 
 func TestWelcomeSurvivesTheWire(t *testing.T) {
-	want := welcome{version: maxVersion, instance: [16]byte{5}, resumed: true, maxFlows: 10, maxStreams: 20, hold: 2 * time.Minute}
+	want := welcome{version: maxVersion, instance: [16]byte{5}, resumed: true, maxFlows: 10, maxStreams: 20, hold: 2 * time.Minute, features: 1 << 40}
 	got, err := parseWelcome(want.append(nil))
 	if err != nil || *got != want {
 		t.Errorf("got %+v, %v, want %+v", got, err, want)
@@ -58,6 +58,17 @@ func TestWelcomeSurvivesTheWire(t *testing.T) {
 	var closed *CloseError
 	if _, err := parseWelcome(want.append(nil)); !errors.As(err, &closed) || closed.Code != CodeVersion {
 		t.Errorf("a version that we do not speak: %v", err)
+	}
+}
+
+func TestPeerWithoutFeaturesHasNone(t *testing.T) {
+	h := (&hello{minVersion: minVersion, maxVersion: maxVersion, features: 1}).append(nil)
+	if got, err := parseHello(h[:len(h)-1]); err != nil || got.features != 0 {
+		t.Errorf("HELLO: got features %x, %v", got.features, err)
+	}
+	w := (&welcome{version: maxVersion, features: 1}).append(nil)
+	if got, err := parseWelcome(w[:len(w)-1]); err != nil || got.features != 0 {
+		t.Errorf("WELCOME: got features %x, %v", got.features, err)
 	}
 }
 

@@ -93,7 +93,7 @@ func (h *Host) Attach(ctx context.Context, p Pending) (*Attachment, error) {
 	defer s.release()
 	w := welcome{
 		version: min(hh.maxVersion, maxVersion), instance: h.instance, resumed: resumed,
-		maxFlows: MaxFlows, maxStreams: MaxStreams, hold: h.cfg.Hold,
+		maxFlows: MaxFlows, maxStreams: MaxStreams, hold: h.cfg.Hold, features: ownFeatures,
 	}
 	if _, err := hh.rw.Write(appendMessage(nil, msgWelcome, w.append(nil))); err != nil {
 		p.Close(CodeProtocol, "")
@@ -104,7 +104,7 @@ func (h *Host) Attach(ctx context.Context, p Pending) (*Attachment, error) {
 		p.Close(CodeProtocol, "the handshake failed")
 		return nil, fmt.Errorf("%w: %w", ErrHandshake, err)
 	}
-	return s.attach(c, hh.attach, s.inc, h.instance, resumed)
+	return s.attach(c, s.inc, attachInfo{number: hh.attach, instance: h.instance, resumed: resumed, features: hh.features})
 }
 
 // rejoin asks a client whose session we do not know for a new one.

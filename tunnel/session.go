@@ -90,6 +90,8 @@ type Session struct {
 
 	unknownAt atomic.Int64 // when we last answered an unknown flow
 
+	peer atomic.Uint64 // Features of the peer, from the newest attachment
+
 	mu        sync.Mutex
 	inc       *incarnation
 	attached  []*Attachment // oldest first
@@ -165,6 +167,9 @@ func (s *Session) Drops() Drops { return s.drops.snapshot() }
 // User is the name that the client authenticated with; "" on the client.
 func (s *Session) User() string { return s.user }
 
+// PeerFeatures returns the features that the peer announced when it last attached.
+func (s *Session) PeerFeatures() Features { return Features(s.peer.Load()) }
+
 // Flows is how many flows are open.
 func (s *Session) Flows() int {
 	s.flowsMu.RLock()
@@ -232,13 +237,21 @@ func (s *Session) Attach(ctx context.Context, p Pending, cred Credentials) (*Att
 		p.Close(CodeProtocol, "")
 		return nil, fmt.Errorf("%w: %w", ErrHandshake, err)
 	}
-	return s.attach(c, number, in, w.instance, w.resumed)
+	return s.attach(c, in, attachInfo{number: number, instance: w.instance, resumed: w.resumed, features: w.features})
+}
+
+// attachInfo is the outcome of a handshake.
+type attachInfo struct {
+	number   uint64   // the attach number
+	instance [16]byte // of the server process
+	resumed  bool     // the server knew the session already
+	features Features // that the peer announced
 }
 
 // attach adds c to the session and serves it until it ends.
-func (s *Session) attach(c Carrier, number uint64, in *incarnation, instance [16]byte, resumed bool) (*Attachment, error) {
+func (s *Session) attach(c Carrier, in *incarnation, info attachInfo) (*Attachment, error) {
 	a := &Attachment{
-		s: s, c: c, number: number, instance: instance, resumed: resumed, began: s.now(),
+		s: s, c: c, attachInfo: info, began: s.now(),
 		snd: newSender(c.Kind() == KindQUIC), done: make(chan struct{}),
 	}
 	a.snd.pads = a.snd.pads && !s.cfg.unpadded
@@ -260,9 +273,10 @@ func (s *Session) attach(c Carrier, number uint64, in *incarnation, instance [16
 		return nil, errRenewed
 	}
 	in.confirmed = true
-	if s.instance != instance {
-		s.instance, s.leaving = instance, false
+	if s.instance != info.instance {
+		s.instance, s.leaving = info.instance, false
 	}
+	s.peer.Store(uint64(info.features))
 	if !s.server {
 		for _, b := range slices.Backward(s.attached) {
 			if b.Kind() == c.Kind() && b.c.Err() == nil {
