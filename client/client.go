@@ -127,7 +127,9 @@ func (c *Client) Run(ctx context.Context) error {
 		Turn:         c.turn,
 		Log:          c.cfg.Log,
 	}
-	defer c.serveStatus(ln.Addr().String())()
+	budget := tunnel.NewBudget(c.cfg.Memory, c.sessions, c.cfg.Log)
+	defer budget.Close()
+	defer c.serveStatus(ln.Addr().String(), budget)()
 	c.cfg.Log.Info("SOCKS5 is listening", slog.String("address", ln.Addr().String()))
 	if c.cfg.Started != nil {
 		c.cfg.Started(ln.Addr())
@@ -164,6 +166,14 @@ func (c *Client) Run(ctx context.Context) error {
 		return cause
 	}
 	return err
+}
+
+// sessions lists those with all servers.
+func (c *Client) sessions() (all []*tunnel.Session) {
+	for _, u := range c.upstreams {
+		all = append(all, u.session)
+	}
+	return all
 }
 
 // entranceGrace is how long associations and streams have to end by themselves.

@@ -73,6 +73,10 @@ type Config struct {
 	// Whoever opened it closes it after Run has returned.
 	State *state.Dir
 
+	// Memory bounds in bytes what servers and applications can make the client
+	// hold; see tunnel.Budget. 0 is no bound.
+	Memory int64
+
 	// NoOffload switches UDP segmentation offload off, for network cards that
 	// corrupt it.
 	NoOffload bool

@@ -5,13 +5,14 @@ import (
 	"time"
 
 	"wmproxy/internal/status"
+	"wmproxy/tunnel"
 )
 
 // report is what wmproxy status shows. listen is the entrance's address.
-func (c *Client) report(started time.Time, listen string) status.Report {
+func (c *Client) report(started time.Time, listen string, budget *tunnel.Budget) status.Report {
 	r := status.Report{
 		Role: status.Client, PID: os.Getpid(), At: time.Now(), Started: started, Listen: listen,
-		Events: c.events.List(),
+		Memory: status.FromBudget(budget.Status()), Events: c.events.List(),
 	}
 	sessions := make([]status.Session, 0, len(c.upstreams))
 	for _, u := range c.upstreams {
@@ -27,10 +28,10 @@ func (c *Client) report(started time.Time, listen string) status.Report {
 }
 
 // serveStatus answers on the socket in the state directory, where there is one.
-func (c *Client) serveStatus(listen string) (stop func()) {
+func (c *Client) serveStatus(listen string, budget *tunnel.Budget) (stop func()) {
 	if c.cfg.State == nil {
 		return func() {}
 	}
 	started := time.Now()
-	return status.Serve(c.cfg.State.Path(), func() status.Report { return c.report(started, listen) }, c.cfg.Log)
+	return status.Serve(c.cfg.State.Path(), func() status.Report { return c.report(started, listen, budget) }, c.cfg.Log)
 }

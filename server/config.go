@@ -66,6 +66,10 @@ type Config struct {
 	// Dead is how long a connection may be silent before it is closed. Default 30 s.
 	Dead time.Duration
 
+	// Memory bounds in bytes what clients can make the server hold; see
+	// tunnel.Budget. 0 is no bound.
+	Memory int64
+
 	// NoOffload switches UDP segmentation offload off, for network cards that
 	// corrupt it.
 	NoOffload bool

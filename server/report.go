@@ -14,14 +14,14 @@ import (
 )
 
 // serveStatus answers on the socket in the state directory.
-func (s *Server) serveStatus(ls *listeners, host *tunnel.Host, exits *egress.Exits) (stop func()) {
+func (s *Server) serveStatus(ls *listeners, host *tunnel.Host, exits *egress.Exits, budget *tunnel.Budget) (stop func()) {
 	started := time.Now()
 	name, _, _ := net.SplitHostPort(s.cfg.Listen)
 	listen := net.JoinHostPort(name, strconv.Itoa(int(ls.port)))
 	return status.Serve(s.cfg.State.Path(), func() status.Report {
 		r := status.Report{
 			Role: status.Server, PID: os.Getpid(), At: time.Now(), Started: started, Listen: listen,
-			Events: s.events.List(),
+			Memory: status.FromBudget(budget.Status()), Events: s.events.List(),
 		}
 		r.SetSessions(sessions(host))
 		r.SetAssociations(exits.Report())

@@ -120,7 +120,9 @@ func (s *Server) Serve(ctx context.Context) error {
 		Event:        func(user, sentence string) { s.events.Note(user + ": " + sentence) },
 		Log:          s.cfg.Log,
 	})
-	defer s.serveStatus(ls, host, exits)()
+	budget := tunnel.NewBudget(s.cfg.Memory, host.Sessions, s.cfg.Log)
+	defer budget.Close()
+	defer s.serveStatus(ls, host, exits, budget)()
 	if err := s.publish(id, ls.port); err != nil {
 		return err
 	}
@@ -290,7 +292,7 @@ func (s *Server) listen(id *identity) (*listeners, error) {
 		}
 		own := addrPort(ln.Addr())
 		port = strconv.Itoa(int(own.Port()))
-		ls.add(tunnel.ListenYamux(&sparing{ln.(*net.TCPListener), s.gate.EvictOldest}, tlsConf, s.cfg.Dead), own)
+		ls.add(tunnel.ListenYamux(&sparing{ln.(*net.TCPListener), s.gate.EvictOldest}, tlsConf, s.cfg.Dead, tunnel.WindowsFor(s.cfg.Memory)), own)
 	}
 	if slices.Contains(s.cfg.Transports, TransportQUIC) {
 		l, own, err := s.listenQUIC(host, port, id, tlsConf)
@@ -343,6 +345,7 @@ func (s *Server) listenQUIC(host, port string, id *identity, tlsConf *tls.Config
 		StatelessResetKey:   &id.resetKey,
 		VerifySourceAddress: s.mustVerify,
 		Dead:                s.cfg.Dead,
+		Windows:             tunnel.WindowsFor(s.cfg.Memory),
 		Admit: func(remote net.Addr) (leave func(), ok bool) {
 			return s.opening.Enter(addrPort(remote).Addr(), func() {})
 		},

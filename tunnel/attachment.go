@@ -342,7 +342,7 @@ func (a *Attachment) acceptLoop() {
 		if err != nil {
 			return
 		}
-		if a.s.streams.Add(1) > a.s.maxStreams {
+		if a.s.streams.Add(1) > a.s.maxStreams || a.s.crowded.Load() {
 			a.s.streams.Add(-1)
 			a.s.cfg.Log.Warn("too many streams", slog.String("user", a.s.user))
 			st.Reset(CodeLimit)

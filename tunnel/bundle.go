@@ -249,6 +249,13 @@ func (q *queue) drop(f *flowQueue, why Drop) {
 	f.drops[why]++
 }
 
+// waiting returns the bytes that wait, with what each datagram counts beside them.
+func (q *queue) waiting() int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.bytes
+}
+
 // dropped is what f has lost in the queue so far.
 func (q *queue) dropped(f *flowQueue) (s Drops) {
 	q.mu.Lock()

@@ -29,6 +29,9 @@ type carriedStream struct {
 	done  atomic.Bool
 	bytes atomic.Uint64 // read
 	since atomic.Int64  // when Read last brought something, on the session's clock; 0: one is under way, or none will be
+
+	writing atomic.Int64                 // when the Write under way began, on the session's clock; 0: there is none
+	beside  atomic.Pointer[func() int64] // see CountBeside; nil is nothing
 }
 
 // carriedStreams is those of an attachment.
@@ -108,13 +111,22 @@ func (s *carriedStream) Read(p []byte) (int, error) {
 }
 
 func (s *carriedStream) Write(p []byte) (int, error) {
-	s.a.touch(s.a.s.now())
+	s.writes()
+	defer s.writing.Store(0)
 	return s.Stream.Write(p)
 }
 
 func (s *carriedStream) WriteFramed(b []byte) (int, error) {
-	s.a.touch(s.a.s.now())
+	s.writes()
+	defer s.writing.Store(0)
 	return s.Stream.WriteFramed(b)
+}
+
+// writes notes that a write begins.
+func (s *carriedStream) writes() {
+	now := s.a.s.now()
+	s.a.touch(now)
+	s.writing.Store(int64(max(now, 1)))
 }
 
 // Reset is called by every user of a stream once it is done with it.

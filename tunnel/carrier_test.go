@@ -113,7 +113,7 @@ func listenYamux(t testing.TB) *YamuxListener {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ln := ListenYamux(tcp, serverTLS, 0)
+	ln := ListenYamux(tcp, serverTLS, 0, Windows{})
 	t.Cleanup(func() { ln.Close() })
 	return ln
 }

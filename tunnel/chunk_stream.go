@@ -57,11 +57,8 @@ type chunkStream struct {
 	life streamContext
 
 	// Bytes: those that have arrived since the stream is known, and those of all that were taken by the
-	// reader. seen is what taken was when it was last found to have changed.
-	arrived uint64 // guarded by yamuxCarrier.mu
-	taken   atomic.Uint64
-	seen    uint64    // guarded by yamuxCarrier.mu
-	seenAt  time.Time // the same
+	// reader.
+	arrived, taken atomic.Uint64
 
 	chunks chunkParser // the reader's
 	read   atomic.Bool // since freeReceived last looked

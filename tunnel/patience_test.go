@@ -27,10 +27,10 @@ func TestTransportsOutliveDead(t *testing.T) {
 		if got := patience(c.dead); got != c.want {
 			t.Errorf("where %v is dead, transports wait for %v, want %v", c.dead, got, c.want)
 		}
-		if got := quicConfig(c.dead).MaxIdleTimeout; got != c.want {
+		if got := quicConfig(c.dead, Windows{}).MaxIdleTimeout; got != c.want {
 			t.Errorf("where %v is dead, QUIC waits for %v, want %v", c.dead, got, c.want)
 		}
-		if got := yamuxConfig(c.dead).ConnectionWriteTimeout; got != c.want {
+		if got := yamuxConfig(c.dead, Windows{}).ConnectionWriteTimeout; got != c.want {
 			t.Errorf("where %v is dead, yamux waits for %v, want %v", c.dead, got, c.want)
 		}
 	}
@@ -44,7 +44,7 @@ func TestAYamuxConnectionIsAsPatientAsItWasTold(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ln := ListenYamux(tcp, serverTLS, 2*time.Minute)
+	ln := ListenYamux(tcp, serverTLS, 2*time.Minute, Windows{})
 	defer ln.Close()
 	var dial sync.WaitGroup
 	var client Pending

@@ -32,15 +32,10 @@ const (
 	// control stream among them.
 	quicMaxStreams = 1024
 
-	// Windows in bytes. A stream's starts small, because the first one is what a peer
-	// can make us hold before it has authenticated: a second stream ends the connection, before much
-	// can arrive on it. quic-go raises it as the application reads.
-	//
-	// All streams share the connection's, so that those that are not read would keep the others from
-	// it: it has room for maxStalled of them and for others.
-	quicStreamWindow     = 64 << 10
-	quicMaxStreamWindow  = 4 << 20
-	quicConnectionWindow = (maxStalled + 8) * quicMaxStreamWindow
+	// quicStreamWindow is the first window of a stream in bytes. It is small, because it
+	// is what a peer can make us hold before it has authenticated: a second stream ends the
+	// connection, before much can arrive on it. quic-go raises it as the application reads.
+	quicStreamWindow = 64 << 10
 
 	// quicProbeInterval is how often a sender asks for the path's limit, which
 	// path MTU discovery raises (RFC 8899).
@@ -62,15 +57,16 @@ var (
 
 // quicConfig is for connections whose Timers.Dead is dead. The shorter idle timeout
 // of the two sides counts.
-func quicConfig(dead time.Duration) *quic.Config {
+func quicConfig(dead time.Duration, w Windows) *quic.Config {
+	w = w.withDefaults()
 	return &quic.Config{
 		HandshakeIdleTimeout:           quicHandshakeIdleTimeout,
 		MaxIdleTimeout:                 patience(dead),
 		KeepAlivePeriod:                quicKeepAlive,
 		InitialStreamReceiveWindow:     quicStreamWindow,
-		MaxStreamReceiveWindow:         quicMaxStreamWindow,
-		InitialConnectionReceiveWindow: quicConnectionWindow,
-		MaxConnectionReceiveWindow:     quicConnectionWindow,
+		MaxStreamReceiveWindow:         w.Stream,
+		InitialConnectionReceiveWindow: w.connection(),
+		MaxConnectionReceiveWindow:     w.connection(),
 		MaxIncomingStreams:             quicMaxStreams,
 		MaxIncomingUniStreams:          -1,
 		EnableDatagrams:                true,
@@ -84,13 +80,19 @@ type quicLink struct {
 	socket    net.PacketConn
 	delivered func() // see udpio.PacketConn.Delivered
 
+	window    int64        // the largest of a stream, in bytes
+	abandoned atomic.Int64 // the most in bytes that quic-go holds for streams that were reset
+
 	watcher sync.WaitGroup
 	done    chan struct{}
 	err     error // set before done is closed
 }
 
-func newQUICLink(conn *quic.Conn, tr *quic.Transport, socket net.PacketConn) *quicLink {
-	l := &quicLink{conn: conn, transport: tr, socket: socket, done: make(chan struct{}), delivered: func() {}}
+func newQUICLink(conn *quic.Conn, tr *quic.Transport, socket net.PacketConn, w Windows) *quicLink {
+	l := &quicLink{
+		conn: conn, transport: tr, socket: socket, window: int64(w.withDefaults().Stream),
+		done: make(chan struct{}), delivered: func() {},
+	}
 	if told, ok := socket.(interface{ Delivered() }); ok {
 		l.delivered = told.Delivered
 	}

@@ -26,11 +26,11 @@ func DialQUIC(ctx context.Context, socket net.PacketConn, addr *net.UDPAddr, tls
 		}
 	}
 	tr := &quic.Transport{Conn: socket, ConnectionIDLength: quicConnectionIDLength}
-	conn, err := tr.Dial(ctx, addr, tlsConf, quicConfig(dead))
+	conn, err := tr.Dial(ctx, addr, tlsConf, quicConfig(dead, Windows{}))
 	if err != nil {
 		tr.Close()
 		socket.Close()
 		return nil, fmt.Errorf("connect to %v over QUIC: %w", addr, err)
 	}
-	return &quicPending{quicLink: newQUICLink(conn, tr, socket), client: true}, nil
+	return &quicPending{quicLink: newQUICLink(conn, tr, socket, Windows{}), client: true}, nil
 }

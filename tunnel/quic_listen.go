@@ -33,6 +33,9 @@ type QUICConfig struct {
 
 	// Dead is Timers.Dead, 0 its default: connections outlive that much silence.
 	Dead time.Duration
+
+	// Windows bound what a client may send ahead; zero is the default.
+	Windows Windows
 }
 
 var errNotAdmitted = errors.New("too many connections that have said nothing")
@@ -42,6 +45,7 @@ type QUICListener struct {
 	transport *quic.Transport
 	listener  *quic.EarlyListener
 	socket    net.PacketConn
+	windows   Windows
 	openings  openings
 }
 
@@ -49,7 +53,7 @@ type QUICListener struct {
 // not *net.UDPConn should have all its methods, or quic-go sends and reads
 // packet by packet.
 func ListenQUIC(socket net.PacketConn, tlsConf *tls.Config, cfg QUICConfig) (*QUICListener, error) {
-	l := &QUICListener{socket: socket, transport: &quic.Transport{
+	l := &QUICListener{socket: socket, windows: cfg.Windows, transport: &quic.Transport{
 		Conn:                socket,
 		ConnectionIDLength:  quicConnectionIDLength,
 		VerifySourceAddress: cfg.VerifySourceAddress,
@@ -65,7 +69,7 @@ func ListenQUIC(socket net.PacketConn, tlsConf *tls.Config, cfg QUICConfig) (*QU
 			return ctx, nil
 		}
 	}
-	conf := quicConfig(cfg.Dead)
+	conf := quicConfig(cfg.Dead, cfg.Windows)
 	conf.HandshakeIdleTimeout = quicServerHandshakeIdle
 	var err error
 	// Early, so that a TLS handshake that fails, such as for a wrong pin, is seen
@@ -140,7 +144,7 @@ func (l *QUICListener) Accept(ctx context.Context) (Pending, error) {
 		return nil, fmt.Errorf("accept QUIC: %w", err)
 	}
 	l.openings.passed(conn.RemoteAddr())
-	return &quicPending{quicLink: newQUICLink(conn, nil, l.socket)}, nil
+	return &quicPending{quicLink: newQUICLink(conn, nil, l.socket, l.windows)}, nil
 }
 
 // Addr is the address of the socket.

@@ -25,6 +25,7 @@ type quicStream struct {
 	wroteEnd  atomic.Bool
 	readEnd   atomic.Bool
 	abandoned atomic.Bool
+	read      atomic.Int64 // bytes
 }
 
 // quicStreamError maps an error of a QUIC stream to the contract's.
@@ -43,6 +44,7 @@ func quicStreamError(err error) error {
 
 func (s *quicStream) Read(p []byte) (int, error) {
 	n, err := s.s.Read(p)
+	s.read.Add(int64(n))
 	if err == io.EOF {
 		s.readEnd.Store(true)
 	}
@@ -91,6 +93,11 @@ func (s *quicStream) Reset(code ErrorCode) {
 		return
 	}
 	s.life.end(&ResetError{Code: code})
+	if !s.readEnd.Load() {
+		heap, _ := s.held()
+		s.link.abandoned.Add(heap)
+		s.s.SetReceiveFinalSizeCallback(func(int64) { s.link.abandoned.Add(-heap) })
+	}
 	s.s.CancelRead(quic.StreamErrorCode(code))
 	s.s.CancelWrite(quic.StreamErrorCode(code))
 }

@@ -115,7 +115,8 @@ type Session struct {
 	// Why those carriers; on the client.
 	datagramsWhy, streamsWhy string
 
-	streams    atomic.Int64
+	streams    atomic.Int64 // that the peer opened
+	crowded    atomic.Bool  // the user holds too much memory for another
 	maxStreams int64
 }
 
@@ -169,6 +170,14 @@ func (s *Session) User() string { return s.user }
 
 // PeerFeatures returns the features that the peer announced when it last attached.
 func (s *Session) PeerFeatures() Features { return Features(s.peer.Load()) }
+
+// openStreams returns how many streams are open, whichever side opened them.
+func (s *Session) openStreams() (n int) {
+	for _, a := range s.Attached() {
+		n += int(a.streams.Load())
+	}
+	return n
+}
 
 // Flows is how many flows are open.
 func (s *Session) Flows() int {

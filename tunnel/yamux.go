@@ -17,11 +17,6 @@ import (
 )
 
 const (
-	// yamuxWindow bounds in bytes what the peer may send on a stream that is not
-	// being read: one stream moves 4 MiB per round trip, 320 Mbit/s at 100 ms.
-	// More would let 1024 streams that nobody reads hold more than they do.
-	yamuxWindow = 4 << 20
-
 	// yamuxBacklog bounds the streams that wait for AcceptStream, on both ends:
 	// yamux grants each 256 KiB unasked. Further opens wait, so it also bounds
 	// the streams opened per round trip.
@@ -37,15 +32,6 @@ const (
 	// yamuxReceived is how long at most a stream keeps the buffer that received bytes have
 	// waited in: yamux grows it to all that waited at a time, and frees it with the stream.
 	yamuxReceived = 10 * time.Second
-
-	// Past yamuxUnread bytes that streams have received and nobody has read, that stream with the most is
-	// reset of which nothing was read for yamuxIdle; past yamuxMaxUnread, that with the most of all.
-	// What arrives before AcceptStream, 256 KiB at most of a stream, is not counted. yamuxWeigh
-	// is after how many bytes it is looked at.
-	yamuxUnread    = 128 << 20
-	yamuxMaxUnread = 512 << 20
-	yamuxIdle      = 30 * time.Second
-	yamuxWeigh     = 1 << 20
 
 	// yamuxLinger is how long what has arrived can still be read without a stream's context
 	// ending, when the carrier has.
@@ -69,13 +55,13 @@ var (
 
 // yamuxConfig is for connections whose Timers.Dead is dead. When one has taken no byte
 // at all for longer, yamux is in no defined state (GHSA-29qp-crvh-w22m) and the carrier ends.
-func yamuxConfig(dead time.Duration) *yamux.Config {
+func yamuxConfig(dead time.Duration, w Windows) *yamux.Config {
 	return &yamux.Config{
 		AcceptBacklog:          yamuxBacklog,
 		EnableKeepAlive:        false, // sessions have heartbeats
 		KeepAliveInterval:      time.Minute,
 		ConnectionWriteTimeout: patience(dead),
-		MaxStreamWindowSize:    yamuxWindow,
+		MaxStreamWindowSize:    uint32(w.withDefaults().Stream),
 		// Both timeouts are off: the first closes the whole session, the second
 		// cuts the tail off for a peer that reads slowly.
 		StreamOpenTimeout:  0,
@@ -92,6 +78,7 @@ type yamuxPending struct {
 	tls     *tls.Conn
 	client  bool
 	dead    time.Duration
+	windows Windows
 	unbind  func() bool // undoes the handshake's bound
 }
 
@@ -149,9 +136,9 @@ func (p *yamuxPending) Start(ctx context.Context) (Carrier, error) {
 	c.conn.frames.arriving = c.arriving
 	var err error
 	if p.client {
-		c.y, err = yamux.Client(c.conn, yamuxConfig(p.dead))
+		c.y, err = yamux.Client(c.conn, yamuxConfig(p.dead, p.windows))
 	} else {
-		c.y, err = yamux.Server(c.conn, yamuxConfig(p.dead))
+		c.y, err = yamux.Server(c.conn, yamuxConfig(p.dead, p.windows))
 	}
 	if err != nil {
 		c.conn.Close()
@@ -210,7 +197,6 @@ type yamuxCarrier struct {
 	accepted     int                     // those among them that the peer opened
 	lastAccepted uint32                  // the peer's ids rise
 	lastOpened   uint32                  // and ours
-	unweighed    uint64                  // bytes that have arrived for streams since they were weighed
 	early        map[uint32]ErrorCode    // resets of streams that wait for AcceptStream
 	releases     []release
 

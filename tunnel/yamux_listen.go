@@ -24,14 +24,15 @@ type YamuxListener struct {
 	ln      net.Listener
 	tls     *tls.Config
 	dead    time.Duration
+	windows Windows
 	closing sync.Once
 	closed  chan struct{}
 }
 
 // ListenYamux accepts from ln, which the listener then owns. dead is Timers.Dead, 0
-// its default: connections outlive that much silence.
-func ListenYamux(ln net.Listener, tlsConf *tls.Config, dead time.Duration) *YamuxListener {
-	return &YamuxListener{ln: ln, tls: fullRecords(tlsConf), dead: dead, closed: make(chan struct{})}
+// its default: connections outlive that much silence. w bounds what a client may send ahead.
+func ListenYamux(ln net.Listener, tlsConf *tls.Config, dead time.Duration, w Windows) *YamuxListener {
+	return &YamuxListener{ln: ln, tls: fullRecords(tlsConf), dead: dead, windows: w, closed: make(chan struct{})}
 }
 
 // Accept returns the next connection. It has not passed TLS yet: that
@@ -50,7 +51,7 @@ func (l *YamuxListener) Accept(ctx context.Context) (Pending, error) {
 		if err == nil {
 			tuneTCP(raw, l.dead)
 			records := &recordConn{Conn: udpio.Quiet(raw)}
-			return &yamuxPending{raw: raw, records: records, tls: tls.Server(records, l.tls), dead: l.dead}, nil
+			return &yamuxPending{raw: raw, records: records, tls: tls.Server(records, l.tls), dead: l.dead, windows: l.windows}, nil
 		}
 		if ctx.Err() != nil {
 			return nil, ctx.Err()

@@ -201,44 +201,8 @@ func (c *yamuxCarrier) arriving(id, n uint32) (keep bool) {
 	if s.wasReset() != nil {
 		return false
 	}
-	s.arrived += uint64(n)
-	if c.unweighed += uint64(n); c.unweighed >= yamuxWeigh {
-		c.unweighed = 0
-		if s := c.overweight(time.Now()); s != nil {
-			s.end(&ResetError{Code: CodeLimit})
-		}
-	}
+	s.arrived.Add(uint64(n))
 	return true
-}
-
-// overweight returns the stream to reset where too much is unread, or nil. c.mu is held.
-func (c *yamuxCarrier) overweight(now time.Time) *chunkStream {
-	var total, most, mostIdle uint64
-	var fullest, idle *chunkStream
-	for _, s := range c.streams {
-		taken := s.taken.Load()
-		if taken != s.seen || s.seenAt.IsZero() {
-			s.seen, s.seenAt = taken, now
-		}
-		if s.wasReset() != nil {
-			continue
-		}
-		unread := s.arrived - min(s.arrived, taken)
-		total += unread
-		if unread > most {
-			most, fullest = unread, s
-		}
-		if unread > mostIdle && now.Sub(s.seenAt) >= yamuxIdle {
-			mostIdle, idle = unread, s
-		}
-	}
-	switch {
-	case total > yamuxMaxUnread:
-		return fullest
-	case total > yamuxUnread:
-		return idle
-	}
-	return nil
 }
 
 // freeReceived frees the buffers that streams have read empty, every yamuxReceived while some are

@@ -45,7 +45,7 @@ func bareYamux(t *testing.T, over func(tls net.Conn) net.Conn) (Carrier, *yamux.
 	conn := client.(*yamuxPending).tls
 	conn.Write([]byte("hello"))
 	io.ReadFull(conn, make([]byte, 7))
-	config := yamuxConfig(0)
+	config := yamuxConfig(0, Windows{})
 	config.AcceptBacklog = 1 << 14 // it does not restrain itself
 	y, err := yamux.Client(over(conn), config)
 	if err != nil {
@@ -303,7 +303,7 @@ func TestAcceptSurvivesALackOfDescriptors(t *testing.T) {
 			conns: make(chan net.Conn, 1),
 		}
 		fl.conns <- a
-		ln := ListenYamux(fl, &tls.Config{}, 0)
+		ln := ListenYamux(fl, &tls.Config{}, 0, Windows{})
 		start := time.Now()
 		p, err := ln.Accept(context.Background())
 		if err != nil || p == nil {
@@ -335,7 +335,7 @@ func deafPeer(t *testing.T) Carrier {
 		conn := client.(*yamuxPending).tls
 		conn.Write([]byte("hello"))
 		io.ReadFull(conn, make([]byte, 7))
-		y, err := yamux.Client(deaf{conn, stop}, yamuxConfig(0))
+		y, err := yamux.Client(deaf{conn, stop}, yamuxConfig(0, Windows{}))
 		for i := 0; i < 3 && err == nil; i++ {
 			_, err = y.OpenStream()
 		}
@@ -737,51 +737,5 @@ func TestWhatArrivesForAStreamThatIsDoneWithIsNotKept(t *testing.T) {
 				t.Errorf("it is kept for stream %d", id)
 			}
 		}
-	}
-}
-
-func TestWhereTooMuchIsUnreadAStreamIsReset(t *testing.T) {
-	client, server := pairOf(yamuxPendings)(t)
-	c := server.(*yamuxCarrier)
-	var all []*chunkStream
-	for range 4 {
-		_, b := openPair(t, client, server)
-		all = append(all, b.(*chunkStream))
-	}
-	began := time.Now()
-	for _, step := range []struct {
-		what    string
-		unread  []uint64 // of each
-		taken   []uint64 // since the last step
-		elapsed time.Duration
-		want    int // the stream that is reset; -1: none
-	}{
-		{"there is room", []uint64{yamuxUnread / 2, yamuxUnread / 2, 0, 0}, []uint64{0, 0, 0, 0}, 0, -1},
-		{"none has stood still for long", []uint64{yamuxUnread, yamuxUnread, 9, 0}, []uint64{0, 0, 0, 0}, yamuxIdle - 1, -1},
-		{"the fuller one is read", []uint64{yamuxUnread, 2 * yamuxUnread, 9, 0}, []uint64{0, 1, 0, 0}, yamuxIdle, 0},
-		{"it is the fullest that stands still", []uint64{yamuxUnread, 2 * yamuxUnread, 9, 8}, []uint64{0, 0, 1, 0}, 2 * yamuxIdle, 1},
-		{"all are read and there is far too much", []uint64{yamuxMaxUnread - 1, 0, 2, 0}, []uint64{1, 1, 1, 1}, 3 * yamuxIdle, 0},
-	} {
-		c.mu.Lock()
-		for i, s := range all {
-			s.taken.Add(step.taken[i])
-			s.arrived = s.taken.Load() + step.unread[i]
-		}
-		got := c.overweight(began.Add(step.elapsed))
-		c.mu.Unlock()
-		if i := slices.Index(all, got); i != step.want {
-			t.Errorf("%s: stream %d would be reset, want %d", step.what, i, step.want)
-		}
-	}
-	c.arriving(all[0].y.StreamID(), yamuxWeigh)
-	_, err := all[0].Read(make([]byte, 1))
-	wantReset(t, "a read of the fullest", err, CodeLimit)
-	if c.arriving(all[0].y.StreamID(), 1) {
-		t.Error("what arrives for a stream that was reset is kept")
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if got := c.overweight(time.Now()); got != nil {
-		t.Error("another would be reset for what the first had")
 	}
 }

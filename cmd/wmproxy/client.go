@@ -45,7 +45,7 @@ func (p *program) client() *cli.Command {
 			&cli.DurationFlag{Name: "suspect", Value: 2 * time.Second, Usage: "leave a connection of the tunnel that gives no sign of life, or loses half, for `TIME` while in use"},
 			&cli.DurationFlag{Name: "suspect-idle", Value: 20 * time.Second, Usage: "the same while nothing uses it (`TIME`)"},
 			&cli.DurationFlag{Name: "steady", Value: 5 * time.Second, Usage: "return to it when it has worked well for `TIME`; each relapse doubles that, up to a minute"},
-			deadFlag(),
+			deadFlag(), memoryFlag(),
 			&cli.StringFlag{Name: "state-dir", Usage: "keep state in `DIR`", DefaultText: "/var/lib/wmproxy/client for root, else ~/.local/state/wmproxy/client"},
 			&cli.BoolFlag{Name: "no-offload", Usage: "never hand the kernel several UDP datagrams as one (for network cards that damage them)", DisableDefaultText: true},
 		}, logFlags(), debugFlags()),
@@ -86,6 +86,9 @@ func (p *program) clientOptions(c *cli.Context) (o clientOptions, err error) {
 	}
 	if one := o.config.Transport; one != client.Auto && o.config.Streams != client.Auto && o.config.Streams != one {
 		return o, usageErrorf("%s is a carrier that %s leaves out; make them the same or drop one", p.origin("streams"), p.origin("transport"))
+	}
+	if o.config.Memory, err = p.memory(c); err != nil {
+		return o, err
 	}
 	if o.debug, err = p.debugAddr(c); err != nil {
 		return o, err
@@ -148,6 +151,7 @@ func (p *program) runClient(ctx context.Context, o clientOptions) error {
 		defer dir.Close()
 	}
 	o.config.State, o.config.Log = dir, log
+	o.config.Memory = memoryOr(o.config.Memory)
 	tunnel, err := client.New(o.config)
 	if err != nil {
 		return err

@@ -43,7 +43,7 @@ func (p *program) server() *cli.Command {
 			&cli.StringFlag{Name: "key", Usage: "its private key, PEM `FILE`"},
 			&cli.DurationFlag{Name: "hold", Value: 2 * time.Minute, Usage: "keep the associations of a client that lost its connection for `TIME`, with their addresses; 0 ends them at once"},
 			&cli.DurationFlag{Name: "drain", Usage: "on SIGTERM first tell clients to go elsewhere and serve those who do not for `TIME`; SIGINT or a second SIGTERM cuts it short", DefaultText: "0: end at once"},
-			deadFlag(),
+			deadFlag(), memoryFlag(),
 		}, exitFlags(), logFlags(), debugFlags()),
 		Action: func(c *cli.Context) error {
 			o, err := p.serverOptions(c)
@@ -91,6 +91,9 @@ func (p *program) serverOptions(c *cli.Context) (o serverOptions, err error) {
 		return o, err
 	}
 	if o.config.Dead, err = p.timer(c, "dead", minTimer, server.MaxDead); err != nil {
+		return o, err
+	}
+	if o.config.Memory, err = p.memory(c); err != nil {
 		return o, err
 	}
 	if o.debug, err = p.debugAddr(c); err != nil {
@@ -189,6 +192,7 @@ func (p *program) runServer(ctx context.Context, o serverOptions) error {
 	}
 	defer dir.Close()
 	o.config.Descriptors = descriptorLimit()
+	o.config.Memory = memoryOr(o.config.Memory)
 	o.config.State, o.config.Log = dir, log
 	o.config.Started = func(text string) {
 		fmt.Fprintf(p.stdout, "On the client:\n\n  wmproxy client '%s'\n\n", text)

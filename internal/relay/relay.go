@@ -39,6 +39,9 @@ func Run(ctx context.Context, c *net.TCPConn, ahead []byte, s tunnel.Stream) Res
 	p := pair{tcp: c, conn: udpio.Quiet(c), stream: s}
 	stop := context.AfterFunc(ctx, func() { p.abort(tunnel.CodeShutdown, context.Cause(ctx)) })
 	defer stop()
+	if counts, ok := s.(interface{ CountBeside(func() int64) }); ok {
+		counts.CountBeside(func() int64 { return udpio.Buffered(c) })
+	}
 	lost := context.AfterFunc(s.Context(), func() {
 		err := context.Cause(s.Context())
 		p.abort(streamCode(err), err)

@@ -28,6 +28,8 @@ type Report struct {
 	Started time.Time `json:"started"`
 	Listen  string    `json:"listen"` // for applications, or on the server for clients
 
+	Memory *Memory `json:"memory,omitempty"` // held for peers; nil where it has no bound
+
 	Sessions      []Session `json:"sessions"` // none for a proxy
 	SessionsTotal int       `json:"sessions_total"`
 
@@ -35,6 +37,13 @@ type Report struct {
 	AssociationsTotal int           `json:"associations_total"`
 
 	Events []Event `json:"events"` // the last ones, oldest first
+}
+
+// Memory is what a process holds for its peers, in bytes.
+type Memory struct {
+	Used   int64  `json:"used"`
+	Limit  int64  `json:"limit"`
+	Resets uint64 `json:"resets"` // streams and connections that had to go
 }
 
 // Session is one client with one server.

@@ -37,3 +37,11 @@ func fromCarrier(c tunnel.CarrierStatus) Carrier {
 		BundleBytesUp: c.BundleBytesUp, BundleBytesDown: c.BundleBytesDown,
 	}
 }
+
+// FromBudget returns what b tells; nil if there is no limit.
+func FromBudget(b tunnel.BudgetStatus) *Memory {
+	if b.Limit == 0 {
+		return nil
+	}
+	return &Memory{Used: b.Used, Limit: b.Limit, Resets: b.Resets}
+}

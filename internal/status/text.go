@@ -10,6 +10,8 @@ import (
 	"text/tabwriter"
 	"time"
 	"unicode"
+
+	"github.com/dustin/go-humanize"
 )
 
 // maxRows bounds the rows of a table for people.
@@ -24,6 +26,10 @@ func (r *Report) WriteText(w io.Writer) error {
 		entrance = "clients"
 	}
 	t.linef("%s %d, up %s, %s on %s", r.Role, r.PID, span(r.At.Sub(r.Started).Seconds()), entrance, r.Listen)
+	if m := r.Memory; m != nil {
+		t.linef("%s of %s of memory held for peers, %d streams and connections reset for it",
+			humanize.IBytes(uint64(m.Used)), humanize.IBytes(uint64(m.Limit)), m.Resets)
+	}
 	for i := range r.Sessions[:min(len(r.Sessions), maxRows)] {
 		t.session(&r.Sessions[i], r.SessionsTotal > 1)
 	}

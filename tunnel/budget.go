@@ -1,0 +1,306 @@
+package tunnel
+
+import (
+	"cmp"
+	"log/slog"
+	"runtime"
+	"runtime/metrics"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	// budgetInterval is the time between two looks at the memory in use while there
+	// are streams, and budgetIdle without. A 1 Gbit/s peer brings 12 MiB in between.
+	budgetInterval = 100 * time.Millisecond
+	budgetIdle     = time.Second
+
+	// scanEvery is after how many looks the peers' holdings are summed up although
+	// the heap is small: the kernel may hold more than the heap does.
+	scanEvery = 5
+
+	// collectInterval is the least time between two collections that a Budget forces.
+	collectInterval = 500 * time.Millisecond
+
+	// budgetStalled is how long the user of a stream has not come back to it when the
+	// stream counts as stalled for a Budget.
+	budgetStalled = time.Second
+
+	// What a stream and a carrier hold at least, in bytes: buffers, stacks, TLS.
+	streamCost  = 32 << 10
+	carrierCost = 128 << 10
+
+	// kernelOverhead is the factor by which the kernel's buffers exceed their payload.
+	kernelOverhead = 2
+)
+
+// A Budget bounds the memory that peers can make a process hold: bytes that have
+// arrived and that nobody reads, datagrams that wait, what the kernel buffers for
+// streams. One Budget serves all sessions of a process.
+//
+// It measures the process rather than adding up what it granted, since neither
+// quic-go nor the kernel tells what they hold for one stream. What it adds up by
+// user decides who has to give: beyond the limit, the user who holds most loses
+// the fullest streams that stand still, then any streams, then carriers. One user
+// alone may hold half of the limit. From three quarters on, users above their
+// share get no new streams.
+type Budget struct {
+	limit    int64
+	base     int64 // of the process without peers
+	sessions func() []*Session
+	log      *slog.Logger
+
+	heap    func() (live, inUse int64) // replaced in tests, like the next
+	collect func()
+
+	used   atomic.Int64
+	resets atomic.Uint64
+	closed chan struct{}
+	loop   sync.WaitGroup
+
+	// Of the loop.
+	looks     int
+	kernel    int64 // at the last sum
+	collected time.Time
+}
+
+// BudgetStatus is a Budget at one moment, in bytes.
+type BudgetStatus struct {
+	Limit, Used int64
+	Resets      uint64 // streams and carriers that had to go
+}
+
+// NewBudget returns a budget of limit bytes for the sessions that the function
+// lists, and watches over it until Close. A limit of 0 is no bound.
+func NewBudget(limit int64, sessions func() []*Session, log *slog.Logger) *Budget {
+	b := newBudget(limit, sessions, log)
+	if limit > 0 {
+		b.loop.Go(b.watch)
+	}
+	return b
+}
+
+func newBudget(limit int64, sessions func() []*Session, log *slog.Logger) *Budget {
+	b := &Budget{
+		limit: limit, sessions: sessions, log: log,
+		heap: heapBytes, collect: runtime.GC, closed: make(chan struct{}),
+	}
+	_, b.base = b.heap()
+	return b
+}
+
+// Close stops watching.
+func (b *Budget) Close() {
+	close(b.closed)
+	b.loop.Wait()
+}
+
+// Status returns what is in use.
+func (b *Budget) Status() BudgetStatus {
+	return BudgetStatus{Limit: b.limit, Used: b.used.Load(), Resets: b.resets.Load()}
+}
+
+// heapBytes returns the bytes of the heap that were live when it was last
+// collected, and those in use now, dead ones included; stacks count in both.
+func heapBytes() (live, inUse int64) {
+	s := []metrics.Sample{
+		{Name: "/gc/heap/live:bytes"}, {Name: "/memory/classes/heap/objects:bytes"}, {Name: "/memory/classes/heap/stacks:bytes"},
+	}
+	metrics.Read(s)
+	stacks := int64(s[2].Value.Uint64())
+	return int64(s[0].Value.Uint64()) + stacks, int64(s[1].Value.Uint64()) + stacks
+}
+
+func (b *Budget) watch() {
+	timer := time.NewTimer(budgetInterval)
+	defer timer.Stop()
+	for {
+		select {
+		case <-timer.C:
+		case <-b.closed:
+			return
+		}
+		timer.Reset(b.look())
+	}
+}
+
+// look compares what is in use with the limit, takes back what is too much, and
+// returns the time until the next look.
+func (b *Budget) look() time.Duration {
+	sessions := b.sessions()
+	streams := 0
+	for _, s := range sessions {
+		streams += s.openStreams()
+	}
+	live, inUse := b.heap()
+	b.looks++
+	var held *holdings
+	if inUse-b.base+b.kernel > b.limit/4 || streams > 0 && b.looks%scanEvery == 0 {
+		held = sumHoldings(sessions)
+		b.kernel = held.kernel
+	}
+	live, inUse = live+b.kernel-b.base, inUse+b.kernel-b.base
+	if inUse > b.limit && live <= b.limit && time.Since(b.collected) >= collectInterval {
+		live, inUse = b.measureAgain()
+	}
+	if inUse > b.limit { // garbage is not held by anyone
+		inUse = min(inUse, max(live, b.limit))
+	}
+	b.used.Store(max(inUse, 0))
+	if held != nil && inUse > b.limit/2 {
+		b.reclaim(held, live, inUse)
+	}
+	for _, s := range sessions {
+		s.crowded.Store(held != nil && inUse > b.limit/4*3 && held.above(s.user, b.limit))
+	}
+	if streams == 0 && inUse <= b.limit/2 {
+		return budgetIdle
+	}
+	return budgetInterval
+}
+
+// measureAgain collects garbage first, since it would count as held by peers.
+func (b *Budget) measureAgain() (live, inUse int64) {
+	b.collect()
+	b.collected = time.Now()
+	live, inUse = b.heap()
+	return live + b.kernel - b.base, inUse + b.kernel - b.base
+}
+
+// reclaim takes back what a user holds beyond half of the limit, and what all
+// hold beyond the limit with an eighth to spare.
+func (b *Budget) reclaim(held *holdings, live, used int64) {
+	freed := held.reduceEach(b.limit/2, b.limit)
+	if live > b.limit {
+		freed = append(freed, held.reduce(live-b.limit+b.limit/8, b.limit)...)
+	}
+	if len(freed) == 0 {
+		return
+	}
+	by := make(map[string]int)
+	for _, h := range freed {
+		h.free()
+		by[h.user]++
+	}
+	b.resets.Add(uint64(len(freed)))
+	for user, n := range by {
+		b.log.Warn("memory is short: streams or connections of the user that holds most were reset",
+			slog.String("user", user), slog.Int("number", n), slog.Int64("used_bytes", used), slog.Int64("limit_bytes", b.limit))
+	}
+}
+
+// A holding is memory that is held for a user and can be freed as one.
+type holding struct {
+	user    string
+	bytes   int64
+	carrier bool // else a stream
+	stalled bool // a stream whose user does not come back to it
+	free    func()
+}
+
+// rank orders what a user has to give: first streams that stand still, then
+// others that hold anything, then carriers.
+func (h *holding) rank() int {
+	switch {
+	case h.carrier:
+		return 2
+	case h.stalled:
+		return 0
+	}
+	return 1
+}
+
+// holder is a user with what is held for it.
+type holder struct {
+	bytes  int64
+	all    []holding
+	sorted bool
+}
+
+// next returns what has to go first. Carriers go only from a user who holds a
+// good part of the limit. It returns nil if there is nothing.
+func (u *holder) next(limit int64) *holding {
+	if !u.sorted {
+		u.sorted = true
+		slices.SortFunc(u.all, func(a, b holding) int {
+			return cmp.Or(cmp.Compare(a.rank(), b.rank()), cmp.Compare(b.bytes, a.bytes))
+		})
+	}
+	if len(u.all) == 0 || u.all[0].carrier && u.bytes < limit/8 {
+		return nil
+	}
+	return &u.all[0]
+}
+
+// take removes what next returned.
+func (u *holder) take() holding {
+	one := u.all[0]
+	u.all = u.all[1:]
+	u.bytes -= one.bytes
+	return one
+}
+
+// holdings is the memory held for peers, by user.
+type holdings struct {
+	users  map[string]*holder
+	kernel int64 // the part of it in the kernel, in bytes
+}
+
+// sumHoldings adds up what is held for the users of sessions.
+func sumHoldings(sessions []*Session) *holdings {
+	h := &holdings{users: make(map[string]*holder)}
+	for _, s := range sessions {
+		u := h.of(s.user)
+		u.bytes += int64(s.q.waiting())
+		for _, a := range s.Attached() {
+			h.kernel += a.addHoldings(u, s.user)
+		}
+	}
+	return h
+}
+
+func (h *holdings) of(user string) *holder {
+	u := h.users[user]
+	if u == nil {
+		u = &holder{}
+		h.users[user] = u
+	}
+	return u
+}
+
+// above reports whether the user holds more than a fair share.
+func (h *holdings) above(user string, limit int64) bool {
+	u := h.users[user]
+	return u != nil && u.bytes > limit/int64(len(h.users)+1)
+}
+
+// reduceEach returns what to free so that no user holds more than most bytes.
+func (h *holdings) reduceEach(most, limit int64) (out []holding) {
+	for _, u := range h.users {
+		for u.bytes > most && u.next(limit) != nil {
+			out = append(out, u.take())
+		}
+	}
+	return out
+}
+
+// reduce returns what to free to get want bytes back, each from the user who holds most then.
+func (h *holdings) reduce(want, limit int64) (out []holding) {
+	for want > 0 {
+		var most *holder
+		for _, u := range h.users {
+			if (most == nil || u.bytes > most.bytes) && u.next(limit) != nil {
+				most = u
+			}
+		}
+		if most == nil {
+			break
+		}
+		one := most.take()
+		want -= one.bytes
+		out = append(out, one)
+	}
+	return out
+}

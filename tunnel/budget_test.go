@@ -1,0 +1,187 @@
+package tunnel
+
+import (
+	"io"
+	"log/slog"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// freedBytes returns the bytes of what is given back, in order.
+func freedBytes(freed []holding) (bytes []int64) {
+	for _, h := range freed {
+		bytes = append(bytes, h.bytes)
+	}
+	return bytes
+}
+
+func holdingsOf(all ...holding) *holdings {
+	h := &holdings{users: make(map[string]*holder)}
+	for _, one := range all {
+		u := h.of(one.user)
+		u.all = append(u.all, one)
+		u.bytes += one.bytes
+	}
+	return h
+}
+
+func TestBudgetTakesFromWhoHoldsMost(t *testing.T) {
+	stalled := func(user string, bytes int64) holding { return holding{user: user, bytes: bytes, stalled: true} }
+	busy := func(user string, bytes int64) holding { return holding{user: user, bytes: bytes} }
+	carrier := func(user string, bytes int64) holding { return holding{user: user, bytes: bytes, carrier: true} }
+	for _, c := range []struct {
+		name string
+		all  []holding
+		want int64
+		gave []int64
+	}{
+		{"stalled streams go first", []holding{busy("a", 90), stalled("a", 10), stalled("b", 50)}, 5, []int64{10}},
+		{"the fullest of them", []holding{stalled("a", 10), stalled("a", 40), stalled("a", 20)}, 50, []int64{40, 20}},
+		{"of whoever holds most then", []holding{stalled("a", 40), stalled("a", 30), stalled("b", 35), stalled("b", 1)}, 100, []int64{40, 35, 30}},
+		{"busy streams go when no others are left", []holding{busy("a", 60), busy("a", 70)}, 100, []int64{70, 60}},
+		{"carriers go last", []holding{carrier("a", 300), stalled("a", 20), busy("a", 10)}, 320, []int64{20, 10, 300}},
+		{"carriers of a user who holds little stay", []holding{carrier("a", 100)}, 50, nil},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			got := freedBytes(holdingsOf(c.all...).reduce(c.want, 1000))
+			if diff := cmp.Diff(c.gave, got); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
+func TestBudgetHoldsEachUserToItsShare(t *testing.T) {
+	h := holdingsOf(holding{user: "a", bytes: 300, stalled: true}, holding{user: "a", bytes: 400, stalled: true}, holding{user: "b", bytes: 450})
+	if diff := cmp.Diff([]int64{400}, freedBytes(h.reduceEach(500, 1000))); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// budgetWorld is a session with streams, and a budget of 1 MiB over it with a heap
+// of the test's own.
+type budgetWorld struct {
+	*world
+	b           *Budget
+	live, inUse int64
+	collected   int
+}
+
+func newBudgetWorld(t *testing.T) *budgetWorld {
+	w := &budgetWorld{world: newWorld(t)}
+	w.mustAttach(PipeConfig{})
+	w.b = newBudget(1<<20, w.host.Sessions, slog.New(slog.DiscardHandler))
+	w.b.base = 0
+	w.b.heap = func() (live, inUse int64) { return w.live, w.inUse }
+	w.b.collect = func() { w.collected++; w.inUse = w.live }
+	return w
+}
+
+// stalledStream returns a stream whose far end is not read any more.
+func (w *budgetWorld) stalledStream() Stream {
+	w.t.Helper()
+	st, _, err := w.session.OpenStream(w.t.Context(), []byte("target"))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	go func() { // the far end echoes until its own writes wait
+		for b := make([]byte, 4096); ; {
+			if _, err := st.Write(b); err != nil {
+				return
+			}
+		}
+	}()
+	return st
+}
+
+func TestStalledStreamsGoBeyondTheBudget(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newBudgetWorld(t)
+		defer w.close()
+		st := w.stalledStream()
+		time.Sleep(2 * budgetStalled)
+		w.live, w.inUse = 900<<10, 900<<10
+		w.b.look()
+		if got := w.b.Status(); got.Resets != 0 || got.Used < 900<<10 {
+			t.Errorf("below the limit: %+v", got)
+		}
+		w.live, w.inUse = 2<<20, 2<<20
+		w.b.look()
+		synctest.Wait()
+		if _, err := io.Copy(io.Discard, st); err == nil || w.b.Status().Resets == 0 {
+			t.Errorf("beyond the limit: %v, %+v", err, w.b.Status())
+		}
+	})
+}
+
+func TestGarbageIsNotHeldByPeers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newBudgetWorld(t)
+		defer w.close()
+		st := w.stalledStream()
+		defer st.Reset(CodeNone)
+		time.Sleep(2 * budgetStalled)
+		w.live, w.inUse = 100<<10, 2<<20
+		w.b.look()
+		if got := w.b.Status(); w.collected != 1 || got.Resets != 0 {
+			t.Errorf("%d collections, %+v; want 1 and no reset", w.collected, got)
+		}
+		w.inUse = 2 << 20
+		w.b.look()
+		if w.collected != 1 {
+			t.Error("it collects again at once")
+		}
+	})
+}
+
+func TestCrowdedUserGetsNoNewStream(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newBudgetWorld(t)
+		defer w.close()
+		bob := NewSession(SessionConfig{})
+		defer bob.Close(CodeShutdown, "done")
+		if _, _, near, far := w.attach(bob, Credentials{User: "bob", Token: "right"}, PipeConfig{}); near != nil || far != nil {
+			t.Fatal(near, far)
+		}
+		open := func(s *Session) (Stream, error) {
+			st, _, err := s.OpenStream(t.Context(), []byte("target"))
+			return st, err
+		}
+		third := (w.b.limit/3-carrierCost)/streamCost + 1 // streams that take a third of the limit
+		for range third {
+			st, err := open(w.session)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer st.Reset(CodeNone)
+		}
+		w.live, w.inUse = 900<<10, 900<<10
+		w.b.look()
+		_, err := open(w.session)
+		wantReset(t, "a stream of the user with more than its share", err, CodeLimit)
+		for what, s := range map[string]*Session{"the other": bob, "the same, with memory again": w.session} {
+			if s == w.session {
+				w.live, w.inUse = 0, 0
+				w.b.look()
+			}
+			st, err := open(s)
+			if err != nil {
+				t.Fatalf("%s: %v", what, err)
+			}
+			st.Reset(CodeNone)
+		}
+	})
+}
+
+func TestWindowsFollowTheBudget(t *testing.T) {
+	for memory, want := range map[int64]uint64{
+		0: 4 << 20, 16 << 20: 256 << 10, 64 << 20: 512 << 10, 512 << 20: 4 << 20, 64 << 30: 4 << 20,
+	} {
+		if got := WindowsFor(memory).withDefaults().Stream; got != want {
+			t.Errorf("memory %d: a stream may have %d, want %d", memory, got, want)
+		}
+	}
+}
