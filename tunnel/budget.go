@@ -24,6 +24,14 @@ const (
 	// collectInterval is the least time between two collections that a Budget forces.
 	collectInterval = 500 * time.Millisecond
 
+	// settling is the time that what was reset gets to be freed before more is reset.
+	settling = 250 * time.Millisecond
+
+	// A user who lost something gets no new streams for minPenalty, and twice as long
+	// each further time, up to maxPenalty. It is forgotten after as long again.
+	minPenalty = 2 * time.Second
+	maxPenalty = time.Minute
+
 	// budgetStalled is how long the user of a stream has not come back to it when the
 	// stream counts as stalled for a Budget.
 	budgetStalled = time.Second
@@ -45,7 +53,7 @@ const (
 // user decides who has to give: beyond the limit, the user who holds most loses
 // the fullest streams that stand still, then any streams, then carriers. One user
 // alone may hold half of the limit. From three quarters on, users above their
-// share get no new streams.
+// share get no new streams, and for a while neither do those who lost something.
 type Budget struct {
 	limit    int64
 	base     int64 // of the process without peers
@@ -64,6 +72,14 @@ type Budget struct {
 	looks     int
 	kernel    int64 // at the last sum
 	collected time.Time
+	freed     time.Time // something was reset
+	penalties map[string]*penalty
+}
+
+// penalty is the time for which a user gets no new streams.
+type penalty struct {
+	lasts time.Duration
+	until time.Time
 }
 
 // BudgetStatus is a Budget at one moment, in bytes.
@@ -85,7 +101,7 @@ func NewBudget(limit int64, sessions func() []*Session, log *slog.Logger) *Budge
 func newBudget(limit int64, sessions func() []*Session, log *slog.Logger) *Budget {
 	b := &Budget{
 		limit: limit, sessions: sessions, log: log,
-		heap: heapBytes, collect: runtime.GC, closed: make(chan struct{}),
+		heap: heapBytes, collect: runtime.GC, closed: make(chan struct{}), penalties: make(map[string]*penalty),
 	}
 	_, b.base = b.heap()
 	return b
@@ -142,18 +158,21 @@ func (b *Budget) look() time.Duration {
 		b.kernel = held.kernel
 	}
 	live, inUse = live+b.kernel-b.base, inUse+b.kernel-b.base
-	if inUse > b.limit && live <= b.limit && time.Since(b.collected) >= collectInterval {
+	stale := live > b.limit && b.freed.After(b.collected) // live is of before
+	if inUse > b.limit && (stale || live <= b.limit && time.Since(b.collected) >= collectInterval) && time.Since(b.freed) >= settling {
 		live, inUse = b.measureAgain()
 	}
 	if inUse > b.limit { // garbage is not held by anyone
 		inUse = min(inUse, max(live, b.limit))
 	}
 	b.used.Store(max(inUse, 0))
-	if held != nil && inUse > b.limit/2 {
+	if held != nil && inUse > b.limit/2 && time.Since(b.freed) >= settling {
 		b.reclaim(held, live, inUse)
 	}
+	b.forgive()
 	for _, s := range sessions {
-		s.crowded.Store(held != nil && inUse > b.limit/4*3 && held.above(s.user, b.limit))
+		near := held != nil && inUse > b.limit/4*3 && held.above(s.user, b.limit)
+		s.crowded.Store(near || b.penalized(s.user))
 	}
 	if streams == 0 && inUse <= b.limit/2 {
 		return budgetIdle
@@ -184,10 +203,36 @@ func (b *Budget) reclaim(held *holdings, live, used int64) {
 		h.free()
 		by[h.user]++
 	}
+	b.freed = time.Now()
 	b.resets.Add(uint64(len(freed)))
 	for user, n := range by {
+		b.penalize(user)
 		b.log.Warn("memory is short: streams or connections of the user that holds most were reset",
 			slog.String("user", user), slog.Int("number", n), slog.Int64("used_bytes", used), slog.Int64("limit_bytes", b.limit))
+	}
+}
+
+func (b *Budget) penalize(user string) {
+	p := b.penalties[user]
+	if p == nil {
+		p = &penalty{lasts: minPenalty / 2}
+		b.penalties[user] = p
+	}
+	p.lasts = min(2*p.lasts, maxPenalty)
+	p.until = time.Now().Add(p.lasts)
+}
+
+func (b *Budget) penalized(user string) bool {
+	p := b.penalties[user]
+	return p != nil && time.Now().Before(p.until)
+}
+
+// forgive forgets the penalties that have been over for as long as they lasted.
+func (b *Budget) forgive() {
+	for user, p := range b.penalties {
+		if time.Since(p.until) >= p.lasts {
+			delete(b.penalties, user)
+		}
 	}
 }
 

@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"wmproxy/internal/link"
 	"wmproxy/internal/probe"
 	"wmproxy/internal/status"
@@ -50,8 +52,8 @@ func startStalling(t testing.TB, reads int64) socks.Addr {
 }
 
 // stall opens streams to a target that stops reading, and keeps so many of them
-// full until the test ends: one that is reset is opened again.
-func stall(t testing.TB, c *socksProcess, target socks.Addr, streams int) {
+// full until the test ends: one that is reset is opened again. limit is in bytes.
+func stall(t testing.TB, c *socksProcess, target socks.Addr, streams int, limit *rate.Limiter) {
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	t.Cleanup(func() { cancel(); wg.Wait() })
@@ -69,7 +71,9 @@ func stall(t testing.TB, c *socksProcess, target socks.Addr, streams int) {
 				}
 				stop := context.AfterFunc(ctx, func() { conn.Close() })
 				for err == nil {
-					_, err = conn.Write(b)
+					if err = limit.WaitN(ctx, len(b)); err == nil {
+						_, err = conn.Write(b)
+					}
 				}
 				stop()
 				conn.Close()
@@ -95,7 +99,7 @@ func TestMemoryForStalledStreamsIsBounded(t *testing.T) {
 		bad := linkOf(t, srv, "mallory", "other-secret-0123456789")
 		target := startStalling(t, 2<<20)
 		for range 3 {
-			stall(t, startClient(t, bad, "--transport", kind), target, 31)
+			stall(t, startClient(t, bad, "--transport", kind), target, 31, rate.NewLimiter(rate.Inf, 0))
 		}
 		worst, used, resets := 0, int64(0), uint64(0)
 		pinger := probe.NewPinger(flow, echo)
