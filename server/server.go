@@ -32,12 +32,12 @@ import (
 type Server struct {
 	cfg    Config
 	tokens *tokens
-	// Connections that have not authenticated; opening are those of QUIC that have
+	// Connections that have not authenticated, of each transport by itself, so that
+	// a flood over one costs the other nothing. opening are those of QUIC that have
 	// not said enough of TLS for quic-go to show them to us.
-	gate    admit.Gate
-	opening admit.Gate
-	drain   chan struct{} // one slot: Drain was called
-	drained chan struct{} // closed when nothing is left to wait for
+	tcp, quic, opening admit.Gate
+	drain              chan struct{} // one slot: Drain was called
+	drained            chan struct{} // closed when nothing is left to wait for
 
 	events status.Events
 
@@ -46,9 +46,15 @@ type Server struct {
 }
 
 const (
-	// verifyAbove is how many half-open connections there may be, and verifyAddrAbove
-	// how many of one address that have said nothing yet, before QUIC clients have to prove their address by a
-	// Retry (RFC 9000 section 8.1.2). A flood with forged sources gets no further.
+	// Half-open connections. Each of them holds some 40 KiB.
+	maxTCP     = admit.DefaultTotal
+	maxQUIC    = admit.DefaultTotal / 2
+	maxOpening = admit.DefaultTotal / 2
+
+	// verifyAbove is how many of QUIC there may be, and verifyAddrAbove how many of one
+	// address that have said nothing yet, before QUIC clients have to prove their address by a
+	// Retry (RFC 9000 section 8.1.2). A flood with forged sources gets no further. Above
+	// verifyAbove a handshake is also given less time.
 	verifyAbove     = 128
 	verifyAddrAbove = 16
 
@@ -85,7 +91,8 @@ func New(cfg Config) (*Server, error) {
 		return nil, err
 	}
 	return &Server{
-		cfg: cfg, tokens: users, opening: admit.Gate{Refuse: true},
+		cfg: cfg, tokens: users,
+		tcp: admit.Gate{Total: maxTCP}, quic: admit.Gate{Total: maxQUIC}, opening: admit.Gate{Total: maxOpening, Refuse: true},
 		drain: make(chan struct{}, 1), drained: make(chan struct{}),
 		failures: rate.NewLimiter(failureLines, failureBurst),
 	}, nil
@@ -142,7 +149,8 @@ func (s *Server) Serve(ctx context.Context) error {
 	<-accepting.Done()
 	// First the sessions, which still can tell their clients, then the sockets.
 	host.Close(tunnel.CodeShutdown, "the server is shutting down")
-	s.gate.Close()
+	s.tcp.Close()
+	s.quic.Close()
 	ls.close()
 	stop()
 	wg.Wait()
@@ -237,7 +245,11 @@ func (s *Server) admit(ctx context.Context, p tunnel.Pending, host *tunnel.Host)
 	remote := addrPort(p.RemoteAddr())
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	leave, ok := s.gate.Enter(remote.Addr(), func() {
+	gate := &s.tcp
+	if p.Kind() == tunnel.KindQUIC {
+		gate = &s.quic
+	}
+	leave, ok := gate.Enter(remote.Addr(), func() {
 		cancel()
 		p.Close(tunnel.CodeLimit, "too many connections that have not authenticated")
 	})
@@ -286,13 +298,15 @@ func (s *Server) listen(id *identity) (*listeners, error) {
 	})
 	tlsConf := certs.ServerConfig(id.certificate, tunnel.ALPN)
 	if slices.Contains(s.cfg.Transports, TransportYamux) {
-		ln, err := net.Listen("tcp", net.JoinHostPort(host, port))
+		// Keep-alive begins with the handshake's end: until then a deadline is enough.
+		lc := net.ListenConfig{KeepAlive: -1}
+		ln, err := lc.Listen(context.Background(), "tcp", net.JoinHostPort(host, port))
 		if err != nil {
 			return nil, fmt.Errorf("listening on TCP %s: %w", s.cfg.Listen, err)
 		}
 		own := addrPort(ln.Addr())
 		port = strconv.Itoa(int(own.Port()))
-		ls.add(tunnel.ListenYamux(&sparing{ln.(*net.TCPListener), s.gate.EvictOldest}, tlsConf, s.cfg.Dead, tunnel.WindowsFor(s.cfg.Memory)), own)
+		ls.add(tunnel.ListenYamux(&sparing{ln.(*net.TCPListener), s.tcp.Evict}, tlsConf, s.cfg.Dead, tunnel.WindowsFor(s.cfg.Memory)), own)
 	}
 	if slices.Contains(s.cfg.Transports, TransportQUIC) {
 		l, own, err := s.listenQUIC(host, port, id, tlsConf)
@@ -344,6 +358,7 @@ func (s *Server) listenQUIC(host, port string, id *identity, tlsConf *tls.Config
 	l, err := tunnel.ListenQUIC(conn, tlsConf, tunnel.QUICConfig{
 		StatelessResetKey:   &id.resetKey,
 		VerifySourceAddress: s.mustVerify,
+		Hurry:               s.crowded,
 		Dead:                s.cfg.Dead,
 		Windows:             tunnel.WindowsFor(s.cfg.Memory),
 		Admit: func(remote net.Addr) (leave func(), ok bool) {
@@ -356,10 +371,13 @@ func (s *Server) listenQUIC(host, port string, id *identity, tlsConf *tls.Config
 	return l, addrPort(conn.LocalAddr()), nil
 }
 
-// mustVerify says whether a QUIC client has to prove its address.
+// mustVerify reports whether a QUIC client has to prove its address.
 func (s *Server) mustVerify(remote net.Addr) bool {
-	return s.gate.Len()+s.opening.Len() >= verifyAbove || s.opening.LenOf(addrPort(remote).Addr()) >= verifyAddrAbove
+	return s.crowded() || s.opening.LenOf(addrPort(remote).Addr()) >= verifyAddrAbove
 }
+
+// crowded reports whether there are many half-open connections of QUIC.
+func (s *Server) crowded() bool { return s.quic.Len()+s.opening.Len() >= verifyAbove }
 
 // addrPort returns the address of a TCP or UDP socket, IPv4 unmapped.
 func addrPort(a net.Addr) netip.AddrPort {

@@ -22,9 +22,11 @@ const (
 	quicConnectionIDLength = 17
 
 	// A handshake that is silent for the idle timeout has failed, and so has one
-	// of twice that age. A server waits less: what it waits for holds memory.
+	// of twice that age. A server waits less: what it waits for holds memory. While it
+	// has many to wait for it is less again, which is still several round trips.
 	quicHandshakeIdleTimeout = HandshakeTimeout
 	quicServerHandshakeIdle  = HandshakeTimeout / 2
+	quicHurriedHandshakeIdle = HandshakeTimeout / 4
 
 	quicKeepAlive = 15 * time.Second // shorter than NAT mappings live
 

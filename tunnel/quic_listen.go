@@ -31,6 +31,10 @@ type QUICConfig struct {
 	// Neither may wait. nil admits all.
 	Admit func(net.Addr) (leave func(), ok bool)
 
+	// Hurry reports whether the next connection is to have less time for its handshake,
+	// because there are many. It must not wait. nil is never.
+	Hurry func() bool
+
 	// Dead is Timers.Dead, 0 its default: connections outlive that much silence.
 	Dead time.Duration
 
@@ -71,6 +75,16 @@ func ListenQUIC(socket net.PacketConn, tlsConf *tls.Config, cfg QUICConfig) (*QU
 	}
 	conf := quicConfig(cfg.Dead, cfg.Windows)
 	conf.HandshakeIdleTimeout = quicServerHandshakeIdle
+	if cfg.Hurry != nil {
+		hurried := conf.Clone()
+		hurried.HandshakeIdleTimeout = quicHurriedHandshakeIdle
+		conf.GetConfigForClient = func(*quic.ClientInfo) (*quic.Config, error) {
+			if cfg.Hurry() {
+				return hurried, nil
+			}
+			return conf, nil
+		}
+	}
 	var err error
 	// Early, so that a TLS handshake that fails, such as for a wrong pin, is seen
 	// too, and one that takes its time can be ended.

@@ -191,6 +191,37 @@ func (d *doorkeeper) counts() (inside, entered int) {
 	return d.entered - d.left, d.entered
 }
 
+func TestHurriedQUICHandshakeIsGivenUpSooner(t *testing.T) {
+	_, serverTLS := testTLS()
+	gone := make(chan string, 2)
+	// Both get an Initial packet that says nothing that anybody could read.
+	for name, hurry := range map[string]bool{"hurried": true, "ordinary": false} {
+		socket, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ln, err := ListenQUIC(socket, serverTLS, QUICConfig{
+			Hurry: func() bool { return hurry },
+			Admit: func(net.Addr) (func(), bool) { return func() { gone <- name }, true },
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer ln.Close()
+		junk, err := net.DialUDP("udp4", nil, ln.Addr().(*net.UDPAddr))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer junk.Close()
+		if _, err := junk.Write(unreadableInitial()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if first, second := <-gone, <-gone; first != "hurried" || second != "ordinary" {
+		t.Errorf("the %s connection was given up first", first)
+	}
+}
+
 func TestQUICAttemptsAreCountedInAndOut(t *testing.T) {
 	ctx := testContext(t)
 	clientTLS, serverTLS := testTLS()

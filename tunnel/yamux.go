@@ -104,6 +104,10 @@ func (p *yamuxPending) Handshake(ctx context.Context) (io.ReadWriter, error) {
 	if err := p.tls.HandshakeContext(ctx); err != nil {
 		return nil, fmt.Errorf("TLS handshake: %w", err)
 	}
+	if !p.client {
+		// Not before: a flood would be dear by the system calls alone.
+		tuneTCP(p.raw, p.dead)
+	}
 	p.unbind = context.AfterFunc(ctx, func() { p.raw.SetDeadline(longAgo) })
 	return p.tls, nil
 }

@@ -49,7 +49,6 @@ func (l *YamuxListener) Accept(ctx context.Context) (Pending, error) {
 	for {
 		raw, err := l.ln.Accept()
 		if err == nil {
-			tuneTCP(raw, l.dead)
 			records := &recordConn{Conn: udpio.Quiet(raw)}
 			return &yamuxPending{raw: raw, records: records, tls: tls.Server(records, l.tls), dead: l.dead, windows: l.windows}, nil
 		}

@@ -23,6 +23,7 @@ func tuneTCP(conn net.Conn, dead time.Duration) {
 		return
 	}
 	c.SetNoDelay(true)
+	c.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true})
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return

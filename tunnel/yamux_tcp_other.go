@@ -11,6 +11,7 @@ import (
 func tuneTCP(conn net.Conn, _ time.Duration) {
 	if c, ok := conn.(*net.TCPConn); ok {
 		c.SetNoDelay(true)
+		c.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true})
 	}
 }
 

@@ -1,5 +1,5 @@
 // Package admit bounds the connections that have not proved who they are. It
-// knows nothing of what they are: an entry is an address and a way to end it.
+// knows nothing of the connections: an entry is an address and a way to end it.
 package admit
 
 import (
@@ -8,65 +8,60 @@ import (
 	"sync"
 )
 
-// What the zero Gate admits. A handshake takes a few round trips, so an honest
-// client is half open for well under a second.
-const (
-	DefaultTotal   = 1024
-	DefaultPerAddr = 128
-)
+// DefaultTotal is what the zero Gate admits. A handshake takes a few round trips, so an
+// honest client is half open for well under a second.
+const DefaultTotal = 1024
 
-// subnetBits is how much of an IPv6 address counts as one address: a host has
-// a whole /64 to choose from (RFC 4291 section 2.5.4).
-const subnetBits = 64
-
-// Gate counts half-open connections. Where a bound is reached the newcomer is
-// let in and the oldest goes: an honest handshake is short, so what is oldest is
-// least likely to be one, and a flood cannot lock the door for longer than it lasts.
+// Gate counts half-open connections, in all and in the networks that they come from.
+//
+// A newcomer fits if the connections of all its networks, the Internet among them, add up
+// to less than Total. Each network then has at most half of the places that the network
+// around it could still have: one address has a quarter to a third of all, and
+// never the last place. If the newcomer does not fit, the oldest connection of the fullest
+// network goes: an honest handshake is short and from a network that has few, so a flood
+// can lock out its neighbours at most.
+//
 // The zero value is ready to use; the fields are set before the first Enter.
 type Gate struct {
-	Total   int // half-open connections in all; 0 means DefaultTotal
-	PerAddr int // of these, from one IPv4 address or IPv6 /64; 0 means DefaultPerAddr
+	Total int // half-open connections in all; 0 means DefaultTotal
 
-	// Refuse makes the newcomer go where a bound is reached, for connections that
+	// Refuse makes a newcomer go if it does not fit, for connections that
 	// nobody can end before their time. Their evict is only called by Close.
 	Refuse bool
 
 	mu      sync.Mutex
 	closed  bool
 	evicted uint64
-	all     list.List // of *entry, oldest first
-	byAddr  map[netip.Addr]*list.List
+	all     network // the Internet
+	known   map[netip.Prefix]*network
+	made    uint64 // networks so far
 }
 
 type entry struct {
-	addr  netip.Addr
+	own   *network // the smallest; nil once the entry has left
+	place *list.Element
 	evict func()
-	inAll *list.Element
-	inOwn *list.Element
 }
 
 // Enter counts a connection from addr as half open until leave is called; leave
 // may be called from anywhere and more than once. If the newcomer's place is
 // needed later, evict is called instead, once, from the Enter that needs it and with
 // no lock held; it has to end the connection and must not wait. ok is false,
-// and leave does nothing, once the gate is closed and where Refuse says so.
+// and leave does nothing, once the gate is closed and if Refuse turns the newcomer away.
 func (g *Gate) Enter(addr netip.Addr, evict func()) (leave func(), ok bool) {
-	e := &entry{addr: bucket(addr), evict: evict}
+	within := networksOf(addr)
+	e := &entry{evict: evict}
+	var victim *entry
 	g.mu.Lock()
-	if g.closed {
+	fits := g.fitsLocked(within)
+	if g.closed || g.Refuse && !fits {
 		g.mu.Unlock()
 		return func() {}, false
 	}
-	victim := g.makeRoom(e.addr)
-	if victim != nil && g.Refuse {
-		g.mu.Unlock()
-		return func() {}, false
+	if !fits {
+		victim = g.evictLocked()
 	}
-	if victim != nil {
-		g.remove(victim)
-		g.evicted++
-	}
-	g.insert(e)
+	g.insertLocked(e, within)
 	g.mu.Unlock()
 	if victim != nil {
 		victim.evict()
@@ -74,42 +69,36 @@ func (g *Gate) Enter(addr netip.Addr, evict func()) (leave func(), ok bool) {
 	return func() { g.leave(e) }, true
 }
 
-// Len is the number of half-open connections now.
+// Len returns the number of half-open connections.
 func (g *Gate) Len() int {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.all.Len()
+	return g.all.n
 }
 
-// LenOf is how many of them count as from addr.
+// LenOf returns how many of them come from addr, or from its IPv6 /64.
 func (g *Gate) LenOf(addr netip.Addr) int {
+	within := networksOf(addr)
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	own := g.byAddr[bucket(addr)]
-	if own == nil {
-		return 0
+	if own := g.known[within[len(within)-1]]; own != nil {
+		return own.n
 	}
-	return own.Len()
+	return 0
 }
 
-// EvictOldest ends the half-open connection that came first, where the process
+// Evict ends the oldest half-open connection of the fullest network, when the process
 // has run out of something that newcomers need.
-func (g *Gate) EvictOldest() {
+func (g *Gate) Evict() {
 	g.mu.Lock()
-	first := g.all.Front()
-	var victim *entry
-	if first != nil {
-		victim = first.Value.(*entry)
-		g.remove(victim)
-		g.evicted++
-	}
+	victim := g.evictLocked()
 	g.mu.Unlock()
 	if victim != nil {
 		victim.evict()
 	}
 }
 
-// Evicted is how many connections have lost their place to a newcomer.
+// Evicted returns how many connections have lost their place to a newcomer.
 func (g *Gate) Evicted() uint64 {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -121,9 +110,9 @@ func (g *Gate) Close() {
 	g.mu.Lock()
 	g.closed = true
 	var victims []*entry
-	for g.all.Len() > 0 {
-		e := g.all.Front().Value.(*entry)
-		g.remove(e)
+	for g.all.n > 0 {
+		e := g.all.oldestOfFullest()
+		g.removeLocked(e)
 		victims = append(victims, e)
 	}
 	g.mu.Unlock()
@@ -132,74 +121,68 @@ func (g *Gate) Close() {
 	}
 }
 
-// makeRoom returns the entry that has to go before one of addr comes in, or nil.
-// One is always enough: entries come one at a time.
-func (g *Gate) makeRoom(addr netip.Addr) *entry {
-	var oldest *list.Element
-	if own := g.byAddr[addr]; own != nil && own.Len() >= bound(g.PerAddr, DefaultPerAddr) {
-		oldest = own.Front()
-	} else if g.all.Len() >= bound(g.Total, DefaultTotal) {
-		oldest = g.all.Front()
+// fitsLocked reports whether one more connection from these networks fits; g.mu is held.
+func (g *Gate) fitsLocked(within []netip.Prefix) bool {
+	total := g.Total
+	if total <= 0 {
+		total = DefaultTotal
 	}
-	if oldest == nil {
+	sum := g.all.n
+	for _, p := range within {
+		if n := g.known[p]; n != nil {
+			sum += n.n
+		}
+	}
+	return sum < total
+}
+
+// evictLocked takes out an entry whose evict the caller calls; nil if there is none.
+func (g *Gate) evictLocked() *entry {
+	if g.all.n == 0 {
 		return nil
 	}
-	return oldest.Value.(*entry)
+	e := g.all.oldestOfFullest()
+	g.removeLocked(e)
+	g.evicted++
+	return e
 }
 
-func (g *Gate) insert(e *entry) {
-	own := g.byAddr[e.addr]
-	if own == nil {
-		own = list.New()
-		if g.byAddr == nil {
-			g.byAddr = make(map[netip.Addr]*list.List)
+func (g *Gate) insertLocked(e *entry, within []netip.Prefix) {
+	if g.known == nil {
+		g.known = make(map[netip.Prefix]*network)
+	}
+	around := &g.all
+	for _, p := range within {
+		n := g.known[p]
+		if n == nil {
+			g.made++
+			n = &network{prefix: p, around: around, number: g.made}
+			g.known[p] = n
 		}
-		g.byAddr[e.addr] = own
+		around = n
 	}
-	e.inAll = g.all.PushBack(e)
-	e.inOwn = own.PushBack(e)
+	e.own, e.place = around, around.entries.PushBack(e)
+	around.grow(1)
 }
 
-// remove takes e out. Further calls for the same entry do nothing.
-func (g *Gate) remove(e *entry) {
-	if e.inAll == nil {
+// removeLocked takes e out. Further calls for the same entry do nothing.
+func (g *Gate) removeLocked(e *entry) {
+	if e.own == nil {
 		return
 	}
-	g.all.Remove(e.inAll)
-	own := g.byAddr[e.addr]
-	own.Remove(e.inOwn)
-	e.inAll, e.inOwn = nil, nil
-	if own.Len() > 0 {
-		return
+	e.own.entries.Remove(e.place)
+	e.own.grow(-1)
+	for n := e.own; n.around != nil && n.n == 0; n = n.around {
+		delete(g.known, n.prefix)
 	}
-	delete(g.byAddr, e.addr)
-	if len(g.byAddr) == 0 {
-		g.byAddr = nil // a map never shrinks: a flood from many addresses must leave nothing
+	e.own, e.place = nil, nil
+	if len(g.known) == 0 {
+		g.known = nil // a map never shrinks: a flood from many networks must leave nothing
 	}
 }
 
 func (g *Gate) leave(e *entry) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.remove(e)
-}
-
-func bound(n, otherwise int) int {
-	if n <= 0 {
-		return otherwise
-	}
-	return n
-}
-
-// bucket is what counts as one address.
-func bucket(a netip.Addr) netip.Addr {
-	a = a.Unmap().WithZone("")
-	if !a.Is6() {
-		return a
-	}
-	p, err := a.Prefix(subnetBits)
-	if err != nil {
-		return a
-	}
-	return p.Addr()
+	g.removeLocked(e)
 }

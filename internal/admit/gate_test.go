@@ -12,30 +12,35 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-func TestTheOldestGivesWayToTheNewcomer(t *testing.T) {
+func TestNewcomersReplaceTheOldestOfTheFullestNetwork(t *testing.T) {
 	tests := []struct {
-		name           string
-		total, perAddr int
-		enter          []string // addresses, in order; "-N" makes number N leave
-		evicted        []int    // numbers of the evicted, in order
-		left           int
+		name    string
+		total   int
+		enter   []string // addresses, in order; "-N" makes number N leave
+		evicted []int    // numbers of the evicted, in order
+		left    int
 	}{
-		{"below the bounds nobody goes", 4, 2, []string{"10.0.0.1", "10.0.0.1", "10.0.0.2"}, nil, 3},
-		{"the oldest of the same address", 9, 2, []string{"10.0.0.2", "10.0.0.1", "10.0.0.1", "10.0.0.1"}, []int{1}, 3},
-		{"the oldest of all", 3, 2, []string{"10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4"}, []int{0}, 3},
-		{"its own oldest before anybody else's", 3, 2, []string{"10.0.0.9", "10.0.0.1", "10.0.0.1", "10.0.0.1"}, []int{1}, 3},
-		{"one that left makes room", 3, 2, []string{"10.0.0.1", "10.0.0.1", "-0", "10.0.0.1"}, nil, 2},
-		{"leaving twice counts once", 3, 2, []string{"10.0.0.1", "10.0.0.1", "-0", "-0", "10.0.0.1", "10.0.0.1"}, []int{1}, 2},
-		{"leaving after eviction counts nothing", 2, 1, []string{"10.0.0.1", "10.0.0.1", "-0", "10.0.0.2", "10.0.0.3"}, []int{0, 1}, 2},
-		{"a /64 is one address", 9, 2, []string{"2001:db8::1", "2001:db8::2", "2001:db8:0:0:ffff::3"}, []int{0}, 2},
-		{"two /64s are two", 9, 2, []string{"2001:db8::1", "2001:db8::2", "2001:db8:0:1::3"}, nil, 3},
-		{"a zone makes no new address", 9, 1, []string{"fe80::1%eth0", "fe80::1%eth1"}, []int{0}, 1},
-		{"IPv4-mapped is IPv4", 9, 1, []string{"10.0.0.1", "::ffff:10.0.0.1"}, []int{0}, 1},
-		{"IPv4-mapped addresses are not one /64", 9, 1, []string{"::ffff:10.0.0.1", "::ffff:10.0.0.2"}, nil, 2},
+		{"none while all fit", 8, []string{"10.0.0.1", "10.0.0.1", "10.0.1.1"}, nil, 3},
+		{"one address has a third", 6, []string{"10.0.0.1", "10.0.0.1", "10.0.0.1"}, []int{0}, 2},
+		{"one /24 has half", 6, []string{"10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4"}, []int{0}, 3},
+		{"all together have all", 4, []string{"10.0.0.1", "10.0.1.1", "10.0.2.1", "10.0.3.1", "10.0.4.1"}, []int{0}, 4},
+		{"the greedy one, although others are older", 7, []string{"10.0.1.1", "10.0.2.1", "10.0.0.1", "10.0.0.1", "10.0.3.1", "10.0.0.1"}, []int{2}, 5},
+		{"within the fullest /24 the greedy address", 9, []string{"10.0.0.9", "10.0.0.1", "10.0.0.1", "10.0.1.1", "10.0.2.1", "10.0.0.1"}, []int{1}, 5},
+		{"the largest networks come first", 9, []string{"10.0.1.1", "10.0.1.1", "10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.1.1"}, []int{2}, 5},
+		{"one that left makes room", 6, []string{"10.0.0.1", "10.0.0.1", "-0", "10.0.0.1"}, nil, 2},
+		{"leaving twice counts once", 6, []string{"10.0.0.1", "10.0.0.1", "-0", "-0", "10.0.0.1", "10.0.0.1"}, []int{1}, 2},
+		{"leaving after eviction counts nothing", 3, []string{"10.0.0.1", "10.0.0.1", "-0", "10.0.1.1", "10.0.2.1", "10.0.3.1"}, []int{0, 1}, 3},
+		{"a /64 is one address", 8, []string{"2001:db8::1", "2001:db8::2", "2001:db8:0:0:ffff::3"}, []int{0}, 2},
+		{"a /56 is a network", 9, []string{"2001:db8::1", "2001:db8:0:1::1", "2001:db8:0:2::1", "2001:db8:0:3::1"}, []int{0}, 3},
+		{"a /48 is a network", 6, []string{"2001:db8::1", "2001:db8:0:100::1", "2001:db8:0:200::1", "2001:db8:0:300::1"}, []int{0}, 3},
+		{"two /48 are two", 6, []string{"2001:db8::1", "2001:db8:0:100::1", "2001:db8:0:200::1", "2001:db8:1::1"}, nil, 4},
+		{"a zone makes no new address", 4, []string{"fe80::1%eth0", "fe80::1%eth1"}, []int{0}, 1},
+		{"IPv4-mapped is IPv4", 3, []string{"10.0.0.1", "::ffff:10.0.0.1"}, []int{0}, 1},
+		{"IPv4-mapped addresses are not one /64", 9, []string{"::ffff:10.0.0.1", "::ffff:10.0.1.1", "::ffff:10.0.2.1"}, nil, 3},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			g := Gate{Total: tt.total, PerAddr: tt.perAddr}
+			g := Gate{Total: tt.total}
 			var evicted []int
 			var leaves []func()
 			for _, step := range tt.enter {
@@ -63,26 +68,79 @@ func TestTheOldestGivesWayToTheNewcomer(t *testing.T) {
 			for _, leave := range leaves {
 				leave()
 			}
-			if g.Len() != 0 || g.byAddr != nil {
-				t.Errorf("after all left: %d entries, %d addresses", g.Len(), len(g.byAddr))
+			if g.Len() != 0 || g.known != nil || len(g.all.within) != 0 {
+				t.Errorf("after all left: %d entries, %d networks", g.Len(), len(g.known))
 			}
 		})
 	}
 }
 
-func TestTheZeroGateHasBounds(t *testing.T) {
+// flood is addresses without end: the next of each /24 or /64 in turn.
+func flood(first string, networks, bits int) func() netip.Addr {
+	i := 0
+	return func() netip.Addr {
+		b := netip.MustParseAddr(first).As16()
+		n := i % networks
+		i++
+		low := bits/8 - 1
+		b[low] += byte(n)
+		b[low-1] += byte(n >> 8)
+		return netip.AddrFrom16(b).Unmap()
+	}
+}
+
+func TestFloodEvictsNobodyFromOtherNetworks(t *testing.T) {
+	for name, next := range map[string]func() netip.Addr{
+		"one address":  flood("198.18.0.1", 1, 128-8),
+		"57 addresses": flood("198.18.0.1", 57, 128-8),
+		"one /64":      flood("2001:db8::1", 1, 64),
+		"a /49 of /64": flood("2001:db8::1", 1<<15, 64),
+		"300 /48":      flood("2001:db8::1", 300, 48),
+	} {
+		t.Run(name, func(t *testing.T) {
+			var evicting, refusing Gate
+			refusing.Refuse = true
+			for range 10 * DefaultTotal {
+				a := next()
+				evicting.Enter(a, func() {})
+				refusing.Enter(a, func() { t.Error("a connection that cannot be ended was ended") })
+			}
+			honest := netip.MustParseAddr("203.0.113.9")
+			for range 3 { // at a time
+				leave, ok := evicting.Enter(honest, func() { t.Error("an honest client was evicted") })
+				for range 10 * DefaultTotal {
+					evicting.Enter(next(), func() {})
+				}
+				if !ok {
+					t.Error("an honest client was refused")
+				}
+				defer leave()
+			}
+			if _, ok := refusing.Enter(honest, nil); !ok {
+				t.Error("an honest client was refused where nobody can be evicted")
+			}
+			for _, g := range []*Gate{&evicting, &refusing} {
+				if n := g.Len(); n > DefaultTotal {
+					t.Errorf("%d inside, want %d at most", n, DefaultTotal)
+				}
+			}
+		})
+	}
+}
+
+func TestZeroGateHasBounds(t *testing.T) {
 	var g Gate
 	evicted := 0
-	for range DefaultPerAddr + 5 {
+	const of = DefaultTotal/3 + 1 // one address, of three networks with that many
+	for range of + 5 {
 		g.Enter(netip.MustParseAddr("192.0.2.1"), func() { evicted++ })
 	}
-	if g.Len() != DefaultPerAddr || evicted != 5 {
-		t.Errorf("%d inside and %d evicted, want %d and 5", g.Len(), evicted, DefaultPerAddr)
+	if g.Len() != of || evicted != 5 {
+		t.Errorf("%d inside and %d evicted, want %d and 5", g.Len(), evicted, of)
 	}
-	a := netip.MustParseAddr("10.0.0.0")
+	next := flood("10.0.0.1", 1<<15, 128-8)
 	for range 2 * DefaultTotal {
-		a = a.Next()
-		g.Enter(a, func() { evicted++ })
+		g.Enter(next(), func() { evicted++ })
 	}
 	if g.Len() != DefaultTotal {
 		t.Errorf("%d inside, want %d", g.Len(), DefaultTotal)
@@ -106,7 +164,7 @@ func TestAClosedGateIsEmptyAndStaysSo(t *testing.T) {
 
 // The evict function may use the gate, and leave may come from anywhere.
 func TestManyEnterAndLeaveAtOnce(t *testing.T) {
-	g := Gate{Total: 8, PerAddr: 4}
+	g := Gate{Total: 8}
 	var wg sync.WaitGroup
 	for i := range 8 {
 		wg.Go(func() {
@@ -122,13 +180,13 @@ func TestManyEnterAndLeaveAtOnce(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if g.Len() != 0 || g.byAddr != nil {
+	if g.Len() != 0 || g.known != nil {
 		t.Errorf("%d entries are left", g.Len())
 	}
 }
 
-func TestWhereTheNewcomerIsRefusedNobodyGoes(t *testing.T) {
-	g := Gate{Total: 3, PerAddr: 2, Refuse: true}
+func TestRefusingGateEvictsNobody(t *testing.T) {
+	g := Gate{Total: 6, Refuse: true}
 	enter := func(addr string) (func(), bool) {
 		return g.Enter(netip.MustParseAddr(addr), func() { t.Errorf("one of %s was evicted", addr) })
 	}
@@ -142,33 +200,35 @@ func TestWhereTheNewcomerIsRefusedNobodyGoes(t *testing.T) {
 	if n := g.LenOf(netip.MustParseAddr("::ffff:10.0.0.1")); n != 2 {
 		t.Errorf("%d of the address, want 2", n)
 	}
-	if _, ok := enter("10.0.0.2"); !ok {
-		t.Error("the first of another address was refused")
+	for _, addr := range []string{"10.0.1.1", "10.0.2.1", "10.0.3.1", "10.0.4.1"} {
+		if _, ok := enter(addr); !ok {
+			t.Errorf("the first of %s was refused", addr)
+		}
 	}
-	if _, ok := enter("10.0.0.3"); ok {
-		t.Error("a fourth in all came in")
+	if _, ok := enter("10.0.5.1"); ok {
+		t.Error("a seventh in all came in")
 	}
 	leave()
-	if _, ok := enter("10.0.0.3"); !ok {
+	if _, ok := enter("10.0.5.1"); !ok {
 		t.Error("there was no room after one left")
 	}
-	if g.Len() != 3 || g.Evicted() != 0 || g.LenOf(netip.MustParseAddr("10.0.0.9")) != 0 {
+	if g.Len() != 6 || g.Evicted() != 0 || g.LenOf(netip.MustParseAddr("10.0.0.9")) != 0 {
 		t.Errorf("%d in, %d evicted", g.Len(), g.Evicted())
 	}
 }
 
-func TestTheOldestGoesOnDemand(t *testing.T) {
+func TestFullestNetworkGoesOnDemand(t *testing.T) {
 	var g Gate
-	g.EvictOldest() // of none
+	g.Evict() // of none
 	var evicted []int
-	for i := range 3 {
-		if _, ok := g.Enter(netip.MustParseAddr("10.0.0.1"), func() { evicted = append(evicted, i) }); !ok {
+	for i, addr := range []string{"10.0.0.1", "10.0.1.1", "10.0.1.1"} {
+		if _, ok := g.Enter(netip.MustParseAddr(addr), func() { evicted = append(evicted, i) }); !ok {
 			t.Fatal("not admitted")
 		}
 	}
-	g.EvictOldest()
-	g.EvictOldest()
-	if !reflect.DeepEqual(evicted, []int{0, 1}) || g.Len() != 1 || g.Evicted() != 2 {
+	g.Evict()
+	g.Evict()
+	if !reflect.DeepEqual(evicted, []int{1, 0}) || g.Len() != 1 || g.Evicted() != 2 {
 		t.Errorf("evicted %v, %d left, %d counted", evicted, g.Len(), g.Evicted())
 	}
 }
