@@ -59,13 +59,17 @@ func New(cfg Config) (*Client, error) {
 }
 
 func (c *Client) newUpstream(l link.Link, numbers *tunnel.FlowNumbers) *upstream {
-	u := &upstream{link: l, status: newStatus(c.cfg.Log, l.Address(), c.kinds), noOffload: c.cfg.NoOffload, dead: c.cfg.Timers.Dead}
+	log := c.cfg.Log
+	if len(c.cfg.Links) > 1 {
+		log = log.With(slog.String("server", l.Address()))
+	}
+	u := &upstream{link: l, status: newStatus(log, l.Address(), c.kinds), noOffload: c.cfg.NoOffload, dead: c.cfg.Timers.Dead}
 	u.session = tunnel.NewSession(tunnel.SessionConfig{
 		Streams: streamKind(c.cfg.Streams),
 		Timers:  c.cfg.Timers,
 		Numbers: numbers,
 		Turn:    c.turn,
-		Log:     c.cfg.Log,
+		Log:     log,
 		Changed: func() {
 			u.status.kick()
 			select {

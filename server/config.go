@@ -78,7 +78,8 @@ type Config struct {
 	// exit leaves some of them to connections from clients.
 	Descriptors int
 
-	// Log gets everything that is worth a line. It never sees a secret.
+	// Log gets everything that is worth a line. It never sees a secret. Peers can cause
+	// lines at will: the log's handler has to bound them.
 	Log *slog.Logger
 
 	// Started, when set, is called once the server listens on everything, with

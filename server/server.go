@@ -18,8 +18,6 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/time/rate"
-
 	"wmproxy/certs"
 	"wmproxy/internal/admit"
 	"wmproxy/internal/egress"
@@ -40,9 +38,6 @@ type Server struct {
 	drained            chan struct{} // closed when nothing is left to wait for
 
 	events status.Events
-
-	// failures bounds the log lines about those who did not get in.
-	failures *rate.Limiter
 }
 
 const (
@@ -62,12 +57,8 @@ const (
 	reserveShare = 8
 	minReserve   = 64
 
-	// Log lines about refused connections: so many a second, so many at once.
-	failureLines = 5
-
 	// drainLook is how often a draining server looks whether anything is open.
-	drainLook    = 100 * time.Millisecond
-	failureBurst = 50
+	drainLook = 100 * time.Millisecond
 )
 
 // New checks the configuration.
@@ -94,7 +85,6 @@ func New(cfg Config) (*Server, error) {
 		cfg: cfg, tokens: users,
 		tcp: admit.Gate{Total: maxTCP}, quic: admit.Gate{Total: maxQUIC}, opening: admit.Gate{Total: maxOpening, Refuse: true},
 		drain: make(chan struct{}, 1), drained: make(chan struct{}),
-		failures: rate.NewLimiter(failureLines, failureBurst),
 	}, nil
 }
 
@@ -269,7 +259,7 @@ func (s *Server) admit(ctx context.Context, p tunnel.Pending, host *tunnel.Host)
 
 // refused logs one line about a connection that did not get in.
 func (s *Server) refused(remote netip.AddrPort, kind tunnel.Kind, err error) {
-	if errors.Is(err, context.Canceled) || errors.Is(err, io.EOF) || !s.failures.Allow() {
+	if errors.Is(err, context.Canceled) || errors.Is(err, io.EOF) {
 		return
 	}
 	s.cfg.Log.Warn("connection refused", slog.String("client", remote.String()),

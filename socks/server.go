@@ -31,10 +31,6 @@ const (
 
 	minAcceptBackoff = 5 * time.Millisecond
 	maxAcceptBackoff = time.Second
-
-	// acceptLogInterval keeps errors of Accept, many a second when the descriptors
-	// have run out, from flooding the log.
-	acceptLogInterval = 10 * time.Second
 )
 
 // Server is a SOCKS5 server (RFC 1928, RFC 1929). It speaks with clients; where
@@ -162,7 +158,6 @@ type serving struct {
 // accept hands out connections until the listener is closed.
 func (sv *serving) accept(acceptor udpio.Acceptor) error {
 	var backoff time.Duration
-	var logged time.Time
 	for {
 		conn, err := acceptor.Accept()
 		if err == nil {
@@ -182,10 +177,7 @@ func (sv *serving) accept(acceptor udpio.Acceptor) error {
 		if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) {
 			sv.halfOpen.closeOldest()
 		}
-		if time.Since(logged) > acceptLogInterval {
-			logged = time.Now()
-			sv.log().Warn("accepting connections fails; trying on", "err", err)
-		}
+		sv.log().Warn("accepting connections fails; trying on", "err", err)
 		backoff = min(max(2*backoff, minAcceptBackoff), maxAcceptBackoff)
 		select {
 		case <-time.After(backoff):

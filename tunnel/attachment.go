@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -344,7 +343,7 @@ func (a *Attachment) acceptLoop() {
 		}
 		if a.s.streams.Add(1) > a.s.maxStreams || a.s.crowded.Load() {
 			a.s.streams.Add(-1)
-			a.s.cfg.Log.Warn("too many streams", slog.String("user", a.s.user))
+			a.s.cfg.Log.Warn("too many streams")
 			st.Reset(CodeLimit)
 			continue
 		}

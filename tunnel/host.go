@@ -136,7 +136,7 @@ func (h *Host) create(key sessionKey, secret []byte) (*Session, error) {
 	}
 	in := &incarnation{id: key.id, confirmed: true}
 	copy(in.secret[:], secret)
-	cfg := SessionConfig{Log: h.cfg.Log, Timers: h.cfg.Timers}
+	cfg := SessionConfig{Log: h.cfg.Log.With(slog.String("user", key.user)), Timers: h.cfg.Timers}
 	if h.cfg.Event != nil {
 		cfg.Event = func(sentence string) { h.cfg.Event(key.user, sentence) }
 	}

@@ -18,7 +18,7 @@ import (
 var mayImport = map[string][]string{
 	"cmd/wmproxy": {
 		"client", "server", "internal/standalone", "internal/demo", "internal/bench", "internal/probe",
-		"internal/link", "internal/state", "internal/status", "internal/egress", "internal/udpio", "internal/cputime", "socks",
+		"internal/link", "internal/state", "internal/status", "internal/egress", "internal/udpio", "internal/cputime", "internal/loglimit", "socks",
 	},
 
 	"client":              {"internal/ingress", "internal/link", "internal/state", "internal/status", "internal/udpio", "socks", "tunnel", "certs"},
@@ -35,7 +35,8 @@ var mayImport = map[string][]string{
 	"certs":          {},
 	"internal/udpio": {},
 
-	"internal/cputime": {},
+	"internal/cputime":  {},
+	"internal/loglimit": {},
 
 	"internal/link":  {"certs"},
 	"internal/state": {},

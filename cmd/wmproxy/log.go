@@ -8,6 +8,8 @@ import (
 
 	"github.com/lmittmann/tint"
 	"github.com/urfave/cli/v2"
+
+	"wmproxy/internal/loglimit"
 )
 
 // Log formats.
@@ -50,21 +52,27 @@ func (p *program) logOptions(c *cli.Context) (logOptions, error) {
 	return logOptions{format: format, level: level}, err
 }
 
-// logger returns the logger; colours are for terminals whose user did not refuse
-// them (no-color.org).
+// logger returns the logger. Of lines that somebody can cause at will it passes on a few.
 func (p *program) logger(o logOptions) *slog.Logger {
+	p.limited = loglimit.New(p.logHandler(o))
+	return slog.New(p.limited)
+}
+
+// logHandler writes log lines; colours are for terminals whose user did not refuse
+// them (no-color.org).
+func (p *program) logHandler(o logOptions) slog.Handler {
 	w := p.log
 	if w == nil {
 		w = p.stderr
 	}
 	if o.format == logJSON {
-		return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: o.level}))
+		return slog.NewJSONHandler(w, &slog.HandlerOptions{Level: o.level})
 	}
-	return slog.New(tint.NewTextHandler(w, &tint.Options{
+	return tint.NewTextHandler(w, &tint.Options{
 		Level:      o.level,
 		TimeFormat: time.TimeOnly,
 		NoColor:    !p.console || p.getenv("NO_COLOR") != "",
-	}))
+	})
 }
 
 // isTerminal is a guess (the null device is one too), and good enough for what

@@ -13,6 +13,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"wmproxy/internal/loglimit"
 )
 
 // Exit codes.
@@ -60,8 +62,9 @@ func main() {
 type program struct {
 	getenv         func(string) string
 	stdout, stderr io.Writer
-	log            io.Writer // of log lines; nil is stderr
-	console        bool      // stderr is a terminal
+	log            io.Writer         // of log lines; nil is stderr
+	console        bool              // stderr is a terminal
+	limited        *loglimit.Handler // of the logger; nil if there is none
 
 	// fromEnv names the environment variable behind a flag that was not on the
 	// command line, so that an error names what the user wrote.
@@ -90,6 +93,9 @@ func (p *program) run(ctx context.Context, args []string) int {
 	arranged, err := p.arrange(app, args)
 	if err == nil {
 		err = app.RunContext(ctx, arranged)
+	}
+	if p.limited != nil {
+		p.limited.Flush()
 	}
 	var usage *usageError
 	switch {

@@ -38,7 +38,7 @@ const (
 	typeHello, typeWelcome, typeRefuse      = 65, 67, 69
 	typeRenew                               = 71
 
-	codeProtocol, codeAuth, codeTimeout, codeSession = 2, 5, 6, 8
+	codeProtocol, codeAuth, codeTimeout, codeLimit, codeSession = 2, 5, 6, 7, 8
 
 	wireVersion     = 2
 	wireMaxMessage  = 4096

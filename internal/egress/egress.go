@@ -16,8 +16,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/time/rate"
-
 	"wmproxy/tunnel"
 )
 
@@ -35,7 +33,6 @@ const (
 	sweepsPerIdle = 10               // so an idle flow goes at most a tenth and a bit too late
 	maxSweep      = 30 * time.Second // longest time between sweeps
 	hostRefresh   = 30 * time.Second // between looks at the host's own addresses
-	limitLogEvery = 10 * time.Second
 
 	// noRoomFor is how long it is not asked again whether room can be made for a user,
 	// once it could not: a flood of flows beyond the limit must cost little.
@@ -137,7 +134,6 @@ type Exits struct {
 	cfg      Config
 	policy   *policy
 	resolver *resolver
-	limitLog rate.Sometimes
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
@@ -169,7 +165,6 @@ func New(cfg Config) *Exits {
 		cfg:      cfg,
 		policy:   newPolicy(cfg.Allow, cfg.Closed),
 		resolver: newResolver(cfg.Resolve, hasRoute),
-		limitLog: rate.Sometimes{First: 1, Interval: limitLogEvery},
 		users:    make(map[string]*UserExit),
 		flows:    make(map[*flow]struct{}),
 	}
@@ -336,9 +331,9 @@ func (e *Exits) leaveStream(u *UserExit) {
 	e.wg.Done()
 }
 
-// refusedByLimit logs that a limit was reached, now and then.
+// refusedByLimit logs that a limit was reached. A peer can have that for each datagram, so
+// it does not allocate.
 func (e *Exits) refusedByLimit(u *UserExit, what string, err error) {
-	e.limitLog.Do(func() {
-		e.cfg.Log.Warn("refused for want of room", "what", what, "user", u.name, "error", err)
-	})
+	e.cfg.Log.LogAttrs(e.ctx, slog.LevelWarn, "refused for want of room",
+		slog.String("user", u.name), slog.String("what", what), slog.Any("error", err))
 }

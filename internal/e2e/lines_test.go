@@ -1,0 +1,126 @@
+package e2e
+
+import (
+	"errors"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/quic-go/quic-go"
+
+	"wmproxy/socks"
+)
+
+// Lines of one kind about one user in ten seconds, and the one at their end that says how
+// many are left out.
+const (
+	mostWarnings    = 5 + 1
+	mostInformation = 30 + 1
+)
+
+// checkLines stops a process and checks that of one kind of line, which somebody had
+// reason for so often, there are few, which account for all.
+func checkLines(t *testing.T, p *process, msg string, caused, most int) {
+	t.Helper()
+	p.Stop()
+	lines, leftOut := 0, 0
+	for _, l := range p.Logs() {
+		if l.Msg == msg {
+			lines, leftOut = lines+1, leftOut+l.Int("left_out")
+		}
+	}
+	t.Logf("%d lines say %q, and that %d more are left out", lines, msg, leftOut)
+	// On a slow machine it takes more than one interval.
+	if lines > 3*most || leftOut == 0 {
+		t.Errorf("%d lines, want %d", lines, most)
+	}
+	if lines+leftOut < caused {
+		t.Errorf("%d lines are accounted for, want %d", lines+leftOut, caused)
+	}
+}
+
+func TestLinesThatAPeerCausesAreFew(t *testing.T) {
+	t.Parallel()
+	t.Run("streams beyond the limit", func(t *testing.T) {
+		// Three connections, since each may have 1,023 streams beside the first.
+		const limit, each, beyond = 2048, 1000, 300
+		s := startServer(t)
+		session := newWireSession()
+		opened := 0
+		open := func(sp *speaker) *quic.Stream {
+			st, err := sp.quic.OpenStream()
+			if err == nil {
+				_, err = st.Write([]byte{1}) // and nothing more, for which the server waits
+			}
+			if err != nil {
+				t.Fatalf("stream %d: %v", opened, err)
+			}
+			opened++
+			return st
+		}
+		var last *speaker
+		for opened < limit {
+			last = attach(t, overQUIC, s, session, wireHello{attach: uint64(opened + 1), withSecret: true})
+			for range min(each, limit-opened) {
+				open(last)
+			}
+		}
+		for refused := 0; refused < beyond; {
+			st := open(last)
+			_ = st.SetReadDeadline(time.Now().Add(time.Second)) // it is among the first that the server sees
+			_, err := st.Read(make([]byte, 1))
+			if reset := (*quic.StreamError)(nil); errors.As(err, &reset) && reset.ErrorCode == codeLimit {
+				refused++
+			} else if !isTimeout(err) || opened > limit+2*beyond {
+				t.Fatalf("stream %d: %v", opened, err)
+			}
+			st.CancelWrite(0)
+		}
+		checkLines(t, s.process, "too many streams", beyond, mostWarnings)
+	})
+	t.Run("a wrong token", func(t *testing.T) {
+		const often = 200
+		s := startServer(t)
+		wrong := parsed(t, s)
+		wrong.Secret = "not-it"
+		for range often {
+			c := dialWire(t, overYamux, s.Addr, wireALPN)
+			if answer, _ := c.greet(wrong, newWireSession(), wireHello{withSecret: true}); answer != typeRefuse {
+				t.Fatalf("message of type %d", answer)
+			}
+			c.tls.NetConn().Close()
+		}
+		checkLines(t, s.process, "connection refused", often, mostWarnings)
+	})
+	t.Run("a wrong SOCKS password", func(t *testing.T) {
+		const often = 200
+		c := startProxy(t, "--user", "me", "--pass", "the-right-password")
+		client := socks.Client{Server: c.Addr.String(), Username: "me", Password: "a-wrong-one", Timeout: patience}
+		for range often {
+			if conn, err := client.Connect(t.Context(), socks.Addr{Name: "example.test", Port: 1}); err == nil {
+				conn.Close()
+				t.Fatal("a wrong password was taken")
+			}
+		}
+		checkLines(t, c.process, "SOCKS5 handshake failed", often, mostWarnings)
+	})
+	t.Run("associations", func(t *testing.T) {
+		const often = 200
+		c := startProxy(t)
+		for range often {
+			associate(t, c.Socks()).Close()
+		}
+		checkLines(t, c.process, "association ended", often, mostInformation)
+	})
+	t.Run("CONNECTs that fail", func(t *testing.T) {
+		const often = 200
+		c := startProxy(t)
+		closed := socks.Addr{IP: netip.MustParseAddr("127.0.0.1"), Port: freePorts(t, 1)}
+		for range often {
+			if conn, err := c.Socks().Connect(t.Context(), closed); err == nil {
+				conn.Close()
+			}
+		}
+		checkLines(t, c.process, "CONNECT failed", often, mostInformation)
+	})
+}

@@ -1,0 +1,218 @@
+package loglimit
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// book is lines without their time.
+type book struct {
+	mu    sync.Mutex
+	lines bytes.Buffer
+}
+
+func (b *book) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.lines.Write(p)
+}
+
+// take returns the lines since the last call.
+func (b *book) take() []string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	lines := slices.Collect(strings.Lines(b.lines.String()))
+	b.lines.Reset()
+	return lines
+}
+
+func newLog(level slog.Level) (*slog.Logger, *Handler, *book) {
+	b := new(book)
+	h := New(slog.NewTextHandler(b, &slog.HandlerOptions{Level: level, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+		if a.Key == slog.TimeKey {
+			return slog.Attr{}
+		}
+		return a
+	}}))
+	return slog.New(h), h, b
+}
+
+// refuse logs n lines of one kind.
+//
+//go:noinline
+func refuse(log *slog.Logger, n int, attrs ...any) {
+	for range n {
+		log.Warn("refused", attrs...)
+	}
+}
+
+func TestLinesBeyondTheBoundAreCounted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log, _, b := newLog(slog.LevelInfo)
+		refuse(log, 12_317, "user", "mallory")
+		if diff := cmp.Diff(slices.Repeat([]string{"level=WARN msg=refused user=mallory\n"}, MaxWarn), b.take()); diff != "" {
+			t.Errorf("at once (-want +got):\n%s", diff)
+		}
+		time.Sleep(Interval)
+		synctest.Wait()
+		if diff := cmp.Diff([]string{"level=WARN msg=refused user=mallory left_out=12311\n"}, b.take()); diff != "" {
+			t.Errorf("at the end of the interval (-want +got):\n%s", diff)
+		}
+		time.Sleep(Interval)
+		refuse(log, MaxWarn+1, "user", "mallory")
+		if got := len(b.take()); got != MaxWarn {
+			t.Errorf("%d lines in the next interval, want %d", got, MaxWarn)
+		}
+		time.Sleep(Interval)
+		synctest.Wait()
+		if diff := cmp.Diff([]string{"level=WARN msg=refused user=mallory\n"}, b.take()); diff != "" {
+			t.Errorf("of one line left out (-want +got):\n%s", diff)
+		}
+	})
+}
+
+func TestBoundIsByIntervalUserKindAndLevel(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		lines func(log *slog.Logger)
+		want  int
+	}{
+		{"warnings", func(log *slog.Logger) { refuse(log, 100) }, MaxWarn},
+		{"information", func(log *slog.Logger) {
+			for range 100 {
+				log.Info("ended")
+			}
+		}, MaxInfo},
+		{"debugging", func(log *slog.Logger) {
+			for range 100 {
+				log.Debug("read")
+			}
+		}, 100},
+		{"two users", func(log *slog.Logger) {
+			refuse(log, 100, "user", "a")
+			refuse(log, 100, "user", "b")
+		}, 2 * MaxWarn},
+		{"a user of two addresses", func(log *slog.Logger) {
+			refuse(log, 100, "user", "a", "client", "192.0.2.1:1")
+			refuse(log, 100, "client", "198.51.100.1:1", "user", "a")
+		}, MaxWarn},
+		{"a user that the logger has", func(log *slog.Logger) {
+			refuse(log.With("user", "a"), 100)
+			refuse(log.With("user", "b"), 100)
+			refuse(log, 100, "user", "b")
+		}, 2 * MaxWarn},
+		{"two servers", func(log *slog.Logger) {
+			refuse(log.With("server", "one.example:8090"), 100)
+			refuse(log.With("server", "two.example:8090"), 100)
+		}, 2 * MaxWarn},
+		{"one stranger with many ports", func(log *slog.Logger) {
+			for port := range uint16(100) {
+				refuse(log, 1, "user", "", "client", netip.AddrPortFrom(netip.MustParseAddr("192.0.2.1"), port))
+				refuse(log, 1, "client", fmt.Sprintf("192.0.2.1:%d", port))
+			}
+		}, MaxWarn},
+		{"two kinds", func(log *slog.Logger) {
+			refuse(log, 100)
+			for range 100 {
+				log.Warn("refused")
+			}
+		}, 2 * MaxWarn},
+		{"one kind with many sentences", func(log *slog.Logger) {
+			for i := range 100 {
+				log.Warn(fmt.Sprintf("refused for the %dth time", i))
+			}
+		}, MaxWarn},
+		{"two intervals", func(log *slog.Logger) {
+			refuse(log, MaxWarn)
+			time.Sleep(Interval)
+			refuse(log, MaxWarn)
+		}, 2 * MaxWarn},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				log, h, b := newLog(slog.LevelDebug)
+				test.lines(log)
+				if got := len(b.take()); got != test.want {
+					t.Errorf("%d lines, want %d", got, test.want)
+				}
+				h.Flush()
+			})
+		})
+	}
+}
+
+func TestStrangersFromEverywhereAreBounded(t *testing.T) {
+	log, h, b := newLog(slog.LevelInfo)
+	for i := range 10_000 {
+		a := netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 1})
+		refuse(log, 1, "client", netip.AddrPortFrom(a, 1))
+	}
+	if got := len(b.take()); got < 2*MaxWarn || got > strangers*MaxWarn {
+		t.Errorf("%d lines, want %d at most", got, strangers*MaxWarn)
+	}
+	h.Flush()
+	if got := len(b.take()); got < 2 || got > strangers {
+		t.Errorf("%d lines at the end, want %d at most", got, strangers)
+	}
+}
+
+func TestCountsAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log, h, b := newLog(slog.LevelInfo)
+		for i := range 2 * maxCounts {
+			refuse(log, 1, "user", fmt.Sprint(i))
+		}
+		if got := len(b.take()); got != maxCounts+MaxWarn {
+			t.Errorf("%d lines, want one of each of %d users and %d of the others", got, maxCounts, MaxWarn)
+		}
+		time.Sleep(Interval)
+		refuse(log, 1, "user", "new")
+		if got := len(h.counts.of); got > 2 {
+			t.Errorf("%d counts are kept after their interval", got)
+		}
+		h.Flush()
+	})
+}
+
+func TestFlushTellsOfLinesLeftOut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log, h, b := newLog(slog.LevelInfo)
+		refuse(log, 100, "user", "a")
+		b.take()
+		h.Flush()
+		h.Flush()
+		time.Sleep(2 * Interval)
+		if diff := cmp.Diff([]string{fmt.Sprintf("level=WARN msg=refused user=a left_out=%d\n", 99-MaxWarn)}, b.take()); diff != "" {
+			t.Errorf("(-want +got):\n%s", diff)
+		}
+	})
+}
+
+// Some lines are logged for each datagram that is refused.
+func TestLineLeftOutAllocatesNothing(t *testing.T) {
+	log, h, _ := newLog(slog.LevelInfo)
+	line := func() {
+		log.LogAttrs(context.Background(), slog.LevelWarn, "refused", slog.String("user", "mallory"), slog.Any("error", context.Canceled))
+	}
+	for range 2 * MaxWarn {
+		line()
+	}
+	if n := testing.AllocsPerRun(100, line); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+	h.Flush()
+}
