@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"strconv"
+	"strings"
 )
 
 // Address types, RFC 1928 section 5.
@@ -108,8 +109,8 @@ func SplitAddr(b []byte) (ap netip.AddrPort, name []byte, n int, err error) {
 	return ap, name, n, nil
 }
 
-// ParseAddr decodes the address at the start of b and says how many bytes it
-// takes. A name that is an IP address in text form becomes that address.
+// ParseAddr decodes the address at the start of b and returns how many bytes it
+// takes. A name that ParseLiteral knows becomes its address.
 func ParseAddr(b []byte) (Addr, int, error) {
 	ap, name, n, err := SplitAddr(b)
 	if err != nil {
@@ -118,10 +119,29 @@ func ParseAddr(b []byte) (Addr, int, error) {
 	if name == nil {
 		return AddrFrom(ap), n, nil
 	}
-	if ip, err := netip.ParseAddr(string(name)); err == nil && ip.Zone() == "" {
-		return Addr{IP: ip.Unmap(), Port: ap.Port()}, n, nil
+	if ip, ok := ParseLiteral(string(name)); ok {
+		return Addr{IP: ip, Port: ap.Port()}, n, nil
 	}
 	return Addr{Name: string(name), Port: ap.Port()}, n, nil
+}
+
+// ParseLiteral reports whether name is an IP address in text form, and returns it
+// unmapped. Applications that take a host from a URL leave the brackets around an IPv6
+// address, and those that make names absolute put a dot behind an IPv4 address. An
+// address with a zone means nothing to another machine and is not one.
+func ParseLiteral(name string) (netip.Addr, bool) {
+	text := strings.TrimSuffix(name, ".")
+	dot := text != name
+	if inner, ok := strings.CutPrefix(text, "["); ok {
+		if text, ok = strings.CutSuffix(inner, "]"); !ok {
+			return netip.Addr{}, false
+		}
+	}
+	ip, err := netip.ParseAddr(text)
+	if err != nil || ip.Zone() != "" || dot && !ip.Is4() {
+		return netip.Addr{}, false
+	}
+	return ip.Unmap(), true
 }
 
 // AppendAddrPort appends ap as it stands on the wire. The zero AddrPort is

@@ -34,6 +34,13 @@ func TestAnAddressOnTheWireIsWhatItSays(t *testing.T) {
 		{"IPv4 in text", wireName("192.0.2.7", 1), Addr{IP: ip("192.0.2.7"), Port: 1}, "192.0.2.7:1"},
 		{"IPv6 in text", wireName("2001:db8::7", 1), Addr{IP: ip("2001:db8::7"), Port: 1}, "[2001:db8::7]:1"},
 		{"IPv4-mapped in text", wireName("::ffff:192.0.2.7", 1), Addr{IP: ip("192.0.2.7"), Port: 1}, "192.0.2.7:1"},
+		{"IPv6 in brackets", wireName("[2001:db8::7]", 1), Addr{IP: ip("2001:db8::7"), Port: 1}, "[2001:db8::7]:1"},
+		{"IPv4-mapped in brackets", wireName("[::ffff:192.0.2.7]", 1), Addr{IP: ip("192.0.2.7"), Port: 1}, "192.0.2.7:1"},
+		{"IPv4 with a dot behind it", wireName("192.0.2.7.", 1), Addr{IP: ip("192.0.2.7"), Port: 1}, "192.0.2.7:1"},
+		{"IPv6 with a dot behind it", wireName("2001:db8::7.", 1), Addr{Name: "2001:db8::7.", Port: 1}, "[2001:db8::7.]:1"},
+		{"a bracket alone", wireName("[192.0.2.7", 1), Addr{Name: "[192.0.2.7", Port: 1}, "[192.0.2.7:1"},
+		{"two dots", wireName("192.0.2.7..", 1), Addr{Name: "192.0.2.7..", Port: 1}, "192.0.2.7..:1"},
+		{"a zone in brackets", wireName("[fe80::1%eth0]", 1), Addr{Name: "[fe80::1%eth0]", Port: 1}, "[[fe80::1%eth0]]:1"},
 		{"a zone is no address of ours", wireName("fe80::1%eth0", 1), Addr{Name: "fe80::1%eth0", Port: 1}, "[fe80::1%eth0]:1"},
 	} {
 		got, n, err := ParseAddr(append(bytes.Clone(c.wire), "payload"...))

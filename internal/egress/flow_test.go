@@ -249,7 +249,10 @@ func TestWhatCannotBeSentIsDroppedAndCountedAndTheRestPasses(t *testing.T) {
 		to(netip.MustParseAddrPort("[::ffff:192.168.0.1]:53"), "policy"),
 		to(closed.at, "ours"),
 		toName("10.0.0.1", 53, "policy"),
-		toName("fe80::1%lo", 53, "policy"),
+		toName("fe80::1%lo", 53, "zone"),
+		toName("[fe80::1%lo]", 53, "zone"),
+		toName("[::ffff:10.0.0.1]", 53, "policy"),
+		toName("10.0.0.1.", 53, "policy"),
 		toName("a\x00b", 53, "name"),
 		to(r.at, strings.Repeat("x", 65508)),
 		to(r.at, "good"),
@@ -257,7 +260,7 @@ func TestWhatCannotBeSentIsDroppedAndCountedAndTheRestPasses(t *testing.T) {
 	if got, _ := r.get(t); got != "good" {
 		t.Errorf("got %q", got)
 	}
-	want := [numDrops]uint64{DropMalformed: 4, DropPort: 1, DropPolicy: 5, DropSend: 1}
+	want := [numDrops]uint64{DropMalformed: 6, DropPort: 1, DropPolicy: 6, DropSend: 1}
 	if got := f.counts.snapshot().Drops; got != want {
 		t.Errorf("drops %v, want %v", got, want)
 	}

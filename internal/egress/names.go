@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"wmproxy/internal/udpio"
+	"wmproxy/socks"
 )
 
 // Bounds on the names of flows.
@@ -67,8 +68,8 @@ func (f *flow) named(name []byte, port uint16, payload []byte) (netip.Addr, bool
 // caller has f.mu.
 func (f *flow) learn(name string) (*destName, Drop) {
 	n := &destName{}
-	if ip, err := netip.ParseAddr(name); err == nil {
-		n.ip = ip.Unmap() // a zone is the policy's to refuse
+	if ip, ok := socks.ParseLiteral(name); ok {
+		n.ip = ip
 	} else if !validName(name) {
 		return nil, DropMalformed
 	}
