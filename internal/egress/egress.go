@@ -198,7 +198,7 @@ type UserExit struct {
 	flows, streams int          // under exits.mu
 	closing        int          // those of flows whose socket is about to be closed; under exits.mu
 	noRoom         [2]time.Time // when no room could be made: in all, and within the own limit; under exits.mu
-	lookups        atomic.Int32 // names that wait for the resolver
+	lookups        asker        // names that wait for the resolver; under its lock
 }
 
 var _ tunnel.Exit = (*UserExit)(nil)

@@ -3,6 +3,7 @@ package egress
 import (
 	"net/netip"
 	"slices"
+	"time"
 
 	"wmproxy/internal/udpio"
 	"wmproxy/socks"
@@ -10,11 +11,10 @@ import (
 
 // Bounds on the names of flows.
 const (
-	maxFlowNames   = 64        // per flow; beyond it the one used longest ago is resolved anew
-	maxHeldCount   = 64        // datagrams per flow that wait for names
-	maxHeldBytes   = 128 << 10 // payload of these, per flow
-	maxHeldTotal   = 16 << 20  // payload of all that wait, over all flows
-	maxUserLookups = 256       // names of one user that wait for the resolver
+	maxFlowNames = 64        // per flow; beyond it the one used longest ago is resolved anew
+	maxHeldCount = 64        // datagrams per flow that wait for names
+	maxHeldBytes = 128 << 10 // payload of these, per flow
+	maxHeldTotal = 16 << 20  // payload of all that wait, over all flows
 )
 
 // nameTable is the names a flow has sent to. A name keeps its address for the
@@ -77,7 +77,7 @@ func (f *flow) learn(name string) (*destName, Drop) {
 		return nil, DropNames
 	}
 	if !n.ip.IsValid() {
-		addrs, done, err := f.user.resolve(name, func(addrs []netip.Addr, err error) { f.resolved(name, addrs, err) })
+		addrs, done, err := f.user.resolve(name, keepAnswer, func(addrs []netip.Addr, err error) { f.resolved(name, addrs, err) })
 		if err != nil {
 			return nil, DropUnresolved
 		}
@@ -214,17 +214,6 @@ func (p *policy) choose(addrs []netip.Addr) netip.Addr {
 }
 
 // resolve is the resolver's, within the user's share of it.
-func (u *UserExit) resolve(name string, then func([]netip.Addr, error)) (addrs []netip.Addr, done bool, err error) {
-	if u.lookups.Add(1) > maxUserLookups {
-		u.lookups.Add(-1)
-		return nil, true, errBusy
-	}
-	addrs, done, err = u.exits.resolver.resolve(name, func(addrs []netip.Addr, err error) {
-		u.lookups.Add(-1)
-		then(addrs, err)
-	})
-	if done {
-		u.lookups.Add(-1)
-	}
-	return addrs, done, err
+func (u *UserExit) resolve(name string, maxAge time.Duration, then func([]netip.Addr, error)) (addrs []netip.Addr, done bool, err error) {
+	return u.exits.resolver.resolve(&u.lookups, name, maxAge, then)
 }

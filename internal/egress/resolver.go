@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -16,11 +17,11 @@ import (
 // are kept for a time that is short for any of them.
 const (
 	resolveTimeout = 5 * time.Second
+	maxWait        = 2 * resolveTimeout
 	keepAnswer     = 60 * time.Second
 	keepFailure    = 5 * time.Second
-	maxAnswers     = 4096 // names kept, pending ones included
-	maxLookups     = 64   // under way at once
-	maxWaiters     = 8192 // callbacks waiting, over all names
+	maxAnswers     = 4096 // names kept, beside those that are being looked up
+	maxUserLookups = 256  // callbacks of one user that wait
 	maxAddrs       = 16   // kept of one answer
 )
 
@@ -30,8 +31,9 @@ var (
 	errNoAddr  = errors.New("the name has no address")
 )
 
-// resolver turns names into addresses, off the path of whoever asks. Questions for
-// one name share one look-up; answers are kept, failures for a short while.
+// resolver turns names into addresses, off the path of its callers. Questions for
+// one name share one look-up; answers are kept, failures for a short while. The
+// slots for look-ups are shared among the users, see slots.go.
 type resolver struct {
 	lookup   func(ctx context.Context, name string) ([]netip.Addr, error)
 	routable func(netip.Addr) bool
@@ -42,20 +44,33 @@ type resolver struct {
 
 	mu      sync.Mutex
 	answers map[string]*answer
-	queue   []*answer // waiting for one of maxLookups
-	running int
-	waiters int
+	kept    int       // of answers, those that are not pending
+	running []*lookup // at most maxLookups, the oldest first
+	lines   []*asker  // those with names in line, in turn
 	closed  bool
 }
 
 // answer is what is known of one name.
 type answer struct {
-	name    string
+	name  string
+	addrs []netip.Addr // never changed once set
+	err   error
+	found time.Time
+	until time.Time // end of a pending answer's time, or of a known one's
+
+	// While the answer is pending:
 	pending bool
-	waiting []func([]netip.Addr, error)
-	addrs   []netip.Addr // never changed once set
-	err     error
-	until   time.Time // end of a pending answer's time, or of a known one's
+	waiting []waiter
+	latest  time.Time   // bounds until however often the line is changed
+	asker   *asker      // whose slot or place in line the name takes
+	lookup  *lookup     // nil while the name is in line
+	expiry  *time.Timer // for a name that is still in line then
+}
+
+// waiter is a callback and the user to whom it counts.
+type waiter struct {
+	asker *asker
+	then  func([]netip.Addr, error)
 }
 
 func newResolver(lookup func(context.Context, string) ([]netip.Addr, error), routable func(netip.Addr) bool) *resolver {
@@ -65,9 +80,10 @@ func newResolver(lookup func(context.Context, string) ([]netip.Addr, error), rou
 }
 
 // resolve answers at once if it can: then done is true. Otherwise it calls then,
-// once, from a goroutine of the resolver, within resolveTimeout or little more.
+// once, from a goroutine of the resolver, within resolveTimeout or, if another user asks for the
+// same name meanwhile, maxWait. An answer older than maxAge is not used.
 // The addresses are those to try, in order: routable ones if there are any, IPv4 first.
-func (r *resolver) resolve(name string, then func([]netip.Addr, error)) (addrs []netip.Addr, done bool, err error) {
+func (r *resolver) resolve(u *asker, name string, maxAge time.Duration, then func([]netip.Addr, error)) (addrs []netip.Addr, done bool, err error) {
 	if !validName(name) {
 		return nil, true, errBadName
 	}
@@ -75,55 +91,90 @@ func (r *resolver) resolve(name string, then func([]netip.Addr, error)) (addrs [
 	now := time.Now()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	a := r.answers[name]
-	if a != nil && !a.pending {
-		if now.Before(a.until) {
+	if a := r.answers[name]; a != nil && !a.pending {
+		if now.Before(a.until) && (a.err != nil || now.Sub(a.found) <= maxAge) {
 			return a.addrs, true, a.err
 		}
-		delete(r.answers, name)
-		a = nil
+		r.forget(a)
 	}
-	if r.waiters >= maxWaiters || r.closed {
+	if r.closed || u.waiting >= maxUserLookups && !r.shed(u) {
 		return nil, true, errBusy
 	}
+	u.waiting++
+	a := r.answers[name] // after shed, which may have failed it
 	if a == nil {
-		if !r.makeRoom() {
-			return nil, true, errBusy
-		}
-		a = &answer{name: name, pending: true, until: now.Add(resolveTimeout)}
+		a = &answer{name: name, pending: true, waiting: []waiter{{u, then}}, latest: now.Add(maxWait)}
 		r.answers[name] = a
-		r.begin(a)
+		r.enter(u, a)
+		return nil, false, nil
 	}
-	a.waiting = append(a.waiting, then)
-	r.waiters++
+	a.waiting = append(a.waiting, waiter{u, then})
+	if a.lookup == nil && u.running < a.asker.running {
+		r.leaveLine(a) // the line of the other user may be long
+		r.enter(u, a)
+	}
 	return nil, false, nil
 }
 
-// begin starts the look-up of a, or puts it in line.
-func (r *resolver) begin(a *answer) {
-	if r.running >= maxLookups {
-		r.queue = append(r.queue, a)
-		return
+// settle ends a's time as a pending one and returns who is to be called. An error
+// that tells nothing of the name is not kept.
+func (r *resolver) settle(a *answer, addrs []netip.Addr, err error, keep bool) (waiting []waiter) {
+	a.expiry.Stop()
+	a.pending = false
+	waiting = a.waiting
+	for _, w := range waiting {
+		w.asker.waiting--
 	}
-	r.running++
-	r.wg.Go(func() { r.work(a) })
+	if !keep {
+		delete(r.answers, a.name)
+		return waiting
+	}
+	for r.kept >= maxAnswers {
+		r.forget(r.leastLasting())
+	}
+	r.kept++
+	now := time.Now()
+	*a = answer{name: a.name, addrs: addrs, err: err, found: now, until: now.Add(keepAnswer)}
+	if err != nil {
+		a.until = now.Add(keepFailure)
+	}
+	return waiting
 }
 
-// work looks up a and then whatever is in line.
-func (r *resolver) work(a *answer) {
-	for a != nil {
-		addrs, err := r.ask(a)
-		a = r.settle(a, addrs, err)
+// forget drops an answer that is not pending.
+func (r *resolver) forget(a *answer) {
+	delete(r.answers, a.name)
+	r.kept--
+}
+
+// leastLasting returns, of a few kept answers in the map's random order, the one with the
+// least time left.
+func (r *resolver) leastLasting() (out *answer) {
+	looked := 0
+	for _, a := range r.answers {
+		if a.pending {
+			continue
+		}
+		if out == nil || a.until.Before(out.until) {
+			out = a
+		}
+		if looked++; looked == 16 {
+			break
+		}
+	}
+	return out
+}
+
+// tell calls those who wait. The caller does not have r.mu.
+func tell(waiting []waiter, addrs []netip.Addr, err error) {
+	for _, w := range waiting {
+		w.then(addrs, err)
 	}
 }
 
-func (r *resolver) ask(a *answer) ([]netip.Addr, error) {
-	ctx, cancel := context.WithDeadline(r.ctx, a.until)
-	defer cancel()
-	if err := ctx.Err(); err != nil {
-		return nil, fmt.Errorf("resolve: %w", err) // spent all its time in line
-	}
-	found, err := r.lookup(ctx, a.name)
+// ask looks a name up.
+func (r *resolver) ask(ctx context.Context, name string) ([]netip.Addr, error) {
+	found, err := r.lookup(ctx, name)
 	if err != nil {
 		return nil, fmt.Errorf("resolve: %w", err)
 	}
@@ -157,65 +208,13 @@ func (r *resolver) order(found []netip.Addr) []netip.Addr {
 	return usable
 }
 
-// settle makes a's answer known and returns the next in line.
-func (r *resolver) settle(a *answer, addrs []netip.Addr, err error) (next *answer) {
-	r.mu.Lock()
-	a.pending, a.addrs, a.err = false, addrs, err
-	a.until = time.Now().Add(keepAnswer)
-	if err != nil {
-		a.until = time.Now().Add(keepFailure)
-	}
-	waiting := a.waiting
-	a.waiting = nil
-	r.waiters -= len(waiting)
-	if len(r.queue) > 0 {
-		next = r.queue[0]
-		r.queue[0] = nil
-		r.queue = r.queue[1:]
-	} else {
-		r.queue = nil
-		r.running--
-	}
-	r.mu.Unlock()
-	for _, then := range waiting {
-		then(addrs, err)
-	}
-	return next
-}
-
-// makeRoom keeps the cache within its bound. A few entries are looked at, in the
-// map's random order, and the one with the least time left goes.
-func (r *resolver) makeRoom() bool {
-	if len(r.answers) < maxAnswers {
-		return true
-	}
-	var out *answer
-	looked := 0
-	for _, a := range r.answers {
-		if a.pending {
-			continue
-		}
-		if out == nil || a.until.Before(out.until) {
-			out = a
-		}
-		if looked++; looked == 16 {
-			break
-		}
-	}
-	if out == nil {
-		return false // all pending
-	}
-	delete(r.answers, out.name)
-	return true
-}
-
 // sweep forgets answers whose time is over.
 func (r *resolver) sweep(now time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for name, a := range r.answers {
+	for _, a := range r.answers {
 		if !a.pending && !now.Before(a.until) {
-			delete(r.answers, name)
+			r.forget(a)
 		}
 	}
 	if len(r.answers) == 0 {
@@ -227,7 +226,16 @@ func (r *resolver) sweep(now time.Time) {
 func (r *resolver) close() {
 	r.mu.Lock()
 	r.closed = true
+	var waiting []waiter
+	for _, u := range r.lines {
+		for _, a := range u.line {
+			waiting = append(waiting, r.settle(a, nil, errBusy, false)...)
+		}
+		u.line = nil
+	}
+	r.lines = nil
 	r.mu.Unlock()
+	tell(waiting, nil, errBusy)
 	r.cancel()
 	r.wg.Wait()
 }
@@ -247,9 +255,29 @@ func validName(name string) bool {
 	return true
 }
 
-// systemLookup asks the system: its hosts file, its DNS servers.
+// systemLookup asks the hosts file and the DNS servers of the system.
 func systemLookup(ctx context.Context, name string) ([]netip.Addr, error) {
-	return net.DefaultResolver.LookupNetIP(ctx, "ip", name)
+	return system.LookupNetIP(ctx, "ip", name)
+}
+
+// system is Go's own resolver where it reads the system's settings. A call into the C
+// library cannot be given up, and there may be few of them.
+var system = &net.Resolver{
+	PreferGo: runtime.GOOS != "darwin" && runtime.GOOS != "windows",
+	Dial:     dialDNS,
+}
+
+// dialDNS connects to a DNS server and closes the connection when ctx ends. net.Resolver
+// does not (Go 1.26): a look-up that has been given up would keep its sockets for
+// the five seconds of resolv.conf's timeout.
+func dialDNS(ctx context.Context, network, address string) (net.Conn, error) {
+	var d net.Dialer
+	c, err := d.DialContext(ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	context.AfterFunc(ctx, func() { c.Close() })
+	return c, nil
 }
 
 // hasRoute says whether the host has a route to ip. Connecting a UDP socket asks

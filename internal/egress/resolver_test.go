@@ -32,8 +32,11 @@ type outcome struct {
 	calls int
 }
 
-func (o *outcome) ask(r *resolver, name string) {
-	addrs, done, err := r.resolve(name, o.set)
+func (o *outcome) ask(r *resolver, name string) { o.askFor(new(asker), r, name) }
+
+// askFor asks for a user.
+func (o *outcome) askFor(u *asker, r *resolver, name string) {
+	addrs, done, err := r.resolve(u, name, keepAnswer, o.set)
 	if done {
 		o.set(addrs, err)
 	}
@@ -131,22 +134,24 @@ func TestAnswersAreKeptForAWhileAndFailuresForLess(t *testing.T) {
 	})
 }
 
-func TestALookupThatHangsFailsInTimeAndHoldsUpOnlySoMany(t *testing.T) {
+func TestHangingLookupFailsInTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var running, most atomic.Int32
 		r := newResolver(func(ctx context.Context, name string) ([]netip.Addr, error) {
-			now := running.Add(1)
-			for was := most.Load(); now > was && !most.CompareAndSwap(was, now); was = most.Load() {
-			}
 			<-ctx.Done()
-			running.Add(-1)
 			return nil, ctx.Err()
 		}, everyRoute)
 		defer r.close()
+		var u asker
 		os := make([]outcome, 3*maxLookups)
 		for i := range os {
-			os[i].ask(r, fmt.Sprintf("n%d.example", i))
+			os[i].askFor(&u, r, fmt.Sprintf("n%d.example", i))
 		}
+		synctest.Wait()
+		r.mu.Lock()
+		if len(r.running) != maxLookups || u.waiting != len(os) {
+			t.Errorf("%d look-ups at once, want %d; %d wait", len(r.running), maxLookups, u.waiting)
+		}
+		r.mu.Unlock()
 		time.Sleep(resolveTimeout)
 		synctest.Wait()
 		for i := range os {
@@ -154,47 +159,28 @@ func TestALookupThatHangsFailsInTimeAndHoldsUpOnlySoMany(t *testing.T) {
 				t.Fatalf("question %d: %v, %d calls", i, err, calls)
 			}
 		}
-		if most.Load() != maxLookups {
-			t.Errorf("%d look-ups at once, want %d", most.Load(), maxLookups)
-		}
-		if r.running != 0 || r.waiters != 0 || r.queue != nil {
-			t.Errorf("left: %d running, %d waiting, %d in line", r.running, r.waiters, len(r.queue))
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if len(r.running) != 0 || len(r.lines) != 0 || u.waiting != 0 || u.running != 0 || u.line != nil {
+			t.Errorf("left: %d running, %d lines, %+v", len(r.running), len(r.lines), u)
 		}
 	})
 }
 
-func TestTheResolverIsBounded(t *testing.T) {
+func TestResolverIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		block := make(chan struct{})
-		r := newResolver(func(context.Context, string) ([]netip.Addr, error) {
-			<-block
-			return addrs("8.8.8.8"), nil
-		}, everyRoute)
+		r := newResolver(func(context.Context, string) ([]netip.Addr, error) { return addrs("8.8.8.8"), nil }, everyRoute)
 		defer r.close()
-		refused := 0
-		for i := range maxAnswers + 10 {
-			if _, done, err := r.resolve(fmt.Sprintf("n%d.example", i), func([]netip.Addr, error) {}); done && errors.Is(err, errBusy) {
-				refused++
-			}
-		}
-		if refused != 10 || len(r.answers) != maxAnswers {
-			t.Errorf("%d refused, %d kept; want 10 and %d", refused, len(r.answers), maxAnswers)
-		}
-		for range 2 * maxWaiters {
-			r.resolve("n1.example", func([]netip.Addr, error) {})
-		}
-		if r.waiters != maxWaiters {
-			t.Errorf("%d wait, want %d", r.waiters, maxWaiters)
-		}
-		close(block)
-		synctest.Wait()
-		for i := range 100 {
+		for i := range maxAnswers + 100 {
 			var o outcome
-			o.ask(r, fmt.Sprintf("m%d.example", i))
+			o.ask(r, fmt.Sprintf("n%d.example", i))
 			synctest.Wait()
-			if _, _, err := o.get(); err != nil || len(r.answers) != maxAnswers {
-				t.Fatalf("a full cache: %v with %d kept", err, len(r.answers))
+			if _, calls, err := o.get(); err != nil || calls != 1 {
+				t.Fatalf("question %d: %v, %d calls", i, err, calls)
 			}
+		}
+		if len(r.answers) != maxAnswers || r.kept != maxAnswers {
+			t.Errorf("%d answers kept, %d counted, want %d", len(r.answers), r.kept, maxAnswers)
 		}
 	})
 }
@@ -205,9 +191,10 @@ func TestClosingFailsWhatIsPending(t *testing.T) {
 			<-ctx.Done()
 			return nil, ctx.Err()
 		}, everyRoute)
+		var u asker
 		os := make([]outcome, 2*maxLookups)
 		for i := range os {
-			os[i].ask(r, fmt.Sprintf("n%d.example", i))
+			os[i].askFor(&u, r, fmt.Sprintf("n%d.example", i))
 		}
 		r.close()
 		for i := range os {

@@ -109,7 +109,7 @@ func (u *UserExit) lookupName(ctx context.Context, name string) ([]netip.Addr, e
 		err   error
 	}
 	c := make(chan result, 1) // the resolver answers even if we have left
-	addrs, done, err := u.resolve(name, func(addrs []netip.Addr, err error) { c <- result{addrs, err} })
+	addrs, done, err := u.resolve(name, keepAnswer, func(addrs []netip.Addr, err error) { c <- result{addrs, err} })
 	if done {
 		return addrs, err
 	}

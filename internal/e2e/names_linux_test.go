@@ -1,0 +1,217 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+
+	"wmproxy/internal/netlab"
+	"wmproxy/socks"
+)
+
+// namesLab is a machine by itself, with a DNS server of the test's own.
+type namesLab struct {
+	*netlab.Host
+
+	t    *testing.T
+	conf string // its resolv.conf
+}
+
+// answers returns the addresses of a name, or reports that the DNS server is silent.
+type answers func(name string) (addrs []netip.Addr, silent bool)
+
+// startNamesLab makes the machine, or skips the test.
+func startNamesLab(t *testing.T, answer answers) *namesLab {
+	t.Helper()
+	l := &namesLab{Host: newNet(t, netlab.Config{}).Targets, t: t, conf: filepath.Join(t.TempDir(), "resolv.conf")}
+	if err := os.WriteFile(l.conf, []byte("nameserver 127.0.0.1\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	var conn net.PacketConn
+	l.in(func() { conn = listenUDP(t, "127.0.0.1:53") })
+	started := make(chan struct{})
+	server := &dns.Server{PacketConn: conn, Handler: answer, NotifyStartedFunc: func() { close(started) }}
+	ended := make(chan error, 1)
+	go func() { ended <- server.ActivateAndServe() }()
+	<-started
+	t.Cleanup(func() {
+		_ = server.Shutdown()
+		<-ended
+	})
+	return l
+}
+
+// ServeDNS answers a query for the addresses of one family.
+func (a answers) ServeDNS(w dns.ResponseWriter, query *dns.Msg) {
+	q := query.Question[0]
+	addrs, silent := a(strings.TrimSuffix(strings.ToLower(q.Name), "."))
+	if silent {
+		return
+	}
+	reply := new(dns.Msg).SetReply(query)
+	if addrs == nil {
+		reply.Rcode = dns.RcodeNameError
+	}
+	for _, ip := range addrs {
+		header := dns.RR_Header{Name: q.Name, Rrtype: q.Qtype, Class: dns.ClassINET}
+		switch {
+		case q.Qtype == dns.TypeA && ip.Is4():
+			reply.Answer = append(reply.Answer, &dns.A{Hdr: header, A: ip.AsSlice()})
+		case q.Qtype == dns.TypeAAAA && ip.Is6():
+			reply.Answer = append(reply.Answer, &dns.AAAA{Hdr: header, AAAA: ip.AsSlice()})
+		}
+	}
+	_ = w.WriteMsg(reply)
+}
+
+// in runs f as on the machine.
+func (l *namesLab) in(f func()) {
+	l.t.Helper()
+	if err := l.In(func() error { f(); return nil }); err != nil {
+		l.t.Fatal(err)
+	}
+}
+
+// launch starts wmproxy on the machine. In its sight of the file system the machine's resolv.conf
+// is that of the system.
+func (l *namesLab) launch(args ...string) (p *process) {
+	l.t.Helper()
+	const script = `mount --bind "$0" /etc/resolv.conf && exec "$@"`
+	cmd := exec.Command("/bin/sh", slices.Concat([]string{"-c", script, l.conf, program}, args)...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
+	l.in(func() { p = launchCommand(l.t, nil, cmd, args) })
+	return p
+}
+
+// startServer starts a server with a user for each name and returns their links.
+func (l *namesLab) startServer(users ...string) (links []string) {
+	l.t.Helper()
+	args := slices.Concat([]string{
+		"server", "--listen", "127.0.0.1:8090", "--state-dir", filepath.Join(l.t.TempDir(), "server"),
+	}, loopbackAllowed)
+	for _, user := range users {
+		args = append(args, "--token", user+":secret-of-"+user)
+	}
+	parsed := parsed(l.t, serverBehind(l.t, l.launch(args...)))
+	for _, user := range users {
+		of := parsed
+		of.Name, of.Secret = user, "secret-of-"+user
+		links = append(links, of.String())
+	}
+	return links
+}
+
+// startEntrance starts a client, or a proxy if there is no link.
+func (l *namesLab) startEntrance(port int, link string) *namedEntrance {
+	l.t.Helper()
+	addr := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), uint16(port))
+	args := append([]string{"proxy", "--bind", addr.String()}, loopbackAllowed...)
+	if link != "" {
+		args = []string{"client", "--listen", addr.String(), link}
+	}
+	p := &socksProcess{process: l.launch(withState(l.t, args)...), Addr: addr}
+	p.WaitLog("listening", message("SOCKS5 is listening"))
+	if link != "" {
+		p.waitUp()
+	}
+	return &namedEntrance{p, l}
+}
+
+// namedEntrance is a SOCKS5 entrance on the machine.
+type namedEntrance struct {
+	*socksProcess
+	lab *namesLab
+}
+
+func (e *namedEntrance) associate() (conn *socks.PacketConn) {
+	e.t.Helper()
+	e.lab.in(func() { conn = associate(e.t, e.Socks()) })
+	return conn
+}
+
+// connects returns how long a stream to an echo takes to open and to carry something.
+func (e *namedEntrance) connects(echo socks.Addr) time.Duration {
+	e.t.Helper()
+	ctx, cancel := context.WithTimeout(e.t.Context(), patience)
+	defer cancel()
+	began := time.Now()
+	if err := e.lab.In(func() error { return connectOnce(ctx, e.Socks(), echo, func() {}) }); err != nil {
+		e.t.Fatalf("CONNECT to %v: %v", echo, err)
+	}
+	return time.Since(began)
+}
+
+// floodNames sends to as many names as one user may have looked up at a time, and a
+// flow may have.
+func (e *namedEntrance) floodNames(zone string) {
+	e.t.Helper()
+	const associations, names = 4, 64
+	for i := range associations {
+		conn := e.associate()
+		for k := range names {
+			writeTo(e.t, conn, []byte("x"), socks.Addr{Name: fmt.Sprintf("n%d-%d.%s", i, k, zone), Port: 9})
+		}
+	}
+}
+
+// A user who asks for 256 names of a silent zone held every look-up up for 4.8 s.
+func TestInTheLabSilentZoneDelaysOnlyItsUser(t *testing.T) {
+	t.Parallel()
+	// A turn of the resolver is half a second; the rest is for a busy machine.
+	const bound = 2 * time.Second
+	asked := make(chan struct{}, 10_000)
+	l := startNamesLab(t, func(name string) ([]netip.Addr, bool) {
+		if strings.HasSuffix(name, "silent.test") {
+			asked <- struct{}{}
+			return nil, true
+		}
+		return []netip.Addr{netip.MustParseAddr("127.0.0.1")}, false
+	})
+	var echo socks.Addr
+	l.in(func() { echo = startEchoAt(t, "127.0.0.1:7") })
+	links := l.startServer("greedy", "honest")
+	greedy, honest := l.startEntrance(1081, links[0]), l.startEntrance(1082, links[1])
+	proxy := l.startEntrance(1083, "")
+	names := 0
+	fresh := func() socks.Addr { // a name that nothing remembers
+		names++
+		return socks.Addr{Name: fmt.Sprintf("fresh%d.test", names), Port: echo.Port}
+	}
+	measure := func(what string, e *namedEntrance) {
+		t.Helper()
+		conn := e.associate()
+		for range 5 {
+			tcp := e.connects(fresh())
+			began := time.Now()
+			writeTo(t, conn, []byte("udp"), fresh())
+			read(t, conn)
+			udp := time.Since(began)
+			t.Logf("%s: CONNECT by name %v, UDP by name %v", what, tcp.Round(time.Millisecond/10), udp.Round(time.Millisecond/10))
+			if tcp > bound || udp > bound {
+				t.Errorf("%s: CONNECT by name %v, UDP by name %v, want %v at most", what, tcp, udp, bound)
+			}
+		}
+	}
+	measure("before", honest)
+	for _, flooder := range []*namedEntrance{greedy, proxy} {
+		flooder.floodNames("silent.test")
+		for range 100 {
+			<-asked // the slots are taken
+		}
+	}
+	measure("beside a user whose zone is silent", honest)
+	greedy.floodNames("also.silent.test")
+	measure("that user", greedy)
+	measure("the proxy's one user", proxy)
+}

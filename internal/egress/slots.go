@@ -1,0 +1,211 @@
+package egress
+
+import (
+	"context"
+	"slices"
+	"time"
+)
+
+const (
+	maxLookups = 64 // under way at once, of all users
+
+	// lookupTurn is how long a look-up keeps its slot while others of its user wait.
+	// A name that takes longer is asked for again in its next turn; the DNS server
+	// mostly has the answer by then.
+	lookupTurn = 500 * time.Millisecond
+)
+
+// asker is one user's part of the resolver, guarded by resolver.mu. Names of a silent
+// zone take five seconds each, so that a user who asks for many would hold every slot.
+// A user with fewer slots than another therefore takes one away from it, and within one
+// user a look-up that has had its turn makes way. The latest question is served first:
+// a flood then delays nothing but itself.
+type asker struct {
+	line    []*answer // names that wait for a slot; the last one is next
+	running int       // slots taken
+	waiting int       // callbacks, at most maxUserLookups
+}
+
+// lookup is one name that has a slot.
+type lookup struct {
+	answer *answer
+	began  time.Time
+	cancel context.CancelFunc
+	turn   *time.Timer
+}
+
+// enter puts a at the front of u's line and begins its time.
+func (r *resolver) enter(u *asker, a *answer) {
+	if a.expiry != nil {
+		a.expiry.Stop()
+	}
+	now := time.Now()
+	a.asker, a.until = u, now.Add(resolveTimeout)
+	if a.latest.Before(a.until) {
+		a.until = a.latest
+	}
+	a.expiry = time.AfterFunc(a.until.Sub(now), func() { r.expire(a) })
+	r.putInLine(a, len(u.line))
+	r.fillSlots()
+}
+
+// putInLine inserts a into the line of its user.
+func (r *resolver) putInLine(a *answer, at int) {
+	u := a.asker
+	if len(u.line) == 0 {
+		r.lines = append(r.lines, u)
+	}
+	u.line = slices.Insert(u.line, at, a)
+}
+
+// leaveLine takes a out of the line that it is in.
+func (r *resolver) leaveLine(a *answer) {
+	u := a.asker
+	at := slices.Index(u.line, a)
+	u.line = slices.Delete(u.line, at, at+1)
+	if len(u.line) == 0 {
+		u.line = nil
+		at = slices.Index(r.lines, u)
+		r.lines = slices.Delete(r.lines, at, at+1)
+	}
+}
+
+// expire fails a if its time is over before it got a slot (again).
+func (r *resolver) expire(a *answer) {
+	r.mu.Lock()
+	if r.closed || !a.pending || a.lookup != nil || time.Now().Before(a.until) {
+		r.mu.Unlock()
+		return
+	}
+	r.leaveLine(a)
+	waiting := r.settle(a, nil, context.DeadlineExceeded, false)
+	r.wg.Add(1)
+	r.mu.Unlock()
+	tell(waiting, nil, context.DeadlineExceeded)
+	r.wg.Done()
+}
+
+// shed fails the name that has been longest in u's line, if nobody else waits for
+// it, and reports whether it made room for a callback. The callbacks come from another
+// goroutine, since the caller of resolve may have locks that they take.
+func (r *resolver) shed(u *asker) bool {
+	for _, a := range u.line {
+		if slices.ContainsFunc(a.waiting, func(w waiter) bool { return w.asker != u }) {
+			continue
+		}
+		r.leaveLine(a)
+		waiting := r.settle(a, nil, errBusy, false)
+		r.wg.Go(func() { tell(waiting, nil, errBusy) })
+		return true
+	}
+	return false
+}
+
+// fillSlots starts look-ups until no slot is left that a name in line may have.
+func (r *resolver) fillSlots() {
+	for now := time.Now(); ; {
+		u := r.next(now)
+		if u == nil {
+			return
+		}
+		a := u.line[len(u.line)-1]
+		r.leaveLine(a)
+		r.letOthersFirst(u)
+		r.start(a)
+	}
+}
+
+// letOthersFirst puts u's line behind those of users with as many slots.
+func (r *resolver) letOthersFirst(u *asker) {
+	if at := slices.Index(r.lines, u); at >= 0 {
+		r.lines = append(slices.Delete(r.lines, at, at+1), u)
+	}
+}
+
+// next returns the user in line whose name gets a slot now, and frees the slot: one of
+// the user with most slots, for the user with the fewest, until they differ by one; then that of a
+// look-up that has had its turn, for a user with fewer slots or the same user.
+func (r *resolver) next(now time.Time) *asker {
+	if len(r.lines) == 0 {
+		return nil
+	}
+	fewest := slices.MinFunc(r.lines, func(a, b *asker) int { return a.running - b.running })
+	if len(r.running) < maxLookups {
+		return fewest
+	}
+	most := slices.MaxFunc(r.running, func(a, b *lookup) int { return a.answer.asker.running - b.answer.asker.running })
+	if most.answer.asker.running > fewest.running+1 {
+		r.stop(most) // the oldest of that user
+		return fewest
+	}
+	for _, l := range r.running {
+		owner := l.answer.asker
+		u := owner
+		if fewest.running < owner.running {
+			u = fewest
+		}
+		if len(u.line) > 0 && now.Sub(l.began) >= lookupTurn {
+			r.stop(l)
+			r.letOthersFirst(owner)
+			return u
+		}
+	}
+	return nil
+}
+
+// start gives a slot to a.
+func (r *resolver) start(a *answer) {
+	ctx, cancel := context.WithDeadline(r.ctx, a.until)
+	l := &lookup{answer: a, began: time.Now(), cancel: cancel}
+	l.turn = time.AfterFunc(lookupTurn, func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if !r.closed {
+			r.fillSlots()
+		}
+	})
+	a.lookup = l
+	a.asker.running++
+	r.running = append(r.running, l)
+	r.wg.Go(func() { r.run(ctx, l) })
+}
+
+// free takes the slot from l.
+func (r *resolver) free(l *lookup) {
+	l.cancel()
+	l.turn.Stop()
+	l.answer.lookup = nil
+	l.answer.asker.running--
+	at := slices.Index(r.running, l)
+	r.running = slices.Delete(r.running, at, at+1)
+}
+
+// stop takes the slot from l and puts its name at the end of the line of the
+// user with the fewest slots that waits for it.
+func (r *resolver) stop(l *lookup) {
+	r.free(l)
+	a := l.answer
+	for _, w := range a.waiting {
+		if w.asker.running < a.asker.running {
+			a.asker = w.asker
+		}
+	}
+	a.expiry.Reset(time.Until(a.until))
+	r.putInLine(a, 0)
+}
+
+// run looks up the name of l.
+func (r *resolver) run(ctx context.Context, l *lookup) {
+	addrs, err := r.ask(ctx, l.answer.name)
+	// A look-up whose time was over when it had hardly begun tells nothing.
+	keep := err == nil || ctx.Err() == nil || time.Since(l.began) >= lookupTurn
+	r.mu.Lock()
+	var waiting []waiter
+	if l.answer.lookup == l { // it was not stopped
+		r.free(l)
+		waiting = r.settle(l.answer, addrs, err, keep)
+		r.fillSlots()
+	}
+	r.mu.Unlock()
+	tell(waiting, addrs, err)
+}
