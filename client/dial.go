@@ -9,41 +9,33 @@ import (
 	"net/netip"
 
 	"wmproxy/certs"
+	"wmproxy/internal/eyeballs"
 	"wmproxy/internal/udpio"
 	"wmproxy/tunnel"
 )
 
-// maxAddrs bounds the addresses of the server's name that are tried in one go.
-const maxAddrs = 8
-
-// dial resolves the server's name anew and tries its addresses in turn. It
-// returns the first connection, or what went wrong with each.
+// dial resolves the server's name anew and dials its addresses, a new one beside the
+// others while none has answered. It returns the first connection, or what went wrong with
+// each.
 func (u *upstream) dial(ctx context.Context, kind tunnel.Kind) (tunnel.Pending, error) {
 	addrs, err := u.resolve(ctx)
 	if err != nil {
 		return nil, err
 	}
 	tlsConf := certs.ClientConfig(u.link.Pin, u.link.Host, tunnel.ALPN)
-	var errs []error
-	for _, addr := range addrs {
+	p, errs := eyeballs.Dial(ctx, addrs, func(ctx context.Context, addr netip.Addr) (tunnel.Pending, error) {
+		ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+		defer cancel()
 		target := netip.AddrPortFrom(addr, u.link.Port)
-		attempt, cancel := context.WithTimeout(ctx, dialTimeout)
-		var p tunnel.Pending
 		if kind == tunnel.KindQUIC {
-			p, err = u.dialQUIC(attempt, target, tlsConf)
-		} else {
-			p, err = tunnel.DialYamux(attempt, net.TCPAddrFromAddrPort(target), tlsConf, u.dead)
+			return u.dialQUIC(ctx, target, tlsConf)
 		}
-		cancel()
-		if err == nil {
-			return p, nil
-		}
-		errs = append(errs, err)
-		if ctx.Err() != nil {
-			break
-		}
+		return tunnel.DialYamux(ctx, net.TCPAddrFromAddrPort(target), tlsConf, u.dead)
+	}, func(p tunnel.Pending) { p.Close(tunnel.CodeReplaced, "another address of the server answered first") })
+	if p == nil {
+		return nil, errors.Join(errs...)
 	}
-	return nil, errors.Join(errs...)
+	return p, nil
 }
 
 // dialQUIC opens a socket of the target's family that reads and writes in batches.
@@ -72,5 +64,5 @@ func (u *upstream) resolve(ctx context.Context) ([]netip.Addr, error) {
 	for i := range addrs {
 		addrs[i] = addrs[i].Unmap()
 	}
-	return addrs[:min(len(addrs), maxAddrs)], nil
+	return eyeballs.Order(addrs), nil
 }

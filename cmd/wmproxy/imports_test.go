@@ -21,12 +21,12 @@ var mayImport = map[string][]string{
 		"internal/link", "internal/state", "internal/status", "internal/egress", "internal/udpio", "internal/cputime", "internal/loglimit", "socks",
 	},
 
-	"client":              {"internal/ingress", "internal/link", "internal/state", "internal/status", "internal/udpio", "socks", "tunnel", "certs"},
+	"client":              {"internal/eyeballs", "internal/ingress", "internal/link", "internal/state", "internal/status", "internal/udpio", "socks", "tunnel", "certs"},
 	"server":              {"internal/egress", "internal/admit", "internal/link", "internal/state", "internal/status", "internal/udpio", "tunnel", "certs"},
 	"internal/standalone": {"internal/ingress", "internal/egress", "internal/state", "internal/status", "socks", "tunnel"},
 
 	"internal/ingress": {"internal/relay", "internal/status", "internal/udpio", "socks", "tunnel"},
-	"internal/egress":  {"internal/relay", "internal/status", "internal/udpio", "socks", "tunnel"},
+	"internal/egress":  {"internal/eyeballs", "internal/relay", "internal/status", "internal/udpio", "socks", "tunnel"},
 	"internal/relay":   {"internal/udpio", "tunnel"},
 	"internal/status":  {"tunnel"}, // for the structs of a snapshot
 
@@ -37,6 +37,7 @@ var mayImport = map[string][]string{
 
 	"internal/cputime":  {},
 	"internal/loglimit": {},
+	"internal/eyeballs": {},
 
 	"internal/link":  {"certs"},
 	"internal/state": {},

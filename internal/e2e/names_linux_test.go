@@ -113,12 +113,12 @@ func (l *namesLab) startServer(users ...string) (links []string) {
 }
 
 // startEntrance starts a client, or a proxy if there is no link.
-func (l *namesLab) startEntrance(port int, link string) *namedEntrance {
+func (l *namesLab) startEntrance(port int, link string, more ...string) *namedEntrance {
 	l.t.Helper()
 	addr := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), uint16(port))
 	args := append([]string{"proxy", "--bind", addr.String()}, loopbackAllowed...)
 	if link != "" {
-		args = []string{"client", "--listen", addr.String(), link}
+		args = slices.Concat([]string{"client", "--listen", addr.String()}, more, []string{link})
 	}
 	p := &socksProcess{process: l.launch(withState(l.t, args)...), Addr: addr}
 	p.WaitLog("listening", message("SOCKS5 is listening"))
@@ -214,4 +214,63 @@ func TestInTheLabSilentZoneDelaysOnlyItsUser(t *testing.T) {
 	greedy.floodNames("also.silent.test")
 	measure("that user", greedy)
 	measure("the proxy's one user", proxy)
+}
+
+// deafRules make two of the machine's addresses take everything and answer nothing.
+const deafRules = `table inet deaf {
+	chain input {
+		type filter hook input priority filter;
+		ip daddr ` + deaf4 + ` drop
+		ip6 daddr ` + deaf6 + ` drop
+	}
+}
+`
+
+const (
+	deaf4 = "127.0.0.66"
+	deaf6 = "2001:db8::66"
+)
+
+// makeDeaf gives the machine addresses that do not answer.
+func (l *namesLab) makeDeaf() {
+	l.t.Helper()
+	l.Run("", "ip", "-6", "addr", "add", deaf6+"/128", "dev", "lo")
+	l.Run(deafRules, "nft", "-f", "-")
+}
+
+func TestInTheLabDeafAddressCostsAQuarterOfASecond(t *testing.T) {
+	t.Parallel()
+	// 250 ms, and the rest for a busy machine; it was five seconds.
+	const bound = 2 * time.Second
+	local := netip.MustParseAddr("127.0.0.1")
+	zone := map[string][]netip.Addr{
+		"four.test": {netip.MustParseAddr(deaf4), local},
+		"six.test":  {netip.MustParseAddr(deaf6), local},
+	}
+	l := startNamesLab(t, func(name string) ([]netip.Addr, bool) { return zone[name], false })
+	l.makeDeaf()
+	var echo socks.Addr
+	l.in(func() { echo = startEchoAt(t, "127.0.0.1:7") })
+	link := l.startServer("ann")[0]
+	entries := []*namedEntrance{l.startEntrance(1081, link), l.startEntrance(1082, "")}
+	for _, e := range entries {
+		took := e.connects(socks.Addr{Name: "four.test", Port: echo.Port})
+		t.Logf("%s: CONNECT whose first address is deaf: %v", e.name, took.Round(time.Millisecond))
+		if took > bound {
+			t.Errorf("%s: CONNECT took %v, want %v at most", e.name, took, bound)
+		}
+	}
+	for i, host := range []string{"four.test", "six.test"} {
+		for k, transport := range []string{overQUIC, overYamux} {
+			named := strings.Replace(link, "127.0.0.1:", host+":", 1)
+			began := time.Now()
+			c := l.startEntrance(1090+2*i+k, named, "--transport", transport)
+			took := time.Since(began)
+			t.Logf("%s to %s: up after %v", transport, host, took.Round(time.Millisecond))
+			if took > bound+time.Second {
+				t.Errorf("%s to %s: up after %v, want %v at most", transport, host, took, bound)
+			}
+			c.Stop()
+		}
+	}
 }

@@ -15,10 +15,6 @@ import (
 	"wmproxy/tunnel"
 )
 
-// minDial is the least time one address of a name is given while others wait
-// their turn, if there is that much.
-const minDial = 2 * time.Second
-
 // keepAlive finds targets that have gone without a word, in about two minutes.
 var keepAlive = net.KeepAliveConfig{Enable: true, Idle: time.Minute, Interval: 15 * time.Second, Count: 4}
 
@@ -119,50 +115,6 @@ func (u *UserExit) lookupName(ctx context.Context, name string) ([]netip.Addr, e
 	case <-ctx.Done():
 		return nil, fmt.Errorf("resolve: %w", ctx.Err())
 	}
-}
-
-// dialAny dials the candidates in turn. What it dials is the very address the
-// policy has passed, so a name that changes in between gains nothing. The error is that of
-// the first candidate that was dialled; errPolicy only if none was.
-func (u *UserExit) dialAny(ctx context.Context, candidates []netip.Addr, port uint16) (*net.TCPConn, error) {
-	var first error
-	for i, ip := range candidates {
-		to := netip.AddrPortFrom(ip, port)
-		if !u.exits.policy.permits(to) {
-			continue
-		}
-		conn, err := dial(ctx, to, len(candidates)-i)
-		if err == nil {
-			return conn, nil
-		}
-		if first == nil {
-			first = err
-		}
-		if ctx.Err() != nil {
-			break
-		}
-	}
-	if first == nil {
-		return nil, errPolicy
-	}
-	return nil, first
-}
-
-// dial connects to one address, with a fair part of ctx's time for the
-// candidates that are left, itself included.
-func dial(ctx context.Context, to netip.AddrPort, left int) (*net.TCPConn, error) {
-	if end, ok := ctx.Deadline(); ok {
-		share := max(time.Until(end)/time.Duration(left), minDial)
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, share)
-		defer cancel()
-	}
-	d := net.Dialer{KeepAliveConfig: keepAlive} // TCP_NODELAY is Go's default
-	conn, err := d.DialTCP(ctx, "tcp", netip.AddrPort{}, to)
-	if err != nil {
-		return nil, fmt.Errorf("dial: %w", err)
-	}
-	return conn, nil
 }
 
 // replyCode is the SOCKS5 reply (RFC 1928 section 6) that tells err. A time-out is "TTL

@@ -252,14 +252,16 @@ func TestErrorsOfTheSystemHaveTheirCodes(t *testing.T) {
 	}
 }
 
-// A listener whose backlog is full does not answer.
-func TestATargetThatDoesNotAnswerTimesOut(t *testing.T) {
+// deaf returns a TCP address that does not answer: the backlog of its listener is full.
+func deaf(t *testing.T, ip string, port uint16) netip.AddrPort {
+	t.Helper()
 	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM, 0)
 	if err != nil {
 		t.Skip(err)
 	}
-	defer syscall.Close(fd)
-	if err := syscall.Bind(fd, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+	t.Cleanup(func() { syscall.Close(fd) })
+	addr := netip.MustParseAddr(ip)
+	if err := syscall.Bind(fd, &syscall.SockaddrInet4{Addr: addr.As4(), Port: int(port)}); err != nil {
 		t.Fatal(err)
 	}
 	if err := syscall.Listen(fd, 0); err != nil {
@@ -269,14 +271,19 @@ func TestATargetThatDoesNotAnswerTimesOut(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	at := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), uint16(sa.(*syscall.SockaddrInet4).Port))
+	at := netip.AddrPortFrom(addr, uint16(sa.(*syscall.SockaddrInet4).Port))
 	for range 4 { // fill the backlog
 		c, err := net.DialTimeout("tcp", at.String(), 50*time.Millisecond)
 		if err != nil {
 			break
 		}
-		defer c.Close()
+		t.Cleanup(func() { c.Close() })
 	}
+	return at
+}
+
+func TestATargetThatDoesNotAnswerTimesOut(t *testing.T) {
+	at := deaf(t, "127.0.0.1", 0)
 	a := ask()
 	done := serve(t, t.Context(), newExits(t, Config{DialTimeout: 50 * time.Millisecond}), to(at, ""), a)
 	if code := receive(t, a.refused); code != socks.ReplyTTLExpired {

@@ -1,0 +1,107 @@
+package egress
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"syscall"
+	"time"
+
+	"wmproxy/internal/eyeballs"
+)
+
+// dialAny dials the candidates, a new one beside the others while none has answered. What
+// it dials is the very address the policy has passed, so a name that changes in between
+// gains nothing. The error is errPolicy only if the policy passes none.
+func (u *UserExit) dialAny(ctx context.Context, candidates []netip.Addr, port uint16) (*net.TCPConn, error) {
+	var allowed []netip.Addr
+	for _, ip := range candidates {
+		if u.exits.policy.permits(netip.AddrPortFrom(ip, port)) {
+			allowed = append(allowed, ip)
+		}
+	}
+	if len(allowed) == 0 {
+		return nil, errPolicy
+	}
+	s := sockets{user: u, own: make(chan struct{}, 1)}
+	s.own <- struct{}{}
+	conn, errs := eyeballs.Dial(ctx, eyeballs.Order(allowed), func(ctx context.Context, ip netip.Addr) (*net.TCPConn, error) {
+		release, err := s.take(ctx)
+		if err != nil {
+			return nil, err
+		}
+		defer release()
+		return dial(ctx, netip.AddrPortFrom(ip, port))
+	}, func(conn *net.TCPConn) { conn.Close() })
+	if conn == nil {
+		return nil, mostTelling(errs)
+	}
+	return conn, nil
+}
+
+// dial connects to one address.
+func dial(ctx context.Context, to netip.AddrPort) (*net.TCPConn, error) {
+	d := net.Dialer{KeepAliveConfig: keepAlive} // TCP_NODELAY is Go's default
+	conn, err := d.DialTCP(ctx, "tcp", netip.AddrPort{}, to)
+	if err != nil {
+		return nil, fmt.Errorf("dial: %w", err)
+	}
+	return conn, nil
+}
+
+// mostTelling returns the error to tell the client: that of a host that answered,
+// otherwise that of the first address.
+func mostTelling(errs []error) error {
+	for _, err := range errs {
+		if errors.Is(err, syscall.ECONNREFUSED) {
+			return err
+		}
+	}
+	return errs[0]
+}
+
+// sockets counts the attempts of one stream. One has the stream's own place among the
+// user's streams; each beside it has another, so that names of many dead addresses do
+// not take more descriptors than the limits allow.
+type sockets struct {
+	user *UserExit
+	own  chan struct{} // holds a value while no attempt has the stream's own place
+}
+
+// take waits until there is a place for an attempt.
+func (s *sockets) take(ctx context.Context) (release func(), err error) {
+	for {
+		select {
+		case <-s.own:
+			return func() { s.own <- struct{}{} }, nil
+		default:
+		}
+		if s.user.enterBeside() {
+			return func() { s.user.exits.leaveStream(s.user) }, nil
+		}
+		select {
+		case <-s.own:
+			return func() { s.own <- struct{}{} }, nil
+		case <-ctx.Done():
+			return nil, fmt.Errorf("dial: %w", ctx.Err())
+		case <-time.After(eyeballs.Delay):
+		}
+	}
+}
+
+// enterBeside counts one more stream in if there is room at once. The caller counts as
+// a stream itself.
+func (u *UserExit) enterBeside() bool {
+	e := u.exits
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed || e.streams >= e.cfg.MaxStreams || u.streams >= e.cfg.MaxUserStreams || e.fullLocked() {
+		return false
+	}
+	e.streams++
+	u.streams++
+	e.wg.Add(1)
+	return true
+}
