@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -10,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -17,6 +19,7 @@ import (
 	"github.com/miekg/dns"
 
 	"wmproxy/internal/netlab"
+	"wmproxy/internal/probe"
 	"wmproxy/socks"
 )
 
@@ -272,5 +275,60 @@ func TestInTheLabDeafAddressCostsAQuarterOfASecond(t *testing.T) {
 			}
 			c.Stop()
 		}
+	}
+}
+
+// answersAfter sends datagrams to an echo, two a second, and returns after how long the
+// first one comes back.
+func answersAfter(t *testing.T, conn *socks.PacketConn, echo socks.Addr, bound time.Duration) time.Duration {
+	t.Helper()
+	const pace = 500 * time.Millisecond
+	pinger := probe.NewPinger(conn, echo)
+	for began := time.Now(); ; {
+		_, err := pinger.Ping(100, pace)
+		took := time.Since(began)
+		switch {
+		case err == nil:
+			return took
+		case !errors.Is(err, probe.ErrNoReply):
+			t.Fatal(err)
+		case took > bound:
+			t.Fatalf("nothing from %v after %v", echo, took)
+		}
+	}
+}
+
+func TestInTheLabDatagramsLeaveDeafAddress(t *testing.T) {
+	t.Parallel()
+	local := netip.MustParseAddr("127.0.0.1")
+	var moved atomic.Bool
+	l := startNamesLab(t, func(name string) ([]netip.Addr, bool) {
+		switch {
+		case name == "two.test":
+			return []netip.Addr{netip.MustParseAddr(deaf4), local}, false
+		case name == "moving.test" && moved.Load():
+			return []netip.Addr{local}, false
+		}
+		return []netip.Addr{netip.MustParseAddr(deaf4)}, false
+	})
+	l.makeDeaf()
+	var echo socks.Addr
+	l.in(func() { echo = startEchoAt(t, "127.0.0.1:7") })
+	e := l.startEntrance(1081, l.startServer("ann")[0])
+
+	took := answersAfter(t, e.associate(), socks.Addr{Name: "two.test", Port: echo.Port}, patience)
+	t.Logf("the first of two addresses is deaf: an answer after %v", took.Round(time.Millisecond))
+	if took > 6*time.Second {
+		t.Errorf("an answer after %v, want about 3s", took)
+	}
+
+	conn := e.associate()
+	writeTo(t, conn, []byte("x"), socks.Addr{Name: "moving.test", Port: echo.Port})
+	during(time.Second) // the flow has the name's first address
+	moved.Store(true)
+	took = answersAfter(t, conn, socks.Addr{Name: "moving.test", Port: echo.Port}, 2*time.Minute)
+	t.Logf("the name has moved from a deaf address: an answer after %v", took.Round(time.Millisecond))
+	if took > 40*time.Second {
+		t.Errorf("an answer after %v, want about 30s", took)
 	}
 }

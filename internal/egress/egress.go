@@ -134,6 +134,7 @@ type Exits struct {
 	cfg      Config
 	policy   *policy
 	resolver *resolver
+	now      func() time.Time // for the silence of addresses; tests have their own
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
@@ -165,6 +166,7 @@ func New(cfg Config) *Exits {
 		cfg:      cfg,
 		policy:   newPolicy(cfg.Allow, cfg.Closed),
 		resolver: newResolver(cfg.Resolve, hasRoute),
+		now:      time.Now,
 		users:    make(map[string]*UserExit),
 		flows:    make(map[*flow]struct{}),
 	}

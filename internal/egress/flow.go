@@ -43,6 +43,8 @@ type flow struct {
 	up   lastVerdict // of destinations; belongs to Receive
 	down lastVerdict // of sources; belongs to the socket's reader
 
+	usesNames atomic.Bool // the client has used a name, not only addresses
+
 	mu    sync.Mutex
 	names *nameTable // nil until the client uses a name
 	peers peerTable  // whom the flow has sent to; nil if everyone may answer
@@ -326,6 +328,7 @@ func (f *flow) reply(b *batch, ms []udpio.Message) {
 		}
 		if head == nil || ms[i].Addr != from {
 			from = ms[i].Addr
+			f.noteHeard(from.Addr())
 			start := len(heads)
 			heads = socks.AppendAddrPort(heads, from)
 			head = heads[start:]

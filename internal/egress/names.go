@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"wmproxy/internal/eyeballs"
 	"wmproxy/internal/udpio"
 	"wmproxy/socks"
 )
@@ -17,8 +18,8 @@ const (
 	maxHeldTotal = 16 << 20  // payload of all that wait, over all flows
 )
 
-// nameTable is the names a flow has sent to. A name keeps its address for the
-// flow's life: a peer must not move to another host in mid-conversation.
+// nameTable is the names a flow has sent to. A name keeps its address while that
+// answers: a peer must not move to another host in mid-conversation.
 type nameTable struct {
 	byName    map[string]*destName
 	heldCount int
@@ -29,6 +30,7 @@ type destName struct {
 	ip      netip.Addr // invalid while the resolver is at it
 	used    uint32     // tick of the last datagram
 	waiting []heldDatagram
+	silence silence
 }
 
 // heldDatagram is one that waits for its name. It waits no longer than the resolver takes.
@@ -61,6 +63,9 @@ func (f *flow) named(name []byte, port uint16, payload []byte) (netip.Addr, bool
 		f.hold(n, port, payload)
 		return netip.Addr{}, false
 	}
+	if n.silence.addrs != nil {
+		f.noteSent(name, n)
+	}
 	return n.ip, true
 }
 
@@ -82,8 +87,9 @@ func (f *flow) learn(name string) (*destName, Drop) {
 			return nil, DropUnresolved
 		}
 		if done {
-			n.ip = f.user.exits.policy.choose(addrs)
+			n.use(f.user.exits.policy.choose(addrs))
 		}
+		f.usesNames.Store(true)
 	}
 	f.names.byName[name] = n
 	return n, 0
@@ -146,7 +152,7 @@ func (f *flow) unhold(d heldDatagram) {
 // resolved is called by the resolver. It sends what waited before it lets Receive
 // see the address, so that order holds.
 func (f *flow) resolved(name string, addrs []netip.Addr, err error) {
-	ip := f.user.exits.policy.choose(addrs)
+	addrs = f.user.exits.policy.choose(addrs)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.names == nil || f.names.byName[name] == nil {
@@ -157,7 +163,8 @@ func (f *flow) resolved(name string, addrs []netip.Addr, err error) {
 		f.counts.drop(DropUnresolved, len(n.waiting))
 		delete(f.names.byName, name) // the next datagram asks again
 	} else {
-		n.ip = ip
+		n.use(addrs)
+		n.silence.last = f.user.exits.now()
 		f.sendHeld(n)
 	}
 	for _, d := range n.waiting {
@@ -199,18 +206,20 @@ func (f *flow) forgetNames() {
 	f.names = nil
 }
 
-// choose picks the address that a flow uses for a name: the first that the policy
-// does not refuse outright, else the first, whose datagrams then count as refused.
-func (p *policy) choose(addrs []netip.Addr) netip.Addr {
+// choose returns the addresses that a flow may use for a name, in the order in which to
+// try them: those that the policy does not refuse outright, else the first, whose datagrams
+// then count as refused.
+func (p *policy) choose(addrs []netip.Addr) []netip.Addr {
+	var allowed []netip.Addr
 	for _, ip := range addrs {
 		if p.judge(ip) != refused {
-			return ip
+			allowed = append(allowed, ip)
 		}
 	}
-	if len(addrs) == 0 {
-		return netip.Addr{}
+	if allowed == nil {
+		return addrs[:min(len(addrs), 1)]
 	}
-	return addrs[0]
+	return eyeballs.Order(allowed)
 }
 
 // resolve is the resolver's, within the user's share of it.
