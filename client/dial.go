@@ -57,7 +57,7 @@ func (u *upstream) resolve(ctx context.Context) ([]netip.Addr, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
-	addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", u.link.Host)
+	addrs, err := eyeballs.Lookup(ctx, net.DefaultResolver.LookupNetIP, u.link.Host)
 	if err != nil {
 		return nil, fmt.Errorf("looking up the server: %w", err)
 	}

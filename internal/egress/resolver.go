@@ -11,6 +11,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"wmproxy/internal/eyeballs"
 )
 
 // Bounds of the resolver. The system's resolver does not tell TTLs, so answers
@@ -257,7 +259,7 @@ func validName(name string) bool {
 
 // systemLookup asks the hosts file and the DNS servers of the system.
 func systemLookup(ctx context.Context, name string) ([]netip.Addr, error) {
-	return system.LookupNetIP(ctx, "ip", name)
+	return eyeballs.Lookup(ctx, system.LookupNetIP, name)
 }
 
 // system is Go's own resolver where it reads the system's settings. A call into the C

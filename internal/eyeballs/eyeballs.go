@@ -1,5 +1,5 @@
-// Package eyeballs dials the addresses of a name so that one that does not answer
-// costs little (Happy Eyeballs, RFC 8305).
+// Package eyeballs looks a name up and dials its addresses so that one that does not
+// answer costs little (Happy Eyeballs, RFC 8305).
 package eyeballs
 
 import (
