@@ -100,7 +100,8 @@ type Config struct {
 	NoOffload bool // no segmentation offload on the sockets
 
 	// Resolve turns a name into addresses; nil asks the system. Its results are
-	// kept, and it is called by few goroutines at once and never twice for one name.
+	// kept. It is called by few goroutines at once, and for one name only when the
+	// context of the call before has ended.
 	Resolve func(ctx context.Context, name string) ([]netip.Addr, error)
 
 	Log *slog.Logger // nil logs nothing

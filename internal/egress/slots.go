@@ -7,7 +7,8 @@ import (
 )
 
 const (
-	maxLookups = 64 // under way at once, of all users
+	// maxLookups bounds look-ups under way, of all users. Each has up to three sockets.
+	maxLookups = 32
 
 	// lookupTurn is how long a look-up keeps its slot while others of its user wait.
 	// A name that takes longer is asked for again in its next turn; the DNS server

@@ -273,7 +273,7 @@ func deaf(t *testing.T, ip string, port uint16) netip.AddrPort {
 	}
 	at := netip.AddrPortFrom(addr, uint16(sa.(*syscall.SockaddrInet4).Port))
 	for range 4 { // fill the backlog
-		c, err := net.DialTimeout("tcp", at.String(), 50*time.Millisecond)
+		c, err := net.DialTimeout("tcp", at.String(), 300*time.Millisecond)
 		if err != nil {
 			break
 		}
