@@ -10,7 +10,9 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
+	"time"
 
 	"wmproxy/internal/udpio"
 	"wmproxy/tunnel"
@@ -27,6 +29,10 @@ type Result struct {
 	Err error
 }
 
+// drainTime is how long after its TCP connection broke a relay that has not noticed by itself still passes
+// on what had been sent before: an application may have said all it had to say and left.
+const drainTime = 2 * time.Second
+
 // Run copies until both halves have ended, one side has failed, or ctx ends. It
 // owns c and s from the call on and has closed both when it returns.
 //
@@ -37,6 +43,8 @@ type Result struct {
 // ahead has been read from c already; it goes to the stream first.
 func Run(ctx context.Context, c *net.TCPConn, ahead []byte, s tunnel.Stream) Result {
 	p := pair{tcp: c, conn: udpio.Quiet(c), stream: s}
+	unwatch := udpio.OnBroken(c, func() { time.AfterFunc(drainTime, p.tcpBroken) })
+	defer unwatch()
 	stop := context.AfterFunc(ctx, func() { p.abort(tunnel.CodeShutdown, context.Cause(ctx)) })
 	defer stop()
 	if counts, ok := s.(interface{ CountBeside(func() int64) }); ok {
@@ -62,6 +70,8 @@ type pair struct {
 	conn   net.Conn // tcp, to read and write
 	stream tunnel.Stream
 
+	broken atomic.Bool // tcpBroken has taken tcp's error, so that reading returns io.EOF
+
 	toStream, fromStream int64 // each written by its own copier, read after both
 
 	once sync.Once
@@ -83,6 +93,9 @@ func (p *pair) tcpToStream(ahead []byte) {
 		switch {
 		case err == nil:
 		case errors.Is(err, io.EOF):
+			if p.broken.Load() {
+				return // that was no end
+			}
 			if err := p.stream.CloseWrite(); err != nil {
 				p.abort(streamCode(err), err)
 			}
@@ -129,6 +142,15 @@ func (p *pair) streamToTCP() {
 			p.abort(streamCode(err), err)
 			return
 		}
+	}
+}
+
+// tcpBroken ends a relay whose TCP connection the kernel has given up while nobody read or wrote it: the
+// application has ended its half and is gone, or the stream takes nothing.
+func (p *pair) tcpBroken() {
+	p.broken.Store(true)
+	if err := udpio.TakeError(p.tcp); err != nil {
+		p.abort(tcpCode(err), err)
 	}
 }
 

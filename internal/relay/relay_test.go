@@ -88,6 +88,7 @@ var _ tunnel.Stream = (*fakeStream)(nil)
 // bench is a relay under test: app ── TCP ── Run ── stream ── far.
 type bench struct {
 	app    *net.TCPConn
+	conn   *net.TCPConn // the relay's end of it
 	far    *fakeStream
 	near   *fakeStream
 	result chan Result
@@ -111,7 +112,7 @@ func newBench(t *testing.T) *bench {
 	}
 	near, far := newStreams()
 	ctx, cancel := context.WithCancelCause(context.Background())
-	b := &bench{app: app, far: far, near: near, result: make(chan Result, 1), cancel: cancel}
+	b := &bench{app: app, conn: conn, far: far, near: near, result: make(chan Result, 1), cancel: cancel}
 	app.SetDeadline(time.Now().Add(wait))
 	var wg sync.WaitGroup
 	wg.Go(func() { b.result <- Run(ctx, conn, nil, near) })

@@ -187,6 +187,15 @@ func (l *loop) forget(fd int) {
 	l.mu.Unlock()
 }
 
+// forgetOnly is forget for a descriptor that others may have closed already: the number may be another's.
+func (l *loop) forgetOnly(fd int, w watched) {
+	l.mu.Lock()
+	if l.byFD[fd] == w {
+		l.byFD[fd] = nil
+	}
+	l.mu.Unlock()
+}
+
 // run is the loop's goroutine. It ends when idle finds no sockets.
 //
 // It never comes out of a Read but for the timer: serve always asks for more, and

@@ -1,0 +1,75 @@
+//go:build linux
+
+package e2e
+
+import (
+	"errors"
+	"io"
+	"net"
+	"slices"
+	"syscall"
+	"testing"
+
+	"wmproxy/internal/status"
+)
+
+// goneStreams is how many streams are left behind at a time.
+const goneStreams = 20
+
+// One end of each stream ends its half and is then gone, as its kernel says by a reset; the other end neither
+// says nor hears anything.
+func TestHalfClosedStreamsOfTheGoneAreReset(t *testing.T) {
+	t.Parallel()
+	overEach(t, []string{overQUIC, overYamux}, func(t *testing.T, kind string) {
+		t.Parallel()
+		dir := shortDir(t)
+		s := startServerIn(t, dir+"/server", address("127.0.0.1:0").String(), slices.Concat(loopbackAllowed, withDebug)...)
+		c := startClient(t, s.Link, append([]string{"--transport", kind, "--state-dir", dir + "/client"}, withDebug...)...)
+		processes := []*process{s.process, c.process}
+		for _, gone := range []string{"application", "target"} {
+			var before []holdings
+			for _, p := range processes {
+				before = append(before, holdingsNow(t, p, true))
+			}
+			leaving, left := make([]*net.TCPConn, goneStreams), make([]*net.TCPConn, goneStreams)
+			for i := range leaving {
+				leaving[i], left[i] = stream(t, c.Socks())
+				if gone == "target" {
+					leaving[i], left[i] = left[i], leaving[i]
+				}
+				if err := leaving[i].CloseWrite(); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := left[i].Read(make([]byte, 1)); err != io.EOF {
+					t.Fatalf("the end of a half came as %v", err)
+				}
+			}
+			awaitStreams(t, dir, goneStreams)
+			for _, conn := range leaving {
+				_ = conn.SetLinger(0)
+				conn.Close()
+			}
+			awaitStreams(t, dir, 0)
+			for _, conn := range left {
+				if _, err := conn.Write([]byte("x")); !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, syscall.EPIPE) {
+					t.Errorf("with the %s gone the other end writes: %v, want a reset", gone, err)
+				}
+				conn.Close()
+			}
+			for i, p := range processes {
+				before[i].Heap += 16 << 20 // buffers that have grown
+				settled(t, p, before[i], patience)
+			}
+		}
+	})
+}
+
+// awaitStreams waits until both ends have so many streams open.
+func awaitStreams(t *testing.T, dir string, want int) {
+	t.Helper()
+	for _, end := range []string{"/client", "/server"} {
+		awaitReport(t, dir+end, "the streams of"+end, func(r *status.Report) bool {
+			return len(r.Sessions) == 1 && r.Sessions[0].OpenStreams == want
+		})
+	}
+}
