@@ -5,6 +5,7 @@
 package egress
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -33,6 +34,12 @@ const (
 	sweepsPerIdle = 10               // so an idle flow goes at most a tenth and a bit too late
 	maxSweep      = 30 * time.Second // longest time between sweeps
 	hostRefresh   = 30 * time.Second // between looks at the host's own addresses
+
+	// What a flow's remotes send keeps it open for heardFor after its own last datagram: a call on hold, a
+	// stream of data that was asked for once. It does so for maxHeardFlows of a user at most, because
+	// anybody on the internet may send.
+	heardFor      = time.Hour
+	maxHeardFlows = 64
 
 	// noRoomFor is how long it is not asked again whether room can be made for a user,
 	// once it could not: a flood of flows beyond the limit must cost little.
@@ -80,8 +87,10 @@ type Config struct {
 	// says. It is called on the data path, from many goroutines.
 	Closed func(ap netip.AddrPort) bool
 
-	Filtering   Filtering
-	Idle        time.Duration // without a datagram from the client, until a flow's socket is freed; 0 means DefaultIdle
+	Filtering Filtering
+	// Idle is how long a flow keeps its socket without a datagram from the client or, within heardFor
+	// of that one, from a remote; 0 means DefaultIdle.
+	Idle        time.Duration
 	DialTimeout time.Duration // for a stream's name and all its dials together; 0 means DefaultDialTimeout
 
 	// The most at once, in all and for one user; 0 means the default.
@@ -143,10 +152,11 @@ type Exits struct {
 	// closes sockets.
 	wg sync.WaitGroup
 
-	tick      atomic.Uint32 // sweeps so far: the clock of flows
-	idleTicks uint32        // a flow unused for more than this is idle
-	every     time.Duration // between two sweeps
-	held      atomic.Int64  // bytes of all datagrams that wait for a name
+	tick       atomic.Uint32 // sweeps so far: the clock of flows
+	idleTicks  uint32        // a flow unused for more than this is idle
+	heardTicks uint32        // heardFor
+	every      time.Duration // between two sweeps
+	held       atomic.Int64  // bytes of all datagrams that wait for a name
 
 	mu     sync.Mutex
 	closed bool
@@ -175,6 +185,7 @@ func New(cfg Config) *Exits {
 	every := max(min(cfg.Idle/sweepsPerIdle, maxSweep), time.Millisecond)
 	e.every = every
 	e.idleTicks = uint32((cfg.Idle + every - 1) / every)
+	e.heardTicks = uint32((heardFor + every - 1) / every)
 	e.refreshHost()
 	e.wg.Go(func() { e.sweepUntilClosed(every) })
 	return e
@@ -245,17 +256,40 @@ func (e *Exits) sweepUntilClosed(every time.Duration) {
 func (e *Exits) sweep() {
 	now := e.tick.Add(1)
 	e.mu.Lock()
-	var idle []*flow
-	for f := range e.flows {
-		if now-f.used.Load() > e.idleTicks {
-			idle = append(idle, f)
-		}
-	}
+	idle, heard := e.idleLocked(now)
 	e.mu.Unlock()
+	for _, flows := range heard {
+		idle = append(idle, beyondHeard(flows, now)...)
+	}
 	for _, f := range idle {
 		f.link.Forget() // first, so that the client's next datagram finds a new flow
 		f.close("idle")
 	}
+}
+
+// idleLocked returns the flows that are idle, and those of each user that would be if their remotes
+// were silent too.
+func (e *Exits) idleLocked(now uint32) (idle []*flow, heard map[*UserExit][]*flow) {
+	heard = make(map[*UserExit][]*flow)
+	for f := range e.flows {
+		switch silent := now - f.used.Load(); {
+		case silent <= e.idleTicks, f.ended.Load():
+		case silent <= e.heardTicks && now-f.heard.Load() <= e.idleTicks:
+			heard[f.user] = append(heard[f.user], f)
+		default:
+			idle = append(idle, f)
+		}
+	}
+	return idle, heard
+}
+
+// beyondHeard returns the flows of one user beyond maxHeardFlows, those that have not sent for longest.
+func beyondHeard(flows []*flow, now uint32) []*flow {
+	if len(flows) <= maxHeardFlows {
+		return nil
+	}
+	slices.SortFunc(flows, func(a, b *flow) int { return cmp.Compare(now-a.used.Load(), now-b.used.Load()) })
+	return flows[maxHeardFlows:]
 }
 
 func (e *Exits) refreshHost() {

@@ -38,6 +38,7 @@ type flow struct {
 	since time.Time
 
 	used  atomic.Uint32 // tick of the last datagram from the client
+	heard atomic.Uint32 // tick of the last one for it
 	ended atomic.Bool
 
 	up   lastVerdict // of destinations; belongs to Receive
@@ -340,6 +341,7 @@ func (f *flow) reply(b *batch, ms []udpio.Message) {
 	if n == 0 {
 		return
 	}
+	f.heard.Store(f.user.exits.tick.Load())
 	f.counts.downDatagrams.Add(uint64(n))
 	f.counts.downBytes.Add(uint64(size))
 	f.link.Queue(b.ms[:n])

@@ -490,10 +490,10 @@ func TestOldestLookupOfAUserMakesRoom(t *testing.T) {
 	eventually(t, "the user's share is given back", func() bool { return waitingLookups(e.For("ann")) == 0 })
 }
 
-func TestAnIdleFlowIsForgottenAndInboundAloneDoesNotKeepIt(t *testing.T) {
+func TestAnIdleFlowIsForgotten(t *testing.T) {
 	r := newRemote(t, "127.0.0.1")
 	e := newExits(t, Config{Idle: time.Hour}) // the test sweeps by hand
-	e.idleTicks = 10
+	e.idleTicks, e.heardTicks = 10, 30
 	f, l := openFlow(t, e)
 	send(f, to(r.at, "a"))
 	_, from := r.get(t)
@@ -502,9 +502,9 @@ func TestAnIdleFlowIsForgottenAndInboundAloneDoesNotKeepIt(t *testing.T) {
 	}
 	send(f, to(r.at, "outbound refreshes"))
 	r.get(t)
-	for range 10 {
+	for range 30 {
 		e.sweep()
-		r.put(t, "inbound does not", from)
+		r.put(t, "inbound does for as long as heardTicks", from)
 		l.next(t)
 	}
 	if f.ended.Load() {
@@ -524,6 +524,38 @@ func TestAnIdleFlowIsForgottenAndInboundAloneDoesNotKeepIt(t *testing.T) {
 	r.put(t, "c", from)
 	if got := l.next(t); got != r.at.String()+" c" {
 		t.Errorf("after reopening: %q", got)
+	}
+}
+
+func TestInboundKeepsTheFlowsThatSentLast(t *testing.T) {
+	e := newExits(t, Config{Idle: time.Hour}) // the test sweeps by hand
+	e.idleTicks, e.heardTicks = 10, 1000
+	const flows = maxHeardFlows + 6
+	r := newRemote(t, "127.0.0.1")
+	var anns []*flow
+	var links []*fakeLink
+	for range flows {
+		f, l := openFlow(t, e)
+		anns, links = append(anns, f), append(links, l)
+	}
+	bobs := newFakeLink(8)
+	bob, _ := e.For("bob").openFlow(bobs)
+	for i := range flows + int(e.idleTicks) + 1 {
+		if i < flows {
+			send(anns[i], to(r.at, "a"))
+		}
+		for _, f := range append(anns, bob) {
+			f.replies([]udpio.Message{{Body: []byte("b"), Addr: r.at}})
+		}
+		e.sweep()
+	}
+	for i, l := range links {
+		if forgotten := len(l.forgotten) == 1; forgotten != (i < flows-maxHeardFlows) {
+			t.Errorf("flow %d of %d: forgotten is %v", i, flows, forgotten)
+		}
+	}
+	if len(bobs.forgotten) != 0 {
+		t.Error("another user's only flow is forgotten")
 	}
 }
 
