@@ -12,11 +12,7 @@ import (
 )
 
 // publish writes the client's link to the state directory and hands it to Started.
-func (s *Server) publish(id *identity, port uint16) error {
-	host, port, err := s.advertised(id, port)
-	if err != nil {
-		return err
-	}
+func (s *Server) publish(id *identity, host string, port uint16) error {
 	if ip, err := netip.ParseAddr(host); err == nil && !egress.Public(ip) {
 		s.cfg.Log.Warn("the link names an address that is not public; if clients are elsewhere, give --advertise HOST",
 			slog.String("host", host))

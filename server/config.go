@@ -48,6 +48,9 @@ type Config struct {
 	// Allow opens destinations that are refused by default.
 	Allow []netip.Prefix
 
+	// Deny closes destinations, whatever Allow opens.
+	Deny []netip.Prefix
+
 	// UDPIdle is how long a flow without outbound datagrams keeps its socket.
 	// Default 5 minutes.
 	UDPIdle time.Duration

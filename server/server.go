@@ -102,9 +102,13 @@ func (s *Server) Serve(ctx context.Context) error {
 	}
 	defer ls.close()
 
+	advertised, port, err := s.advertised(id, ls.port)
+	if err != nil {
+		return err
+	}
 	var host *tunnel.Host
 	exits := egress.New(egress.Config{
-		Allow: s.cfg.Allow, Closed: ls.isOwn, Filtering: s.cfg.Filtering,
+		Allow: s.cfg.Allow, Deny: s.cfg.Deny, Advertised: advertised, Closed: ls.isOwn, Filtering: s.cfg.Filtering,
 		Idle: s.cfg.UDPIdle, NoOffload: s.cfg.NoOffload, MaxSockets: maxSockets(s.cfg.Descriptors), Log: s.cfg.Log,
 		MakeRoom: func(user string, anyone bool) bool { return host.MakeRoom(user, anyone) },
 	})
@@ -120,7 +124,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	budget := tunnel.NewBudget(s.cfg.Memory, host.Sessions, s.cfg.Log)
 	defer budget.Close()
 	defer s.serveStatus(ls, host, exits, budget)()
-	if err := s.publish(id, ls.port); err != nil {
+	if err := s.publish(id, advertised, port); err != nil {
 		return err
 	}
 

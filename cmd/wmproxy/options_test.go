@@ -82,7 +82,7 @@ func TestServerFlags(t *testing.T) {
 	got, err := options(t, nil, (*program).serverOptions, "server",
 		"--listen", "[::1]:9000", "--transport", "yamux,quic", "--state-dir", "d", "--advertise", "vpn.example.net:443",
 		"--token", "alice:a,b:c", "--token", "bob:x", "--token-file", tokens, "--cert", "c.pem", "--key", "k.pem",
-		"--allow", "10.0.0.1/8", "--allow", "::ffff:192.0.2.0/120", "--allow", "fd00::1", "--udp-idle", "30s",
+		"--allow", "10.0.0.1/8", "--allow", "::ffff:192.0.2.0/120", "--allow", "fd00::1", "--deny", "10.1.2.3/16", "--deny", "8.8.8.8", "--udp-idle", "30s",
 		"--filtering", "address-and-port", "--no-offload", "--hold", "30s", "--drain", "1m", "--dead", "10s", "--log-format", "console", "--log-level", "debug")
 	if err != nil {
 		t.Fatal(err)
@@ -93,6 +93,7 @@ func TestServerFlags(t *testing.T) {
 			Tokens:   []link.Token{{Name: "alice", Secret: "a,b:c"}, {Name: "bob", Secret: "x"}, {Name: "carol", Secret: "c:d"}},
 			CertFile: "c.pem", KeyFile: "k.pem",
 			Allow:   []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("fd00::1/128")},
+			Deny:    []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("8.8.8.8/32")},
 			UDPIdle: 30 * time.Second, Filtering: egress.AddressAndPort, NoOffload: true,
 			Hold: 30 * time.Second, Drain: time.Minute, Dead: 10 * time.Second,
 		},
@@ -312,7 +313,7 @@ func TestWrongValuesAreRefused(t *testing.T) {
 		"server --listen 8090", "server --listen h:p", "server --listen h:70000", "server --listen [::1", "server --listen =",
 		"server --transport tcp", "server --transport quic,,yamux", "server --token " + hidden, "server --token a/b:" + hidden,
 		"server --token a:" + hidden + " --token a:" + hidden + "2", "server --cert c", "server --key k", "server --allow 10.0.0.0/33",
-		"server --allow local", "server --udp-idle 0s", "server --udp-idle -5m", "server --udp-idle 25h", "server --filtering none",
+		"server --allow local", "server --deny 8.8.8.8:53", "proxy --deny x", "server --udp-idle 0s", "server --udp-idle -5m", "server --udp-idle 25h", "server --filtering none",
 		"server --log-level loud", "server --log-format xml",
 		"client http://" + hidden, "client wmproxy://a:" + hidden, "client wmproxy://a:" + hidden + "@h:1?pin=x",
 		"client " + testLink + " --transport tcp", "client " + testLink + " --transport quic --streams yamux",

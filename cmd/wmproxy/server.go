@@ -78,6 +78,9 @@ func (p *program) serverOptions(c *cli.Context) (o serverOptions, err error) {
 	if o.config.Allow, err = p.prefixes(c, "allow"); err != nil {
 		return o, err
 	}
+	if o.config.Deny, err = p.prefixes(c, "deny"); err != nil {
+		return o, err
+	}
 	if o.config.UDPIdle, err = p.udpIdle(c); err != nil {
 		return o, err
 	}

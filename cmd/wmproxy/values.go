@@ -180,6 +180,7 @@ func (p *program) timer(c *cli.Context, flag string, least, most time.Duration) 
 func exitFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.StringSliceFlag{Name: "allow", KeepSpace: true, Usage: "let destinations in `CIDR` through that are refused by default (private, loopback, this machine); may be repeated"},
+		&cli.StringSliceFlag{Name: "deny", KeepSpace: true, Usage: "refuse destinations in `CIDR`, also where --allow lets them through; may be repeated"},
 		&cli.DurationFlag{Name: "udp-idle", Value: 5 * time.Minute, Usage: "close the socket of a UDP association that neither sends nor hears anything for `TIME` (see the README); its next datagram opens another"},
 		&cli.StringFlag{Name: "filtering", Value: egress.EndpointIndependent.String(), Usage: "which remotes reach an association: `KIND` is endpoint-independent, address or address-and-port"},
 		&cli.BoolFlag{Name: "no-offload", Usage: "never hand the kernel several UDP datagrams as one (for network cards that damage them)", DisableDefaultText: true},

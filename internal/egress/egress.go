@@ -82,6 +82,13 @@ type Config struct {
 	// Allow opens destinations that the policy refuses otherwise.
 	Allow []netip.Prefix
 
+	// Deny closes destinations, whatever Allow opens.
+	Deny []netip.Prefix
+
+	// Advertised is the address or the name that clients reach this host by. Behind a NAT no
+	// interface has it, and still it leads here: it counts as the host's own. Empty means none.
+	Advertised string
+
 	// Closed says whether this process itself listens on ap's port. It is asked
 	// only about addresses at which this host answers, and closes them whatever Allow
 	// says. It is called on the data path, from many goroutines.
@@ -143,6 +150,7 @@ func defaulted[T int | time.Duration](v, otherwise T) T {
 type Exits struct {
 	cfg      Config
 	policy   *policy
+	own      *ownAddrs
 	resolver *resolver
 	now      func() time.Time // for the silence of addresses; tests have their own
 
@@ -175,7 +183,7 @@ func New(cfg Config) *Exits {
 	cfg = cfg.withDefaults()
 	e := &Exits{
 		cfg:      cfg,
-		policy:   newPolicy(cfg.Allow, cfg.Closed),
+		policy:   newPolicy(cfg.Allow, cfg.Deny, cfg.Closed),
 		resolver: newResolver(cfg.Resolve, hasRoute),
 		now:      time.Now,
 		users:    make(map[string]*UserExit),
@@ -186,7 +194,13 @@ func New(cfg Config) *Exits {
 	e.every = every
 	e.idleTicks = uint32((cfg.Idle + every - 1) / every)
 	e.heardTicks = uint32((heardFor + every - 1) / every)
-	e.refreshHost()
+	e.own = newOwnAddrs(e.policy, cfg.Log)
+	e.wg.Go(func() { e.own.follow(e.ctx) })
+	if ip, err := netip.ParseAddr(cfg.Advertised); err == nil {
+		e.own.setAdvertised([]netip.Addr{ip})
+	} else if cfg.Advertised != "" {
+		e.wg.Go(func() { e.own.followAdvertised(e.ctx, cfg.Advertised, cfg.Resolve) })
+	}
 	e.wg.Go(func() { e.sweepUntilClosed(every) })
 	return e
 }
@@ -246,7 +260,7 @@ func (e *Exits) sweepUntilClosed(every time.Duration) {
 		case <-sweep.C:
 			e.sweep()
 		case <-host.C:
-			e.refreshHost()
+			e.own.read()
 			e.resolver.sweep(time.Now())
 		}
 	}
@@ -290,15 +304,6 @@ func beyondHeard(flows []*flow, now uint32) []*flow {
 	}
 	slices.SortFunc(flows, func(a, b *flow) int { return cmp.Compare(now-a.used.Load(), now-b.used.Load()) })
 	return flows[maxHeardFlows:]
-}
-
-func (e *Exits) refreshHost() {
-	h, err := readHostAddrs()
-	if err != nil {
-		e.cfg.Log.Warn("cannot read the host's own addresses; keeping those known", "error", err)
-		return
-	}
-	e.policy.refresh(h)
 }
 
 // enterStream counts a stream in, unless a limit is reached or Close was called. It

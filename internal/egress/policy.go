@@ -22,18 +22,24 @@ const (
 // addresses only, never names: a name says nothing about where it resolves next.
 type policy struct {
 	allow  []netip.Prefix
+	deny   []netip.Prefix // wins over allow
 	closed func(netip.AddrPort) bool
 	host   atomic.Pointer[hostAddrs] // replaced only by a different one
 }
 
 // newPolicy makes a policy. It refuses nothing of the host's own until refresh.
-func newPolicy(allow []netip.Prefix, closed func(netip.AddrPort) bool) *policy {
-	p := &policy{closed: closed}
-	for _, a := range allow {
-		p.allow = append(p.allow, unmapPrefix(a))
-	}
+func newPolicy(allow, deny []netip.Prefix, closed func(netip.AddrPort) bool) *policy {
+	p := &policy{allow: unmapPrefixes(allow), deny: unmapPrefixes(deny), closed: closed}
 	p.host.Store(&hostAddrs{})
 	return p
+}
+
+func unmapPrefixes(ps []netip.Prefix) []netip.Prefix {
+	unmapped := make([]netip.Prefix, len(ps))
+	for i, p := range ps {
+		unmapped[i] = unmapPrefix(p)
+	}
+	return unmapped
 }
 
 // unmapPrefix turns ::ffff:a.b.c.d/96+n into a.b.c.d/n, the form that addresses
@@ -61,6 +67,19 @@ func (p *policy) permitsAt(v verdict, ap netip.AddrPort) bool {
 	return false
 }
 
+// permitsConn is permits for a TCP connection that exists. One between two sockets of this host is to the
+// host itself, also at an address of no interface (a route of type local).
+func (p *policy) permitsConn(local, remote netip.AddrPort) bool {
+	v := p.judge(remote.Addr())
+	if ip := remote.Addr().Unmap(); v == open && local.Addr().Unmap() == ip {
+		v = refused
+		if contain(p.allow, ip) {
+			v = openHost
+		}
+	}
+	return p.permitsAt(v, remote)
+}
+
 // judge gives the verdict on ip. An address that carries an IPv4 address is held
 // to the verdict on that one as well, since that is where packets to it end up.
 func (p *policy) judge(ip netip.Addr) verdict {
@@ -68,44 +87,49 @@ func (p *policy) judge(ip netip.Addr) verdict {
 		return refused
 	}
 	ip = ip.Unmap()
+	if p.denies(ip) {
+		return refused
+	}
 	host := p.host.Load()
-	if p.allows(ip) {
+	if contain(p.allow, ip) {
 		if reachesHost(ip, host) {
 			return openHost
-		}
-		return open
-	}
-	if ip.Is4() {
-		if !global4(ip) || host.has(ip) {
-			return refused
 		}
 		return open
 	}
 	if host.has(ip) {
 		return refused
 	}
-	a := ip.As16()
-	switch {
-	case isNAT64(a):
-		return p.judge(netip.AddrFrom4([4]byte(a[12:16])))
-	case isIPv4Compatible(a) && !ip.IsUnspecified() && !ip.IsLoopback():
-		return p.judge(netip.AddrFrom4([4]byte(a[12:16])))
-	case is6to4(a):
-		return p.judge(netip.AddrFrom4([4]byte(a[2:6])))
-	case isTeredo(a):
-		// Packets go to the client's mapped address, or by way of its server's.
-		client := netip.AddrFrom4([4]byte{^a[12], ^a[13], ^a[14], ^a[15]})
-		server := netip.AddrFrom4([4]byte(a[4:8]))
-		return min(p.judge(client), p.judge(server))
+	if ip.Is4() {
+		if !global4(ip) {
+			return refused
+		}
+		return open
+	}
+	switch to, via := embedded4(ip); {
+	case via.IsValid():
+		return min(p.judge(to), p.judge(via))
+	case to.IsValid():
+		return p.judge(to)
 	case global6(ip):
 		return open
 	}
 	return refused
 }
 
-func (p *policy) allows(ip netip.Addr) bool {
-	for _, a := range p.allow {
-		if a.Contains(ip) {
+// denies reports whether the operator has closed ip, or an IPv4 address that it carries.
+func (p *policy) denies(ip netip.Addr) bool {
+	if len(p.deny) == 0 {
+		return false
+	}
+	to, via := embedded4(ip)
+	return contain(p.deny, ip) || contain(p.deny, to) || contain(p.deny, via)
+}
+
+// contain reports whether one of the prefixes contains ip. None contains the zero Addr.
+func contain(ps []netip.Prefix, ip netip.Addr) bool {
+	for _, p := range ps {
+		if p.Contains(ip) {
 			return true
 		}
 	}
@@ -138,27 +162,51 @@ func isIPv4Compatible(a [16]byte) bool { return [12]byte(a[:12]) == compatPrefix
 func is6to4(a [16]byte) bool           { return a[0] == 0x20 && a[1] == 0x02 }
 func isTeredo(a [16]byte) bool         { return a[0] == 0x20 && a[1] == 0x01 && a[2] == 0 && a[3] == 0 }
 
+// embedded4 returns the IPv4 address that packets to ip end up at and, if they may go by way of
+// another, that one; the zero Addr for an address that carries none.
+func embedded4(ip netip.Addr) (to, via netip.Addr) {
+	if ip.Is4() {
+		return to, via
+	}
+	a := ip.As16()
+	switch {
+	case isNAT64(a), isIPv4Compatible(a) && !ip.IsUnspecified() && !ip.IsLoopback():
+		to = netip.AddrFrom4([4]byte(a[12:16]))
+	case is6to4(a):
+		to = netip.AddrFrom4([4]byte(a[2:6]))
+	case isTeredo(a):
+		// Packets go to the client's mapped address, or by way of its server's.
+		to = netip.AddrFrom4([4]byte{^a[12], ^a[13], ^a[14], ^a[15]})
+		via = netip.AddrFrom4([4]byte(a[4:8]))
+	}
+	return to, via
+}
+
 // block4 is an IPv4 prefix, ready to compare.
 type block4 struct{ base, mask uint32 }
 
 // notGlobal4 is what is not one host on the public internet: the IANA IPv4
-// special-purpose registry (RFC 6890), multicast and the reserved rest.
+// special-purpose registry (RFC 6890), multicast and the reserved rest, and the addresses outside these
+// at which a cloud serves, and trusts, the machines in it alone.
 var notGlobal4 = blocks4(
-	"0.0.0.0/8",       // this network; Linux takes 0.0.0.0 for itself
-	"10.0.0.0/8",      // private, RFC 1918
-	"100.64.0.0/10",   // carrier-grade NAT, RFC 6598
-	"127.0.0.0/8",     // loopback
-	"169.254.0.0/16",  // link-local, and the metadata service of clouds
-	"172.16.0.0/12",   // private, RFC 1918
-	"192.0.0.0/24",    // protocol assignments, RFC 6890
-	"192.0.2.0/24",    // documentation, RFC 5737
-	"192.88.99.0/24",  // 6to4 relays, RFC 7526
-	"192.168.0.0/16",  // private, RFC 1918
-	"198.18.0.0/15",   // benchmarks, RFC 2544
-	"198.51.100.0/24", // documentation, RFC 5737
-	"203.0.113.0/24",  // documentation, RFC 5737
-	"224.0.0.0/4",     // multicast
-	"240.0.0.0/4",     // reserved, and the broadcast address
+	"0.0.0.0/8",        // this network; Linux takes 0.0.0.0 for itself
+	"10.0.0.0/8",       // private, RFC 1918
+	"100.64.0.0/10",    // carrier-grade NAT, RFC 6598
+	"127.0.0.0/8",      // loopback
+	"161.26.0.0/16",    // IBM Cloud's infrastructure services
+	"166.8.0.0/14",     // IBM Cloud's service endpoints
+	"168.63.129.16/32", // Azure's host: DNS, WireServer
+	"169.254.0.0/16",   // link-local, and the metadata service of clouds
+	"172.16.0.0/12",    // private, RFC 1918
+	"192.0.0.0/24",     // protocol assignments, RFC 6890
+	"192.0.2.0/24",     // documentation, RFC 5737
+	"192.88.99.0/24",   // 6to4 relays, RFC 7526
+	"192.168.0.0/16",   // private, RFC 1918
+	"198.18.0.0/15",    // benchmarks, RFC 2544
+	"198.51.100.0/24",  // documentation, RFC 5737
+	"203.0.113.0/24",   // documentation, RFC 5737
+	"224.0.0.0/4",      // multicast
+	"240.0.0.0/4",      // reserved, and the broadcast address
 )
 
 func blocks4(prefixes ...string) []block4 {
@@ -214,16 +262,8 @@ func reachesHost(ip netip.Addr, host *hostAddrs) bool {
 		return ip.As4() == [4]byte{255, 255, 255, 255}
 	}
 	// An operator who opens a whole prefix of such addresses has not asked for ours.
-	a := ip.As16()
-	switch {
-	case isNAT64(a), isIPv4Compatible(a):
-		return reachesHost(netip.AddrFrom4([4]byte(a[12:16])), host)
-	case is6to4(a):
-		return reachesHost(netip.AddrFrom4([4]byte(a[2:6])), host)
-	case isTeredo(a):
-		return reachesHost(netip.AddrFrom4([4]byte{^a[12], ^a[13], ^a[14], ^a[15]}), host)
-	}
-	return false
+	to, _ := embedded4(ip)
+	return to.IsValid() && reachesHost(to, host)
 }
 
 // hostAddrs is the addresses at which this host answers. A packet to one of

@@ -15,12 +15,19 @@ func testHost() *hostAddrs {
 	return h
 }
 
-func testPolicy(closed uint16, allow ...string) *policy {
-	var ps []netip.Prefix
-	for _, a := range allow {
-		ps = append(ps, netip.MustParsePrefix(a))
+func prefixes(texts ...string) (ps []netip.Prefix) {
+	for _, s := range texts {
+		ps = append(ps, netip.MustParsePrefix(s))
 	}
-	p := newPolicy(ps, func(ap netip.AddrPort) bool { return closed != 0 && ap.Port() == closed })
+	return ps
+}
+
+func testPolicy(closed uint16, allow ...string) *policy {
+	return denyingPolicy(closed, allow, nil)
+}
+
+func denyingPolicy(closed uint16, allow, deny []string) *policy {
+	p := newPolicy(prefixes(allow...), prefixes(deny...), func(ap netip.AddrPort) bool { return closed != 0 && ap.Port() == closed })
 	p.refresh(testHost())
 	return p
 }
@@ -33,6 +40,7 @@ func TestThePolicyOpensOnlyThePublicInternet(t *testing.T) {
 		"192.167.255.255", "192.169.0.0", "198.17.255.255", "198.20.0.0", "223.255.255.255",
 		"203.0.114.8", "2a00:1:2:3::8", "2a00:1:2:4::", "2606:4700:4700::1111", "2001:4860:4860::8888",
 		"::ffff:8.8.8.8", "64:ff9b::8.8.8.8", "::8.8.8.8", "2002:808:808::1",
+		"161.25.255.255", "161.27.0.0", "166.7.255.255", "166.12.0.0", "168.63.129.15", "168.63.129.17",
 		"2001:0:4136:e378:8000:63bf:f7f7:f7f7", // Teredo, server 65.54.227.120, client 8.8.8.8
 	} {
 		if !p.permits(netip.AddrPortFrom(netip.MustParseAddr(s), 53)) {
@@ -53,6 +61,10 @@ func TestThePolicyOpensOnlyThePublicInternet(t *testing.T) {
 		"64:ff9b:1::8.8.8.8", "64:ff9b:1:a00:1::", "64:ff9b:0:0:0:1::",
 		"::127.0.0.1", "::10.0.0.1", "::0.0.0.2",
 		"2002:7f00:1::1", "2002:a00:1::", "2002:cb00:7207::1", "2002:c0a8:101::1",
+		"168.63.129.16", "161.26.0.10", "166.8.0.1", "166.11.255.255", // clouds' own
+		"::ffff:168.63.129.16", "64:ff9b::168.63.129.16", "::168.63.129.16", "2002:a83f:8110::1",
+		"2001:0:4136:e378:8000:63bf:57c0:7eef", // Teredo to 168.63.129.16
+		"2001:0:a83f:8110:8000:63bf:f7f7:f7f7", // Teredo by way of it
 		"2001:0:4136:e378:8000:63bf:80ff:fffe", // Teredo to 127.0.0.1
 		"2001:0:a00:1:8000:63bf:f7f7:f7f7",     // Teredo by way of 10.0.0.1
 		"2001:0:4136:e378:8000:63bf:34ff:8df8", // Teredo to 203.0.114.7
@@ -108,6 +120,49 @@ func TestAllowOpensWhatItSaysAndOwnPortsStayClosed(t *testing.T) {
 				t.Errorf("permits(%s) = %v with %v allowed", tt.to, got, tt.allow)
 			}
 		})
+	}
+}
+
+func TestDenyWinsInEveryForm(t *testing.T) {
+	p := denyingPolicy(0,
+		[]string{"10.0.0.0/8", "168.63.129.16/32", "64:ff9b::/96", "::/0"},
+		[]string{"10.1.0.0/16", "8.8.8.0/24", "::ffff:9.9.9.9/128", "2606:4700::/32"})
+	for to, want := range map[string]bool{
+		"10.0.0.1": true, "10.1.2.3": false, "::ffff:10.1.2.3": false,
+		"64:ff9b::10.0.0.1": true, "64:ff9b::10.1.2.3": false, "::10.1.2.3": false,
+		"2002:a00:1::1": true, "2002:a01:203::1": false,
+		"2001:0:4136:e378:8000:63bf:f5ff:fffe": true,  // Teredo to 10.0.0.1
+		"2001:0:4136:e378:8000:63bf:f5fe:fdfc": false, // Teredo to 10.1.2.3
+		"2001:0:a01:203:8000:63bf:f7f5:f7f7":   false, // Teredo by way of it
+		"8.8.4.4":                              true, "8.8.8.8": false, "64:ff9b::8.8.8.8": false, "9.9.9.9": false,
+		"168.63.129.16": true, "2606:4701::1": true, "2606:4700::1": false,
+	} {
+		if got := p.permits(netip.AddrPortFrom(netip.MustParseAddr(to), 53)); got != want {
+			t.Errorf("permits(%s) = %v", to, got)
+		}
+	}
+}
+
+func TestConnectionWithinTheHostIsRefused(t *testing.T) {
+	const closed = 8090
+	for _, test := range []struct {
+		name          string
+		allow         []string
+		local, remote string
+		want          bool
+	}{
+		{"to another host", nil, "203.0.114.7:1", "8.8.8.8:80", true},
+		{"to an own address", nil, "203.0.114.7:1", "203.0.114.7:80", false},
+		{"to one of no interface", nil, "8.8.8.8:1", "8.8.8.8:80", false},
+		{"to that, mapped", nil, "8.8.8.8:1", "[::ffff:8.8.8.8]:80", false},
+		{"to that, allowed", []string{"8.8.8.8/32"}, "8.8.8.8:1", "8.8.8.8:80", true},
+		{"to that at our port, allowed", []string{"8.8.8.8/32"}, "8.8.8.8:1", "8.8.8.8:8090", false},
+		{"to loopback, allowed", []string{"127.0.0.0/8"}, "127.0.0.1:1", "127.0.0.1:80", true},
+	} {
+		p := testPolicy(closed, test.allow...)
+		if got := p.permitsConn(netip.MustParseAddrPort(test.local), netip.MustParseAddrPort(test.remote)); got != test.want {
+			t.Errorf("%s: %v", test.name, got)
+		}
 	}
 }
 

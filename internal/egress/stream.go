@@ -95,7 +95,13 @@ func (u *UserExit) connect(ctx context.Context, addr []byte) (*net.TCPConn, erro
 			return nil, err
 		}
 	}
-	return u.dialAny(ctx, candidates, dst.Port)
+	conn, err := u.dialAny(ctx, candidates, dst.Port)
+	if err == nil && !u.exits.own.permits(conn) {
+		conn.SetLinger(0) // whoever accepted it sees a reset
+		conn.Close()
+		return nil, errPolicy
+	}
+	return conn, err
 }
 
 // lookupName resolves a name and waits for it.

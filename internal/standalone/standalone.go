@@ -27,7 +27,7 @@ type Config struct {
 	UDPAdvertise netip.Addr
 	UDPPorts     socks.PortRange
 	UDPFrom      []netip.Prefix
-	Allow        []netip.Prefix
+	Allow, Deny  []netip.Prefix
 	UDPIdle      time.Duration
 	Filtering    egress.Filtering
 	NoOffload    bool
@@ -52,8 +52,12 @@ func Run(ctx context.Context, cfg Config) error {
 		return fmt.Errorf("listening on %s: %w", cfg.Bind, err)
 	}
 	port := ln.Addr().(*net.TCPAddr).AddrPort().Port()
+	advertised := ""
+	if cfg.UDPAdvertise.IsValid() {
+		advertised = cfg.UDPAdvertise.String()
+	}
 	exits := egress.New(egress.Config{
-		Allow: cfg.Allow, Closed: func(ap netip.AddrPort) bool { return ap.Port() == port },
+		Allow: cfg.Allow, Deny: cfg.Deny, Advertised: advertised, Closed: func(ap netip.AddrPort) bool { return ap.Port() == port },
 		Filtering: cfg.Filtering, Idle: cfg.UDPIdle, NoOffload: cfg.NoOffload, Log: cfg.Log,
 	})
 	defer exits.Close()

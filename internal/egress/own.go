@@ -1,0 +1,142 @@
+package egress
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"wmproxy/internal/udpio"
+)
+
+const (
+	// eventPause is the least time between two readings of the host's addresses for events alone.
+	eventPause = 20 * time.Millisecond
+
+	// An advertised name is resolved this often, and when that fails, this soon again; each time for so long.
+	advertisedEvery   = time.Minute
+	advertisedRetry   = 5 * time.Second
+	advertisedTimeout = 5 * time.Second
+
+	// maxAdvertised bounds the addresses of the advertised name that count.
+	maxAdvertised = 64
+)
+
+// ownAddrs keeps the policy's set of the host's own addresses up to date.
+type ownAddrs struct {
+	policy *policy
+	log    *slog.Logger
+
+	mu         sync.Mutex
+	events     *addrEvents  // nil: there are none, so that the addresses are read whenever they matter
+	stale      bool         // something has changed that could not be read
+	advertised []netip.Addr // those by which the host is reached through a NAT
+}
+
+func newOwnAddrs(p *policy, log *slog.Logger) *ownAddrs {
+	o := &ownAddrs{policy: p, log: log}
+	events, err := openAddrEvents()
+	switch {
+	case err == nil:
+		o.events = events
+	case !errors.Is(err, errors.ErrUnsupported):
+		log.Warn("cannot follow changes of the host's own addresses; they are read after every connection instead", "error", err)
+	}
+	o.read()
+	return o
+}
+
+// follow reads the addresses whenever the system reports a change, until ctx ends.
+func (o *ownAddrs) follow(ctx context.Context) {
+	o.mu.Lock()
+	events := o.events
+	o.mu.Unlock()
+	if events == nil {
+		return
+	}
+	defer context.AfterFunc(ctx, events.close)()
+	for events.wait() == nil {
+		o.catchUp()
+		select {
+		case <-ctx.Done():
+		case <-time.After(eventPause):
+		}
+	}
+	o.mu.Lock()
+	o.events = nil
+	o.mu.Unlock()
+	events.close()
+}
+
+// catchUp reads the addresses if they may have changed. An address that the host has when
+// catchUp is called is known when it returns.
+func (o *ownAddrs) catchUp() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.events == nil || o.events.take() || o.stale {
+		o.readLocked()
+	}
+}
+
+// read reads the addresses.
+func (o *ownAddrs) read() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.readLocked()
+}
+
+func (o *ownAddrs) readLocked() {
+	h, err := readHostAddrs()
+	o.stale = err != nil
+	if err != nil {
+		o.log.Warn("cannot read the host's own addresses; keeping those known", "error", err)
+		return
+	}
+	for _, ip := range o.advertised {
+		h.addrs[ip] = struct{}{}
+	}
+	o.policy.refresh(h)
+}
+
+// permits reports whether conn may stay. That its address was permitted before the dial is not enough: the host
+// may have got that address since.
+func (o *ownAddrs) permits(conn *net.TCPConn) bool {
+	o.catchUp()
+	return o.policy.permitsConn(udpio.AddrPortOf(conn.LocalAddr()), udpio.AddrPortOf(conn.RemoteAddr()))
+}
+
+// followAdvertised resolves the name by which clients reach this host, again and again until ctx ends.
+func (o *ownAddrs) followAdvertised(ctx context.Context, name string, resolve func(context.Context, string) ([]netip.Addr, error)) {
+	for ctx.Err() == nil {
+		wait := advertisedEvery
+		within, cancel := context.WithTimeout(ctx, advertisedTimeout)
+		addrs, err := resolve(within, name)
+		cancel()
+		if err != nil {
+			o.log.Debug("the advertised name does not resolve", "name", name, "error", err)
+			wait = advertisedRetry
+		} else {
+			o.setAdvertised(addrs)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(wait):
+		}
+	}
+}
+
+// setAdvertised has addrs, by which clients reach this host, count as its own.
+func (o *ownAddrs) setAdvertised(addrs []netip.Addr) {
+	addrs = addrs[:min(len(addrs), maxAdvertised)]
+	own := make([]netip.Addr, len(addrs))
+	for i, ip := range addrs {
+		own[i] = ip.Unmap().WithZone("")
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.advertised = own
+	o.readLocked()
+}
