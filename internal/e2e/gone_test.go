@@ -23,7 +23,7 @@ func TestHalfClosedStreamsOfTheGoneAreReset(t *testing.T) {
 	overEach(t, []string{overQUIC, overYamux}, func(t *testing.T, kind string) {
 		t.Parallel()
 		dir := shortDir(t)
-		s := startServerIn(t, dir+"/server", address("127.0.0.1:0").String(), slices.Concat(loopbackAllowed, withDebug)...)
+		s := startServerIn(t, dir+"/server", "127.0.0.1:0", slices.Concat(loopbackAllowed, withDebug)...)
 		c := startClient(t, s.Link, append([]string{"--transport", kind, "--state-dir", dir + "/client"}, withDebug...)...)
 		processes := []*process{s.process, c.process}
 		for _, gone := range []string{"application", "target"} {
@@ -61,6 +61,23 @@ func TestHalfClosedStreamsOfTheGoneAreReset(t *testing.T) {
 				settled(t, p, before[i], patience)
 			}
 		}
+	})
+}
+
+// The application is killed while its stream takes nothing more, because the target does not read.
+func TestStalledStreamOfTheGoneIsReset(t *testing.T) {
+	t.Parallel()
+	overEach(t, []string{overQUIC, overYamux}, func(t *testing.T, kind string) {
+		t.Parallel()
+		dir := shortDir(t)
+		s := startServerIn(t, dir+"/server", "127.0.0.1:0", loopbackAllowed...)
+		c := startClient(t, s.Link, "--transport", kind, "--state-dir", dir+"/client")
+		app, _ := stream(t, c.Socks())
+		offer(t, app, 200<<20)
+		awaitStreams(t, dir, 1)
+		_ = app.SetLinger(0)
+		app.Close()
+		awaitStreams(t, dir, 0)
 	})
 }
 
