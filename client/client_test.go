@@ -46,6 +46,7 @@ func TestEveryFailureBecomesASentenceThatSaysWhatToDo(t *testing.T) {
 		{"refused", fmt.Errorf("connect: %w", syscall.ECONNREFUSED), "nothing listens at", false},
 		{"no route", fmt.Errorf("connect: %w", syscall.ENETUNREACH), "no route to", false},
 		{"timeout", fmt.Errorf("connect: %w", context.DeadlineExceeded), "no answer from", false},
+		{"mute", fmt.Errorf("%w: %w", tunnel.ErrMute, context.DeadlineExceeded), "then nothing comes, in small packets neither", false},
 		{"deadline", os.ErrDeadlineExceeded, "no answer from", false},
 		{"closed", fmt.Errorf("%w: %w", tunnel.ErrHandshake, io.EOF), "closed the connection", false},
 		{"shutdown", &tunnel.CloseError{Code: tunnel.CodeShutdown}, "is shutting down", false},

@@ -93,6 +93,8 @@ func explain(err error, l link.Link) explanation {
 		return again("nothing listens at %s; check that the server runs and that its port is open", server)
 	case errors.Is(err, syscall.ENETUNREACH), errors.Is(err, syscall.EHOSTUNREACH):
 		return again("no route to %s; check the network", server)
+	case errors.Is(err, tunnel.ErrMute):
+		return again("TCP connects to %s and then nothing comes, in small packets neither; check that it is a wmproxy server that listens there", server)
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded), isTimeout(err):
 		return again("no answer from %s; check that the server runs and that a firewall lets its port through", server)
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET):
@@ -114,6 +116,21 @@ func explainRefusal(e *tunnel.CloseError, server string) explanation {
 	}
 	return explanation{fmt.Sprintf("the server at %s ended the connection (%q)", server, e.Reason), false}
 }
+
+// explainQUIC is explain for QUIC on a path of which TCP has found that it loses large packets.
+func explainQUIC(err error, l link.Link, small bool) explanation {
+	if small && (errors.Is(err, context.DeadlineExceeded) || isTimeout(err)) {
+		return explanation{fmt.Sprintf("no answer from %s over UDP: the path seems to lose large packets, and QUIC needs %d bytes (%d over IPv6)",
+			l.Address(), leastQUICPath4, leastQUICPath6), false}
+	}
+	return explain(err, l)
+}
+
+// The least path of QUIC in bytes: its packets of 1,200 (RFC 9000 section 14) and the headers of UDP and IP.
+const (
+	leastQUICPath4 = 1200 + 8 + 20
+	leastQUICPath6 = 1200 + 8 + 40
+)
 
 func isTimeout(err error) bool {
 	var n net.Error

@@ -52,7 +52,7 @@ func (u *upstream) keep(ctx context.Context, kind tunnel.Kind, refused func()) {
 		}
 		wait := b.next()
 		if err != nil && ctx.Err() == nil {
-			why := explain(err, u.link)
+			why := explainQUIC(err, u.link, kind == tunnel.KindQUIC && u.session.SmallSegments())
 			u.status.failed(kind, why.sentence, why.final)
 			if why.final {
 				wait = refusedBackoff

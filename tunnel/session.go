@@ -303,7 +303,11 @@ func (s *Session) attach(c Carrier, in *incarnation, info attachInfo) (*Attachme
 	if s.draining > 0 {
 		a.out.sendDrain(s.draining)
 	}
-	s.event(slog.LevelDebug, "%s attached to %v", c.Kind().name(), c.RemoteAddr())
+	if a.smallSegments() {
+		s.event(slog.LevelInfo, "%s attached to %v in small segments: nothing came back with larger ones", c.Kind().name(), c.RemoteAddr())
+	} else {
+		s.event(slog.LevelDebug, "%s attached to %v", c.Kind().name(), c.RemoteAddr())
+	}
 	s.chooseLocked()
 	s.wg.Go(a.execute)
 	s.mu.Unlock()

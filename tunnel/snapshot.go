@@ -61,6 +61,9 @@ type CarrierStatus struct {
 	BundleBytesUp, BundleBytesDown uint64
 	OpenStreams                    int
 	Path                           PathStats
+
+	// SmallSegments is set on the client if TCP passed in small segments alone.
+	SmallSegments bool
 }
 
 // byteCount counts the bytes of bundles both ways.
@@ -120,7 +123,7 @@ func (a *Attachment) snapshot() CarrierStatus {
 		Age: a.s.now() - a.began, RTT: a.RTT(), Health: HealthGood,
 		BundlesUp: a.beat.sent[0].Load(), BundlesDown: a.beat.received[0].Load(),
 		BundleBytesUp: a.bytes.up.Load(), BundleBytesDown: a.bytes.down.Load(),
-		OpenStreams: int(a.streams.Load()), Path: a.PathStats(),
+		OpenStreams: int(a.streams.Load()), Path: a.PathStats(), SmallSegments: a.smallSegments(),
 	}
 	if c.RTT == 0 {
 		c.RTT = c.Path.RTT
@@ -135,6 +138,23 @@ func (a *Attachment) snapshot() CarrierStatus {
 		c.Loss = &loss
 	}
 	return c
+}
+
+// smallSegments reports whether the carrier's TCP passed in small segments alone.
+func (a *Attachment) smallSegments() bool {
+	y, ok := a.c.(*yamuxCarrier)
+	return ok && y.small
+}
+
+// SmallSegments reports whether a carrier is attached whose TCP passed in small segments alone: the
+// path loses large packets.
+func (s *Session) SmallSegments() bool {
+	for _, a := range s.Attached() {
+		if a.smallSegments() {
+			return true
+		}
+	}
+	return false
 }
 
 // ByReason is the reasons that occurred, by name; nil where none did.

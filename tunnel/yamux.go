@@ -79,6 +79,7 @@ type yamuxPending struct {
 	client  bool
 	dead    time.Duration
 	windows Windows
+	small   bool        // in segments of smallSegment
 	unbind  func() bool // undoes the handshake's bound
 }
 
@@ -132,6 +133,7 @@ func (p *yamuxPending) Start(ctx context.Context) (Carrier, error) {
 		read:     make(chan struct{}, 1),
 		turn:     make(chan struct{}, 1),
 		client:   p.client,
+		small:    p.small,
 		ended:    make(chan struct{}),
 		streams:  make(map[uint32]*chunkStream),
 		early:    make(map[uint32]ErrorCode),
@@ -181,6 +183,7 @@ func (p *yamuxPending) Close(ErrorCode, string) {
 // yamuxCarrier is a Carrier over yamux over TLS over TCP.
 type yamuxCarrier struct {
 	client  bool
+	small   bool // in small segments, because larger ones were lost
 	conn    *coalescer
 	y       *yamux.Session
 	control yamuxControl

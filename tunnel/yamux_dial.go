@@ -3,30 +3,115 @@ package tunnel
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"net"
+	"syscall"
 	"time"
 
 	"wmproxy/internal/udpio"
 )
 
+const (
+	// tlsSilence is how long TLS may take before a second connection is tried in small segments.
+	// Hellos are larger than a segment, so that a path that loses large packets without a word
+	// lets TCP connect and then brings nothing more.
+	tlsSilence = 1500 * time.Millisecond
+
+	// smallSegment is how many bytes a TCP segment has at most where large ones are lost: as many as
+	// Linux's own search for the path's limit begins with (net.ipv4.tcp_base_mss).
+	smallSegment = 1024
+)
+
+// ErrMute means that a TCP connection to the server opened and that TLS got no answer on it.
+var ErrMute = errors.New("the connection opened and nothing came on it")
+
+// tlsEnd is the end of an attempt at TLS.
+type tlsEnd struct {
+	p   *yamuxPending
+	err error
+}
+
 // DialYamux connects to the server at addr over TCP and returns once TLS has
-// passed. dead is Timers.Dead, 0 its default: the connection outlives that much
+// passed. If that takes longer than tlsSilence it also tries a connection with small segments, and
+// returns the first that passes. dead is Timers.Dead, 0 its default: the connection outlives that much
 // silence. ctx bounds the call alone. Errors of tlsConf's verification are wrapped.
 func DialYamux(ctx context.Context, addr *net.TCPAddr, tlsConf *tls.Config, dead time.Duration) (Pending, error) {
+	full := &yamuxPending{client: true, dead: dead}
+	if err := full.dial(ctx, addr); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	ended := make(chan tlsEnd)
+	go func() { ended <- tlsEnd{full, full.startTLS(ctx, tlsConf)} }()
+	silence := time.NewTimer(tlsSilence)
+	defer silence.Stop()
+
+	var passed *yamuxPending
+	var failure error // of the first connection
+	for running := 1; running > 0; {
+		select {
+		case <-silence.C:
+			if !canLimitSegments {
+				continue
+			}
+			running++
+			go func() {
+				small := &yamuxPending{client: true, dead: dead, small: true}
+				err := small.dial(ctx, addr)
+				if err == nil {
+					err = small.startTLS(ctx, tlsConf)
+				}
+				ended <- tlsEnd{small, err}
+			}()
+		case end := <-ended:
+			running--
+			switch {
+			case end.err == nil && passed == nil:
+				passed = end.p
+				cancel()
+			case end.err == nil:
+				end.p.raw.Close() // it passed at the same time
+			case end.p == full:
+				failure = end.err
+				if !isTimeout(end.err) {
+					cancel() // such as a wrong pin: the other would find the same
+				}
+			}
+		}
+	}
+	switch {
+	case passed != nil:
+		return passed, nil
+	case isTimeout(failure):
+		return nil, fmt.Errorf("%w: %w", ErrMute, failure)
+	}
+	return nil, failure
+}
+
+// dial connects.
+func (p *yamuxPending) dial(ctx context.Context, addr *net.TCPAddr) (err error) {
 	var d net.Dialer
-	raw, err := d.DialContext(ctx, "tcp", addr.String())
-	if err != nil {
-		return nil, fmt.Errorf("connect over TCP: %w", err)
+	if p.small {
+		d.Control = func(_, _ string, c syscall.RawConn) error { return limitSegments(c, smallSegment) }
 	}
-	tuneTCP(raw, dead)
-	records := &recordConn{Conn: udpio.Quiet(raw)}
-	conn := tls.Client(records, fullRecords(tlsConf))
-	if err := conn.HandshakeContext(ctx); err != nil {
-		raw.Close()
-		return nil, fmt.Errorf("TLS handshake with %v: %w", addr, err)
+	if p.raw, err = d.DialContext(ctx, "tcp", addr.String()); err != nil {
+		return fmt.Errorf("connect over TCP: %w", err)
 	}
-	return &yamuxPending{raw: raw, records: records, tls: conn, client: true, dead: dead}, nil
+	return nil
+}
+
+// startTLS returns once TLS has passed; with an error it has closed the connection.
+func (p *yamuxPending) startTLS(ctx context.Context, conf *tls.Config) error {
+	tuneTCP(p.raw, p.dead)
+	p.records = &recordConn{Conn: udpio.Quiet(p.raw)}
+	p.tls = tls.Client(p.records, fullRecords(conf))
+	if err := p.tls.HandshakeContext(ctx); err != nil {
+		p.raw.Close()
+		return fmt.Errorf("TLS handshake with %v: %w", p.raw.RemoteAddr(), err)
+	}
+	return nil
 }
 
 // fullRecords returns conf without TLS's habit of beginning with small records,

@@ -93,6 +93,9 @@ type Carrier struct {
 	ServesNewStreams bool   `json:"serves_new_streams"`
 	OpenStreams      int    `json:"open_streams"`
 
+	// SmallSegments says, on the client, that TCP passed in small segments alone.
+	SmallSegments bool `json:"small_segments,omitempty"`
+
 	// Loss is the share, 0 to 1, of bundles that got lost lately, in the worse of the
 	// two directions; the client judges it.
 	Loss *float64 `json:"loss,omitempty"`

@@ -112,6 +112,9 @@ func (t *text) carriers(carriers []Carrier) {
 		if c.Reason != "" {
 			health += ": " + c.Reason
 		}
+		if c.SmallSegments {
+			health += ", in small segments: nothing came back with larger ones"
+		}
 		table.linef("  %s %d\t%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s", c.Transport, c.Number, c.Remote, span(c.AgeSeconds),
 			c.rtt(), c.loss(), size(c.BytesUp), size(c.BytesDown), c.OpenStreams, health)
 	}

@@ -1,0 +1,23 @@
+//go:build unix
+
+package tunnel
+
+import (
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// canLimitSegments reports whether limitSegments does anything.
+const canLimitSegments = true
+
+// limitSegments sets the most bytes of a segment, both ways, on a socket that is yet to connect:
+// the peer is told in the SYN.
+func limitSegments(c syscall.RawConn, bytes int) (err error) {
+	if e := c.Control(func(fd uintptr) {
+		err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_MAXSEG, bytes)
+	}); e != nil {
+		return e
+	}
+	return err
+}
