@@ -135,6 +135,9 @@ func (c *Client) Run(ctx context.Context) error {
 	defer budget.Close()
 	defer c.serveStatus(ln.Addr().String(), budget)()
 	c.cfg.Log.Info("SOCKS5 is listening", slog.String("address", ln.Addr().String()))
+	if udpio.IPv4Alone(c.cfg.Listen, ln.Addr()) {
+		c.cfg.Log.Warn("this machine has no IPv6: applications reach SOCKS5 over IPv4 alone")
+	}
 	if c.cfg.Started != nil {
 		c.cfg.Started(ln.Addr())
 	}

@@ -203,6 +203,7 @@ func maxSockets(descriptors int) int {
 // listener is a QUIC or a yamux listener.
 type listener interface {
 	Accept(ctx context.Context) (tunnel.Pending, error)
+	Addr() net.Addr
 	Close() error
 }
 
@@ -312,6 +313,9 @@ func (s *Server) listen(id *identity) (*listeners, error) {
 	}
 	s.cfg.Log.Info("listening", slog.String("address", net.JoinHostPort(host, strconv.Itoa(int(ls.port)))),
 		slog.Any("transports", s.cfg.Transports))
+	if udpio.IPv4Alone(s.cfg.Listen, ls.all[0].Addr()) {
+		s.cfg.Log.Warn("this machine has no IPv6: clients reach the server over IPv4 alone")
+	}
 	return ls, nil
 }
 

@@ -16,6 +16,7 @@ import (
 	"wmproxy/internal/egress"
 	"wmproxy/internal/ingress"
 	"wmproxy/internal/state"
+	"wmproxy/internal/udpio"
 	"wmproxy/socks"
 	"wmproxy/tunnel"
 )
@@ -50,6 +51,9 @@ func Run(ctx context.Context, cfg Config) error {
 	ln, err := socks.Listen(ctx, cfg.Bind)
 	if err != nil {
 		return fmt.Errorf("listening on %s: %w", cfg.Bind, err)
+	}
+	if udpio.IPv4Alone(cfg.Bind, ln.Addr()) {
+		cfg.Log.Warn("this machine has no IPv6: applications reach SOCKS5 over IPv4 alone")
 	}
 	port := ln.Addr().(*net.TCPAddr).AddrPort().Port()
 	advertised := ""

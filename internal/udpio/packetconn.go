@@ -36,13 +36,9 @@ func listenPacket(local netip.AddrPort, cfg Config) (*PacketConn, error) {
 	return c, nil
 }
 
-// listenConn opens a net.UDPConn. The net package falls back to IPv4 by itself.
+// listenConn opens a net.UDPConn.
 func listenConn(local netip.AddrPort, cfg Config) (*net.UDPConn, error) {
-	at := &net.UDPAddr{Port: int(local.Port())}
-	if ip := local.Addr().Unmap(); ip.IsValid() {
-		at = net.UDPAddrFromAddrPort(netip.AddrPortFrom(ip, local.Port()))
-	}
-	conn, err := net.ListenUDP("udp", at)
+	conn, err := listenUDP(local)
 	if err != nil {
 		return nil, err
 	}

@@ -43,14 +43,7 @@ type portable struct {
 var portableEntry = reflect.ValueOf((*portable).read).Pointer()
 
 func (s *portable) open(local netip.AddrPort, cfg Config) error {
-	ip := local.Addr().Unmap()
-	var at *net.UDPAddr
-	if ip.IsValid() {
-		at = net.UDPAddrFromAddrPort(netip.AddrPortFrom(ip, local.Port()))
-	} else {
-		at = &net.UDPAddr{Port: int(local.Port())}
-	}
-	conn, err := net.ListenUDP("udp", at)
+	conn, err := listenUDP(local)
 	if err != nil {
 		return err
 	}

@@ -1,7 +1,6 @@
 package udpio
 
 import (
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -77,7 +76,7 @@ func listen(local netip.AddrPort, cfg Config) (*Socket, error) {
 	}
 	s := &Socket{offload: !cfg.NoOffload, roomy: cfg.ReadBuffer == 0}
 	err := s.open(netip.AddrPortFrom(ip, local.Port()))
-	if ip == netip.IPv6Unspecified() && (errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EADDRNOTAVAIL)) {
+	if ip == netip.IPv6Unspecified() && lacksIPv6(err) {
 		err = s.open(netip.AddrPortFrom(netip.IPv4Unspecified(), local.Port()))
 	}
 	if err != nil {
