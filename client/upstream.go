@@ -33,7 +33,7 @@ type upstream struct {
 	dead      time.Duration // Timers.Dead
 }
 
-// keep sees to it that a good carrier of the kind is attached, until ctx ends. A
+// keep sees to it that a good carrier of the kind is attached, with room for streams, until ctx ends. A
 // suspect one is not waited for: another is dialed beside it. refused is called
 // when the server refuses us for good and has never let us in.
 func (u *upstream) keep(ctx context.Context, kind tunnel.Kind, refused func()) {
@@ -67,11 +67,11 @@ func (u *upstream) keep(ctx context.Context, kind tunnel.Kind, refused func()) {
 	}
 }
 
-// awaitNeed waits until no good carrier of the kind is attached; false is the end of ctx.
+// awaitNeed waits until another carrier of the kind is needed; false is the end of ctx.
 func (u *upstream) awaitNeed(ctx context.Context, kind tunnel.Kind) bool {
 	for ctx.Err() == nil {
 		changed := u.session.Changes()
-		if !u.session.Healthy(kind) {
+		if u.session.Needs(kind) {
 			return true
 		}
 		select {
@@ -82,12 +82,12 @@ func (u *upstream) awaitNeed(ctx context.Context, kind tunnel.Kind) bool {
 	return false
 }
 
-// awaitEnd waits until a has ended or no good carrier of its kind is left; false
+// awaitEnd waits until a has ended or another carrier of its kind is needed; false
 // is the end of ctx.
 func (u *upstream) awaitEnd(ctx context.Context, a *tunnel.Attachment, kind tunnel.Kind) bool {
 	for {
 		changed := u.session.Changes()
-		if !u.session.Healthy(kind) {
+		if u.session.Needs(kind) {
 			return ctx.Err() == nil
 		}
 		select {

@@ -21,7 +21,7 @@ import (
 // Defaults and bounds of the server.
 const (
 	DefaultHandshakeTimeout = 10 * time.Second
-	DefaultMaxHalfOpen      = 1024
+	DefaultMaxHalfOpen      = 4096 // an application may open all its streams at once
 
 	// lingerTime and lingerBytes bound how long a refused client may go on
 	// sending. Closing at once, with bytes unread, would be a reset, and a reset

@@ -141,4 +141,5 @@ func (s *carriedStream) Reset(code ErrorCode) {
 	if s.a.streams.Add(-1) == 0 {
 		s.a.s.retire()
 	}
+	s.a.s.streamEnded()
 }

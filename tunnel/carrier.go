@@ -66,8 +66,9 @@ type Carrier interface {
 	// writes on it each belong to one goroutine.
 	Control() io.ReadWriter
 
-	// OpenStream opens a stream to the peer. It does not wait for the peer, but
-	// for as long as ctx lives it may wait for the peer's stream limit.
+	// OpenStream opens a stream to the peer. If as many are open as may be it returns
+	// ErrStreamLimit at once. It does not wait for the peer, but as long as ctx lives it may wait for
+	// those to be accepted that were opened before.
 	OpenStream(ctx context.Context) (Stream, error)
 
 	// AcceptStream returns the next stream that the peer opened.

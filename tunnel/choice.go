@@ -29,8 +29,7 @@ func (k Kind) name() string {
 // chooseLocked decides which carrier serves what, after attached, a verdict or
 // the client's preference has changed.
 func (s *Session) chooseLocked() {
-	close(s.changed)
-	s.changed = make(chan struct{})
+	s.stirLocked()
 	if s.server {
 		s.datagrams = s.named(s.prefer.datagrams, KindQUIC)
 		s.streamsOn = s.named(s.prefer.streams, KindYamux)

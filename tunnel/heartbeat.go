@@ -318,6 +318,16 @@ func (a *Attachment) doubt() string {
 	return why
 }
 
+// openPing returns how long the oldest unanswered ping has been open; 0 is none.
+func (a *Attachment) openPing(now time.Duration) time.Duration {
+	if a.beat.h == nil {
+		return 0
+	}
+	a.beat.mu.Lock()
+	defer a.beat.mu.Unlock()
+	return a.beat.h.silent(now)
+}
+
 // proved is when a ping left that was answered, or when the carrier began.
 func (a *Attachment) proved() time.Duration {
 	if a.beat.h == nil {

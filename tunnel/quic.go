@@ -411,7 +411,13 @@ func (c *quicCarrier) ReceiveBundles(dst [][]byte) (int, error) {
 func (c *quicCarrier) Control() io.ReadWriter { return c.control }
 
 func (c *quicCarrier) OpenStream(ctx context.Context) (Stream, error) {
-	s, err := c.conn.OpenStreamSync(ctx)
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	s, err := c.conn.OpenStream()
+	if _, full := errors.AsType[*quic.StreamLimitReachedError](err); full {
+		return nil, ErrStreamLimit
+	}
 	if err != nil {
 		return nil, c.callError(ctx, err)
 	}

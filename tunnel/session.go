@@ -117,7 +117,10 @@ type Session struct {
 
 	streams    atomic.Int64 // that the peer opened
 	crowded    atomic.Bool  // the user holds too much memory for another
-	maxStreams int64
+	maxStreams int64        // that the peer may have open
+
+	mostStreams int64 // that the peer lets us have open
+	widening    int   // streams that wait for another carrier, because all are full
 }
 
 // preference is which carrier serves which class, by attach number.
@@ -138,8 +141,8 @@ func newSession(cfg SessionConfig, server bool, in *incarnation) *Session {
 	s := &Session{
 		cfg: cfg, server: server, inc: in, start: time.Now(),
 		flows: make(map[uint64]*Flow), changed: make(chan struct{}),
-		maxStreams: MaxStreams,
-		wall:       func() time.Time { return time.Now().Round(0) },
+		maxStreams: MaxStreams, mostStreams: MaxStreams,
+		wall: func() time.Time { return time.Now().Round(0) },
 	}
 	s.numbers = cfg.Numbers
 	if s.numbers == nil {
@@ -370,30 +373,45 @@ func (s *Session) preferred(p preference) {
 	}
 }
 
-// streamCarrier returns the carrier for a new stream, waiting a bounded time
-// while nothing is attached.
-func (s *Session) streamCarrier(ctx context.Context) (*Attachment, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, attachWait, ErrNotAttached)
+// streamCarrier returns the carrier for a new stream, waiting a bounded time while nothing is
+// attached, or while the client attaches another because all are full.
+func (s *Session) streamCarrier(ctx context.Context, r *streamRequest) (*Attachment, error) {
+	ctx, cancel := context.WithTimeout(ctx, r.life+attachWait-s.now())
 	defer cancel()
 	for {
 		s.mu.Lock()
-		a, changed, closed := s.streamsOn, s.changed, s.closed
+		a, full, open := s.roomLocked(r.full), len(r.full) > 0, s.openLocked()
+		if open >= s.mostStreams {
+			a, full = nil, true
+		}
+		widening := a == nil && full && !r.refused && open < s.mostStreams && s.widenLocked()
+		changed, closed := s.changed, s.closed
 		s.mu.Unlock()
-		if a != nil && a.c.Err() != nil {
-			a = nil // its successor is about to be chosen
-		}
-		if closed {
+		switch {
+		case closed:
 			return nil, ErrSessionClosed
-		}
-		if a != nil {
+		case a != nil:
 			return a, nil
+		case full && !widening:
+			return nil, fmt.Errorf("%w: %d are open", ErrStreamLimit, open)
 		}
+		var err error
 		select {
 		case <-changed:
+			r.full = nil // there may be room again
 		case <-ctx.Done():
-			if err := context.Cause(ctx); !errors.Is(err, context.DeadlineExceeded) {
-				return nil, err
-			}
+			err = context.Cause(ctx)
+		}
+		if widening {
+			s.widened()
+		}
+		switch {
+		case err == nil:
+		case !errors.Is(err, context.DeadlineExceeded):
+			return nil, err
+		case full:
+			return nil, fmt.Errorf("%w: %d are open and no other connection could be made", ErrStreamLimit, open)
+		default:
 			return nil, ErrNotAttached
 		}
 	}

@@ -7,7 +7,6 @@ import (
 	"io"
 	"log/slog"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/quic-go/quic-go/quicvarint"
@@ -47,24 +46,32 @@ func (e *RefusedError) Error() string {
 // attachWait and then returns ErrNotAttached. Where the carrier ends, or is doubted
 // while another works, before the answer is there, the peer is asked once more over
 // another carrier; it may then connect twice, but on one of the two nothing is sent.
-// If ctx ends while the carrier is in doubt the error wraps ErrUnanswered, and else ctx's.
+// If the carrier gives no sign of life for attachWait, or is in doubt when ctx ends, the error
+// wraps ErrUnanswered, and else ctx's. If all carriers have as many streams as they may it wraps ErrStreamLimit.
 func (s *Session) OpenStream(ctx context.Context, addr []byte) (st Stream, bound []byte, err error) {
 	if len(addr) > MaxStreamAddr {
 		return nil, nil, fmt.Errorf("tunnel: address of %d bytes", len(addr))
 	}
+	r := streamRequest{addr: addr, life: s.now()}
 	for asked := 1; ; {
-		a, err := s.streamCarrier(ctx)
+		a, err := s.streamCarrier(ctx, &r)
 		if err != nil {
 			return nil, nil, err
 		}
-		st, bound, err := s.openOver(ctx, a, addr, asked < maxAsked)
+		st, bound, err := s.openOver(ctx, a, &r, asked < maxAsked)
 		if err == nil {
 			return st, bound, nil
 		}
 		failed := (*askedError)(nil)
 		switch {
+		case errors.Is(err, ErrUnanswered):
+			return nil, nil, err
 		case ctx.Err() != nil:
 			return nil, nil, a.unanswered(ctx, err)
+		case limitReached(err):
+			// The peer has connected to nothing.
+			r.full, r.refused = append(r.full, a), r.refused || !errors.Is(err, ErrStreamLimit)
+			continue
 		case !errors.As(err, &failed) && a.c.Err() != nil:
 			continue // the peer was not asked
 		case !errors.As(err, &failed):
@@ -75,6 +82,21 @@ func (s *Session) OpenStream(ctx context.Context, addr []byte) (st Stream, bound
 		asked++
 		s.cfg.Log.Debug("a stream is asked for again", slog.Any("reason", err))
 	}
+}
+
+// streamRequest is a stream that is about to be opened.
+type streamRequest struct {
+	addr []byte
+	life time.Duration // the last sign of life of a carrier that it was on, or its beginning
+	full []*Attachment // carriers that take no more streams
+
+	refused bool // the peer said so: another carrier would not help
+}
+
+// limitReached reports whether a carrier, here or at the peer, had as many streams as it may.
+func limitReached(err error) bool {
+	reset, ok := errors.AsType[*ResetError](err)
+	return errors.Is(err, ErrStreamLimit) || ok && reset.Code == CodeLimit
 }
 
 // maxAsked is how often the peer is asked for one stream.
@@ -104,26 +126,41 @@ func (e *askedError) Error() string { return e.err.Error() }
 func (e *askedError) Unwrap() error { return e.err }
 
 // openOver is OpenStream over one carrier, which it may leave for a better one.
-func (s *Session) openOver(ctx context.Context, a *Attachment, addr []byte, mayLeave bool) (Stream, []byte, error) {
+func (s *Session) openOver(ctx context.Context, a *Attachment, r *streamRequest, mayLeave bool) (Stream, []byte, error) {
 	ctx, cancel := context.WithCancel(ctx)
-	var left atomic.Bool
-	if mayLeave {
-		var watch sync.WaitGroup
-		watch.Go(func() {
-			if s.awaitBetter(ctx, a) {
-				left.Store(true)
-				cancel()
-			}
-		})
-		defer watch.Wait()
+	var why verdict
+	var watch sync.WaitGroup
+	watch.Go(func() {
+		if why = s.watchOpening(ctx, a, r, mayLeave); why != "" {
+			cancel()
+		}
+	})
+	st, bound, err := a.open(ctx, r.addr)
+	cancel()
+	watch.Wait()
+	if err == nil {
+		return st, bound, nil
 	}
-	defer cancel()
-	a.touch(s.now()) // its silence counts from now on
+	r.life = max(r.life, time.Duration(a.heard.Load()))
+	failed := (*askedError)(nil)
+	refused := (*RefusedError)(nil)
+	switch {
+	case errors.As(err, &refused):
+	case why == isMute:
+		return nil, nil, fmt.Errorf("%w: %s %s", ErrUnanswered, a.Kind().name(), a.doubt())
+	case why == isLeft && errors.As(err, &failed):
+		failed.left = true
+	case why == isLeft:
+		err = &askedError{left: true, err: err}
+	}
+	return nil, nil, err
+}
+
+// open asks the peer over a.
+func (a *Attachment) open(ctx context.Context, addr []byte) (Stream, []byte, error) {
+	a.touch(a.s.now()) // its silence counts from now on
 	opened, err := a.c.OpenStream(ctx)
 	if err != nil {
-		if left.Load() {
-			err = &askedError{left: true, err: err}
-		}
 		return nil, nil, err
 	}
 	st := a.carry(opened)
@@ -134,29 +171,54 @@ func (s *Session) openOver(ctx context.Context, a *Attachment, addr []byte, mayL
 	}
 	if err != nil {
 		st.Reset(CodeNone)
-		refused := (*RefusedError)(nil)
-		return nil, nil, &askedError{left: left.Load() && !errors.As(err, &refused), err: err}
+		return nil, nil, &askedError{err: err}
 	}
 	return st, bound, nil
 }
 
-// awaitBetter waits until a has ended or is in doubt, and new streams go to another
-// carrier that works; false is the end of ctx.
-func (s *Session) awaitBetter(ctx context.Context, a *Attachment) bool {
+// verdict is why a carrier is no longer waited for.
+type verdict string
+
+const (
+	isLeft verdict = "another one works"
+	isMute verdict = "it gives no sign of life"
+)
+
+// lookEvery is how often a carrier is looked at that a stream is being opened over.
+const lookEvery = attachWait / 20
+
+// watchOpening waits until a is not worth waiting for, and returns why; "" is the end of ctx. Until
+// then a counts as in use, so that its silence shows.
+func (s *Session) watchOpening(ctx context.Context, a *Attachment, r *streamRequest, mayLeave bool) verdict {
+	look := time.NewTicker(lookEvery)
+	defer look.Stop()
 	for {
 		s.mu.Lock()
 		next, changed := s.streamsOn, s.changed
 		s.mu.Unlock()
 		good, _ := a.good()
-		if (!good || a.c.Err() != nil) && next != nil && next != a && next.serviceable() && next.c.Err() == nil {
-			return true
+		if mayLeave && (!good || a.c.Err() != nil) && next != nil && next != a && next.serviceable() && next.c.Err() == nil {
+			return isLeft
+		}
+		if a.mute(r.life) {
+			return isMute
 		}
 		select {
 		case <-changed:
+		case <-look.C:
+			a.touch(s.now())
 		case <-ctx.Done():
-			return false
+			return ""
 		}
 	}
+}
+
+// mute reports whether the carrier gave no sign of life for attachWait, since then at the earliest,
+// though it was asked for one.
+func (a *Attachment) mute(since time.Duration) bool {
+	now := a.s.now()
+	return a.c.Err() == nil && now-max(since, time.Duration(a.heard.Load())) >= attachWait &&
+		a.openPing(now) >= min(a.s.cfg.Timers.Suspect, attachWait/2)
 }
 
 func request(st Stream, addr []byte) (bound []byte, err error) {

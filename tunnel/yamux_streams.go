@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"sync/atomic"
@@ -16,12 +17,13 @@ type opening struct {
 }
 
 func (c *yamuxCarrier) OpenStream(ctx context.Context) (Stream, error) {
+	if err := cmp.Or(c.Err(), ctx.Err()); err != nil {
+		return nil, err
+	}
 	select {
 	case c.slots <- struct{}{}:
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	case <-c.ended:
-		return nil, c.err
+	default:
+		return nil, ErrStreamLimit
 	}
 	o := &opening{stream: make(chan *chunkStream, 1)}
 	select {

@@ -1,0 +1,144 @@
+package e2e
+
+import (
+	"context"
+	"io"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"wmproxy/socks"
+)
+
+// crowdMost is how many streams a server lets one client have open.
+const crowdMost = 2048
+
+// startHolder starts a target that says a byte to each connection and then waits for its end.
+func startHolder(t testing.TB) socks.Addr {
+	t.Helper()
+	ln := listenTCP(t, "127.0.0.1:0")
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			conn, err := ln.AcceptTCP()
+			if err != nil {
+				return
+			}
+			wg.Go(func() {
+				defer conn.Close()
+				_, _ = conn.Write([]byte{1})
+				_, _ = conn.Read(make([]byte, 1))
+			})
+		}
+	})
+	t.Cleanup(func() {
+		ln.Close()
+		wg.Wait()
+	})
+	return socks.AddrFrom(ln.Addr().(*net.TCPAddr).AddrPort())
+}
+
+// crowd opens n streams at once and keeps them. It returns how long that took.
+func crowd(t testing.TB, c *socks.Client, to socks.Addr, n int) (conns []net.Conn, took time.Duration) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	began := time.Now()
+	var wg sync.WaitGroup
+	conns = make([]net.Conn, n)
+	failures := make(chan error, n)
+	for i := range conns {
+		wg.Go(func() {
+			conn, err := c.Connect(ctx, to)
+			if err != nil {
+				failures <- err
+				return
+			}
+			conns[i] = conn
+			_ = conn.SetDeadline(time.Now().Add(patience))
+			if _, err := io.ReadFull(conn, make([]byte, 1)); err != nil {
+				failures <- err
+			}
+		})
+	}
+	wg.Wait()
+	took = time.Since(began)
+	t.Cleanup(func() {
+		for _, conn := range conns {
+			if conn != nil {
+				conn.Close()
+			}
+		}
+	})
+	if len(failures) > 0 {
+		t.Fatalf("%d of %d streams failed within %v: %v", len(failures), n, took, <-failures)
+	}
+	return conns, took
+}
+
+func TestManyStreamsOfOneClientOpen(t *testing.T) {
+	t.Parallel()
+	const streams, bound = 1500, 10 * time.Second
+	overEach(t, []string{overBoth, overYamux, overQUIC}, func(t *testing.T, kind string) {
+		tu := startOver(t, kind, nil, nil)
+		_, took := crowd(t, tu.Entry.Socks(), startHolder(t), streams)
+		t.Logf("%d streams open after %v", streams, took.Round(time.Millisecond))
+		if took > bound {
+			t.Errorf("%d streams took %v", streams, took)
+		}
+	})
+}
+
+func TestStreamBeyondTheSessionsLimitIsRefusedAtOnce(t *testing.T) {
+	t.Parallel()
+	overEach(t, []string{overBoth, overYamux}, func(t *testing.T, kind string) {
+		tu := startOver(t, kind, nil, nil)
+		c, to := tu.Entry.Socks(), startHolder(t)
+		conns, _ := crowd(t, c, to, crowdMost)
+		began := time.Now()
+		reply := replyTo(t, c, to)
+		if took := time.Since(began); reply != socks.ReplyGeneralFailure || took > time.Second {
+			t.Errorf("reply %d after %v, want %d at once", reply, took, socks.ReplyGeneralFailure)
+		}
+		line := tu.Entry.WaitLog("the refusal", message("CONNECT failed"))
+		if !strings.Contains(line.String("reason"), "may not have more TCP streams open") {
+			t.Errorf("the log says %s", line.Raw)
+		}
+		for _, conn := range conns[:10] {
+			conn.Close()
+		}
+		deadline := time.Now().Add(patience)
+		for replyTo(t, c, to) != socks.ReplySucceeded {
+			if time.Now().After(deadline) {
+				t.Fatal("there is room again, and no stream opens")
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+	})
+}
+
+// A stream that opens over what gives no sign of life fails as soon as when nothing is attached.
+func TestStreamFailsWithinFiveSecondsOfADeadServer(t *testing.T) {
+	t.Parallel()
+	const promised = 5 * time.Second
+	overEach(t, []string{overBoth, overYamux, overQUIC}, func(t *testing.T, kind string) {
+		t.Parallel()
+		f, c := startThrough(t, "--transport", kind)
+		echo := startEcho(t)
+		connect(t, c.Socks(), echo).Close()
+		f.swallowTCP()
+		f.cutUDP(true)
+		for range 2 { // before anything is in doubt, and after
+			began := time.Now()
+			reply := replyTo(t, c.Socks(), echo)
+			took := time.Since(began)
+			t.Logf("reply %d after %v", reply, took.Round(10*time.Millisecond))
+			if reply != socks.ReplyGeneralFailure || took > promised+2*time.Second {
+				t.Errorf("reply %d after %v, want %d after %v", reply, took, socks.ReplyGeneralFailure, promised)
+			}
+		}
+		c.WaitLog("why", saying("did not answer"))
+	})
+}

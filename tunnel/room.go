@@ -1,0 +1,87 @@
+package tunnel
+
+import (
+	"errors"
+	"slices"
+)
+
+// ErrStreamLimit means that a carrier, or the session, has as many streams as it may.
+var ErrStreamLimit = errors.New("one client may not have more TCP streams open")
+
+// roomLocked returns the carrier for a new stream: the one that serves streams, or if that is full
+// another that works, rather of another kind; nil is none.
+func (s *Session) roomLocked(full []*Attachment) (room *Attachment) {
+	may := func(a *Attachment) bool { return a.c.Err() == nil && !slices.Contains(full, a) }
+	if a := s.streamsOn; a != nil && may(a) {
+		return a
+	}
+	if len(full) == 0 {
+		return nil // what has ended is about to be replaced
+	}
+	for _, a := range slices.Backward(s.attached) {
+		if may(a) && a.serviceable() && (room == nil || room.Kind() == full[0].Kind()) {
+			room = a
+		}
+	}
+	return room
+}
+
+// openLocked returns how many streams are open on all carriers.
+func (s *Session) openLocked() (n int64) {
+	for _, a := range s.attached {
+		n += a.streams.Load()
+	}
+	return n
+}
+
+// widenLocked asks for another carrier, unless there are as many as may be, and reports whether it
+// did. Then widened takes the request back.
+func (s *Session) widenLocked() bool {
+	if s.server || s.streamsOn == nil || !s.mayWidenLocked(s.streamsOn.Kind()) {
+		return false
+	}
+	if s.widening++; s.widening == 1 {
+		s.stirLocked()
+	}
+	return true
+}
+
+func (s *Session) widened() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.widening--
+}
+
+func (s *Session) mayWidenLocked(kind Kind) bool {
+	n := 0
+	for _, a := range s.attached {
+		if a.Kind() == kind && a.c.Err() == nil {
+			n++
+		}
+	}
+	return n < maxPerKind
+}
+
+// stirLocked wakes all that wait for a change of what is attached.
+func (s *Session) stirLocked() {
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
+
+// streamEnded lets those that wait for room try again.
+func (s *Session) streamEnded() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.widening > 0 {
+		s.stirLocked()
+	}
+}
+
+// Needs reports whether another carrier of the kind should be attached: none is good or on probation, or streams
+// wait because all are full.
+func (s *Session) Needs(kind Kind) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return !s.healthyLocked(kind) ||
+		s.widening > 0 && s.streamsOn != nil && s.streamsOn.Kind() == kind && s.mayWidenLocked(kind)
+}
