@@ -87,16 +87,18 @@ func TestTheStateOfTheTunnelIsOneLine(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := newStatus(slog.New(slog.DiscardHandler), "vpn:8090", kinds)
-	if line, _ := s.line(nil); line != "" {
+	nothing := tunnel.NewSession(tunnel.SessionConfig{})
+	defer nothing.Close(tunnel.CodeNone, "")
+	if line, _ := s.line(nothing); line != "" {
 		t.Errorf("before anything was tried: %q", line)
 	}
 	s.failed(tunnel.KindQUIC, "no answer", false)
 	s.failed(tunnel.KindYamux, "no answer", false)
-	if line, up := s.line(nil); line != "tunnel down, trying again: no answer" || up {
+	if line, up := s.line(nothing); line != "tunnel down, trying again: no answer" || up {
 		t.Errorf("the same reason twice: %q", line)
 	}
 	s.failed(tunnel.KindYamux, "refused", false)
-	if line, _ := s.line(nil); line != "tunnel down, trying again: quic: no answer; yamux: refused" {
+	if line, _ := s.line(nothing); line != "tunnel down, trying again: quic: no answer; yamux: refused" {
 		t.Errorf("two reasons: %q", line)
 	}
 }

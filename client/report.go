@@ -19,7 +19,7 @@ func (c *Client) report(started time.Time, listen string, budget *tunnel.Budget)
 		s := status.FromSession(u.session.Snapshot())
 		s.Server, s.User = u.link.Address(), u.link.Name
 		s.Preferred = c.route.Prefers(u.session)
-		s.State, _ = u.status.line(u.session.Attached())
+		s.State, _ = u.status.line(u.session)
 		sessions = append(sessions, s)
 	}
 	r.SetSessions(sessions)

@@ -87,7 +87,7 @@ func (s *statusLine) run(ctx context.Context, session *tunnel.Session) {
 			return
 		case <-time.After(settle):
 		}
-		line, up := s.line(session.Attached())
+		line, up := s.line(session)
 		if line == last || line == "" {
 			continue
 		}
@@ -101,7 +101,9 @@ func (s *statusLine) run(ctx context.Context, session *tunnel.Session) {
 }
 
 // line describes the tunnel as it is now; "" where there is nothing to say yet.
-func (s *statusLine) line(attached []*tunnel.Attachment) (line string, up bool) {
+func (s *statusLine) line(session *tunnel.Session) (line string, up bool) {
+	attached := session.Attached()
+	doubt := session.Doubt()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var names, missing []string
@@ -123,6 +125,8 @@ func (s *statusLine) line(attached []*tunnel.Attachment) (line string, up bool) 
 		return "", false
 	case len(names) == 0:
 		return "tunnel down, trying again: " + unique(missing), false
+	case doubt != "":
+		return fmt.Sprintf("tunnel to %s in doubt: %s; trying again", s.server, doubt), false
 	case len(missing) == 0:
 		return "tunnel up: " + strings.Join(names, ", "), true
 	}

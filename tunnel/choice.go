@@ -48,16 +48,13 @@ func (s *Session) chooseLocked() {
 
 // decideLocked is the client's choice, which it tells the server.
 func (s *Session) decideLocked() {
-	d, why := s.best(KindQUIC, s.datagrams)
-	s.tellMove("datagrams", s.datagrams, d, why)
-	s.datagrams, s.datagramsWhy = d, why
-	kind, reason := s.streamKind()
-	st, why := s.best(kind, s.streamsOn)
-	if reason != "" && st != nil && st.Kind() == kind {
-		why = reason
-	}
-	s.tellMove("streams", s.streamsOn, st, why)
-	s.streamsOn, s.streamsWhy = st, why
+	d := s.best(KindQUIC, s.datagrams)
+	s.tellMove("datagrams", s.datagrams, d, s.reason(d, KindQUIC))
+	s.datagrams = d
+	kind, _ := s.streamKind()
+	st := s.best(kind, s.streamsOn)
+	s.tellMove("streams", s.streamsOn, st, s.streamsWhy(st))
+	s.streamsOn = st
 	p := preference{epoch: s.prefer.epoch + 1}
 	if d != nil {
 		p.datagrams = d.number
@@ -85,10 +82,18 @@ func (s *Session) streamKind() (kind Kind, why string) {
 	return KindYamux, ""
 }
 
-// best returns the carrier for a class that prefers kind and is now on current,
-// and why it is that one: a good one before one on probation before a suspect, then
+// streamsWhy returns why st, and no other carrier, serves new streams.
+func (s *Session) streamsWhy(st *Attachment) string {
+	kind, why := s.streamKind()
+	if why != "" && st != nil && st.Kind() == kind {
+		return why
+	}
+	return s.reason(st, kind)
+}
+
+// best returns the carrier for a class that prefers kind and is now on current: a good one before one on probation before a suspect, then
 // the preferred kind, then the newest. Among suspects it stays where it is.
-func (s *Session) best(kind Kind, current *Attachment) (best *Attachment, why string) {
+func (s *Session) best(kind Kind, current *Attachment) (best *Attachment) {
 	top := -1
 	for _, a := range s.attached {
 		if a.c.Err() != nil {
@@ -109,7 +114,7 @@ func (s *Session) best(kind Kind, current *Attachment) (best *Attachment, why st
 			best, top = a, rank
 		}
 	}
-	return best, s.reason(best, kind)
+	return best
 }
 
 // reason says why a, and not the newest carrier of the preferred kind, serves a class.

@@ -115,7 +115,9 @@ type health struct {
 
 	suspect   bool
 	probation bool          // suspect only because the one before it was
-	why       string        // while suspect
+	why       string        // while suspect; reason is what to show
+	silence   bool          // it is suspect because it was silent
+	longest   time.Duration // silence of those that have ended, of this suspicion
 	since     time.Duration // of the present state
 	relapses  int
 	limit     int // largest bundle in bytes that the path takes; 0 is any
@@ -141,7 +143,7 @@ func newHealth(t Timers, now time.Duration) *health { return &health{t: t, next:
 // succeed begins where a suspect of the same kind has got to: that a connection
 // can be made on a path says little of what the path loses.
 func (h *health) succeed(before *health) {
-	h.suspect, h.probation, h.why = true, true, "has yet to prove itself"
+	h.suspect, h.probation, h.why, h.silence = true, true, "has yet to prove itself", false
 	h.relapses, h.limit = before.relapses, before.limit
 }
 
@@ -170,6 +172,7 @@ func (h *health) answer(now time.Duration, p *probe, received counts) bool {
 	if q.id != p.id || !q.left || p.id <= h.answered {
 		return false // late, twice or made up
 	}
+	h.longest = max(h.longest, h.silent(now))
 	h.answered, h.hurried = p.id, false
 	h.openAt = h.pings[(p.id+1)%openPings].at // where that was asked
 	h.rtt = now - q.at
@@ -269,7 +272,7 @@ func (h *health) judge(now time.Duration) (changed bool) {
 		h.learnLimit()
 		return h.recover(now)
 	}
-	why := h.complaint(now)
+	why, silence := h.complaint(now)
 	if why == "" && h.probation {
 		return h.recover(now)
 	}
@@ -280,22 +283,39 @@ func (h *health) judge(now time.Duration) (changed bool) {
 		h.relapses = 0
 	}
 	h.suspect, h.probation, h.why, h.since = true, false, why, now
+	h.silence, h.longest = silence, 0
 	return true
 }
 
-// complaint is what is wrong with a carrier that was good, "" for nothing.
-func (h *health) complaint(now time.Duration) string {
+// reason returns what is wrong with a suspect now, "" if it is none. heard is when anything last came.
+func (h *health) reason(now, heard time.Duration) string {
+	silent := h.silent(now)
+	switch {
+	case !h.suspect:
+		return ""
+	case !h.silence:
+		return h.why
+	case silent == 0:
+		return fmt.Sprintf("was silent for %.1f s", h.longest.Seconds())
+	case now-heard >= silent/2: // answers to earlier pings came after this one was asked
+		return fmt.Sprintf("silent for %.1f s", (now - heard).Seconds())
+	}
+	return fmt.Sprintf("has answered nothing for %.1f s", silent.Seconds())
+}
+
+// complaint returns what is wrong with a carrier that was good, "" for nothing, and whether that is silence.
+func (h *health) complaint(now time.Duration) (why string, silence bool) {
 	patience := h.t.Suspect
 	if h.hurried {
 		patience = max(patience/4, 3*h.rtt)
 	}
 	if silent := h.silent(now); silent >= patience {
-		return fmt.Sprintf("silent for %.1f s", silent.Seconds())
+		return fmt.Sprintf("silent for %.1f s", silent.Seconds()), true
 	}
 	// Pings come every quarter of that time, so this covers most of it to all of it.
 	up, down, covered := h.over(h.t.Suspect*3/4, false)
 	if covered == 0 {
-		return ""
+		return "", false
 	}
 	h.lost = 1 - min(up.arrived(), down.arrived())
 	for _, d := range []struct {
@@ -305,13 +325,13 @@ func (h *health) complaint(now time.Duration) string {
 		// First, because a path that eats large packets also loses most where most are large.
 		if size := d.f.eaten(); size > 0 {
 			h.limit = size
-			return fmt.Sprintf("loses all above %d bytes on the way %s", size, d.name)
+			return fmt.Sprintf("loses all above %d bytes on the way %s", size, d.name), false
 		}
 		if d.f.sent[0] >= judgedBundles && d.f.arrived() < badShare {
-			return fmt.Sprintf("loses %.0f %% on the way %s", 100*(1-d.f.arrived()), d.name)
+			return fmt.Sprintf("loses %.0f %% on the way %s", 100*(1-d.f.arrived()), d.name), false
 		}
 	}
-	return ""
+	return "", false
 }
 
 // learnLimit finds out about a suspect what it was not suspected for: where nothing
@@ -349,6 +369,7 @@ func (h *health) recover(now time.Duration) bool {
 	}
 	h.lost = 1 - min(up.arrived(), down.arrived())
 	h.suspect, h.probation, h.why, h.since, h.limit = false, false, "", now, 0
+	h.silence = false
 	h.relapses++
 	return true
 }

@@ -293,7 +293,7 @@ func (a *Attachment) bundleLimit() (limit, most int) {
 	return limit, most
 }
 
-// good says whether the carrier may be relied on; why says why not.
+// good reports whether the carrier may be relied on, and what is wrong with it at this moment if not.
 func (a *Attachment) good() (good bool, why string) {
 	b := &a.beat
 	if b.h == nil {
@@ -301,21 +301,7 @@ func (a *Attachment) good() (good bool, why string) {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return !b.h.suspect, b.h.why
-}
-
-// doubt is what is wrong with the carrier at this moment, "" for nothing.
-func (a *Attachment) doubt() string {
-	good, why := a.good()
-	if good {
-		return ""
-	}
-	a.beat.mu.Lock()
-	defer a.beat.mu.Unlock()
-	if silent := a.beat.h.silent(a.s.now()); silent >= a.s.cfg.Timers.Suspect {
-		return fmt.Sprintf("silent for %.1f s", silent.Seconds())
-	}
-	return why
+	return !b.h.suspect, b.h.reason(a.s.now(), time.Duration(a.heard.Load()))
 }
 
 // openPing returns how long the oldest unanswered ping has been open; 0 is none.

@@ -112,9 +112,6 @@ type Session struct {
 	instance  [16]byte      // of the server process attached last
 	holding   *time.Timer   // ends a session that nothing is attached to
 
-	// Why those carriers; on the client.
-	datagramsWhy, streamsWhy string
-
 	streams    atomic.Int64 // that the peer opened
 	crowded    atomic.Bool  // the user holds too much memory for another
 	maxStreams int64        // that the peer may have open

@@ -1,7 +1,9 @@
 package tunnel
 
 import (
+	"fmt"
 	"net"
+	"strings"
 	"sync/atomic"
 	"time"
 )
@@ -43,8 +45,9 @@ type CarrierStatus struct {
 	Local     net.Addr
 	Remote    net.Addr
 	Age       time.Duration
-	Datagrams bool // it serves them
-	Streams   bool // it serves new ones
+	Heard     time.Duration // how long ago anything last came
+	Datagrams bool          // it serves them
+	Streams   bool          // it serves new ones
 
 	// RTT is that of the last ping, on the side that pings; else the transport's; 0
 	// is not known.
@@ -72,6 +75,27 @@ type byteCount struct{ up, down atomic.Uint64 }
 // ID is the session's number; a session that the server no longer knew has a new one.
 func (s *Session) ID() SessionID { return s.current().id }
 
+// Doubt returns what is wrong if carriers are attached and none of them is good or on probation, else "". It
+// stays the same as long as nothing comes.
+func (s *Session) Doubt() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.attached) == 0 || s.healthyLocked(0) {
+		return ""
+	}
+	var heard time.Duration
+	var reasons []string
+	for _, a := range s.attached {
+		heard = max(heard, time.Duration(a.heard.Load()))
+		_, why := a.good()
+		reasons = append(reasons, fmt.Sprintf("%s %s", a.Kind().name(), why))
+	}
+	if s.now()-heard >= s.cfg.Timers.Suspect {
+		return "nothing has come since " + s.start.Add(heard).Format(time.TimeOnly)
+	}
+	return strings.Join(reasons, ", ")
+}
+
 // Snapshot is the session now.
 func (s *Session) Snapshot() SessionStatus {
 	s.mu.Lock()
@@ -79,8 +103,8 @@ func (s *Session) Snapshot() SessionStatus {
 	st := SessionStatus{
 		ID: s.inc.id.String(), User: s.user, Age: s.now(), Leaving: s.leaving,
 		Attached:  len(s.attached) > 0,
-		Datagrams: s.choiceLocked(datagrams, s.datagramsWhy, s.prefer.datagrams),
-		Streams:   s.choiceLocked(streams, s.streamsWhy, s.prefer.streams),
+		Datagrams: s.choiceLocked(datagrams, s.reason(datagrams, KindQUIC), s.prefer.datagrams),
+		Streams:   s.choiceLocked(streams, s.streamsWhy(streams), s.prefer.streams),
 		Drops:     s.drops.snapshot(),
 	}
 	switch {
@@ -120,7 +144,7 @@ func (s *Session) choiceLocked(a *Attachment, why string, asked uint64) Choice {
 func (a *Attachment) snapshot() CarrierStatus {
 	c := CarrierStatus{
 		Number: a.number, Kind: a.Kind(), Local: a.LocalAddr(), Remote: a.RemoteAddr(),
-		Age: a.s.now() - a.began, RTT: a.RTT(), Health: HealthGood,
+		Age: a.s.now() - a.began, Heard: a.s.now() - time.Duration(a.heard.Load()), RTT: a.RTT(), Health: HealthGood,
 		BundlesUp: a.beat.sent[0].Load(), BundlesDown: a.beat.received[0].Load(),
 		BundleBytesUp: a.bytes.up.Load(), BundleBytesDown: a.bytes.down.Load(),
 		OpenStreams: int(a.streams.Load()), Path: a.PathStats(), SmallSegments: a.smallSegments(),

@@ -2,8 +2,10 @@ package tunnel
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"runtime"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -101,6 +103,44 @@ func TestASnapshotSaysWhyACarrierIsSuspect(t *testing.T) {
 		}
 		if st.Datagrams.Carrier != 1 || st.Datagrams.Why != "QUIC "+c.Reason {
 			t.Errorf("datagrams: %+v, the carrier says %q", st.Datagrams, c.Reason)
+		}
+	})
+}
+
+func TestSnapshotTellsSilenceAsItGrows(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newTwoPaths(t, time.Minute)
+		defer p.close()
+		near, far := p.join(lossyPath)
+		time.Sleep(time.Minute)
+		near.Lose(1)
+		far.Lose(1)
+		muted := time.Now()
+		time.Sleep(15 * time.Second)
+		for range 2 {
+			time.Sleep(3 * time.Second)
+			st := p.session.Snapshot()
+			c := st.Carriers[0]
+			// Before, it was pinged every ten seconds.
+			if silent := time.Since(muted); c.Heard < silent || c.Heard > silent+idleProbe {
+				t.Errorf("after %v of silence: heard %v ago", silent, c.Heard)
+			}
+			want := fmt.Sprintf("silent for %.1f s", c.Heard.Seconds())
+			if c.Health != HealthSuspect || c.Reason != want || st.Streams.Why != "QUIC "+want && st.Datagrams.Why != want+", but nothing is better" {
+				t.Errorf("%q, %q: %+v, %+v; want %q", c.Health, c.Reason, st.Datagrams, st.Streams, want)
+			}
+			if doubt := p.session.Doubt(); doubt != "nothing has come since "+time.Now().Add(-c.Heard).Format(time.TimeOnly) {
+				t.Errorf("the doubt is %q", doubt)
+			}
+		}
+		near.Lose(0)
+		far.Lose(0)
+		time.Sleep(time.Second)
+		if c := p.session.Snapshot().Carriers[0]; c.Health != HealthSuspect || !strings.HasPrefix(c.Reason, "was silent for ") {
+			t.Errorf("it answers again: %q, %q", c.Health, c.Reason)
+		}
+		if doubt := p.session.Doubt(); !strings.HasPrefix(doubt, "QUIC was silent for ") {
+			t.Errorf("the doubt is %q", doubt)
 		}
 	})
 }

@@ -107,7 +107,7 @@ var ErrUnanswered = errors.New("the far end did not answer")
 
 // unanswered is the error of a stream that waited on a for as long as ctx lived.
 func (a *Attachment) unanswered(ctx context.Context, err error) error {
-	if why := a.doubt(); why != "" {
+	if _, why := a.good(); why != "" {
 		return fmt.Errorf("%w: %s %s", ErrUnanswered, a.Kind().name(), why)
 	}
 	if ended := a.Err(); ended != nil {
@@ -147,7 +147,8 @@ func (s *Session) openOver(ctx context.Context, a *Attachment, r *streamRequest,
 	switch {
 	case errors.As(err, &refused):
 	case why == isMute:
-		return nil, nil, fmt.Errorf("%w: %s %s", ErrUnanswered, a.Kind().name(), a.doubt())
+		_, silent := a.good()
+		return nil, nil, fmt.Errorf("%w: %s %s", ErrUnanswered, a.Kind().name(), silent)
 	case why == isLeft && errors.As(err, &failed):
 		failed.left = true
 	case why == isLeft:

@@ -85,7 +85,9 @@ type Carrier struct {
 	Local      string  `json:"local"`
 	Remote     string  `json:"remote"`
 	AgeSeconds float64 `json:"age_seconds"`
-	RTTMillis  float64 `json:"rtt_ms,omitempty"` // milliseconds
+	// HeardSeconds is how long ago anything last came.
+	HeardSeconds float64 `json:"heard_seconds"`
+	RTTMillis    float64 `json:"rtt_ms,omitempty"` // milliseconds
 
 	Health           string `json:"health"`           // good or suspect
 	Reason           string `json:"reason,omitempty"` // why it is suspect

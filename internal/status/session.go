@@ -27,7 +27,7 @@ func FromSession(s tunnel.SessionStatus) Session {
 func fromCarrier(c tunnel.CarrierStatus) Carrier {
 	return Carrier{
 		Number: c.Number, Transport: c.Kind.String(), Local: c.Local.String(), Remote: c.Remote.String(),
-		AgeSeconds: Seconds(c.Age), RTTMillis: float64(c.RTT.Microseconds()) / 1000,
+		AgeSeconds: Seconds(c.Age), HeardSeconds: Seconds(c.Heard), RTTMillis: float64(c.RTT.Microseconds()) / 1000,
 		Health: c.Health, Reason: c.Reason,
 		ServesDatagrams: c.Datagrams, ServesNewStreams: c.Streams, OpenStreams: c.OpenStreams,
 		SmallSegments: c.SmallSegments,

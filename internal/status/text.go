@@ -85,7 +85,7 @@ func (t *text) session(s *Session, several bool) {
 	if !s.Attached {
 		t.linef("  nothing has been attached for %s", span(s.DetachedSeconds))
 	}
-	if !s.Attached || strings.Contains(s.State, "; without ") {
+	if s.State != "" && (!strings.HasPrefix(s.State, "tunnel up") || strings.Contains(s.State, "; without ")) {
 		t.linef("  %s", s.State)
 	}
 	if s.Attached {
@@ -106,7 +106,7 @@ func (c Choice) name() string {
 
 func (t *text) carriers(carriers []Carrier) {
 	table := t.table()
-	table.linef("  CARRIER\tADDRESS\tAGE\tRTT\tLOSS\tUP\tDOWN\tSTREAMS\tHEALTH")
+	table.linef("  CARRIER\tADDRESS\tAGE\tHEARD\tRTT\tLOSS\tUP\tDOWN\tSTREAMS\tHEALTH")
 	for _, c := range carriers {
 		health := c.Health
 		if c.Reason != "" {
@@ -115,7 +115,7 @@ func (t *text) carriers(carriers []Carrier) {
 		if c.SmallSegments {
 			health += ", in small segments: nothing came back with larger ones"
 		}
-		table.linef("  %s %d\t%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s", c.Transport, c.Number, c.Remote, span(c.AgeSeconds),
+		table.linef("  %s %d\t%s\t%s\t%s ago\t%s\t%s\t%s\t%s\t%d\t%s", c.Transport, c.Number, c.Remote, span(c.AgeSeconds), span(c.HeardSeconds),
 			c.rtt(), c.loss(), size(c.BytesUp), size(c.BytesDown), c.OpenStreams, health)
 	}
 	table.end()

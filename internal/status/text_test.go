@@ -39,11 +39,11 @@ func clientReport() Report {
 			Datagrams: Choice{2, "yamux", "QUIC silent for 2.1 s"}, Streams: Choice{2, "yamux", "preferred"},
 			Carriers: []Carrier{
 				{
-					Number: 1, Transport: "quic", Remote: "203.0.113.5:8090", AgeSeconds: 191.8, RTTMillis: 21.437,
+					Number: 1, Transport: "quic", Remote: "203.0.113.5:8090", AgeSeconds: 191.8, HeardSeconds: 2.1, RTTMillis: 21.437,
 					Health: "suspect", Reason: "silent for 2.1 s", BytesUp: 1 << 20, BytesDown: 3355443, Loss: pointer(0.25), PacketsUp: 1000, PacketsLost: 10,
 				},
 				{
-					Number: 2, Transport: "yamux", Remote: "203.0.113.5:8090", AgeSeconds: 9.26, Health: "good",
+					Number: 2, Transport: "yamux", Remote: "203.0.113.5:8090", AgeSeconds: 9.26, HeardSeconds: 0.31, Health: "good",
 					ServesDatagrams: true, ServesNewStreams: true, OpenStreams: 3, BytesUp: 999, BytesDown: 7 << 30, PacketsUp: 1000, PacketsLost: 5,
 				},
 			},
@@ -155,7 +155,7 @@ func TestASessionIsTakenOverWhole(t *testing.T) {
 		ID: "1a2b3c4d", User: "alice", Age: 1500 * time.Millisecond, Attached: true, Leaving: true, Detached: 2 * time.Second,
 		Datagrams: tunnel.Choice{Carrier: 7, Why: "preferred"}, Streams: tunnel.Choice{Carrier: 9, Why: "it must be"},
 		Carriers: []tunnel.CarrierStatus{{
-			Number: 7, Kind: tunnel.KindQUIC, Local: address, Remote: address, Age: time.Second, Datagrams: true, Streams: true,
+			Number: 7, Kind: tunnel.KindQUIC, Local: address, Remote: address, Age: time.Second, Heard: 250 * time.Millisecond, Datagrams: true, Streams: true,
 			RTT: 1234567 * time.Nanosecond, Loss: &loss, Health: tunnel.HealthSuspect, Reason: "silent",
 			BundlesUp: 1, BundlesDown: 2, BundleBytesUp: 3, BundleBytesDown: 4, OpenStreams: 5, SmallSegments: true,
 			Path: tunnel.PathStats{RTT: time.Hour, BytesUp: 6, BytesDown: 7, PacketsUp: 8, PacketsLost: 9},
@@ -166,7 +166,7 @@ func TestASessionIsTakenOverWhole(t *testing.T) {
 		ID: "1a2b3c4d", User: "alice", AgeSeconds: 1.5, Attached: true, Leaving: true, DetachedSeconds: 2,
 		Datagrams: Choice{7, "quic", "preferred"}, Streams: Choice{9, "", "it must be"},
 		Carriers: []Carrier{{
-			Number: 7, Transport: "quic", Local: "192.0.2.1:9", Remote: "192.0.2.1:9", AgeSeconds: 1, ServesDatagrams: true, ServesNewStreams: true,
+			Number: 7, Transport: "quic", Local: "192.0.2.1:9", Remote: "192.0.2.1:9", AgeSeconds: 1, HeardSeconds: 0.25, ServesDatagrams: true, ServesNewStreams: true,
 			RTTMillis: 1.234, Loss: &loss, Health: "suspect", Reason: "silent", OpenStreams: 5, SmallSegments: true,
 			BundlesUp: 1, BundlesDown: 2, BundleBytesUp: 3, BundleBytesDown: 4, BytesUp: 6, BytesDown: 7, PacketsUp: 8, PacketsLost: 9,
 		}},
