@@ -6,7 +6,7 @@ import (
 )
 
 // ErrStreamLimit means that a carrier, or the session, has as many streams as it may.
-var ErrStreamLimit = errors.New("one client may not have more TCP streams open")
+var ErrStreamLimit = errors.New("no more TCP streams may be open")
 
 // roomLocked returns the carrier for a new stream: the one that serves streams, or if that is full
 // another that works, rather of another kind; nil is none.

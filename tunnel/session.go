@@ -389,6 +389,8 @@ func (s *Session) streamCarrier(ctx context.Context, r *streamRequest) (*Attachm
 			return nil, ErrSessionClosed
 		case a != nil:
 			return a, nil
+		case full && r.refused:
+			return nil, fmt.Errorf("%w: the server takes no more from this user now", ErrStreamLimit)
 		case full && !widening:
 			return nil, fmt.Errorf("%w: %d are open", ErrStreamLimit, open)
 		}

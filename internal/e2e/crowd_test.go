@@ -117,7 +117,7 @@ func TestStreamBeyondTheSessionsLimitIsRefusedAtOnce(t *testing.T) {
 			t.Errorf("reply %d after %v, want %d at once", reply, took, socks.ReplyGeneralFailure)
 		}
 		line := tu.Entry.WaitLog("the refusal", message("CONNECT failed"))
-		if !strings.Contains(line.String("reason"), "may not have more TCP streams open") {
+		if !strings.Contains(line.String("reason"), "no more TCP streams may be open: 2048 are open") {
 			t.Errorf("the log says %s", line.Raw)
 		}
 		for _, conn := range conns[:10] {
