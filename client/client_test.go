@@ -45,6 +45,7 @@ func TestEveryFailureBecomesASentenceThatSaysWhatToDo(t *testing.T) {
 		{"no name", &net.DNSError{Err: "no such host", Name: "vpn.example.net"}, "vpn.example.net cannot be resolved", false},
 		{"refused", fmt.Errorf("connect: %w", syscall.ECONNREFUSED), "nothing listens at", false},
 		{"no route", fmt.Errorf("connect: %w", syscall.ENETUNREACH), "no route to", false},
+		{"no IPv6", fmt.Errorf("connect: %w", syscall.EAFNOSUPPORT), "no route to", false},
 		{"timeout", fmt.Errorf("connect: %w", context.DeadlineExceeded), "no answer from", false},
 		{"mute", fmt.Errorf("%w: %w", tunnel.ErrMute, context.DeadlineExceeded), "then nothing comes, in small packets neither", false},
 		{"deadline", os.ErrDeadlineExceeded, "no answer from", false},

@@ -91,7 +91,7 @@ func explain(err error, l link.Link) explanation {
 		return again("the name %s cannot be resolved (%s); check the network", l.Host, dns.Err)
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return again("nothing listens at %s; check that the server runs and that its port is open", server)
-	case errors.Is(err, syscall.ENETUNREACH), errors.Is(err, syscall.EHOSTUNREACH):
+	case errors.Is(err, syscall.ENETUNREACH), errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.EAFNOSUPPORT):
 		return again("no route to %s; check the network", server)
 	case errors.Is(err, tunnel.ErrMute):
 		return again("TCP connects to %s and then nothing comes, in small packets neither; check that it is a wmproxy server that listens there", server)
