@@ -6,6 +6,11 @@ type Config struct {
 	ReadBuffer  int  // SO_RCVBUF in bytes; 0 leaves the system's, on Linux until the Socket is busy
 	WriteBuffer int  // SO_SNDBUF in bytes; 0 leaves the system's
 
+	// TellLocal sets Message.Local to the address of ours that each datagram was sent to:
+	// a Socket on the wildcard address cannot answer from there without knowing. Linux
+	// only; elsewhere the system chooses the address that answers leave from.
+	TellLocal bool
+
 	// Beside, unless nil, is a Conn that has been started: the Socket is read by the
 	// same goroutine, so that Close in that one's receive leaves no receive of the
 	// Socket's running. On systems without event loops Close waits instead.

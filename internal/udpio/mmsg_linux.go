@@ -1,6 +1,7 @@
 package udpio
 
 import (
+	"net/netip"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -38,34 +39,87 @@ func sendmsg(fd int, h *unix.Msghdr) (int, unix.Errno) {
 	return int(n), errno
 }
 
-// control is room for one control message with an integer of up to 4 bytes:
+// control is room for the control messages of one datagram or train, back to back:
 //
-//	length 8 or 4 · level 4 · type 4 · value 2 (UDP_SEGMENT) or 4 (UDP_GRO) · padding
-type control [3]uint64
+//	length 8 or 4 · level 4 · type 4 · value · padding
+//
+// The value is 2 bytes (UDP_SEGMENT), 4 (UDP_GRO), 12 (IP_PKTINFO) or 20 (IPV6_PKTINFO).
+// UDP_SEGMENT, if there, is the first.
+type control [8]uint64
 
-func (c *control) header() *unix.Cmsghdr { return (*unix.Cmsghdr)(unsafe.Pointer(c)) }
-
-func (c *control) value() unsafe.Pointer {
-	return unsafe.Add(unsafe.Pointer(c), unix.CmsgLen(0))
+func (c *control) header(at int) *unix.Cmsghdr {
+	return (*unix.Cmsghdr)(unsafe.Add(unsafe.Pointer(c), at))
 }
 
-// putSegment writes UDP_SEGMENT and returns the length for msg_controllen.
-func (c *control) putSegment(size int) int {
-	h := c.header()
-	h.Level = unix.IPPROTO_UDP
-	h.Type = unix.UDP_SEGMENT
-	h.SetLen(unix.CmsgLen(2))
-	*(*uint16)(c.value()) = uint16(size)
-	return unix.CmsgSpace(2)
+func (c *control) value(at int) unsafe.Pointer {
+	return unsafe.Add(unsafe.Pointer(c), at+unix.CmsgLen(0))
 }
 
-func (c *control) segment() int { return int(*(*uint16)(c.value())) }
+// put writes the header of a message at an offset, and returns where its value of size
+// bytes goes and the offset behind it.
+func (c *control) put(at int, level, kind int32, size int) (value unsafe.Pointer, next int) {
+	h := c.header(at)
+	h.Level = level
+	h.Type = kind
+	h.SetLen(unix.CmsgLen(size))
+	return c.value(at), at + unix.CmsgSpace(size)
+}
 
-// groSize is the segment size in UDP_GRO, 0 if n bytes of control hold none.
-func (c *control) groSize(n int) int {
-	h := c.header()
-	if n < unix.CmsgLen(4) || h.Level != unix.IPPROTO_UDP || h.Type != unix.UDP_GRO {
-		return 0
+// putSegment writes UDP_SEGMENT at the start and returns the offset behind it.
+func (c *control) putSegment(size int) (next int) {
+	v, next := c.put(0, unix.IPPROTO_UDP, unix.UDP_SEGMENT, 2)
+	*(*uint16)(v) = uint16(size)
+	return next
+}
+
+func (c *control) segment() int { return int(*(*uint16)(c.value(0))) }
+
+// putLocal writes at an offset that the socket, which is of family, sends from ip, and
+// returns the offset behind it. It writes nothing if such a socket cannot do that.
+func (c *control) putLocal(at int, ip netip.Addr, family uint16) (next int) {
+	switch {
+	case family == unix.AF_INET6:
+		v, next := c.put(at, unix.IPPROTO_IPV6, unix.IPV6_PKTINFO, unix.SizeofInet6Pktinfo)
+		*(*unix.Inet6Pktinfo)(v) = unix.Inet6Pktinfo{Addr: ip.As16()} // maps IPv4, as the kernel wants it
+		return next
+	case ip.Is4() || ip.Is4In6():
+		v, next := c.put(at, unix.IPPROTO_IP, unix.IP_PKTINFO, unix.SizeofInet4Pktinfo)
+		*(*unix.Inet4Pktinfo)(v) = unix.Inet4Pktinfo{Spec_dst: ip.Unmap().As4()}
+		return next
 	}
-	return int(*(*int32)(c.value()))
+	return at
+}
+
+// attach gives h the control messages from one offset to another.
+func (c *control) attach(h *unix.Msghdr, from, to int) {
+	h.Control = nil
+	if from < to {
+		h.Control = (*byte)(unsafe.Pointer(c.header(from)))
+	}
+	h.SetControllen(to - from)
+}
+
+// read returns what the first n bytes hold: the segment size in UDP_GRO, 0 if there is
+// none, and the address of ours that the datagram was sent to, if that is told.
+func (c *control) read(n int) (gro int, local netip.Addr) {
+	for at := 0; at+unix.CmsgLen(0) <= n; {
+		h := c.header(at)
+		size := int(h.Len) - unix.CmsgLen(0)
+		if size < 0 || at+int(h.Len) > n {
+			break
+		}
+		switch {
+		case h.Level == unix.IPPROTO_UDP && h.Type == unix.UDP_GRO && size >= 4:
+			gro = int(*(*int32)(c.value(at)))
+		case h.Level == unix.IPPROTO_IPV6 && h.Type == unix.IPV6_PKTINFO && size >= unix.SizeofInet6Pktinfo:
+			local = netip.AddrFrom16((*unix.Inet6Pktinfo)(c.value(at)).Addr).Unmap()
+		case h.Level == unix.IPPROTO_IP && h.Type == unix.IP_PKTINFO && size >= unix.SizeofInet4Pktinfo:
+			local = netip.AddrFrom4((*unix.Inet4Pktinfo)(c.value(at)).Spec_dst)
+		}
+		at += unix.CmsgSpace(size)
+	}
+	if local.IsMulticast() {
+		return gro, netip.Addr{} // nothing can be sent from there
+	}
+	return gro, local
 }

@@ -107,15 +107,15 @@ func (r *reader) add(i int) {
 	}
 	body := r.buf[i*readStride:][:h.Len:h.Len]
 	addr := r.names[i].get()
-	size := r.ctrls[i].groSize(int(h.Hdr.Controllen))
+	size, local := r.ctrls[i].read(int(h.Hdr.Controllen))
 	if size <= 0 {
 		size = len(body)
 	}
 	for len(body) > size {
-		r.ms = append(r.ms, Message{Body: body[:size:size], Addr: addr})
+		r.ms = append(r.ms, Message{Body: body[:size:size], Addr: addr, Local: local})
 		body = body[size:]
 	}
-	r.ms = append(r.ms, Message{Body: body, Addr: addr})
+	r.ms = append(r.ms, Message{Body: body, Addr: addr, Local: local})
 }
 
 // rest gives the memory back, keeping the addresses.

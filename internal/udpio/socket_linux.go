@@ -132,6 +132,15 @@ func (s *Socket) set(cfg Config) error {
 	if !cfg.NoOffload && canSegment(s.fd) {
 		s.maxSegment.Store(MaxDatagram)
 	}
+	if cfg.TellLocal {
+		level, option := unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO // of IPv4 too
+		if s.family == unix.AF_INET {
+			level, option = unix.IPPROTO_IP, unix.IP_PKTINFO
+		}
+		if err := setOption(s.fd, level, option, 1); err != nil {
+			return err
+		}
+	}
 	if err := setBuffer(s.fd, unix.SO_RCVBUF, unix.SO_RCVBUFFORCE, cfg.ReadBuffer); err != nil {
 		return err
 	}

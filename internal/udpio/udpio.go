@@ -27,6 +27,9 @@ type Message struct {
 	// Addr is the source of a datagram that was read and the destination of
 	// one to write. An IPv4 address is never IPv4-mapped IPv6.
 	Addr netip.AddrPort
+	// Local is the address of ours that a datagram was sent to, if the Socket has
+	// Config.TellLocal, and the one to send from if it is set. Linux only.
+	Local netip.Addr
 }
 
 // Len is the payload's size in bytes.

@@ -29,9 +29,10 @@ type writer struct {
 	err  unix.Errno // of the first that it refused
 }
 
-// run is the messages behind one header, ms[from:from+count], and in how many
-// pieces of payload the first of them lies.
-type run struct{ from, count, pieces int }
+// run is the messages behind one header, ms[from:from+count], in how many pieces of
+// payload the first of them lies, and the offsets in its control at which the message with
+// the address to send from begins and ends.
+type run struct{ from, count, pieces, local, end int }
 
 var writers = sync.Pool{New: func() any { return new(writer) }}
 
@@ -68,13 +69,16 @@ func (w *writer) fill(ms []Message, from int, family uint16, maxSegment int) (ne
 		count := w.gather(ms[next:], maxSegment)
 		h.Iov = &w.iovs[first]
 		h.SetIovlen(w.iov - first)
-		h.Control = nil
-		h.SetControllen(0)
+		r := run{from: next, count: count, pieces: min(len(m.Head), 1) + min(len(m.Body), 1)}
 		if count > 1 {
-			h.Control = (*byte)(unsafe.Pointer(&w.ctrls[w.n]))
-			h.SetControllen(w.ctrls[w.n].putSegment(m.Len()))
+			r.local = w.ctrls[w.n].putSegment(m.Len())
 		}
-		w.runs[w.n] = run{next, count, min(len(m.Head), 1) + min(len(m.Body), 1)}
+		r.end = r.local
+		if m.Local.IsValid() {
+			r.end = w.ctrls[w.n].putLocal(r.local, m.Local, family)
+		}
+		w.ctrls[w.n].attach(h, 0, r.end)
+		w.runs[w.n] = r
 		w.n++
 		next += count
 	}
@@ -82,7 +86,7 @@ func (w *writer) fill(ms []Message, from int, family uint16, maxSegment int) (ne
 }
 
 // gather adds the pieces of ms[0], and of those after it that may share its
-// header: same destination, same size (a shorter one ends the run), within
+// header: same destination, same source, same size (a shorter one ends the run), within
 // what one segmented send may carry. It returns how many it took.
 func (w *writer) gather(ms []Message, maxSegment int) int {
 	size := ms[0].Len()
@@ -95,7 +99,7 @@ func (w *writer) gather(ms []Message, maxSegment int) int {
 	for count < len(ms) && count < maxSegments && w.iov+2 <= writeIovs {
 		m := &ms[count]
 		n := m.Len()
-		if n == 0 || n > size || total+n > MaxDatagram || m.Addr != ms[0].Addr {
+		if n == 0 || n > size || total+n > MaxDatagram || m.Addr != ms[0].Addr || m.Local != ms[0].Local {
 			break
 		}
 		w.piece(m.Head)
@@ -178,8 +182,7 @@ func (w *writer) flush(fd int, maxSegment *atomic.Int32, end int) int {
 // sendFirst sends the first datagram of the run behind header i by itself.
 func (w *writer) sendFirst(fd, i int) unix.Errno {
 	h := &w.hdrs[i].Hdr
-	h.Control = nil
-	h.SetControllen(0)
+	w.ctrls[i].attach(h, w.runs[i].local, w.runs[i].end)
 	h.SetIovlen(w.runs[i].pieces)
 	_, errno := sendmmsg(fd, w.hdrs[i:i+1])
 	return errno
