@@ -12,7 +12,7 @@ type DropReason uint8
 // Reasons. The first three are about datagrams from the client, the others
 // about datagrams to it.
 const (
-	DropSource    DropReason = iota // not from the client's address and port
+	DropSource    DropReason = iota // from a source that may not speak for the association
 	DropMalformed                   // header cut short, unknown address type, empty name; either way
 	DropFragment                    // a fragment that could not become a datagram: lost company, late, too large
 	DropNoPort                      // the client has sent nothing yet, so its port is unknown

@@ -53,7 +53,7 @@ type Server struct {
 
 	// UDPFrom are addresses that datagrams may come from, beside the address that
 	// the association's control connection comes from. On a shared port such a
-	// source takes the oldest association, of whatever client, that has none yet.
+	// source takes the oldest association, of any client, that has none yet.
 	UDPFrom []netip.Prefix
 
 	// NoOffload opens UDP sockets without segmentation and receive offload.
@@ -87,6 +87,7 @@ type Server struct {
 
 	halfOpen     connSet
 	ports        portTable
+	owners       owners
 	reassembling atomic.Int64 // bytes in fragment queues
 	unmatched    atomic.Uint64
 	hashOnce     sync.Once

@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"net/netip"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"wmproxy/internal/udpio"
@@ -56,8 +55,8 @@ func udpHeader(b []byte) (addrLen int, err error) {
 type Uplink interface {
 	// Send takes datagrams, in order, one call for what was read at once: Head
 	// and Body of each one after the other are the SOCKS5 datagram from ATYP
-	// onward, whose address is well formed. They are valid until it returns. One goroutine at
-	// a time calls it, and it must not wait.
+	// onward, whose address is well formed. They are valid, and may be written to, until it
+	// returns. One goroutine at a time calls it, and it must not wait.
 	Send(ms []udpio.Message)
 
 	// End says that the association has ended. It is called once, and Send not
@@ -83,21 +82,20 @@ type Association struct {
 	start  time.Time
 
 	sock   *udpio.Socket
-	shared *sharedPort // the owner of sock, if it is not ours alone
-	seat   *seat       // guarded by shared.mu
+	shared *sharedPort  // the owner of sock, if it is not ours alone
+	place  *sharedPlace // guarded by shared.mu
 
-	pin atomic.Pointer[pin] // nil until the first datagram
+	// mu is held while a batch is read and while answers are addressed. After
+	// shared.mu, and before reassemblyMu.
+	mu           sync.Mutex
+	sources      sources
+	controlUser  socketUser // if controlAsked
+	controlAsked bool
+	warned       uint8 // a bit for each ruling that the log has told of
 	counters
 
 	reassemblyMu sync.Mutex
 	reassembly   *reassembly // nil unless fragments are waiting
-}
-
-// A pin is the address that an association's datagrams come from, fixed by the
-// first valid one.
-type pin struct {
-	source netip.AddrPort // as read
-	client netip.AddrPort // to write to
 }
 
 // A reassembly is a fragment queue in use.
@@ -128,9 +126,9 @@ func (a *Association) Stats() Stats { return a.snapshot() }
 // wait for the end, of which the Uplink hears.
 func (a *Association) Close() { a.conn.HangUp() }
 
-// associate opens the socket of an association and answers the request. On
-// error nothing is left of it, unless the association is returned too.
-func (v *visit) associate() (*Association, error) {
+// associate opens the socket of an association and answers the request, which was for
+// dst. On error nothing is left of it, unless the association is returned too.
+func (v *visit) associate(dst []byte) (*Association, error) {
 	sv := v.sv
 	a := &Association{
 		server: sv.Server,
@@ -139,6 +137,7 @@ func (v *visit) associate() (*Association, error) {
 		user:   v.user(),
 		start:  time.Now(),
 	}
+	a.sources.named = namedSource(dst, a.client.Addr())
 	if err := a.open(v.conn.LocalAddr().Addr()); err != nil {
 		sv.log().Warn("no UDP socket for an association", "user", a.user, "client", a.client, "err", err)
 		return nil, v.refuse(ReplyGeneralFailure, fmt.Errorf("socks: opening a UDP socket: %w", err))
@@ -164,8 +163,9 @@ func (v *visit) associate() (*Association, error) {
 	return a, v.say(nil, AppendReply(make([]byte, 0, MaxReplyLen), ReplySucceeded, a.bound)...)
 }
 
-// open binds the socket: to the address the client came to, so that replies
-// come from there, or to the wildcard when another address is advertised.
+// open binds the socket: to the address the client came to, so that answers leave from
+// there, or to the wildcard when another address is advertised. From the wildcard they
+// leave from the address that the client's last datagram was sent to.
 func (a *Association) open(ip netip.Addr) (err error) {
 	s := a.server
 	if s.UDPAdvertise.IsValid() {
@@ -174,7 +174,7 @@ func (a *Association) open(ip netip.Addr) (err error) {
 	if !ip.IsValid() {
 		return errControlLocal
 	}
-	cfg := udpio.Config{NoOffload: s.NoOffload, Beside: a.conn}
+	cfg := udpio.Config{NoOffload: s.NoOffload, Beside: a.conn, TellLocal: ip.IsUnspecified()}
 	if s.UDPPorts.single() {
 		if a.shared, err = s.ports.join(s, netip.AddrPortFrom(ip, s.UDPPorts.First), cfg); err != nil {
 			return err
@@ -206,7 +206,9 @@ func (a *Association) end() {
 	a.closeSocket()
 	a.dropFragments()
 	a.up.End()
-	a.pin.Store(nil) // a shared socket is still open
+	a.mu.Lock()
+	a.sources = sources{} // a shared socket is still open
+	a.mu.Unlock()
 	stats := a.Stats()
 	var more []any
 	if up, ok := a.up.(DropReporter); ok {
@@ -223,14 +225,14 @@ func (a *Association) end() {
 // relayUp takes what the socket read and passes the good ones on, in place: a
 // datagram loses RSV and FRAG and is otherwise what the tunnel carries.
 func (a *Association) relayUp(ms []udpio.Message) {
-	p := a.pin.Load()
+	now := time.Since(a.start)
 	kept, size := 0, 0
+	a.mu.Lock()
 	for i := range ms {
 		body := ms[i].Body
-		if p == nil || ms[i].Addr != p.source {
-			if p = a.admit(&ms[i], p); p == nil || ms[i].Addr != p.source {
-				continue
-			}
+		at := a.speaker(&ms[i], now)
+		if at < 0 {
+			continue
 		}
 		addrLen, err := udpHeader(body)
 		if err != nil {
@@ -239,6 +241,7 @@ func (a *Association) relayUp(ms []udpio.Message) {
 		}
 		frag := body[fragAt]
 		body = body[udpHeaderLen:]
+		a.sources.spoke(at, body[:addrLen], now, ms[i].Local)
 		if frag != 0 {
 			if body = a.reassemble(frag, body, addrLen); body == nil {
 				continue
@@ -248,6 +251,7 @@ func (a *Association) relayUp(ms []udpio.Message) {
 		ms[kept].Head, ms[kept].Body, ms[kept].Addr = nil, body, ms[i].Addr
 		kept++
 	}
+	a.mu.Unlock()
 	if kept > 0 {
 		a.upDatagrams.Add(uint64(kept))
 		a.upBytes.Add(uint64(size))
@@ -255,30 +259,98 @@ func (a *Association) relayUp(ms []udpio.Message) {
 	}
 }
 
-// admit decides about a datagram that is not from the pinned source: the first
-// valid one pins it, others are counted. It returns the pin as it is then.
-func (a *Association) admit(m *udpio.Message, p *pin) *pin {
-	// Nothing can be sent to port 0, so it must not become the pin.
-	if p == nil && m.Addr.Port() != 0 && a.fromClient(m.Addr.Addr()) {
+// speaker returns the index of m's source, and lets it in if it may speak; else it
+// counts m as dropped and returns -1. The caller has a.mu.
+func (a *Association) speaker(m *udpio.Message, now time.Duration) int {
+	at := a.sources.find(m.Addr)
+	if at >= 0 {
+		e := &a.sources.list[at]
+		if !e.sure || now-e.heard < sourceSilence {
+			return at
+		}
+		a.forget(e.addr) // the port may be another user's by now
+		a.sources.remove(at)
+	}
+	if m.Addr.Port() == 0 {
+		a.refuse(m, refusedPort)
+		return -1
+	}
+	if c := a.claim(m.Addr, now); c.ofClient || c.allowed {
 		if _, err := udpHeader(m.Body); err != nil {
 			a.drop(DropMalformed, 1)
-			return nil
+			return -1
 		}
-		return a.pinTo(m.Addr)
 	}
-	if a.drop(DropSource, 1) == 0 {
-		// Once per association: without it, nothing shows why UDP is dead behind
-		// Docker's proxy or a second address of the client.
-		a.server.log().Warn("dropping datagrams that do not come from the client; --udp-from lets their source in",
-			"source", m.Addr, "client", a.client)
+	r, sure := a.judge(m, now)
+	if r != admitted {
+		a.refuse(m, r)
+		return -1
 	}
-	return p
+	return a.join(m, now, sure)
 }
 
-// fromClient reports whether datagrams may come from ip.
-func (a *Association) fromClient(ip netip.Addr) bool {
-	ip = ip.WithZone("")
-	return ip == a.client.Addr().WithZone("") || a.server.fromAllowed(ip)
+// judge applies the rules to a source that is not known. The caller has a.mu.
+func (a *Association) judge(m *udpio.Message, now time.Duration) (r ruling, sure bool) {
+	return a.claim(m.Addr, now).judge(func() owner { return a.owner(m.Addr, m.Local) })
+}
+
+// claim returns the facts that the rules go by for a source that is not known. The caller
+// has a.mu.
+func (a *Association) claim(addr netip.AddrPort, now time.Duration) claim {
+	ip := addr.Addr().WithZone("")
+	c := claim{
+		ofClient: ip == a.client.Addr().WithZone(""),
+		allowed:  a.server.fromAllowed(ip),
+		named:    a.sources.isNamed(addr),
+	}
+	c.rival = !c.named && a.sources.rival(now)
+	return c
+}
+
+// join lets the source of m in and returns its index. The caller has a.mu.
+func (a *Association) join(m *udpio.Message, now time.Duration, sure bool) int {
+	e := source{addr: m.Addr, to: m.Addr, local: m.Local, heard: now, sure: sure}
+	if e.addr.Addr().WithZone("") == a.client.Addr().WithZone("") {
+		// Link-local addresses need the zone of the control connection to be written to.
+		e.to = netip.AddrPortFrom(a.client.Addr(), e.addr.Port())
+	}
+	at, out := a.sources.add(e)
+	for _, addr := range out.addrs[:out.n] {
+		a.forget(addr)
+	}
+	if a.shared != nil {
+		a.shared.bySource[e.addr] = a
+	}
+	return at
+}
+
+// forget takes a source from the shared port, if there is one, whose mu is held then.
+func (a *Association) forget(addr netip.AddrPort) {
+	if a.shared != nil {
+		delete(a.shared.bySource, addr)
+	}
+}
+
+// refuse drops m. Once for each reason it tells the log: nothing else would show why UDP
+// is dead. The caller has a.mu.
+func (a *Association) refuse(m *udpio.Message, r ruling) {
+	a.drop(DropSource, 1)
+	var why string
+	switch r {
+	case refusedAddress:
+		// Docker's proxy, or a second address of the client.
+		why = "dropping datagrams that do not come from the client's address; --udp-from lets their source in"
+	case refusedUser:
+		why = "dropping datagrams from a socket that is not of the user of this machine who opened the association"
+	case refusedNamed:
+		why = "dropping datagrams from another port of the client than the one that its UDP ASSOCIATE named and that it uses"
+	default:
+		return
+	}
+	if a.warned&(1<<r) == 0 {
+		a.warned |= 1 << r
+		a.server.log().Warn(why, "source", m.Addr, "client", a.client)
+	}
 }
 
 // fromAllowed reports whether ip, which has no zone, is in UDPFrom.
@@ -289,17 +361,6 @@ func (s *Server) fromAllowed(ip netip.Addr) bool {
 		}
 	}
 	return false
-}
-
-// pinTo fixes the source of a's datagrams.
-func (a *Association) pinTo(source netip.AddrPort) *pin {
-	p := &pin{source: source, client: source}
-	if source.Addr().WithZone("") == a.client.Addr().WithZone("") {
-		// Link-local addresses need the zone of the control connection to be written to.
-		p.client = netip.AddrPortFrom(a.client.Addr(), source.Port())
-	}
-	a.pin.Store(p)
-	return p
 }
 
 // reassemble adds a fragment and returns the whole datagram if it was the last.
@@ -370,34 +431,38 @@ var batches = sync.Pool{New: func() any { return new([writeBatch]udpio.Message) 
 // onward, the address being where it came from. It never waits and keeps
 // nothing; what cannot be sent is dropped and counted.
 func (a *Association) Deliver(bodies [][]byte) {
-	p := a.pin.Load()
-	if p == nil {
-		a.drop(DropNoPort, len(bodies))
-		return
-	}
-	limit := maxUDPPayload6
-	if p.client.Addr().Is4() {
-		limit = maxUDPPayload4
-	}
 	batch := batches.Get().(*[writeBatch]udpio.Message)
 	n, size := 0, 0
+	a.mu.Lock()
 	for _, body := range bodies {
 		addrLen, err := AddrLen(body)
 		if err != nil {
 			a.drop(DropMalformed, 1)
 			continue
 		}
+		to := a.sources.answerTo(body[:addrLen])
+		if to == nil {
+			a.drop(DropNoPort, 1)
+			continue
+		}
+		limit := maxUDPPayload6
+		if to.to.Addr().Is4() {
+			limit = maxUDPPayload4
+		}
 		if udpHeaderLen+len(body) > limit {
 			a.drop(DropTooLarge, 1)
 			continue
 		}
-		batch[n] = udpio.Message{Head: noFragment, Body: body, Addr: p.client}
+		batch[n] = udpio.Message{Head: noFragment, Body: body, Addr: to.to, Local: to.local}
 		size += len(body) - addrLen
 		if n++; n == writeBatch {
+			a.mu.Unlock()
 			a.write(batch[:n], size)
 			n, size = 0, 0
+			a.mu.Lock()
 		}
 	}
+	a.mu.Unlock()
 	a.write(batch[:n], size)
 	batches.Put(batch)
 }

@@ -325,7 +325,7 @@ func TestABadDatagramIsCountedAndEndsNothing(t *testing.T) {
 	}
 }
 
-func TestTheFirstValidDatagramPinsThePort(t *testing.T) {
+func TestOnlyTheClientsAddressMaySpeak(t *testing.T) {
 	e := &entrance{}
 	addr := e.start(t, "127.0.0.1:0")
 	_, bound := openAssociation(t, addr)
@@ -334,13 +334,13 @@ func TestTheFirstValidDatagramPinsThePort(t *testing.T) {
 	sendTo(t, stranger, bound, good)
 	sendTo(t, second, bound, []byte("invalid"))
 	roundTrip(t, first, bound, good)
-	sendTo(t, second, bound, good)
 	sendTo(t, stranger, bound, good)
+	roundTrip(t, second, bound, good)
 	roundTrip(t, first, bound, good)
-	want := Stats{Up: Traffic{2, 2}, Down: Traffic{2, 2}}
-	want.Drops[DropSource], want.Drops[DropMalformed] = 3, 1
+	want := Stats{Up: Traffic{3, 3}, Down: Traffic{3, 3}}
+	want.Drops[DropSource], want.Drops[DropMalformed] = 2, 1
 	expectStats(t, e.nth(0).a, want)
-	if n := strings.Count(e.logs.String(), "do not come from the client"); n != 1 {
+	if n := strings.Count(e.logs.String(), "do not come from the client's address; --udp-from"); n != 1 {
 		t.Errorf("%d warnings about the source, want 1:\n%s", n, e.logs.String())
 	}
 }
@@ -353,13 +353,11 @@ func TestUDPFromLetsOtherAddressesIn(t *testing.T) {
 	good := datagram(0, body(target4, "x"))
 	sendTo(t, outside, bound, good)
 	roundTrip(t, inside, bound, good)
-	sendTo(t, own, bound, good) // the pin is address and port
+	roundTrip(t, own, bound, good)
 	roundTrip(t, inside, bound, good)
-	if got := e.nth(0).a.Stats(); got.Drops[DropSource] != 2 || got.Up.Datagrams != 2 {
+	if got := e.nth(0).a.Stats(); got.Drops[DropSource] != 1 || got.Up.Datagrams != 3 {
 		t.Errorf("stats %+v", got)
 	}
-	_, bound = openAssociation(t, addr)
-	roundTrip(t, own, bound, good)
 }
 
 func TestFragmentsPassAsOneDatagram(t *testing.T) {
@@ -489,7 +487,7 @@ func TestABatchStaysABatchInOrder(t *testing.T) {
 		datagram(0, body(target4, "stranger")),
 		datagram(0, body(target4, "5")),
 	)
-	ms[5].Addr = netip.MustParseAddrPort("127.0.0.1:5001")
+	ms[5].Addr = netip.MustParseAddrPort("127.0.0.2:5001")
 	a.relayUp(ms)
 	want := []string{
 		string(body(target4, "1")), string(body(wireName("example.org", 53), "3")),
@@ -512,7 +510,7 @@ func TestALinkLocalClientIsKnownWithAndWithoutItsZone(t *testing.T) {
 		if len(up.all()) != 2 {
 			t.Fatalf("%s: %d passed", source, len(up.all()))
 		}
-		if to := a.pin.Load().client.String(); to != "[fe80::1%eth0]:5000" {
+		if to := a.sources.answerTo(target4).to.String(); to != "[fe80::1%eth0]:5000" {
 			t.Errorf("%s: replies go to %s", source, to)
 		}
 	}
@@ -554,7 +552,8 @@ func TestTheFastPathAllocatesNothing(t *testing.T) {
 	}
 	defer sock.Close()
 	a.sock = sock
-	a.pinTo(netip.AddrPortFrom(application.Addr(), sock.LocalAddr().Port()))
+	own := netip.AddrPortFrom(application.Addr(), sock.LocalAddr().Port())
+	a.join(&udpio.Message{Addr: own}, 0, false)
 	bodies := make([][]byte, 100)
 	for i := range bodies {
 		bodies[i] = d[3:]

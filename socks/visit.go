@@ -150,8 +150,8 @@ func (v *visit) request(b []byte) (int, error) {
 		return n, v.connect(req, b[n:])
 	case req.command == commandAssociate && sv.Associate != nil:
 		// DST is where the client will send from, or so RFC 1928 has it; real
-		// clients write anything there, so it is not even looked at.
-		if v.association, err = v.associate(); err != nil {
+		// clients write anything there (see namedSource).
+		if v.association, err = v.associate(req.addr); err != nil {
 			return n, err
 		}
 		v.admitted()
