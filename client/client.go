@@ -119,7 +119,7 @@ func (c *Client) Run(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	entrance := &ingress.SOCKS{Route: c.route, Log: c.cfg.Log}
+	entrance := &ingress.SOCKS{Route: c.route, Log: c.cfg.Log, AddressAnswers: c.cfg.AddressAnswers}
 	proxy := &socks.Server{
 		Username: c.cfg.User, Password: c.cfg.Pass,
 		UDPAdvertise: c.cfg.UDPAdvertise,

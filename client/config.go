@@ -60,6 +60,10 @@ type Config struct {
 	// beside its control connection's peer.
 	UDPFrom []netip.Prefix
 
+	// AddressAnswers has answers carry the address that they come from even if the
+	// application sent to a name, which they carry otherwise.
+	AddressAnswers bool
+
 	// Transport is which carriers to attach: Auto (both), QUIC or Yamux.
 	Transport string
 

@@ -6,8 +6,16 @@ package tunnel
 // that a feature adds have even types, so that others may skip them.
 type Features uint64
 
+// NamedAnswers is the feature that answers carry the name that the client sent to. Upward,
+// a datagram's address has the type TypeNameAnswered in place of 3, a name, if the
+// client wants that; downward the type is then 3, too.
+const NamedAnswers Features = 1 << 0
+
+// TypeNameAnswered is the address type of a name that answers are to carry.
+const TypeNameAnswered = 0x83
+
 // ownFeatures are those of this program.
-const ownFeatures Features = 0
+const ownFeatures = NamedAnswers
 
 // Has reports whether all bits of want are set.
 func (f Features) Has(want Features) bool { return f&want == want }

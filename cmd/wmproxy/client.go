@@ -78,6 +78,7 @@ func (p *program) clientOptions(c *cli.Context) (o clientOptions, err error) {
 	o.config.Listen = o.entrance.listen
 	o.config.User, o.config.Pass = o.entrance.user, o.entrance.pass
 	o.config.UDPAdvertise, o.config.UDPPorts, o.config.UDPFrom = o.entrance.advertise, o.entrance.ports, o.entrance.from
+	o.config.AddressAnswers = o.entrance.addressAnswers
 	if o.config.Transport, err = p.choice(c, "transport", client.Auto, client.QUIC, client.Yamux); err != nil {
 		return o, err
 	}

@@ -25,7 +25,15 @@ type entranceOptions struct {
 	advertise  netip.Addr
 	ports      socks.PortRange
 	from       []netip.Prefix
+
+	addressAnswers bool // answers to a name carry the address
 }
+
+// Values of --udp-answers.
+const (
+	answersByName    = "name"
+	answersByAddress = "address"
+)
 
 func entranceFlags() []cli.Flag {
 	return []cli.Flag{
@@ -36,6 +44,7 @@ func entranceFlags() []cli.Flag {
 		&cli.StringFlag{Name: "udp", Usage: "tell applications to send their UDP to `ADDR` (behind NAT or Docker: the address they know this machine by)"},
 		&cli.StringFlag{Name: "udp-port", Usage: "take UDP on a port out of `PORT-PORT`, or on the single PORT, which associations then share"},
 		&cli.StringSliceFlag{Name: "udp-from", KeepSpace: true, Usage: "take UDP also from addresses in `CIDR`, not only from the one that asked; may be repeated"},
+		&cli.StringFlag{Name: "udp-answers", Value: answersByName, Usage: "an application that sent UDP to a name gets answers from that name, or from the address behind it (`KIND`: name, address)"},
 	}
 }
 
@@ -55,6 +64,11 @@ func (p *program) entranceOptions(c *cli.Context, flag, defaultPort string) (ent
 	if o.from, err = p.prefixes(c, "udp-from"); err != nil {
 		return o, err
 	}
+	answers, err := p.choice(c, "udp-answers", answersByName, answersByAddress)
+	if err != nil {
+		return o, err
+	}
+	o.addressAnswers = answers == answersByAddress
 	o.pass, err = p.password(c)
 	return o, err
 }

@@ -144,7 +144,7 @@ func TestClientFlags(t *testing.T) {
 	pin := id.Pin()
 	got, err := options(t, nil, (*program).clientOptions, "client", "--listen", "0.0.0.0:2080", "--user", "u",
 		testLink+"?pin="+pin.String(), "--pass", "p,q", "--udp", "::ffff:192.0.2.7", "--udp-port", "4000-4001",
-		"--udp-from", "172.16.0.0/12", "--transport", "quic", "--state-dir", "d", "--no-offload", "--log-level", "warn",
+		"--udp-from", "172.16.0.0/12", "--udp-answers", "address", "--transport", "quic", "--state-dir", "d", "--no-offload", "--log-level", "warn",
 		strings.Replace(testLink, "alice", "bob", 1), "--pick", "fastest", "--suspect", "1s", "--dead", "10s")
 	if err != nil {
 		t.Fatal(err)
@@ -159,10 +159,10 @@ func TestClientFlags(t *testing.T) {
 			},
 			Pick:   client.Fastest,
 			Timers: client.Timers{Suspect: time.Second, SuspectIdle: 20 * time.Second, Dead: 10 * time.Second, Steady: 5 * time.Second},
-			Listen: "0.0.0.0:2080", User: "u", Pass: "p,q", UDPAdvertise: addr, UDPPorts: ports, UDPFrom: from,
+			Listen: "0.0.0.0:2080", User: "u", Pass: "p,q", UDPAdvertise: addr, UDPPorts: ports, UDPFrom: from, AddressAnswers: true,
 			Transport: client.QUIC, Streams: client.Auto, NoOffload: true,
 		},
-		entrance: entranceOptions{listen: "0.0.0.0:2080", listenFlag: "listen", user: "u", pass: "p,q", advertise: addr, ports: ports, from: from},
+		entrance: entranceOptions{listen: "0.0.0.0:2080", listenFlag: "listen", user: "u", pass: "p,q", advertise: addr, ports: ports, from: from, addressAnswers: true},
 		stateDir: "d",
 		log:      logOptions{format: logJSON, level: slog.LevelWarn},
 	}
@@ -317,7 +317,7 @@ func TestWrongValuesAreRefused(t *testing.T) {
 		"server --log-level loud", "server --log-format xml",
 		"client http://" + hidden, "client wmproxy://a:" + hidden, "client wmproxy://a:" + hidden + "@h:1?pin=x",
 		"client " + testLink + " --transport tcp", "client " + testLink + " --transport quic --streams yamux",
-		"proxy --udp localhost", "proxy --udp 224.0.0.1", "proxy --udp-port 0", "proxy --udp-port 2-1", "proxy --udp-port 1-", "proxy --udp-port 1-70000", "proxy --udp-from x",
+		"proxy --udp localhost", "proxy --udp 224.0.0.1", "proxy --udp-port 0", "proxy --udp-port 2-1", "proxy --udp-port 1-", "proxy --udp-port 1-70000", "proxy --udp-from x", "proxy --udp-answers both",
 		"test", "test --socks :1080", "test --socks h:0", "test --socks h --user u", "test --socks h --address ::1", "test --socks h --timeout 0s", "test --socks h --domain .",
 	} {
 		words := strings.Fields(line)

@@ -52,6 +52,8 @@ func (p *program) proxyOptions(c *cli.Context) (o proxyOptions, err error) {
 		UDPPorts:     o.entrance.ports,
 		UDPFrom:      o.entrance.from,
 		NoOffload:    c.Bool("no-offload"),
+
+		AddressAnswers: o.entrance.addressAnswers,
 	}
 	if o.config.Allow, err = p.prefixes(c, "allow"); err != nil {
 		return o, err

@@ -79,6 +79,7 @@ type wireHello struct {
 	attach      uint64
 	withSecret  bool
 	proof       []byte // in place of the right one
+	features    []byte // a varint; nil is none, as of old
 }
 
 // connection is one that has passed TLS, and the stream for the handshake.
@@ -171,9 +172,11 @@ func (c *connection) hello(l link.Link, s *wireSession, h wireHello) []byte {
 	b = quicvarint.Append(append(b, s.id[:]...), h.attach)
 	b = append(b, h.proof...)
 	if h.withSecret {
-		return wireMessage(typeHello, append(append(b, 1), s.secret[:]...))
+		b = append(append(b, 1), s.secret[:]...)
+	} else {
+		b = append(b, 0)
 	}
-	return wireMessage(typeHello, append(b, 0))
+	return wireMessage(typeHello, append(b, h.features...))
 }
 
 // readWire reads one message, byte by byte on a stream that is not only ours.
@@ -215,15 +218,16 @@ func refusal(payload []byte) (uint64, error) {
 // speaker is a client that the server has let in.
 type speaker struct {
 	*connection
-	resumed bool
-	control *bufio.Reader // reads from it
-	write   io.Writer     // writes to the control stream
-	send    func(bundle []byte) error
-	receive func() ([]byte, error)
-	stream  func() (wireStream, error)
-	closed  func() error // waits for the carrier's end and says why
-	bundles io.Writer    // yamux's second stream
-	signals io.Writer    // and third
+	resumed  bool
+	features uint64
+	control  *bufio.Reader // reads from it
+	write    io.Writer     // writes to the control stream
+	send     func(bundle []byte) error
+	receive  func() ([]byte, error)
+	stream   func() (wireStream, error)
+	closed   func() error // waits for the carrier's end and says why
+	bundles  io.Writer    // yamux's second stream
+	signals  io.Writer    // and third
 }
 
 // wireStream is a stream of data as it is on the wire.
@@ -260,6 +264,16 @@ func attach(t testing.TB, kind string, srv *serverProcess, s *wireSession, h wir
 		t.Fatalf("malformed Welcome %x", payload)
 	}
 	sp := &speaker{connection: c, resumed: payload[n+16] == 1}
+	// Three limits, and then the features, if there are any.
+	for rest, i := payload[n+17:], 0; len(rest) > 0 && i < 4; i++ {
+		v, m, err := quicvarint.Parse(rest)
+		if err != nil {
+			t.Fatalf("malformed Welcome %x", payload)
+		}
+		if rest = rest[m:]; i == 3 {
+			sp.features = v
+		}
+	}
 	if kind == overQUIC {
 		sp.startQUIC()
 	} else {

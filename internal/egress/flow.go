@@ -44,11 +44,13 @@ type flow struct {
 	up   lastVerdict // of destinations; belongs to Receive
 	down lastVerdict // of sources; belongs to the socket's reader
 
-	usesNames atomic.Bool // the client has used a name, not only addresses
+	usesNames     atomic.Bool // the client has used a name, not only addresses
+	answersByName atomic.Bool // the client has asked for a name in answers
 
-	mu    sync.Mutex
-	names *nameTable // nil until the client uses a name
-	peers peerTable  // whom the flow has sent to; nil if everyone may answer
+	mu      sync.Mutex
+	names   *nameTable  // nil until the client uses a name
+	peers   peerTable   // whom the flow has sent to; nil if everyone may answer
+	answers answerTable // nil until answersByName
 
 	counts counters
 }
@@ -213,11 +215,12 @@ const batchSize = 128
 // batch is the scratch of one call. Flows share a few; an idle one holds none.
 type batch struct {
 	ms    [batchSize]udpio.Message
-	heads [batchSize * maxHead]byte
+	heads [batchSize*maxAddrHead + socks.MaxAddrLen]byte // so that addresses always fit
 }
 
-// maxHead is the longest address before a reply, in bytes: type, IPv6, port.
-const maxHead = 1 + 16 + 2
+// maxAddrHead is the longest address before a reply, in bytes: type, IPv6, port. Names are
+// longer, up to socks.MaxAddrLen.
+const maxAddrHead = 1 + 16 + 2
 
 var batches = sync.Pool{New: func() any { return new(batch) }}
 
@@ -226,6 +229,8 @@ var batches = sync.Pool{New: func() any { return new(batch) }}
 //	+------+----------+------+---------+
 //	| ATYP | DST.ADDR | PORT | payload |   RFC 1928 section 7, from ATYP on
 //	+------+----------+------+---------+
+//
+// ATYP is tunnel.TypeNameAnswered for a name that answers are to carry.
 func (f *flow) Receive(bodies [][]byte) {
 	if f.ended.Load() {
 		f.counts.drop(DropEnded, len(bodies))
@@ -277,6 +282,10 @@ func (f *flow) write(ms []udpio.Message) {
 // destination says where body goes now; not ok means that it was dropped, or
 // that it waits for its name.
 func (f *flow) destination(body []byte) (to netip.AddrPort, payload []byte, ok bool) {
+	asked := len(body) > 0 && body[0] == tunnel.TypeNameAnswered
+	if asked {
+		body[0] = socks.TypeName
+	}
 	to, name, n, err := socks.SplitAddr(body)
 	if err != nil {
 		f.counts.drop(DropMalformed, 1)
@@ -288,11 +297,13 @@ func (f *flow) destination(body []byte) (to netip.AddrPort, payload []byte, ok b
 		return to, nil, false
 	}
 	if name != nil {
-		ip, ok := f.named(name, to.Port(), payload)
+		ip, ok := f.named(name, to.Port(), payload, asked)
 		if !ok {
 			return to, nil, false
 		}
 		to = netip.AddrPortFrom(ip, to.Port())
+	} else {
+		f.noteAddress(to)
 	}
 	if !f.up.permits(f.user.exits.policy, to) {
 		f.counts.drop(DropPolicy, 1)
@@ -307,7 +318,7 @@ func (f *flow) destination(body []byte) (to netip.AddrPort, payload []byte, ok b
 }
 
 // replies sends what the socket has read to the client, each datagram behind its
-// true source.
+// true source, or the name that the client has asked for.
 func (f *flow) replies(ms []udpio.Message) {
 	b := batches.Get().(*batch)
 	for len(ms) > 0 {
@@ -319,7 +330,7 @@ func (f *flow) replies(ms []udpio.Message) {
 }
 
 func (f *flow) reply(b *batch, ms []udpio.Message) {
-	n, size := 0, 0
+	n := 0
 	heads := b.heads[:0]
 	var head []byte // of the datagram before, whose source is often the same
 	var from netip.AddrPort
@@ -328,24 +339,36 @@ func (f *flow) reply(b *batch, ms []udpio.Message) {
 			continue
 		}
 		if head == nil || ms[i].Addr != from {
+			if len(heads)+socks.MaxAddrLen > cap(heads) { // long names
+				f.queue(b.ms[:n])
+				n, heads = 0, b.heads[:0]
+			}
 			from = ms[i].Addr
 			f.noteHeard(from.Addr())
 			start := len(heads)
-			heads = socks.AppendAddrPort(heads, from)
+			heads = f.appendSource(heads, from)
 			head = heads[start:]
 		}
 		b.ms[n] = udpio.Message{Head: head, Body: ms[i].Body, Addr: from}
-		size += len(ms[i].Body)
 		n++
 	}
-	if n == 0 {
+	f.queue(b.ms[:n])
+}
+
+// queue hands replies to the tunnel and clears ms.
+func (f *flow) queue(ms []udpio.Message) {
+	if len(ms) == 0 {
 		return
 	}
 	f.heard.Store(f.user.exits.tick.Load())
-	f.counts.downDatagrams.Add(uint64(n))
+	size := 0
+	for i := range ms {
+		size += len(ms[i].Body)
+	}
+	f.counts.downDatagrams.Add(uint64(len(ms)))
 	f.counts.downBytes.Add(uint64(size))
-	f.link.Queue(b.ms[:n])
-	clear(b.ms[:n])
+	f.link.Queue(ms)
+	clear(ms)
 }
 
 // mayReply holds a source to the policy and to the filtering behaviour.

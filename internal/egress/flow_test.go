@@ -797,6 +797,7 @@ func FuzzReceive(f *testing.F) {
 	f.Add(to(netip.MustParseAddrPort("127.0.0.1:9"), "x"))
 	f.Add(to(netip.MustParseAddrPort("[::1]:9"), "x"))
 	f.Add(toName("a.example", 9, "x"))
+	f.Add(toNameAnswered("a.example", 9, "x"))
 	f.Add([]byte{})
 	f.Add([]byte{3, 255, 'a'})
 	e := New(Config{ // nothing is sent: the policy refuses it, or the test does

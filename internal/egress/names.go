@@ -27,6 +27,8 @@ type nameTable struct {
 }
 
 type destName struct {
+	name    string     // as the client writes it
+	asked   bool       // the client wants answers to carry it
 	ip      netip.Addr // invalid while the resolver is at it
 	used    uint32     // tick of the last datagram
 	waiting []heldDatagram
@@ -39,8 +41,9 @@ type heldDatagram struct {
 	payload []byte
 }
 
-// named returns the address of a name, or holds or drops the datagram.
-func (f *flow) named(name []byte, port uint16, payload []byte) (netip.Addr, bool) {
+// named returns the address of a name, or holds or drops the datagram. asked is whether
+// the client wants answers to carry the name.
+func (f *flow) named(name []byte, port uint16, payload []byte, asked bool) (netip.Addr, bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.ended.Load() { // checked with f.mu, so that finish sees all that was held
@@ -58,7 +61,7 @@ func (f *flow) named(name []byte, port uint16, payload []byte) (netip.Addr, bool
 			return netip.Addr{}, false
 		}
 	}
-	n.used = f.used.Load()
+	n.used, n.asked = f.used.Load(), asked
 	if !n.ip.IsValid() {
 		f.hold(n, port, payload)
 		return netip.Addr{}, false
@@ -66,13 +69,14 @@ func (f *flow) named(name []byte, port uint16, payload []byte) (netip.Addr, bool
 	if n.silence.addrs != nil {
 		f.noteSent(name, n)
 	}
+	f.noteName(netip.AddrPortFrom(n.ip, port), n)
 	return n.ip, true
 }
 
 // learn takes in a name the flow does not know, and starts resolving it. The
 // caller has f.mu.
 func (f *flow) learn(name string) (*destName, Drop) {
-	n := &destName{}
+	n := &destName{name: name}
 	if ip, ok := socks.ParseLiteral(name); ok {
 		n.ip = ip
 	} else if !validName(name) {
@@ -187,6 +191,7 @@ func (f *flow) sendHeld(n *destName) {
 		if f.peers != nil {
 			f.peers.add(f.filterKey(to), f.used.Load())
 		}
+		f.noteName(to, n)
 		out = append(out, udpio.Message{Body: d.payload, Addr: to})
 	}
 	f.write(out)

@@ -12,10 +12,11 @@ import (
 
 // association joins a SOCKS5 association and the flow that carries it now.
 type association struct {
-	route *Route
-	socks *socks.Association
-	leg   atomic.Pointer[leg]
-	over  atomic.Bool
+	route  *Route
+	socks  *socks.Association
+	byName bool // answers from a name that was sent to carry it
+	leg    atomic.Pointer[leg]
+	over   atomic.Bool
 	// away says that the flow is not of the preferred session; used is then when
 	// the application last sent or got something.
 	away atomic.Bool
@@ -74,7 +75,20 @@ func (a *association) Send(ms []udpio.Message) {
 	if s := a.route.preferred.Load(); l.flow.Session() != s {
 		l = a.reconsider(l, s)
 	}
+	if a.byName && l.flow.Session().PeerFeatures().Has(tunnel.NamedAnswers) {
+		askForNames(ms)
+	}
 	l.flow.Queue(ms)
+}
+
+// askForNames has the answers to datagrams that are sent to a name carry that name. The
+// far end that does not know how to would drop them.
+func askForNames(ms []udpio.Message) {
+	for i := range ms {
+		if b := ms[i].Body; len(ms[i].Head) == 0 && len(b) > 0 && b[0] == socks.TypeName {
+			b[0] = tunnel.TypeNameAnswered
+		}
+	}
 }
 
 // reconsider is called with each batch while another session is preferred.

@@ -23,6 +23,10 @@ const connectTimeout = 20 * time.Second
 type SOCKS struct {
 	Route *Route
 	Log   *slog.Logger
+
+	// AddressAnswers has answers to datagrams carry their source's address even if the
+	// datagrams were sent to a name.
+	AddressAnswers bool
 }
 
 // Connect carries one CONNECT through the tunnel and returns at its end.
@@ -62,7 +66,7 @@ func reply(err error) byte {
 
 // Associate carries one UDP association through the tunnel as a flow.
 func (s *SOCKS) Associate(a *socks.Association) (socks.Uplink, byte) {
-	as := &association{route: s.Route, socks: a}
+	as := &association{route: s.Route, socks: a, byName: !s.AddressAnswers}
 	if !as.open() {
 		return nil, socks.ReplyGeneralFailure
 	}

@@ -33,6 +33,9 @@ type Config struct {
 	Filtering    egress.Filtering
 	NoOffload    bool
 
+	// AddressAnswers has answers carry an address even if the application sent to a name.
+	AddressAnswers bool
+
 	// State is the open and locked state directory, or nil when there is none.
 	// Whoever opened it closes it after Run has returned.
 	State *state.Dir
@@ -74,7 +77,7 @@ func Run(ctx context.Context, cfg Config) error {
 	defer session.Close(tunnel.CodeShutdown, "the proxy is shutting down")
 
 	route := ingress.NewRoute(session)
-	entrance := &ingress.SOCKS{Route: route, Log: cfg.Log}
+	entrance := &ingress.SOCKS{Route: route, Log: cfg.Log, AddressAnswers: cfg.AddressAnswers}
 	proxy := &socks.Server{
 		Username: cfg.User, Password: cfg.Pass,
 		UDPAdvertise: cfg.UDPAdvertise, UDPPorts: cfg.UDPPorts, UDPFrom: cfg.UDPFrom, NoOffload: cfg.NoOffload,
