@@ -9,8 +9,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/time/rate"
-
 	"wmproxy/internal/udpio"
 )
 
@@ -33,14 +31,13 @@ type ownAddrs struct {
 	log    *slog.Logger
 
 	mu         sync.Mutex
-	events     *addrEvents // nil: there are none, so that the addresses are read whenever they matter
-	stale      bool        // something has changed that could not be read
-	failed     rate.Sometimes
+	events     *addrEvents  // nil: there are none, so that the addresses are read whenever they matter
+	stale      bool         // something has changed that could not be read
 	advertised []netip.Addr // those by which the host is reached through a NAT
 }
 
 func newOwnAddrs(p *policy, log *slog.Logger) *ownAddrs {
-	o := &ownAddrs{policy: p, log: log, failed: rate.Sometimes{First: 1, Interval: limitLogEvery}}
+	o := &ownAddrs{policy: p, log: log}
 	events, err := openAddrEvents()
 	switch {
 	case err == nil:
@@ -95,7 +92,7 @@ func (o *ownAddrs) readLocked() {
 	h, err := readHostAddrs()
 	o.stale = err != nil
 	if err != nil {
-		o.failed.Do(func() { o.log.Warn("cannot read the host's own addresses; keeping those known", "error", err) })
+		o.log.Warn("cannot read the host's own addresses; keeping those known", "error", err)
 		return
 	}
 	for _, ip := range o.advertised {
