@@ -106,9 +106,13 @@ func (s *Server) Serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	elsewhere := advertised
+	if _, err := netip.ParseAddr(advertised); err == nil && s.cfg.Advertise == "" {
+		elsewhere = "" // an interface has that address, as long as it has it
+	}
 	var host *tunnel.Host
 	exits := egress.New(egress.Config{
-		Allow: s.cfg.Allow, Deny: s.cfg.Deny, Advertised: advertised, Closed: ls.isOwn, Filtering: s.cfg.Filtering,
+		Allow: s.cfg.Allow, Deny: s.cfg.Deny, Advertised: elsewhere, Closed: ls.isOwn, Filtering: s.cfg.Filtering,
 		Idle: s.cfg.UDPIdle, NoOffload: s.cfg.NoOffload, MaxSockets: maxSockets(s.cfg.Descriptors), Log: s.cfg.Log,
 		MakeRoom: func(user string, anyone bool) bool { return host.MakeRoom(user, anyone) },
 	})

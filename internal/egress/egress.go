@@ -35,9 +35,9 @@ const (
 	maxSweep      = 30 * time.Second // longest time between sweeps
 	hostRefresh   = 30 * time.Second // between looks at the host's own addresses
 
-	// What a flow's remotes send keeps it open for heardFor after its own last datagram: a call on hold, a
-	// stream of data that was asked for once. It does so for maxHeardFlows of a user at most, because
-	// anybody on the internet may send.
+	// Datagrams from its remotes keep a flow open for heardFor after its own last one: a call on hold, a
+	// subscription. At most maxHeardFlows of a user are kept so, because anybody on the internet may
+	// send to them.
 	heardFor      = time.Hour
 	maxHeardFlows = 64
 
@@ -85,8 +85,9 @@ type Config struct {
 	// Deny closes destinations, whatever Allow opens.
 	Deny []netip.Prefix
 
-	// Advertised is the address or the name that clients reach this host by. Behind a NAT no
-	// interface has it, and still it leads here: it counts as the host's own. Empty means none.
+	// Advertised is the address or the name by which clients reach this host. Behind a NAT no
+	// interface has that address, but packets to it come back here: it counts as the host's own.
+	// Empty means none.
 	Advertised string
 
 	// Closed says whether this process itself listens on ap's port. It is asked

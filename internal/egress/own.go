@@ -31,9 +31,9 @@ type ownAddrs struct {
 	log    *slog.Logger
 
 	mu         sync.Mutex
-	events     *addrEvents  // nil: there are none, so that the addresses are read whenever they matter
+	events     *addrEvents  // nil: not available, so that catchUp always reads
 	stale      bool         // something has changed that could not be read
-	advertised []netip.Addr // those by which the host is reached through a NAT
+	advertised []netip.Addr // of no interface, but packets to them may come back through a NAT
 }
 
 func newOwnAddrs(p *policy, log *slog.Logger) *ownAddrs {
@@ -128,7 +128,7 @@ func (o *ownAddrs) followAdvertised(ctx context.Context, name string, resolve fu
 	}
 }
 
-// setAdvertised has addrs, by which clients reach this host, count as its own.
+// setAdvertised sets the addresses by which clients reach this host.
 func (o *ownAddrs) setAdvertised(addrs []netip.Addr) {
 	addrs = addrs[:min(len(addrs), maxAdvertised)]
 	own := make([]netip.Addr, len(addrs))

@@ -67,8 +67,8 @@ func (p *policy) permitsAt(v verdict, ap netip.AddrPort) bool {
 	return false
 }
 
-// permitsConn is permits for a TCP connection that exists. One between two sockets of this host is to the
-// host itself, also at an address of no interface (a route of type local).
+// permitsConn is permits for an established TCP connection. If both its ends have one address, that is the
+// host's own even if no interface has it (a route of type local).
 func (p *policy) permitsConn(local, remote netip.AddrPort) bool {
 	v := p.judge(remote.Addr())
 	if ip := remote.Addr().Unmap(); v == open && local.Addr().Unmap() == ip {

@@ -29,8 +29,8 @@ type Result struct {
 	Err error
 }
 
-// drainTime is how long after its TCP connection broke a relay that has not noticed by itself still passes
-// on what had been sent before: an application may have said all it had to say and left.
+// drainTime is the time between the break of a TCP connection that nobody reads or writes and the reset of its
+// stream. Data sent before the break can still arrive: an application may send everything and close at once.
 const drainTime = 2 * time.Second
 
 // Run copies until both halves have ended, one side has failed, or ctx ends. It
@@ -94,7 +94,7 @@ func (p *pair) tcpToStream(ahead []byte) {
 		case err == nil:
 		case errors.Is(err, io.EOF):
 			if p.broken.Load() {
-				return // that was no end
+				return // not the peer's end: tcpBroken resets the stream
 			}
 			if err := p.stream.CloseWrite(); err != nil {
 				p.abort(streamCode(err), err)
@@ -145,8 +145,8 @@ func (p *pair) streamToTCP() {
 	}
 }
 
-// tcpBroken ends a relay whose TCP connection the kernel has given up while nobody read or wrote it: the
-// application has ended its half and is gone, or the stream takes nothing.
+// tcpBroken ends a relay whose TCP connection the kernel has given up while nobody read or wrote it: its
+// peer has ended its half and is gone, or the stream is stalled.
 func (p *pair) tcpBroken() {
 	p.broken.Store(true)
 	if err := udpio.TakeError(p.tcp); err != nil {

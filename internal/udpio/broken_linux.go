@@ -7,10 +7,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// OnBroken has broken called, once, when the kernel has given conn up: the peer has reset it, or answers
-// neither data nor keep-alive. Reads and writes report that as well, but only to their callers, and
-// not after a read has returned io.EOF. broken must not wait, and may be called until stop returns, after
-// conn was closed even without a cause.
+// OnBroken calls broken once when the kernel has given conn up: the peer has reset it, or answers
+// neither data nor keep-alive. Reads and writes return that error as well, but only if somebody calls them,
+// and never after a read has returned io.EOF. broken must not wait. It may be called until stop returns, and
+// once conn is closed also without a cause.
 func OnBroken(conn *net.TCPConn, broken func()) (stop func()) {
 	none := func() {}
 	raw, err := conn.SyscallConn()
@@ -24,7 +24,7 @@ func OnBroken(conn *net.TCPConn, broken func()) (stop func()) {
 	if w.loop, err = join(nil); err != nil {
 		return none
 	}
-	// Without events of its own epoll reports errors, and that both halves have ended.
+	// epoll always reports errors, and the end of both halves; nothing else is asked for.
 	if err := w.loop.watch(w.fd, w, 0); err != nil {
 		w.stop()
 		return none
@@ -33,7 +33,7 @@ func OnBroken(conn *net.TCPConn, broken func()) (stop func()) {
 }
 
 // TakeError returns the error with which the kernel has given conn up, or nil if there is none or a
-// read or write has returned it. From then on reads return io.EOF.
+// read or write has returned it. Later reads return io.EOF.
 func TakeError(conn *net.TCPConn) error {
 	raw, err := conn.SyscallConn()
 	if err != nil {
@@ -62,8 +62,8 @@ func (w *breakWatch) due(uint32) bool {
 	return true
 }
 
-// visit asks for the error itself: both halves may have ended in order, and the event may be of a
-// connection that had the same descriptor.
+// visit looks for the error itself: both halves may have ended in order, or the event may belong to an
+// earlier connection with the same descriptor.
 func (w *breakWatch) visit(*loop) (more bool) {
 	w.queued = false
 	w.mu.Lock()

@@ -187,7 +187,7 @@ func (l *loop) forget(fd int) {
 	l.mu.Unlock()
 }
 
-// forgetOnly is forget for a descriptor that others may have closed already: the number may be another's.
+// forgetOnly is forget for a descriptor that may be closed already, and in use by another socket.
 func (l *loop) forgetOnly(fd int, w watched) {
 	l.mu.Lock()
 	if l.byFD[fd] == w {
