@@ -381,7 +381,7 @@ func (s *Session) streamCarrier(ctx context.Context, r *streamRequest) (*Attachm
 		if open >= s.mostStreams {
 			a, full = nil, true
 		}
-		widening := a == nil && full && !r.refused && open < s.mostStreams && s.widenLocked()
+		widening := a == nil && full && r.refused == nil && open < s.mostStreams && s.widenLocked()
 		changed, closed := s.changed, s.closed
 		s.mu.Unlock()
 		switch {
@@ -389,8 +389,8 @@ func (s *Session) streamCarrier(ctx context.Context, r *streamRequest) (*Attachm
 			return nil, ErrSessionClosed
 		case a != nil:
 			return a, nil
-		case full && r.refused:
-			return nil, fmt.Errorf("%w: the server takes no more from this user now", ErrStreamLimit)
+		case full && r.refused != nil:
+			return nil, fmt.Errorf("%w: the server takes no more from this user now: %w", ErrStreamLimit, r.refused)
 		case full && !widening:
 			return nil, fmt.Errorf("%w: %d are open", ErrStreamLimit, open)
 		}

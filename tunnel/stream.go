@@ -69,8 +69,10 @@ func (s *Session) OpenStream(ctx context.Context, addr []byte) (st Stream, bound
 		case ctx.Err() != nil:
 			return nil, nil, a.unanswered(ctx, err)
 		case limitReached(err):
-			// The peer has connected to nothing.
-			r.full, r.refused = append(r.full, a), r.refused || !errors.Is(err, ErrStreamLimit)
+			r.full = append(r.full, a) // the peer has connected to nothing
+			if !errors.Is(err, ErrStreamLimit) {
+				r.refused = err
+			}
 			continue
 		case !errors.As(err, &failed) && a.c.Err() != nil:
 			continue // the peer was not asked
@@ -90,7 +92,7 @@ type streamRequest struct {
 	life time.Duration // the last sign of life of a carrier that it was on, or its beginning
 	full []*Attachment // carriers that take no more streams
 
-	refused bool // the peer said so: another carrier would not help
+	refused error // the peer said so: another carrier would not help
 }
 
 // limitReached reports whether a carrier, here or at the peer, had as many streams as it may.
