@@ -218,6 +218,16 @@ func TestInTheLabSilentZoneDelaysOnlyItsUser(t *testing.T) {
 		}
 	}
 	measure("beside a user whose zone is silent", honest)
+	// 32 look-ups have up to three sockets each; the rest is the proxy's own.
+	during(2 * time.Second) // several turns: a look-up that has made way keeps none
+	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", proxy.PID()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("the proxy has %d descriptors", len(fds))
+	if len(fds) > 150 {
+		t.Errorf("the proxy has %d descriptors, want 150 at most", len(fds))
+	}
 	greedy.floodNames("also.silent.test")
 	measure("that user", greedy)
 	measure("the proxy's one user", proxy)
