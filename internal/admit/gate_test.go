@@ -108,7 +108,7 @@ func TestFloodEvictsNobodyFromOtherNetworks(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			var evicting, refusing Gate
 			refusing.Refuse = true
-			for range 10 * DefaultTotal {
+			for range 3 * DefaultTotal {
 				a := test.next()
 				evicting.Enter(a, func() {})
 				refusing.Enter(a, func() { t.Error("a connection that cannot be ended was ended") })
@@ -117,7 +117,7 @@ func TestFloodEvictsNobodyFromOtherNetworks(t *testing.T) {
 			for range 3 { // at a time
 				leave, _ := evicting.Enter(honest, func() { t.Error("an honest client was evicted") })
 				defer leave()
-				for range 10 * DefaultTotal {
+				for range 3 * DefaultTotal {
 					evicting.Enter(test.next(), func() {})
 				}
 			}
