@@ -241,7 +241,7 @@ func notAccepted(t testing.TB, h *netlab.Host) (n int) {
 func TestInTheLabStrangersDoNotLockClientsOut(t *testing.T) {
 	const (
 		lasts = 6 * time.Second
-		every = 40 * time.Millisecond // a client comes, over both transports in turn
+		every = 75 * time.Millisecond // a client comes, over both transports in turn
 		rtt   = 200 * time.Millisecond
 		want  = 0.95
 	)
