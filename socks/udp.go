@@ -71,7 +71,8 @@ type DropReporter interface {
 }
 
 // Association is a UDP ASSOCIATE: a UDP socket for one client, for as long as
-// its control connection lasts. Any goroutine may call its methods.
+// its control connection lasts. sources.go has the rules of who may send to it and gets
+// its answers. Any goroutine may call its methods.
 type Association struct {
 	server *Server
 	up     Uplink
