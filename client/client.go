@@ -63,7 +63,12 @@ func (c *Client) newUpstream(l link.Link, numbers *tunnel.FlowNumbers) *upstream
 	if len(c.cfg.Links) > 1 {
 		log = log.With(slog.String("server", l.Address()))
 	}
-	u := &upstream{link: l, status: newStatus(log, l.Address(), c.kinds), noOffload: c.cfg.NoOffload, dead: c.cfg.Timers.Dead}
+	u := &upstream{
+		link: l, status: newStatus(log, l.Address(), c.kinds),
+		noOffload: c.cfg.NoOffload, dead: c.cfg.Timers.Dead,
+		back: make(chan struct{}),
+	}
+	u.connect = u.dial
 	u.session = tunnel.NewSession(tunnel.SessionConfig{
 		Streams: streamKind(c.cfg.Streams),
 		Timers:  c.cfg.Timers,

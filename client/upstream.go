@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"sync"
 	"time"
 
 	"wmproxy/internal/link"
@@ -19,8 +20,12 @@ const (
 	// by itself.
 	refusedBackoff = 60 * time.Second
 
-	// steadyAfter is how long a carrier must have lived for the next attempt to
-	// come at once.
+	// briefLife is how long a carrier must have lived for its attach to count as a
+	// success: one that ends at once, again and again, must not be dialed without pause.
+	briefLife = time.Second
+
+	// steadyAfter is the same for a carrier that became suspect: the server answers
+	// there, and the path is at fault.
 	steadyAfter = 10 * time.Second
 )
 
@@ -31,40 +36,84 @@ type upstream struct {
 	status    *statusLine
 	noOffload bool
 	dead      time.Duration // Timers.Dead
+
+	// connect dials the server: u.dial, but in tests.
+	connect func(context.Context, tunnel.Kind) (tunnel.Pending, error)
+
+	mu   sync.Mutex
+	back chan struct{} // closed and made anew when a carrier attaches
 }
 
 // keep sees to it that a good carrier of the kind is attached, with room for streams, until ctx ends. A
 // suspect one is not waited for: another is dialed beside it. refused is called
 // when the server refuses us for good and has never let us in.
 func (u *upstream) keep(ctx context.Context, kind tunnel.Kind, refused func()) {
-	var b backoff
+	var failures, relapses backoff
 	for u.awaitNeed(ctx, kind) {
+		back := u.comeback()
 		a, err := u.attachOnce(ctx, kind)
+		var wait time.Duration
 		if err == nil {
 			began := time.Now()
 			if !u.awaitEnd(ctx, a, kind) {
 				return
 			}
-			if time.Since(began) > steadyAfter {
-				b.reset()
+			back = u.comeback()
+			lived := time.Since(began)
+			if lived >= briefLife {
+				failures.reset()
 			}
-			err = a.Err() // nil for a suspect
+			if lived > steadyAfter {
+				relapses.reset()
+			}
+			if err = a.Err(); err == nil { // suspect
+				wait = relapses.next()
+			}
 		}
-		wait := b.next()
+		if err != nil {
+			wait = failures.next()
+		}
 		if err != nil && ctx.Err() == nil {
 			why := explainQUIC(err, u.link, kind == tunnel.KindQUIC && u.session.SmallSegments())
 			u.status.failed(kind, why.sentence, why.final)
 			if why.final {
-				wait = refusedBackoff
+				wait, back = refusedBackoff, nil
 				refused()
 			}
 		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(wait):
+		if u.pause(ctx, wait, back) {
+			failures.reset()
 		}
 	}
+}
+
+// pause waits. It ends sooner, and returns true, if the server lets another
+// carrier in meanwhile: what kept this one out may be over.
+func (u *upstream) pause(ctx context.Context, wait time.Duration, back <-chan struct{}) (sooner bool) {
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+	case <-timer.C:
+	case <-back:
+		return true
+	}
+	return false
+}
+
+// comeback returns a channel that is closed when the next carrier attaches.
+func (u *upstream) comeback() <-chan struct{} {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.back
+}
+
+// cameBack tells those who wait that a carrier is attached.
+func (u *upstream) cameBack() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	close(u.back)
+	u.back = make(chan struct{})
 }
 
 // awaitNeed waits until another carrier of the kind is needed; false is the end of ctx.
@@ -102,7 +151,7 @@ func (u *upstream) awaitEnd(ctx context.Context, a *tunnel.Attachment, kind tunn
 
 // attachOnce dials and attaches one carrier.
 func (u *upstream) attachOnce(ctx context.Context, kind tunnel.Kind) (*tunnel.Attachment, error) {
-	p, err := u.dial(ctx, kind)
+	p, err := u.connect(ctx, kind)
 	if err != nil {
 		return nil, err
 	}
@@ -111,6 +160,7 @@ func (u *upstream) attachOnce(ctx context.Context, kind tunnel.Kind) (*tunnel.At
 		return nil, err
 	}
 	u.status.attached(kind)
+	u.cameBack()
 	return a, nil
 }
 

@@ -1,0 +1,178 @@
+package client
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"sync"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"wmproxy/internal/link"
+	"wmproxy/tunnel"
+)
+
+// awayServer is a server in memory that can be away.
+type awayServer struct {
+	t    *testing.T
+	host *tunnel.Host // nil while it is away
+
+	mu   sync.Mutex
+	ends map[tunnel.Kind]*tunnel.PipeEnd // the newest of each kind
+}
+
+func newAwayServer(t *testing.T) *awayServer {
+	return &awayServer{t: t, ends: make(map[tunnel.Kind]*tunnel.PipeEnd)}
+}
+
+func (s *awayServer) start() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.host = tunnel.NewHost(tunnel.HostConfig{Authenticate: func(tunnel.Credentials) bool { return true }})
+}
+
+// kill ends the server. Over TCP the client is told, over QUIC it hears no more.
+func (s *awayServer) kill() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for kind, end := range s.ends {
+		if kind == tunnel.KindQUIC {
+			end.Mute(true)
+		} else {
+			end.Break(io.EOF)
+		}
+	}
+	s.host.Close(tunnel.CodeShutdown, "")
+	s.host = nil
+}
+
+func (s *awayServer) connect(ctx context.Context, kind tunnel.Kind) (tunnel.Pending, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.host == nil {
+		return nil, syscall.ECONNREFUSED
+	}
+	near, far := tunnel.NewPipe(tunnel.PipeConfig{Kind: kind}, tunnel.PipeConfig{Kind: kind})
+	s.ends[kind] = far
+	host := s.host
+	go func() { _, _ = host.Attach(ctx, far) }()
+	return near, nil
+}
+
+// keeping runs a client of s for the kinds until the test ends.
+func (s *awayServer) keeping(kinds []tunnel.Kind, timers Timers) *upstream {
+	c, err := New(Config{Links: []link.Link{testLink}, Timers: timers, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	u := c.upstreams[0]
+	u.connect = s.connect
+	ctx, cancel := context.WithCancel(s.t.Context())
+	var wg sync.WaitGroup
+	for _, kind := range kinds {
+		wg.Go(func() { u.keep(ctx, kind, func() {}) })
+	}
+	s.t.Cleanup(func() {
+		cancel()
+		wg.Wait()
+		u.session.Close(tunnel.CodeShutdown, "")
+		if s.host != nil {
+			s.host.Close(tunnel.CodeShutdown, "")
+		}
+	})
+	return u
+}
+
+// attachedAfter returns how long it takes until a good carrier of the kind is there.
+func attachedAfter(t *testing.T, u *upstream, kind tunnel.Kind) time.Duration {
+	t.Helper()
+	began := time.Now()
+	for !u.session.Healthy(kind) {
+		if time.Since(began) > time.Minute {
+			t.Fatalf("no carrier of kind %v within a minute", kind)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return time.Since(began)
+}
+
+func TestBackoffIsForgottenOnSuccess(t *testing.T) {
+	for _, kind := range []tunnel.Kind{tunnel.KindYamux, tunnel.KindQUIC} {
+		t.Run(kind.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newAwayServer(t)
+				u := s.keeping([]tunnel.Kind{kind}, Timers{Suspect: time.Second, SuspectIdle: time.Second})
+				time.Sleep(90 * time.Second)
+				s.start()
+				attachedAfter(t, u, kind)
+				time.Sleep(8 * time.Second)
+				s.kill()
+				time.Sleep(4 * time.Second)
+				s.start()
+				// The waits of four seconds add up to the next one, which is of 4 s give or take a half.
+				if took := attachedAfter(t, u, kind); took > 6*time.Second {
+					t.Errorf("attached %v after the server was back, want at most 6s", took)
+				}
+			})
+		})
+	}
+}
+
+func TestFirstCarrierBringsTheOtherKind(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newAwayServer(t)
+		u := s.keeping([]tunnel.Kind{tunnel.KindQUIC, tunnel.KindYamux}, Timers{})
+		time.Sleep(10 * time.Minute)
+		s.start()
+		for !u.session.Healthy(0) {
+			time.Sleep(time.Millisecond)
+		}
+		for _, kind := range []tunnel.Kind{tunnel.KindQUIC, tunnel.KindYamux} {
+			if took := attachedAfter(t, u, kind); took > 100*time.Millisecond {
+				t.Errorf("%v attached %v after the first", kind, took)
+			}
+		}
+	})
+}
+
+func TestCarrierThatEndsAtOnceIsNotDialedWithoutPause(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newAwayServer(t)
+		s.start()
+		u := s.keeping([]tunnel.Kind{tunnel.KindYamux}, Timers{})
+		attaches := 0
+		for began := time.Now(); time.Since(began) < time.Minute; time.Sleep(time.Millisecond) {
+			s.mu.Lock()
+			end := s.ends[tunnel.KindYamux]
+			s.mu.Unlock()
+			if end != nil && u.session.Healthy(tunnel.KindYamux) {
+				attaches++
+				end.Break(io.EOF)
+			}
+		}
+		if attaches > 12 {
+			t.Errorf("%d attaches in a minute, want at most 12", attaches)
+		}
+	})
+}
+
+// Every client of a server sees its end at once, and not all may dial together.
+func TestEndedCarrierIsDialedAfterAWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newAwayServer(t)
+		s.start()
+		u := s.keeping([]tunnel.Kind{tunnel.KindYamux, tunnel.KindQUIC}, Timers{})
+		attachedAfter(t, u, tunnel.KindYamux)
+		attachedAfter(t, u, tunnel.KindQUIC)
+		time.Sleep(time.Minute)
+		s.mu.Lock()
+		s.ends[tunnel.KindYamux].Break(io.EOF)
+		s.mu.Unlock()
+		synctest.Wait()
+		if took := attachedAfter(t, u, tunnel.KindYamux); took < firstBackoff/2 || took > 2*firstBackoff {
+			t.Errorf("attached again after %v, want %v give or take a half", took, firstBackoff)
+		}
+	})
+}
