@@ -3,8 +3,10 @@ package server
 import (
 	"crypto/tls"
 	"fmt"
+	"log/slog"
 
 	"wmproxy/certs"
+	"wmproxy/internal/state"
 )
 
 // Files of the state directory.
@@ -26,6 +28,22 @@ type identity struct {
 func (id *identity) Close() {
 	if id.close != nil {
 		_ = id.close()
+	}
+}
+
+// warnOfExposed logs which secrets other users of the machine could read.
+func warnOfExposed(dir *state.Dir, log *slog.Logger) {
+	for _, name := range dir.Exposed() {
+		secret := name
+		switch name {
+		case fileKey, fileToken:
+		case fileLink:
+			secret = fileToken
+		default:
+			continue
+		}
+		log.Warn("other users of this machine could read this file until now; unless you trust them, delete the secret and start again, which makes a new one and a new link",
+			slog.String("file", dir.Join(name)), slog.String("secret", dir.Join(secret)))
 	}
 }
 

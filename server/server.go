@@ -77,6 +77,7 @@ func New(cfg Config) (*Server, error) {
 	if (cfg.CertFile == "") != (cfg.KeyFile == "") {
 		return nil, errors.New("a certificate needs its key: give both --cert and --key")
 	}
+	warnOfExposed(cfg.State, cfg.Log)
 	users, err := loadTokens(cfg.Tokens, cfg.State)
 	if err != nil {
 		return nil, err

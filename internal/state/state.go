@@ -33,8 +33,9 @@ var ErrLocked = errors.New("in use by another process")
 // Dir is an open and locked state directory. Its methods may be called from
 // several goroutines.
 type Dir struct {
-	path string
-	lock *os.File
+	path    string
+	lock    *os.File
+	exposed []string
 
 	mu sync.Mutex // one write at a time, so that the temporary name is free
 }
@@ -42,30 +43,40 @@ type Dir struct {
 // DefaultDir is where the state of kind ("server", "client" or "proxy") lives when
 // nothing else is said: /var/lib/wmproxy/KIND for root, else
 // $XDG_STATE_HOME/wmproxy/KIND, else ~/.local/state/wmproxy/KIND (on Windows
-// %LocalAppData%\wmproxy\KIND).
+// %LocalAppData%\wmproxy\KIND), and for a service without a home directory
+// $STATE_DIRECTORY/KIND, which systemd sets.
 func DefaultDir(kind string) (string, error) {
-	if os.Geteuid() == 0 { // -1 on Windows
+	return defaultDir(kind, os.Geteuid() == 0, os.Getenv) // -1 on Windows
+}
+
+func defaultDir(kind string, root bool, getenv func(string) string) (string, error) {
+	if root {
 		return filepath.Join("/var/lib/wmproxy", kind), nil
 	}
 	// The XDG base directory specification has relative paths ignored.
-	if base := os.Getenv("XDG_STATE_HOME"); filepath.IsAbs(base) {
+	if base := getenv("XDG_STATE_HOME"); filepath.IsAbs(base) {
 		return filepath.Join(base, "wmproxy", kind), nil
 	}
 	if runtime.GOOS == "windows" {
-		if base := os.Getenv("LocalAppData"); base != "" {
+		if base := getenv("LocalAppData"); base != "" {
 			return filepath.Join(base, "wmproxy", kind), nil
 		}
 	}
-	home, err := os.UserHomeDir()
-	if err != nil {
-		return "", errors.New("there is no home directory to keep state in; set XDG_STATE_HOME or give --state-dir")
+	// Users that systemd makes up for a service (DynamicUser) have / as their home.
+	if home := getenv(homeVariable); filepath.IsAbs(home) && filepath.Dir(home) != home {
+		return filepath.Join(home, ".local", "state", "wmproxy", kind), nil
 	}
-	return filepath.Join(home, ".local", "state", "wmproxy", kind), nil
+	// Of several directories the first one is ours.
+	if base, _, _ := strings.Cut(getenv("STATE_DIRECTORY"), ":"); filepath.IsAbs(base) {
+		return filepath.Join(base, kind), nil
+	}
+	return "", errors.New("there is no home directory to keep state in; give --state-dir DIR, or StateDirectory= in a systemd unit")
 }
 
 // Open makes the directory at path where it is missing (mode 0700, parents
-// too), checks that it is one nobody else can write to, and locks it. It never
-// waits for the lock: errors.Is(err, ErrLocked) when another process has it.
+// too), checks that it is ours and that nobody else can write to it, locks it, and
+// makes the files in it private. It never waits for the lock: errors.Is(err,
+// ErrLocked) when another process has it.
 func Open(path string) (*Dir, error) {
 	path, err := filepath.Abs(path)
 	if err != nil {
@@ -88,16 +99,55 @@ func Open(path string) (*Dir, error) {
 	// Only for people who read it: the lock itself is what counts.
 	_ = lock.Truncate(0)
 	_, _ = lock.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
-	return &Dir{path: path, lock: lock}, nil
+	exposed, err := closeFiles(path)
+	if err != nil {
+		_ = lock.Close()
+		return nil, err
+	}
+	return &Dir{path: path, lock: lock, exposed: exposed}, nil
 }
 
-// makePrivate refuses a directory that others can write to. An empty one is
+// closeFiles takes the rights of others away from the files in the directory at
+// path and returns the names of those where there were any. One whose mode cannot
+// be changed is an error.
+func closeFiles(path string) (exposed []string, err error) {
+	if runtime.GOOS == "windows" {
+		return nil, nil // access lists, not mode bits
+	}
+	entries, err := os.ReadDir(path)
+	if err != nil {
+		return nil, fmt.Errorf("cannot list the state directory %s (%w); give another with --state-dir", path, reason(err))
+	}
+	for _, entry := range entries {
+		file := filepath.Join(path, entry.Name())
+		info, err := os.Stat(file) // of a link's target: that is what is read
+		if err != nil || !info.Mode().IsRegular() || info.Mode().Perm()&0o077 == 0 {
+			continue
+		}
+		if err := os.Chmod(file, info.Mode().Perm()&^0o077); err != nil {
+			return nil, fmt.Errorf("other users can read or write %s and that cannot be changed (%w); put a file with mode 0600 there", file, reason(err))
+		}
+		exposed = append(exposed, entry.Name())
+	}
+	return exposed, nil
+}
+
+// Exposed returns the names of the files that others could read or write until
+// Open made them private.
+func (d *Dir) Exposed() []string { return d.exposed }
+
+// makePrivate refuses a directory that is another user's, or that others can write
+// to: they could put their own files in place of ours. An empty one is
 // taken over instead (a fresh mkdir or a new container volume), a shared one
 // such as /tmp never: its mode belongs to somebody else.
 func makePrivate(path string) error {
 	info, err := os.Stat(path)
 	if err != nil {
 		return fmt.Errorf("cannot look at the state directory %s (%w); give another with --state-dir", path, reason(err))
+	}
+	if owner, ok := ownerOf(info); ok && owner != os.Geteuid() {
+		return fmt.Errorf("the state directory %s belongs to another user (%d, and this is %d); run chown -R %d on it or give another with --state-dir",
+			path, owner, os.Geteuid(), os.Geteuid())
 	}
 	if runtime.GOOS == "windows" || info.Mode().Perm()&0o077 == 0 {
 		return nil // Windows keeps access lists, not mode bits
@@ -109,7 +159,7 @@ func makePrivate(path string) error {
 	if info.Mode().Perm()&0o022 != 0 {
 		return fmt.Errorf("other users can write to the state directory %s; run chmod 700 on it or give another with --state-dir", path)
 	}
-	return nil // readable by others, but every file in it is 0600
+	return nil // readable by others, but every file in it will be 0600
 }
 
 // owner names the process that wrote itself into the lock file, if it can be read.

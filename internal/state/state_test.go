@@ -13,6 +13,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
 )
 
@@ -297,24 +298,70 @@ func TestNamesDoNotLeaveTheDirectory(t *testing.T) {
 	}
 }
 
-func TestTheDefaultDirectory(t *testing.T) {
-	if os.Geteuid() == 0 {
-		if got, err := DefaultDir("server"); got != "/var/lib/wmproxy/server" || err != nil {
-			t.Errorf("root: got %q, %v", got, err)
-		}
-		return
-	}
-	base := t.TempDir()
-	t.Setenv("XDG_STATE_HOME", base)
-	if got, err := DefaultDir("client"); got != filepath.Join(base, "wmproxy", "client") || err != nil {
-		t.Errorf("got %q, %v", got, err)
-	}
+func TestDefaultDirectory(t *testing.T) {
 	if runtime.GOOS == "windows" {
-		return
+		t.Skip("paths are others on Windows")
 	}
-	t.Setenv("XDG_STATE_HOME", "relative")
-	t.Setenv("HOME", "/home/u")
-	if got, err := DefaultDir("client"); got != "/home/u/.local/state/wmproxy/client" || err != nil {
-		t.Errorf("got %q, %v", got, err)
+	for _, test := range []struct {
+		name string
+		root bool
+		env  map[string]string
+		want string // empty: an error
+	}{
+		{"root", true, map[string]string{"HOME": "/root", "STATE_DIRECTORY": "/var/lib/x"}, "/var/lib/wmproxy/server"},
+		{"XDG", false, map[string]string{"XDG_STATE_HOME": "/base", "HOME": "/home/u"}, "/base/wmproxy/server"},
+		{"relative XDG", false, map[string]string{"XDG_STATE_HOME": "base", "HOME": "/home/u"}, "/home/u/.local/state/wmproxy/server"},
+		{"home", false, map[string]string{"HOME": "/home/u", "STATE_DIRECTORY": "/var/lib/x"}, "/home/u/.local/state/wmproxy/server"},
+		{"systemd without a home", false, map[string]string{"STATE_DIRECTORY": "/var/lib/x"}, "/var/lib/x/server"},
+		{"systemd's dynamic user", false, map[string]string{"HOME": "/", "STATE_DIRECTORY": "/var/lib/x:/var/lib/y"}, "/var/lib/x/server"},
+		{"nothing", false, nil, ""},
+	} {
+		got, err := defaultDir("server", test.root, func(name string) string { return test.env[name] })
+		if got != test.want || (err != nil) != (test.want == "") {
+			t.Errorf("%s: got %q, %v, want %q", test.name, got, err, test.want)
+		}
+	}
+}
+
+func TestExposedFilesAreMadePrivate(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("Windows has no mode bits")
+	}
+	path := filepath.Join(t.TempDir(), "d")
+	if err := os.Mkdir(path, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for name, mode := range map[string]fs.FileMode{"key": 0o644, "token": 0o660, "link": 0o600} {
+		if err := os.WriteFile(filepath.Join(path, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(filepath.Join(path, name), mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	dir := open(t, path)
+	if diff := cmp.Diff([]string{"key", "token"}, dir.Exposed()); diff != "" {
+		t.Error(diff)
+	}
+	for _, name := range []string{"key", "token", "link"} {
+		if got := mode(t, dir.Join(name)); got != 0o600 {
+			t.Errorf("%s has mode %o", name, got)
+		}
+	}
+}
+
+func TestDirectoryOfAnotherUserIsRefused(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root can give a directory away")
+	}
+	path := filepath.Join(t.TempDir(), "d")
+	if err := os.Mkdir(path, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chown(path, 4711, -1); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(path); err == nil || !strings.Contains(err.Error(), "belongs to another user (4711, and this is 0)") {
+		t.Errorf("got %v", err)
 	}
 }

@@ -1,0 +1,67 @@
+package e2e
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// serviceUser is nobody in particular: a user without a home directory.
+const serviceUser = 4711
+
+// launchAsService starts wmproxy as systemd does for a service with DynamicUser.
+func launchAsService(t *testing.T, env []string, args ...string) *process {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		unable(t, "only root can start a process as another user")
+	}
+	// The directories that the program is built in and that tests have are root's alone.
+	dir := t.TempDir()
+	if err := os.Chmod(filepath.Dir(dir), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	content, err := os.ReadFile(program)
+	if err != nil {
+		t.Fatal(err)
+	}
+	own := filepath.Join(dir, "wmproxy")
+	if err := os.WriteFile(own, content, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(own, args...)
+	cmd.Dir = "/"
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: serviceUser, Gid: serviceUser}}
+	return launchCommand(t, append([]string{"HOME=/", "XDG_STATE_HOME="}, env...), cmd, args)
+}
+
+func TestServiceKeepsStateWhereSystemdSays(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	if err := os.Chmod(filepath.Dir(dir), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chown(dir, serviceUser, serviceUser); err != nil && os.Geteuid() == 0 {
+		t.Fatal(err)
+	}
+	p := launchAsService(t, []string{"STATE_DIRECTORY=" + dir}, "server", "--listen", "127.0.0.1:0")
+	p.WaitLog("listening", message("listening"))
+	serverBehind(t, p)
+	if _, err := os.Stat(filepath.Join(dir, "server", "token")); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestServiceWithoutStateIsToldWhatToSet(t *testing.T) {
+	t.Parallel()
+	p := launchAsService(t, nil, "server", "--listen", "127.0.0.1:0")
+	if code := p.WaitExit(); code != 1 {
+		t.Errorf("exit code %d, want 1", code)
+	}
+	const want = "wmproxy: there is no home directory to keep state in; give --state-dir DIR, or StateDirectory= in a systemd unit\n"
+	if got := p.stderr.String(); !strings.HasSuffix(got, want) {
+		t.Errorf("it says %q, want %q", got, want)
+	}
+}
