@@ -18,7 +18,7 @@ func (s *Server) publish(id *identity, host string, port uint16) error {
 			slog.String("host", host))
 	}
 	l := link.Link{Name: s.tokens.first.Name, Secret: s.tokens.first.Secret, Host: host, Port: port, Pin: id.pin}
-	if err := s.cfg.State.WriteFile(fileLink, []byte(l.String()+"\n")); err != nil {
+	if err := s.cfg.State.WriteFile(LinkFile, []byte(l.String()+"\n")); err != nil {
 		return err
 	}
 	if s.cfg.Started != nil {

@@ -14,8 +14,11 @@ const (
 	fileCert  = "identity.crt"
 	fileKey   = "identity.key"
 	fileToken = "token"
-	fileLink  = "client.link"
 )
+
+// LinkFile is the name of the file in the state directory that holds the client's
+// link.
+const LinkFile = "client.link"
 
 // identity is the certificate that the server shows, and what follows from it.
 type identity struct {
@@ -37,7 +40,7 @@ func warnOfExposed(dir *state.Dir, log *slog.Logger) {
 		secret := name
 		switch name {
 		case fileKey, fileToken:
-		case fileLink:
+		case LinkFile:
 			secret = fileToken
 		default:
 			continue

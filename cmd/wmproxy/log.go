@@ -1,9 +1,7 @@
 package main
 
 import (
-	"io"
 	"log/slog"
-	"os"
 	"time"
 
 	"github.com/lmittmann/tint"
@@ -73,15 +71,4 @@ func (p *program) logHandler(o logOptions) slog.Handler {
 		TimeFormat: time.TimeOnly,
 		NoColor:    !p.console || p.getenv("NO_COLOR") != "",
 	})
-}
-
-// isTerminal is a guess (the null device is one too), and good enough for what
-// hangs on it: the shape of log lines.
-func isTerminal(w io.Writer) bool {
-	f, ok := w.(*os.File)
-	if !ok {
-		return false
-	}
-	info, err := f.Stat()
-	return err == nil && info.Mode()&os.ModeCharDevice != 0
 }

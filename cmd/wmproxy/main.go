@@ -33,10 +33,12 @@ const flushBound = 500 * time.Millisecond
 
 func main() {
 	p := &program{
+		name:    commandName(os.Args[0]),
 		getenv:  os.Getenv,
 		stdout:  os.Stdout,
 		stderr:  os.Stderr,
 		console: isTerminal(os.Stderr),
+		shown:   isTerminal(os.Stdout),
 	}
 	log := &lines{w: os.Stderr}
 	p.log = log
@@ -60,10 +62,12 @@ func main() {
 
 // program is one run of the command line, with what it takes from the process.
 type program struct {
+	name           string // that a shell finds this program by
 	getenv         func(string) string
 	stdout, stderr io.Writer
 	log            io.Writer         // of log lines; nil is stderr
 	console        bool              // stderr is a terminal
+	shown          bool              // stdout is a terminal, so that secrets written to it are not kept
 	limited        *loglimit.Handler // of the logger; nil if there is none
 
 	// fromEnv names the environment variable behind a flag that was not on the

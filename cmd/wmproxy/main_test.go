@@ -49,6 +49,7 @@ func TestCommandLine(t *testing.T) {
 func testProgram(env map[string]string) (p *program, stdout, stderr *bytes.Buffer) {
 	stdout, stderr = new(bytes.Buffer), new(bytes.Buffer)
 	return &program{
+		name:   "wmproxy",
 		getenv: func(name string) string { return env[name] },
 		stdout: stdout, stderr: stderr,
 	}, stdout, stderr

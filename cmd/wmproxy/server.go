@@ -30,8 +30,8 @@ func (p *program) server() *cli.Command {
 		Usage:     "the far end: run it on a public machine",
 		UsageText: "wmproxy server [flags]",
 		Description: "Listens on one port number, UDP for QUIC and TCP for yamux over TLS 1.3. The first start makes an\n" +
-			"identity and a random token; each start prints the command to paste on the client, and\n" +
-			"STATE-DIR/client.link holds its link.",
+			"identity and a random token; each start writes the client's link to STATE-DIR/client.link, and\n" +
+			"on a terminal prints the command to paste on the client.",
 		Flags: slices.Concat([]cli.Flag{
 			&cli.StringFlag{Name: "listen", Value: ":8090", Usage: "listen on `HOST:PORT`, UDP and TCP"},
 			&cli.StringSliceFlag{Name: "transport", KeepSpace: true, Usage: "`LIST` is quic, yamux or quic,yamux", DefaultText: "quic,yamux"},
@@ -197,9 +197,7 @@ func (p *program) runServer(ctx context.Context, o serverOptions) error {
 	o.config.Descriptors = descriptorLimit()
 	o.config.Memory = memoryOr(o.config.Memory)
 	o.config.State, o.config.Log = dir, log
-	o.config.Started = func(text string) {
-		fmt.Fprintf(p.stdout, "On the client:\n\n  wmproxy client '%s'\n\n", text)
-	}
+	o.config.Started = func(text string) { p.printLink(text, dir.Join(server.LinkFile)) }
 	s, err := server.New(o.config)
 	if err != nil {
 		return err

@@ -410,15 +410,17 @@ func serverBehind(t testing.TB, p *process) *serverProcess {
 	return &serverProcess{process: p, Link: text, Addr: addr}
 }
 
-var pasted = regexp.MustCompile(`wmproxy client '([^']+)'`)
+// linkFile matches the path of the client's link in what a server prints.
+var linkFile = regexp.MustCompile(`(?m)^  (/.*client\.link)$`)
 
-// pasted waits for the command that a server prints and returns its link.
+// pasted waits for the path that a server prints and returns the link in the file.
 func (p *process) pasted() (string, bool) {
 	deadline := time.After(patience)
 	for {
 		text, more := p.stdout.read()
-		if m := pasted.FindStringSubmatch(text); m != nil {
-			return m[1], true
+		if m := linkFile.FindStringSubmatch(text); m != nil {
+			content, err := os.ReadFile(m[1])
+			return strings.TrimSpace(string(content)), err == nil
 		}
 		select {
 		case <-more:
