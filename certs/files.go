@@ -37,6 +37,7 @@ type Files struct {
 
 	watcher *fsnotify.Watcher // nil when the system has none to give
 	watched map[string]bool
+	asked   chan struct{} // one slot: Reload was called
 	done    chan struct{}
 	close   sync.Once
 	running sync.WaitGroup
@@ -48,6 +49,7 @@ func ServerFromFiles(certFile, keyFile string, log *slog.Logger) (*Files, error)
 		certFile: certFile, keyFile: keyFile,
 		log:     log,
 		watched: make(map[string]bool),
+		asked:   make(chan struct{}, 1),
 		done:    make(chan struct{}),
 	}
 	// Watch before reading, so that a change in between is seen.
@@ -68,6 +70,15 @@ func ServerFromFiles(certFile, keyFile string, log *slog.Logger) (*Files, error)
 
 // Certificate returns the newest good pair, for ServerConfig.
 func (f *Files) Certificate() *tls.Certificate { return f.current.Load() }
+
+// Reload has the files read now, changed or not, and the outcome logged. It does
+// not wait for that.
+func (f *Files) Reload() {
+	select {
+	case f.asked <- struct{}{}:
+	default: // will be read once for both
+	}
+}
 
 // Close stops watching and waits for it; a second call does nothing more.
 // Certificate stays valid.
@@ -98,21 +109,25 @@ func (f *Files) run() {
 			quiet.Reset(settle)
 		case <-errs: // an overflow: events were lost, so look
 			quiet.Reset(settle)
+		case <-f.asked:
+			f.certPEM, f.keyPEM = nil, nil // so that they count as changed
+			f.check(true)
 		case <-ticker.C:
-			f.check()
+			f.check(false)
 		case <-quiet.C:
-			f.check()
+			f.check(false)
 		}
 	}
 }
 
-func (f *Files) check() {
+// check reads the files and logs what is new, or the outcome in any case if asked.
+func (f *Files) check(asked bool) {
 	if f.watcher != nil {
 		f.watch()
 	}
 	changed, err := f.reload()
 	switch {
-	case err != nil && changed:
+	case err != nil && (changed || asked):
 		f.log.Error("the changed certificate files cannot be used, the old ones stay", "cert", f.certFile, "key", f.keyFile, "error", err)
 	case changed:
 		f.log.Info("certificate files were read again", "cert", f.certFile, "expires", f.Certificate().Leaf.NotAfter)

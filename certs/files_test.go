@@ -208,3 +208,30 @@ func TestAPairThatCannotBeUsedAtTheStartIsAnError(t *testing.T) {
 		}
 	}
 }
+
+func TestReloadTellsTheOutcomeInAnyCase(t *testing.T) {
+	dir := t.TempDir()
+	id, err := NewIdentity()
+	if err != nil {
+		t.Fatal(err)
+	}
+	writePair(t, dir, id.Certificate())
+	files, lines := watchFiles(t, dir)
+	files.Reload()
+	if got := lines.next(t); got != sawGood {
+		t.Errorf("of the same files it logged %q", got)
+	}
+	if err := os.Remove(filepath.Join(dir, "tls.key")); err != nil {
+		t.Fatal(err)
+	}
+	if got := lines.next(t); got != sawBad {
+		t.Errorf("of a missing key it logged %q", got)
+	}
+	files.Reload()
+	if got := lines.next(t); got != sawBad {
+		t.Errorf("when asked again it logged %q", got)
+	}
+	if files.Certificate() == nil {
+		t.Error("the last good pair is gone")
+	}
+}

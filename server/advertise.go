@@ -13,18 +13,22 @@ import (
 
 // publish writes the client's link to the state directory and hands it to Started.
 func (s *Server) publish(id *identity, host string, port uint16) error {
+	text, err := s.writeLink(id, host, port)
+	if err == nil && s.cfg.Started != nil {
+		s.cfg.Started(text)
+	}
+	return err
+}
+
+// writeLink writes the client's link to the state directory and returns it.
+func (s *Server) writeLink(id *identity, host string, port uint16) (string, error) {
 	if ip, err := netip.ParseAddr(host); err == nil && !egress.Public(ip) {
 		s.cfg.Log.Warn("the link names an address that is not public; if clients are elsewhere, give --advertise HOST",
 			slog.String("host", host))
 	}
-	l := link.Link{Name: s.tokens.first.Name, Secret: s.tokens.first.Secret, Host: host, Port: port, Pin: id.pin}
-	if err := s.cfg.State.WriteFile(LinkFile, []byte(l.String()+"\n")); err != nil {
-		return err
-	}
-	if s.cfg.Started != nil {
-		s.cfg.Started(l.String())
-	}
-	return nil
+	first := s.tokens.Load().first
+	l := link.Link{Name: first.Name, Secret: first.Secret, Host: host, Port: port, Pin: id.pin}
+	return l.String(), s.cfg.State.WriteFile(LinkFile, []byte(l.String()+"\n"))
 }
 
 // advertised is the host and the port that clients are told.

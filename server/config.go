@@ -41,6 +41,9 @@ type Config struct {
 	// Tokens are the users. Empty means the random one in the state directory.
 	Tokens []link.Token
 
+	// ReadTokens, if set, returns Tokens anew, for Server.Reload.
+	ReadTokens func() ([]link.Token, error)
+
 	// CertFile and KeyFile name a pair from a public CA; both or neither. With
 	// neither, the server's own identity counts and the link carries its pin.
 	CertFile, KeyFile string

@@ -25,6 +25,7 @@ type identity struct {
 	certificate func() *tls.Certificate
 	pin         *certs.Pin // nil with a certificate from a public CA
 	resetKey    [32]byte
+	reload      func() // nil with the server's own, which does not change
 	close       func() error
 }
 
@@ -69,6 +70,6 @@ func (s *Server) loadIdentity() (*identity, error) {
 	if err != nil {
 		return nil, err
 	}
-	id.certificate, id.close = files.Certificate, files.Close
+	id.certificate, id.reload, id.close = files.Certificate, files.Reload, files.Close
 	return id, nil
 }

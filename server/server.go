@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -29,13 +30,14 @@ import (
 // Server is one far end.
 type Server struct {
 	cfg    Config
-	tokens *tokens
+	tokens atomic.Pointer[tokens]
 	// Connections that have not authenticated, of each transport by itself, so that
 	// a flood over one costs the other nothing. opening are those of QUIC that have
 	// not said enough of TLS for quic-go to show them to us.
 	tcp, quic, opening admit.Gate
 	drain              chan struct{} // one slot: Drain was called
 	drained            chan struct{} // closed when nothing is left to wait for
+	reload             chan struct{} // one slot: Reload was called
 
 	events status.Events
 }
@@ -82,11 +84,13 @@ func New(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Server{
-		cfg: cfg, tokens: users,
+	s := &Server{
+		cfg: cfg,
 		tcp: admit.Gate{Total: maxTCP}, quic: admit.Gate{Total: maxQUIC}, opening: admit.Gate{Total: maxOpening, Refuse: true},
-		drain: make(chan struct{}, 1), drained: make(chan struct{}),
-	}, nil
+		drain: make(chan struct{}, 1), drained: make(chan struct{}), reload: make(chan struct{}, 1),
+	}
+	s.tokens.Store(users)
+	return s, nil
 }
 
 // Serve listens until ctx ends and then ends every session in order. It returns
@@ -119,7 +123,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	})
 	defer exits.Close()
 	host = tunnel.NewHost(tunnel.HostConfig{
-		Authenticate: s.tokens.authenticate,
+		Authenticate: func(c tunnel.Credentials) bool { return s.tokens.Load().authenticate(c) },
 		Exit:         func(user string) tunnel.Exit { return exits.For(user) },
 		Hold:         s.cfg.Hold,
 		Timers:       tunnel.Timers{Dead: s.cfg.Dead},
@@ -145,6 +149,8 @@ func (s *Server) Serve(ctx context.Context) error {
 		})
 	}
 	wg.Go(func() { s.awaitDrain(accepting, host) })
+	relink := func() error { _, err := s.writeLink(id, advertised, port); return err }
+	wg.Go(func() { s.serveReload(accepting, id, host, relink) })
 	<-accepting.Done()
 	// First the sessions, which still can tell their clients, then the sockets.
 	host.Close(tunnel.CodeShutdown, "the server is shutting down")

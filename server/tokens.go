@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"strings"
 
 	"wmproxy/internal/link"
@@ -59,6 +60,33 @@ func randomToken(dir *state.Dir) (link.Token, error) {
 		return t, fmt.Errorf("%s holds no token; delete it to make a new one: %w", dir.Join(fileToken), err)
 	}
 	return t, nil
+}
+
+// tokenChange is how the users of one set of tokens differ from those of another.
+type tokenChange struct {
+	added, removed, changed []string // names, sorted; changed ones have another secret
+}
+
+// changeTo compares ts with what replaces it.
+func (ts *tokens) changeTo(next *tokens) (c tokenChange) {
+	for name, hash := range next.hashes {
+		old, known := ts.hashes[name]
+		switch {
+		case !known:
+			c.added = append(c.added, name)
+		case old != hash:
+			c.changed = append(c.changed, name)
+		}
+	}
+	for name := range ts.hashes {
+		if _, stays := next.hashes[name]; !stays {
+			c.removed = append(c.removed, name)
+		}
+	}
+	slices.Sort(c.added)
+	slices.Sort(c.removed)
+	slices.Sort(c.changed)
+	return c
 }
 
 // authenticate compares in constant time, whether the user exists or not.

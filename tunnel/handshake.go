@@ -284,10 +284,12 @@ func (h *Host) nextHello(hh *hostHello) error {
 			"this server speaks protocol versions %d to %d, the client %d to %d", minVersion, maxVersion, hh.minVersion, hh.maxVersion)}
 	}
 	if !h.cfg.Authenticate(hh.Credentials) {
-		return &CloseError{Code: CodeAuth, Reason: "unknown user or wrong token"}
+		return errCredentials
 	}
 	return nil
 }
+
+var errCredentials = &CloseError{Code: CodeAuth, Reason: "unknown user or wrong token"}
 
 // join finds or makes the session that hh asks for. A nil session without an
 // error says that the client must come again with a new one.
@@ -297,6 +299,10 @@ func (h *Host) join(hh *hostHello, kind Kind) (s *Session, resumed bool, err err
 	defer h.mu.Unlock()
 	if h.closed {
 		return nil, false, &CloseError{Code: CodeShutdown, Reason: "the server is shutting down"}
+	}
+	// Again, with h.mu held: what EndSessions does not find must not come later.
+	if !h.cfg.Authenticate(hh.Credentials) {
+		return nil, false, errCredentials
 	}
 	s = h.sessions[key]
 	if s == nil && hh.secret == nil {

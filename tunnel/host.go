@@ -305,6 +305,26 @@ func (h *Host) end(key sessionKey, s *Session) {
 	h.mu.Unlock()
 }
 
+// EndSessions ends the sessions of the users that of reports true for, telling
+// their clients why, and returns how many there were. A handshake that was under
+// way when Authenticate changed its mind is refused.
+func (h *Host) EndSessions(of func(user string) bool, code ErrorCode, reason string) (n int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed {
+		return 0
+	}
+	for key, s := range h.sessions {
+		if !of(key.user) {
+			continue
+		}
+		n++
+		delete(h.sessions, key)
+		h.ending.Go(func() { s.Close(code, reason) })
+	}
+	return n
+}
+
 // Sessions lists the sessions.
 func (h *Host) Sessions() []*Session {
 	h.mu.Lock()

@@ -50,6 +50,7 @@ func (p *program) client() *cli.Command {
 			&cli.BoolFlag{Name: "no-offload", Usage: "never hand the kernel several UDP datagrams as one (for network cards that damage them)", DisableDefaultText: true},
 		}, logFlags(), debugFlags()),
 		Action: func(c *cli.Context) error {
+			p.keepHangups()
 			o, err := p.clientOptions(c)
 			if err != nil {
 				return err
@@ -139,6 +140,7 @@ func (p *program) runClient(ctx context.Context, o clientOptions) error {
 		return err
 	}
 	log := p.logger(o.log)
+	defer p.onHangup(nothingToReload(log))()
 	stop, err := prepare(ctx, o.debug, log)
 	if err != nil {
 		return err

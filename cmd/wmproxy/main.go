@@ -39,6 +39,7 @@ func main() {
 		stderr:  os.Stderr,
 		console: isTerminal(os.Stderr),
 		shown:   isTerminal(os.Stdout),
+		hangups: make(chan os.Signal, 1),
 	}
 	log := &lines{w: os.Stderr}
 	p.log = log
@@ -73,6 +74,9 @@ type program struct {
 	// fromEnv names the environment variable behind a flag that was not on the
 	// command line, so that an error names what the user wrote.
 	fromEnv map[string]string
+
+	// hangups gets SIGHUP in commands that stay; nil in tests.
+	hangups chan os.Signal
 
 	// drain, where set, is what SIGTERM calls before work is canceled; its channel
 	// is closed when nothing is left to wait for.

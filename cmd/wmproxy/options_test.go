@@ -53,7 +53,7 @@ func options[T any](t *testing.T, env map[string]string, read func(*program, *cl
 var compare = cmp.Options{
 	cmp.AllowUnexported(serverOptions{}, clientOptions{}, proxyOptions{}, entranceOptions{}, logOptions{}),
 	cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{}, netip.Prefix{}),
-	cmpopts.IgnoreFields(server.Config{}, "Started"),
+	cmpopts.IgnoreFields(server.Config{}, "Started", "ReadTokens"),
 }
 
 func TestServerDefaults(t *testing.T) {

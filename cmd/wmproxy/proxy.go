@@ -29,6 +29,7 @@ func (p *program) proxy() *cli.Command {
 			&cli.StringFlag{Name: "state-dir", Usage: "have the socket that wmproxy status asks on in `DIR`", DefaultText: "/var/lib/wmproxy/proxy for root, else ~/.local/state/wmproxy/proxy"},
 		}, entranceFlags(), exitFlags(), logFlags(), debugFlags()),
 		Action: func(c *cli.Context) error {
+			p.keepHangups()
 			o, err := p.proxyOptions(c)
 			if err != nil {
 				return err
@@ -79,6 +80,7 @@ func (p *program) startProxy(ctx context.Context, o proxyOptions) error {
 		return err
 	}
 	o.config.Log = p.logger(o.log)
+	defer p.onHangup(nothingToReload(o.config.Log))()
 	stop, err := prepare(ctx, o.debug, o.config.Log)
 	if err != nil {
 		return err

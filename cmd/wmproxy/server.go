@@ -18,7 +18,7 @@ import (
 
 // serverOptions is a server's Config but for what has to be opened first.
 type serverOptions struct {
-	config   server.Config // State, Log and Started are not set
+	config   server.Config // State, Log, Descriptors and Started are not set
 	stateDir string        // empty: the default
 	log      logOptions
 	debug    netip.AddrPort // not valid: off
@@ -46,6 +46,7 @@ func (p *program) server() *cli.Command {
 			deadFlag(), memoryFlag(),
 		}, exitFlags(), logFlags(), debugFlags()),
 		Action: func(c *cli.Context) error {
+			p.keepHangups()
 			o, err := p.serverOptions(c)
 			if err != nil {
 				return err
@@ -71,6 +72,7 @@ func (p *program) serverOptions(c *cli.Context) (o serverOptions, err error) {
 	if o.config.Tokens, err = p.tokens(c); err != nil {
 		return o, err
 	}
+	o.config.ReadTokens = func() ([]link.Token, error) { return p.tokens(c) }
 	o.config.CertFile, o.config.KeyFile = c.String("cert"), c.String("key")
 	if (o.config.CertFile == "") != (o.config.KeyFile == "") {
 		return o, usageErrorf("--cert and --key go together; give both or neither")
@@ -202,6 +204,7 @@ func (p *program) runServer(ctx context.Context, o serverOptions) error {
 	if err != nil {
 		return err
 	}
+	defer p.onHangup(s.Reload)()
 	if o.config.Drain > 0 {
 		drain := s.Drain
 		p.drain.Store(&drain)

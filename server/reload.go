@@ -1,0 +1,78 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+
+	"wmproxy/tunnel"
+)
+
+// maxNamed bounds the users that one log line names.
+const maxNamed = 20
+
+// Reload has the tokens and the certificate files read again. Users whose token is
+// gone or another lose their sessions, others nothing. What cannot be used changes
+// nothing. The outcome is logged; Reload does not wait for it.
+func (s *Server) Reload() {
+	select {
+	case s.reload <- struct{}{}:
+	default: // will be read once for both
+	}
+}
+
+// serveReload reads again at each Reload until ctx ends. relink writes the client's
+// link anew.
+func (s *Server) serveReload(ctx context.Context, id *identity, host *tunnel.Host, relink func() error) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-s.reload:
+		}
+		if err := s.reloadTokens(host, relink); err != nil {
+			s.cfg.Log.Error("the tokens cannot be used, the old ones stay", slog.Any("error", err))
+		}
+		if id.reload != nil {
+			id.reload()
+		}
+	}
+}
+
+func (s *Server) reloadTokens(host *tunnel.Host, relink func() error) error {
+	given := s.cfg.Tokens
+	if s.cfg.ReadTokens != nil {
+		var err error
+		if given, err = s.cfg.ReadTokens(); err != nil {
+			return err
+		}
+	}
+	next, err := loadTokens(given, s.cfg.State)
+	if err != nil {
+		return err
+	}
+	old := s.tokens.Swap(next)
+	change := old.changeTo(next)
+	gone := slices.Concat(change.removed, change.changed)
+	ended := host.EndSessions(func(user string) bool { return slices.Contains(gone, user) },
+		tunnel.CodeAuth, "the token of this user was removed or replaced; get a new link from the server")
+	s.cfg.Log.Info("the tokens were read again", slog.Int("users", len(next.hashes)),
+		slog.String("added", named(change.added)), slog.String("removed", named(change.removed)),
+		slog.String("new_secret", named(change.changed)), slog.Int("sessions_ended", ended))
+	s.events.Note(fmt.Sprintf("the tokens were read again: %d added, %d removed, %d with a new secret",
+		len(change.added), len(change.removed), len(change.changed)))
+	if next.first == old.first {
+		return nil
+	}
+	return relink()
+}
+
+// named lists names, with a number in place of those that are too many.
+func named(names []string) string {
+	if more := len(names) - maxNamed; more > 0 {
+		return fmt.Sprintf("%s and %d more", strings.Join(names[:maxNamed], ", "), more)
+	}
+	return strings.Join(names, ", ")
+}

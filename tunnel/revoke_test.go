@@ -1,0 +1,50 @@
+package tunnel
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+)
+
+func TestEndedUsersAreToldAndOthersStay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		defer w.close()
+		near, _ := w.mustAttach(PipeConfig{})
+		bob := NewSession(SessionConfig{})
+		defer bob.Close(CodeShutdown, "done")
+		stays, _, errNear, errFar := w.attach(bob, Credentials{User: "bob", Token: "right"}, PipeConfig{})
+		if errNear != nil || errFar != nil {
+			t.Fatal(errNear, errFar)
+		}
+		n := w.host.EndSessions(func(user string) bool { return user == "alice" }, CodeAuth, "the token was removed")
+		synctest.Wait()
+		var end *CloseError
+		if n != 1 || !errors.As(near.Err(), &end) || end.Code != CodeAuth || end.Reason != "the token was removed" {
+			t.Errorf("%d sessions ended, alice's with %v", n, near.Err())
+		}
+		if stays.Err() != nil || len(w.host.Sessions()) != 1 {
+			t.Errorf("bob has %v, and %d sessions are left, want 1", stays.Err(), len(w.host.Sessions()))
+		}
+	})
+}
+
+// The token is removed between the check of Hello and the session's making.
+func TestHandshakeWithRemovedTokenIsRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var asked atomic.Int32
+		host := NewHost(HostConfig{Authenticate: func(Credentials) bool { return asked.Add(1) == 1 }})
+		defer host.Close(CodeShutdown, "done")
+		session := NewSession(SessionConfig{})
+		defer session.Close(CodeShutdown, "done")
+		near, far := NewPipe(PipeConfig{}, PipeConfig{})
+		go func() { _, _ = host.Attach(context.Background(), far) }()
+		_, err := session.Attach(context.Background(), near, alice)
+		var refusal *CloseError
+		if !errors.As(err, &refusal) || refusal.Code != CodeAuth || len(host.Sessions()) != 0 {
+			t.Errorf("got %v and %d sessions, want a refusal", err, len(host.Sessions()))
+		}
+	})
+}
