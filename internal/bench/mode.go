@@ -1,27 +1,33 @@
 package bench
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"net"
+	"os"
 	"time"
 )
 
 // A TCP connection to an Echo that begins with these bytes is one of a load:
 //
 //	+-------------------+------+
-//	| "wmproxy-bench/1" | mode |
+//	| "wmproxy-bench/2" | mode |
 //	+-------------------+------+
 //	|        15         |  1   |
 //	+-------------------+------+
 //
-// 'U': the rest is thrown away; the total so far goes back, 8 bytes big-endian,
-// every 20 ms and at the end of the stream. 'D': pseudo-random bytes come back
-// until the connection ends. On any other beginning all bytes are echoed, so
-// that the same port serves "wmproxy test --echo".
+// The far end answers with "wmproxy-echo/2 " and the mode, which no echo does, so
+// that the figures of a load are not those of something else. Then, 'U': the rest
+// is thrown away; the total so far goes back, 8 bytes big-endian, every 20 ms and
+// at the end of the stream. 'D': pseudo-random bytes come back until the
+// connection ends. On any other beginning all bytes are echoed, so that the same
+// port serves "wmproxy test --echo".
 const (
-	preface     = "wmproxy-bench/1"
+	preface     = "wmproxy-bench/2"
+	greeting    = "wmproxy-echo/2 "
 	prefaceLen  = len(preface) + 1
 	modeUp      = 'U'
 	modeDown    = 'D'
@@ -31,6 +37,35 @@ const (
 
 func appendPreface(b []byte, mode byte) []byte { return append(append(b, preface...), mode) }
 
+func appendGreeting(b []byte, mode byte) []byte { return append(append(b, greeting...), mode) }
+
+// notEchoError means that the far end of a stream is not an Echo.
+type notEchoError struct{ why string }
+
+func (e *notEchoError) Error() string { return e.why }
+
+// greet says on c what the stream is for and waits for the far end's greeting.
+func greet(c net.Conn, mode byte) error {
+	_ = c.SetDeadline(time.Now().Add(handshakeTimeout))
+	sent := appendPreface(nil, mode)
+	if _, err := c.Write(sent); err != nil {
+		return &notEchoError{"it closes the connection"}
+	}
+	got := make([]byte, prefaceLen)
+	n, err := io.ReadFull(c, got)
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return &notEchoError{fmt.Sprintf("it does not answer within %v", handshakeTimeout)}
+	case n == 0 && err != nil:
+		return &notEchoError{"it closes the connection"}
+	case bytes.Equal(got[:n], sent[:n]):
+		return &notEchoError{"it sends back what it gets"}
+	case !bytes.Equal(got, appendGreeting(nil, mode)):
+		return &notEchoError{"it answers with something else"}
+	}
+	return c.SetDeadline(time.Time{})
+}
+
 // streamChunk is written to a socket at once, in bytes.
 const streamChunk = 256 << 10
 
@@ -38,12 +73,17 @@ const streamChunk = 256 << 10
 func serveStream(c *net.TCPConn) {
 	var b [prefaceLen]byte
 	n, isLoad := readPreface(c, b[:])
-	switch {
-	case !isLoad:
+	if !isLoad {
 		echoStream(c, b[:n])
-	case b[prefaceLen-1] == modeUp:
+		return
+	}
+	mode := b[prefaceLen-1]
+	if _, err := c.Write(appendGreeting(nil, mode)); err != nil {
+		return
+	}
+	if mode == modeUp {
 		sink(c)
-	default:
+	} else {
 		source(c)
 	}
 }

@@ -35,10 +35,20 @@ func dialEcho(t *testing.T, e *Echo) *net.TCPConn {
 	return c
 }
 
+// dialLoad opens a stream of a load.
+func dialLoad(t *testing.T, e *Echo, mode byte) *net.TCPConn {
+	t.Helper()
+	c := dialEcho(t, e)
+	if err := greet(c, mode); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
 func TestOtherStreamsAreEchoed(t *testing.T) {
 	e := listenEcho(t)
 	for _, text := range []string{
-		"", "x", "hello, world", preface[:5], preface, preface + "X", preface + "?more", "wmproxy-bunch/1U and so on",
+		"", "x", "hello, world", preface[:5], preface, preface + "X", preface + "?more", "wmproxy-bunch/2U and so on",
 	} {
 		c := dialEcho(t, e)
 		for i := range len(text) { // byte by byte, as the network may cut it
@@ -56,10 +66,7 @@ func TestOtherStreamsAreEchoed(t *testing.T) {
 }
 
 func TestTheSinkTellsHowMuchItGot(t *testing.T) {
-	c := dialEcho(t, listenEcho(t))
-	if _, err := c.Write(appendPreface(nil, modeUp)); err != nil {
-		t.Fatal(err)
-	}
+	c := dialLoad(t, listenEcho(t), modeUp)
 	const total = 3_000_001
 	if _, err := c.Write(make([]byte, total)); err != nil {
 		t.Fatal(err)
@@ -77,10 +84,7 @@ func TestTheSinkTellsHowMuchItGot(t *testing.T) {
 }
 
 func TestTheSourceSendsUntilTheEnd(t *testing.T) {
-	c := dialEcho(t, listenEcho(t))
-	if _, err := c.Write(appendPreface(nil, modeDown)); err != nil {
-		t.Fatal(err)
-	}
+	c := dialLoad(t, listenEcho(t), modeDown)
 	if n, err := io.CopyN(io.Discard, c, 10<<20); err != nil {
 		t.Fatalf("%d bytes, %v", n, err)
 	}
@@ -117,10 +121,7 @@ func TestAnEchoEndsWithItsConnections(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := dialEcho(t, e)
-	if _, err := c.Write(appendPreface(nil, modeDown)); err != nil {
-		t.Fatal(err)
-	}
+	c := dialLoad(t, e, modeDown)
 	if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
 		t.Fatal(err)
 	}

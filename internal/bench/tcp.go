@@ -86,12 +86,19 @@ func (l *tcpLoad) dial(ctx context.Context, modes []byte) error {
 	work.SetLimit(openers)
 	for i := range modes {
 		work.Go(func() (err error) {
-			l.conns[i], err = l.cfg.connect(dialing)
-			return err
+			if l.conns[i], err = l.cfg.connect(dialing); err != nil {
+				return err
+			}
+			// The end of ctx reaches the wait for the greeting through the close.
+			defer context.AfterFunc(dialing, func() { _ = l.conns[i].Close() })()
+			return greet(l.conns[i], modes[i])
 		})
 	}
 	if err := work.Wait(); err != nil {
 		l.close()
+		if ctx.Err() != nil {
+			err = context.Cause(ctx) // whatever the streams made of it
+		}
 		return describe(&l.cfg.Way, err)
 	}
 	return nil
@@ -102,10 +109,9 @@ func (w *Way) connect(ctx context.Context) (*net.TCPConn, error) {
 	var conn net.Conn
 	var err error
 	if w.Socks == "" {
+		ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
+		defer cancel()
 		conn, err = dialer.DialContext(ctx, "tcp", w.direct.String())
-		if err != nil {
-			err = fmt.Errorf("%w; check that \"wmproxy bench echo\" runs there", err)
-		}
 	} else {
 		client := socks.Client{Server: w.Socks, Username: w.Username, Password: w.Password, Timeout: handshakeTimeout}
 		conn, err = client.Connect(ctx, w.Target)
@@ -122,10 +128,6 @@ func (l *tcpLoad) run(streams *sync.WaitGroup, c *net.TCPConn, mode byte) {
 		if !l.ending.Load() {
 			l.broken.Add(1)
 		}
-	}
-	if _, err := c.Write(appendPreface(nil, mode)); err != nil {
-		end()
-		return
 	}
 	if mode == modeDown {
 		streams.Go(func() { l.drain(c); end() })
