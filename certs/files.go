@@ -149,7 +149,7 @@ func (f *Files) reload() (changed bool, err error) {
 	}
 	pair, err := tls.X509KeyPair(certPEM, keyPEM)
 	if err != nil {
-		return true, fmt.Errorf("%s and %s are not a certificate and its key: %w", f.certFile, f.keyFile, err)
+		return true, fmt.Errorf("%s and %s are not a certificate and its key (%w)", f.certFile, f.keyFile, err)
 	}
 	if pair.Leaf == nil {
 		if pair.Leaf, err = x509.ParseCertificate(pair.Certificate[0]); err != nil {

@@ -70,7 +70,7 @@ func LoadOrCreate(certFile, keyFile string) (*Identity, error) {
 		return create(certFile, keyFile)
 	}
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w; restore the file or its permissions", err)
 	}
 	key, err := parseKey(keyPEM)
 	if err != nil {
@@ -81,7 +81,7 @@ func LoadOrCreate(certFile, keyFile string) (*Identity, error) {
 		return certify(key, certFile)
 	}
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w; restore the file or its permissions", err)
 	}
 	pair, err := tls.X509KeyPair(certPEM, keyPEM)
 	if err != nil {
@@ -194,12 +194,12 @@ func parseKey(data []byte) (crypto.Signer, error) {
 func readPEM(path string) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, err
+		return nil, readError(path, err)
 	}
 	defer f.Close()
 	data, err := io.ReadAll(io.LimitReader(f, maxPEM+1))
 	if err != nil {
-		return nil, err
+		return nil, readError(path, err)
 	}
 	if len(data) > maxPEM {
 		return nil, fmt.Errorf("%s is larger than %d bytes and so no PEM file of a key or a certificate", path, maxPEM)
@@ -207,11 +207,20 @@ func readPEM(path string) ([]byte, error) {
 	return data, nil
 }
 
+// readError names the path once.
+func readError(path string, err error) error {
+	var pathErr *fs.PathError
+	if errors.As(err, &pathErr) {
+		err = pathErr.Err
+	}
+	return fmt.Errorf("cannot read %s (%w)", path, err)
+}
+
 // writePEM puts a file of mode 0600 in place whole or not at all.
 func writePEM(path, blockType string, der []byte) error {
 	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*.tmp") // mode 0600
 	if err != nil {
-		return err
+		return writeError(path, err)
 	}
 	err = pem.Encode(f, &pem.Block{Type: blockType, Bytes: der})
 	if err == nil {
@@ -225,6 +234,20 @@ func writePEM(path, blockType string, der []byte) error {
 	}
 	if err != nil {
 		_ = os.Remove(f.Name())
+		return writeError(path, err)
 	}
-	return err
+	return nil
+}
+
+// writeError leaves out the temporary file's name.
+func writeError(path string, err error) error {
+	var pathErr *fs.PathError
+	var linkErr *os.LinkError
+	switch {
+	case errors.As(err, &pathErr):
+		err = pathErr.Err
+	case errors.As(err, &linkErr):
+		err = linkErr.Err
+	}
+	return fmt.Errorf("cannot write %s (%w); make room or fix the permissions of its directory", path, err)
 }

@@ -164,7 +164,11 @@ func (c *Client) steer(p *pool, now time.Time) (again time.Duration) {
 		leave, in := p.gone(j, u.session.Leaving(), now)
 		if leave {
 			if n := c.route.Leave(u.session); n > 0 {
-				c.tell(fmt.Sprintf("%d associations moved from %s to %s", n, u.link.Address(), c.upstreams[i].link.Address()))
+				what := fmt.Sprintf("%d associations", n)
+				if n == 1 {
+					what = "an association"
+				}
+				c.tell(fmt.Sprintf("%s moved from %s to %s", what, u.link.Address(), c.upstreams[i].link.Address()))
 			}
 		}
 		if in > 0 {

@@ -68,7 +68,7 @@ func (s *Server) loadIdentity() (*identity, error) {
 	}
 	files, err := certs.ServerFromFiles(s.cfg.CertFile, s.cfg.KeyFile, s.cfg.Log)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w; check --cert and --key", err)
 	}
 	id.certificate, id.reload, id.close = files.Certificate, files.Reload, files.Close
 	return id, nil

@@ -354,7 +354,7 @@ func (s *Server) listenQUIC(host, port string, id *identity, tlsConf *tls.Config
 	addr := net.JoinHostPort(host, port)
 	local, err := net.ResolveUDPAddr("udp", addr)
 	if err != nil {
-		return nil, netip.AddrPort{}, fmt.Errorf("listening on UDP %s: %w", addr, err)
+		return nil, netip.AddrPort{}, &net.OpError{Op: "listen", Net: "udp", Err: err}
 	}
 	bind := addrPort(local)
 	if local.IP == nil {

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"errors"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -54,7 +55,7 @@ func TestGivenTokensReplaceTheRandomOne(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := dir.ReadFile(fileToken); !os.IsNotExist(err) && err != fs.ErrNotExist {
+	if _, err := dir.ReadFile(fileToken); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("a token file was written, %v", err)
 	}
 	for _, c := range []struct {

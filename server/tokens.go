@@ -53,11 +53,11 @@ func randomToken(dir *state.Dir) (link.Token, error) {
 		return t, dir.WriteFile(fileToken, []byte(t.Name+":"+t.Secret+"\n"))
 	}
 	if err != nil {
-		return link.Token{}, fmt.Errorf("reading the token: %w", err)
+		return link.Token{}, fmt.Errorf("%w; restore the file or its permissions", err)
 	}
 	t, err := link.ParseToken(strings.TrimSpace(string(b)))
 	if err != nil {
-		return t, fmt.Errorf("%s holds no token; delete it to make a new one: %w", dir.Join(fileToken), err)
+		return t, fmt.Errorf("%s holds no token (%w); delete it to make a new one", dir.Join(fileToken), err)
 	}
 	return t, nil
 }

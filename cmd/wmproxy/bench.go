@@ -300,7 +300,7 @@ type benchResult interface{ Print(io.Writer) error }
 func (p *program) benchEcho(ctx context.Context, o benchOptions) error {
 	e, err := bench.ListenEcho(o.listen, o.common.Offload)
 	if err != nil {
-		return err
+		return p.listenFailure(err, "listen")
 	}
 	fmt.Fprintf(p.stdout, "echo on %v, UDP and TCP\n", e.Addr())
 	<-ctx.Done()

@@ -105,7 +105,7 @@ func TestBenchPrintsForPeopleAndForPrograms(t *testing.T) {
 func TestBenchEndsWithAnErrorWhereNothingPasses(t *testing.T) {
 	p, stdout, stderr := testProgram(nil)
 	code := p.run(t.Context(), strings.Fields("bench udp --socks 127.0.0.1:1 --target 127.0.0.1:9"))
-	if code != exitFailed || stdout.Len() > 0 || !strings.Contains(stderr.String(), "cannot use the SOCKS5 server 127.0.0.1:1") {
+	if code != exitFailed || stdout.Len() > 0 || !strings.Contains(stderr.String(), "nothing listens at 127.0.0.1:1; check --socks") {
 		t.Errorf("exit code %d, standard output %q, standard error %q", code, stdout, stderr)
 	}
 }

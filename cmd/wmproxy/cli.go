@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"regexp"
 	"slices"
 	"strconv"
@@ -232,8 +233,15 @@ func (p *program) finish(app *cli.App, command *cli.Command, flags []given, argu
 		seen[g.name] = true
 	}
 	if allowed := maxArguments(command); len(arguments) > allowed {
-		return nil, usageErrorf("there are %d arguments where wmproxy %s takes at most %d; put quotes around values with spaces, see wmproxy %s --help",
-			len(arguments), command.Name, allowed, command.Name)
+		are, most := fmt.Sprintf("are %d arguments", len(arguments)), fmt.Sprintf("at most %d", allowed)
+		if len(arguments) == 1 {
+			are = "is an argument"
+		}
+		if allowed == 0 {
+			most = "none"
+		}
+		return nil, usageErrorf("there %s where wmproxy %s takes %s; put quotes around values with spaces, see wmproxy %s --help",
+			are, command.Name, most, command.Name)
 	}
 	flags = append(flags, p.environment(command, seen)...)
 	line := []string{app.Name, command.Name}

@@ -143,7 +143,7 @@ func (p *program) runClient(ctx context.Context, o clientOptions) error {
 	defer p.onHangup(nothingToReload(log))()
 	stop, err := prepare(ctx, o.debug, log)
 	if err != nil {
-		return err
+		return p.listenFailure(err, "debug")
 	}
 	defer stop()
 	dir, err := openOptionalState("client", o.stateDir, log)
@@ -159,5 +159,5 @@ func (p *program) runClient(ctx context.Context, o clientOptions) error {
 	if err != nil {
 		return err
 	}
-	return tunnel.Run(ctx)
+	return p.listenFailure(tunnel.Run(ctx), "listen")
 }

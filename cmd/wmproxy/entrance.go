@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -123,7 +124,7 @@ func (p *program) checkExposure(ctx context.Context, o entranceOptions) error {
 	if addr, err := netip.ParseAddr(host); err == nil {
 		addrs = append(addrs, addr)
 	} else if addrs, err = net.DefaultResolver.LookupNetIP(ctx, "ip", host); err != nil {
-		return fmt.Errorf("cannot resolve the host %s of %s (%w); write an IP address", host, p.origin(o.listenFlag), err)
+		return errors.New(listenAdvice(err, p.origin(o.listenFlag)))
 	}
 	for _, addr := range addrs {
 		if !addr.Unmap().IsLoopback() {

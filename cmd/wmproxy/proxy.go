@@ -83,7 +83,7 @@ func (p *program) startProxy(ctx context.Context, o proxyOptions) error {
 	defer p.onHangup(nothingToReload(o.config.Log))()
 	stop, err := prepare(ctx, o.debug, o.config.Log)
 	if err != nil {
-		return err
+		return p.listenFailure(err, "debug")
 	}
 	defer stop()
 	dir, err := openOptionalState("proxy", o.stateDir, o.config.Log)
@@ -94,5 +94,5 @@ func (p *program) startProxy(ctx context.Context, o proxyOptions) error {
 		defer dir.Close()
 	}
 	o.config.State = dir
-	return standalone.Run(ctx, o.config)
+	return p.listenFailure(standalone.Run(ctx, o.config), "bind")
 }

@@ -182,7 +182,7 @@ func (p *program) runServer(ctx context.Context, o serverOptions) error {
 	log := p.logger(o.log)
 	stop, err := prepare(ctx, o.debug, log)
 	if err != nil {
-		return err
+		return p.listenFailure(err, "debug")
 	}
 	defer stop()
 	path := o.stateDir
@@ -209,5 +209,5 @@ func (p *program) runServer(ctx context.Context, o serverOptions) error {
 		drain := s.Drain
 		p.drain.Store(&drain)
 	}
-	return s.Serve(ctx)
+	return p.listenFailure(s.Serve(ctx), "listen")
 }

@@ -79,7 +79,7 @@ func (c *Common) prepare(ctx context.Context) error {
 	}
 	ips, err := resolver.LookupNetIP(ctx, "ip", c.Target.Name)
 	if err != nil {
-		return fmt.Errorf("cannot resolve the target %s (%w); write an IP address", c.Target.Name, err)
+		return fmt.Errorf("%s; write an IP address in --target", dialFailure(c.Target.String(), err))
 	}
 	c.direct = netip.AddrPortFrom(ips[0].Unmap(), c.Target.Port)
 	return nil

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -48,7 +49,10 @@ func Run(ctx context.Context, once bool, out io.Writer) (ok bool, err error) {
 	defer cancel()
 	dir, err := os.MkdirTemp("", "wmproxy-demo-")
 	if err != nil {
-		return false, fmt.Errorf("making a state directory: %w", err)
+		if pathErr := (*fs.PathError)(nil); errors.As(err, &pathErr) {
+			err = pathErr.Err
+		}
+		return false, fmt.Errorf("cannot make a directory for the demo's state (%w); set TMPDIR to one that can be written to", err)
 	}
 	defer os.RemoveAll(dir)
 	d := &demo{dir: dir, errs: make(chan error, 4), wg: &wg, ctx: ctx}

@@ -21,7 +21,7 @@ func TestBenchRecognisesItsFarEnd(t *testing.T) {
 		{"down", notOurs("it sends back what it gets"), []string{"--direct", "--dir", "down", "--target", echo.String()}},
 		{"through a proxy", notOurs("it sends back what it gets"), []string{"--socks", proxy.Addr.String(), "--dir", "both", "--target", echo.String()}},
 		{
-			"nobody", "wmproxy: nothing listens at " + nobody + "; run \"wmproxy bench echo\" there, or name where it runs with --target\n",
+			"nobody", "wmproxy: nothing listens at " + nobody + "; check --target, and that \"wmproxy bench echo\" runs there\n",
 			[]string{"--direct", "--target", nobody},
 		},
 	} {

@@ -187,7 +187,11 @@ func (d *Dir) ReadFile(name string) ([]byte, error) {
 	if err := checkName(name); err != nil {
 		return nil, err
 	}
-	return readFile(d.Join(name))
+	data, err := readFile(d.Join(name))
+	if err != nil {
+		return nil, fmt.Errorf("cannot read %s (%w)", d.Join(name), reason(err))
+	}
+	return data, nil
 }
 
 func readFile(path string) ([]byte, error) {
@@ -201,7 +205,7 @@ func readFile(path string) ([]byte, error) {
 		return nil, err
 	}
 	if len(data) > MaxFile {
-		return nil, fmt.Errorf("%s is larger than %d bytes; it is not a file of wmproxy's, move it away", path, MaxFile)
+		return nil, fmt.Errorf("it is larger than %d bytes and so not a file of wmproxy's", MaxFile)
 	}
 	return data, nil
 }

@@ -1,7 +1,6 @@
 package udpio
 
 import (
-	"fmt"
 	"net"
 	"net/netip"
 	"sync"
@@ -64,7 +63,7 @@ type Socket struct {
 func Listen(local netip.AddrPort, cfg Config) (*Socket, error) {
 	s, err := listen(local, cfg)
 	if err != nil {
-		return nil, fmt.Errorf("listen on UDP %v: %w", local, err)
+		return nil, &net.OpError{Op: "listen", Net: "udp", Addr: net.UDPAddrFromAddrPort(local), Err: err}
 	}
 	return s, nil
 }
