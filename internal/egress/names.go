@@ -229,5 +229,5 @@ func (p *policy) choose(addrs []netip.Addr) []netip.Addr {
 
 // resolve is the resolver's, within the user's share of it.
 func (u *UserExit) resolve(name string, maxAge time.Duration, then func([]netip.Addr, error)) (addrs []netip.Addr, done bool, err error) {
-	return u.exits.resolver.resolve(&u.lookups, name, maxAge, then)
+	return u.exits.resolver.resolve(&u.lookups, name, maxAge, u.noting(name, then))
 }

@@ -23,6 +23,13 @@ func failAt(step, format string, args ...any) *failure {
 	return &failure{step, fmt.Sprintf(format, args...)}
 }
 
+// Flags of wmproxy that help, with the commands that have them: what is tested is
+// its client or its proxy, and what leaves does so from its server or its proxy.
+const (
+	udpFlag   = "wmproxy client or proxy: --udp ADDR"
+	allowFlag = "wmproxy server or proxy: --allow"
+)
+
 // plain is err without the package's name in front, for a sentence.
 func plain(err error) string { return strings.TrimPrefix(err.Error(), "socks: ") }
 
@@ -98,6 +105,9 @@ func (c *checker) replyFailure(request string, err error) *failure {
 	var reply *socks.ReplyError
 	switch {
 	case errors.As(err, &reply):
+		if request == "CONNECT" {
+			c.refusal = reply.Code
+		}
 		return failAt(step, "the server replied %d (%s); %s", reply.Code, reply.Reason(), c.replyAdvice(request, reply.Code))
 	case errors.Is(err, socks.ErrHungUp):
 		return failAt(step, "the server closed the connection without a reply; see its log")
@@ -117,9 +127,9 @@ func (c *checker) replyAdvice(request string, code byte) string {
 		if request == "ASSOCIATE" {
 			return "the server's rules forbid UDP to this user or address; change them"
 		}
-		return fmt.Sprintf("the server's rules forbid %s; choose another target, or allow it there (wmproxy: --allow)", target)
+		return fmt.Sprintf("the server's rules forbid %s; choose another target, or allow it there (%s)", target, allowFlag)
 	case socks.ReplyNetworkUnreachable, socks.ReplyHostUnreachable:
-		return fmt.Sprintf("the server has no way to %s, or cannot resolve it; check its network and the target", target)
+		return c.noWay() + "; check its network and the target"
 	case socks.ReplyConnectionRefused:
 		return fmt.Sprintf("the server reached %s, and nothing listens on that TCP port; check the target", target)
 	case socks.ReplyTTLExpired:
@@ -130,6 +140,14 @@ func (c *checker) replyAdvice(request string, code byte) string {
 		return fmt.Sprintf("the server cannot handle the form of %s; try an IPv4 address", target)
 	}
 	return "see the server's log for the cause"
+}
+
+// noWay says that the server cannot reach the target.
+func (c *checker) noWay() string {
+	if c.target.IP.IsValid() {
+		return "the server has no way to " + visible(c.target)
+	}
+	return fmt.Sprintf("the server has no way to %s, or cannot resolve the name", visible(c.target))
 }
 
 // answerFailure explains an answer that is wrong, or that broke off.
@@ -161,7 +179,7 @@ func (c *checker) hintAboutBound(conn *socks.PacketConn) {
 	case bound.Name != "":
 		c.hint("the server told a name as BND.ADDR, which many applications cannot use; used its address %s instead", relay.Addr())
 	case bound.IP.IsUnspecified():
-		c.hint("the server told BND.ADDR %s; used its address %s instead, but applications that take it literally fail: let the server tell its address (wmproxy: --udp ADDR)", bound.IP, relay.Addr())
+		c.hint("the server told BND.ADDR %s; used its address %s instead, but applications that take it literally fail: let the server tell its address ("+udpFlag+")", bound.IP, relay.Addr())
 	default:
 		if why := misled(relay.Addr(), conn.ServerAddr().Addr()); why != "" {
 			c.hint("%s", why)
@@ -172,7 +190,7 @@ func (c *checker) hintAboutBound(conn *socks.PacketConn) {
 // misled says why datagrams to relay are unlikely to reach the server at this
 // address, or nothing.
 func misled(relay, server netip.Addr) string {
-	const advice = "let the server tell the address that clients reach it by (wmproxy: --udp ADDR)"
+	const advice = "let the server tell the address that clients reach it by (" + udpFlag + ")"
 	switch {
 	case relay.IsLoopback() && !server.IsLoopback():
 		return fmt.Sprintf("BND.ADDR %s is loopback, which means this machine and not the server; %s", relay, advice)
@@ -187,8 +205,8 @@ func (c *checker) sendFailure(ctx context.Context, conn *socks.PacketConn, err e
 	if ctx.Err() != nil || errors.Is(err, socks.ErrAssociationEnded) {
 		return c.receiveFailure(ctx, err)
 	}
-	return failAt(step, "BND.ADDR %s cannot be reached from here (%v); let the server tell an address that clients reach (wmproxy: --udp ADDR)",
-		conn.RelayAddr(), err)
+	return failAt(step, "BND.ADDR %s cannot be reached from here (%v); let the server tell an address that clients reach (%s)",
+		conn.RelayAddr(), err, udpFlag)
 }
 
 func (c *checker) receiveFailure(ctx context.Context, err error) *failure {
@@ -217,23 +235,57 @@ func (c *checker) noReplyFailure(ctx context.Context, conn *socks.PacketConn) *f
 	relay := conn.RelayAddr()
 	why := misled(relay.Addr(), conn.ServerAddr().Addr())
 	if n, from := conn.WrongSource(); n > 0 {
-		return failAt(step, "wrong source: %d datagrams came from %s, not from BND %s, and applications drop them; the server has several addresses or is behind NAT: let it send from the address that it tells", n, from, relay)
+		return failAt(step, "wrong source: %s came from %s, not from BND %s, and applications drop them; the server has several addresses or is behind NAT: let it send from the address that it tells", datagrams(int(n)), from, relay)
 	}
 	if n := conn.Malformed() + conn.Fragments(); n > 0 {
-		return failAt(step, "%v: %d datagrams came back that are not whole SOCKS5 datagrams; the server breaks RFC 1928", errReplyForm, n)
+		return failAt(step, "%v: %s came back and no whole SOCKS5 datagram; the server breaks RFC 1928", errReplyForm, datagrams(int(n)))
 	}
 	if refused(relay, c.Interval) {
 		if why == "" {
-			why = "let the server tell the address that clients reach it by (wmproxy: --udp ADDR)"
+			why = "let the server tell the address that clients reach it by (" + udpFlag + ")"
 		}
 		return failAt(step, "BND.ADDR unreachable: nothing takes datagrams at %s (ICMP port unreachable); %s", relay, why)
 	}
 	if ctx.Err() != nil {
 		return c.receiveFailure(ctx, ctx.Err())
 	}
-	if why != "" {
-		return failAt(step, "no reply to %d datagrams: %s", c.Attempts, why)
+	if refusal := c.refusedAsStream(); refusal != "" {
+		why = refusal
 	}
-	return failAt(step, "no reply to %d datagrams; a firewall drops UDP to or from %s, BND.ADDR is not where the server listens (wmproxy: --udp ADDR on the server), or %s does not answer over UDP",
-		c.Attempts, relay, visible(c.target))
+	if why != "" {
+		return failAt(step, "no reply to %s: %s", datagrams(c.Attempts), why)
+	}
+	if relay.Addr().IsLoopback() {
+		return failAt(step, "no reply to %s; UDP is lost behind the server, at a firewall or on its way out (wmproxy client: that of its server), or %s does not answer over UDP",
+			datagrams(c.Attempts), visible(c.target))
+	}
+	return failAt(step, "no reply to %s; a firewall drops UDP to or from %s, BND.ADDR is not where the server listens (%s), or %s does not answer over UDP",
+		datagrams(c.Attempts), relay, udpFlag, visible(c.target))
+}
+
+// refusedAsStream says why no datagram can pass where CONNECT was refused; "" if it
+// was not. Servers drop what they refuse of UDP without a word.
+func (c *checker) refusedAsStream() string {
+	target := visible(c.target)
+	switch c.refusal {
+	case 0:
+		return ""
+	case socks.ReplyNotAllowed:
+		return fmt.Sprintf("the server's rules forbid %s, as it told CONNECT, and it drops such datagrams without a word; choose another target, or allow it there (%s)", target, allowFlag)
+	case socks.ReplyNetworkUnreachable, socks.ReplyHostUnreachable:
+		return c.noWay() + ", as it told CONNECT; check its network and the target"
+	case socks.ReplyConnectionRefused:
+		return fmt.Sprintf("nothing listens on that TCP port of %s, as the server told CONNECT, and probably nothing for UDP; check the target", target)
+	case socks.ReplyTTLExpired:
+		return fmt.Sprintf("%s did not answer the server's CONNECT either; check its network and the target", target)
+	}
+	return "CONNECT failed as well; see the server's log for the cause"
+}
+
+// datagrams counts them.
+func datagrams(n int) string {
+	if n == 1 {
+		return "one datagram"
+	}
+	return fmt.Sprintf("%d datagrams", n)
 }

@@ -63,6 +63,10 @@ type checker struct {
 	target    socks.Addr
 	out       io.Writer
 	last      time.Time // when the previous step ended
+
+	// refusal is the reply code that CONNECT got, 0 if it was let through. Datagrams
+	// get no reply code, so that it stands for them too.
+	refusal byte
 }
 
 func newChecker(cfg Config, out io.Writer) (*checker, error) {

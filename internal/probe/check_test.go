@@ -180,11 +180,29 @@ func TestCheckNamesTheFailedStepAndTheCause(t *testing.T) {
 		},
 		{
 			"target refuses TCP", &fakeSocks{}, with(viaEcho, func(c *Config) { c.Echo = closed }),
-			"nothing listens on that TCP port", "no reply to 2 datagrams; a firewall drops UDP", 2,
+			"nothing listens on that TCP port", "no reply to 2 datagrams: nothing listens on that TCP port of " + closed + ", as the server told CONNECT", 2,
 		},
 		{
 			"no UDP reply", &fakeSocks{dropUDP: true}, viaEcho,
-			"", "reply: no reply to 2 datagrams; a firewall drops UDP to or from 127.0.0.1:", 2,
+			"", "reply: no reply to 2 datagrams; UDP is lost behind the server, at a firewall or on its way out (wmproxy client: that of its server), or " + echo.Addr().String() + " does not answer over UDP", 2,
+		},
+		{
+			"rules forbid the target", &fakeSocks{refuse: socks.ReplyNotAllowed, dropUDP: true}, viaEcho,
+			"the server's rules forbid " + echo.Addr().String() + "; choose another target, or allow it there (wmproxy server or proxy: --allow).",
+			"reply: no reply to 2 datagrams: the server's rules forbid " + echo.Addr().String() + ", as it told CONNECT, and it drops such datagrams without a word; choose another target, or allow it there (wmproxy server or proxy: --allow).", 2,
+		},
+		{
+			"no way to the target", &fakeSocks{refuse: socks.ReplyHostUnreachable, dropUDP: true}, viaEcho,
+			"the server has no way to " + echo.Addr().String() + "; check its network",
+			"reply: no reply to 2 datagrams: the server has no way to " + echo.Addr().String() + ", as it told CONNECT; check its network and the target.", 2,
+		},
+		{
+			"target silent", &fakeSocks{refuse: socks.ReplyTTLExpired, dropUDP: true}, viaEcho,
+			"did not answer the server in time", "did not answer the server's CONNECT either", 2,
+		},
+		{
+			"CONNECT fails for another reason", &fakeSocks{refuse: socks.ReplyGeneralFailure, dropUDP: true}, viaEcho,
+			"see the server's log for the cause", "no reply to 2 datagrams: CONNECT failed as well", 2,
 		},
 		{
 			"BND refuses", &fakeSocks{deafUDP: true}, viaEcho,

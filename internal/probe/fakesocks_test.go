@@ -21,6 +21,7 @@ type fakeSocks struct {
 	silent    bool                                 // never answers the greeting
 	hangUpAt  string                               // "authentication" or "reply"
 	reply     byte                                 // the reply's code
+	refuse    byte                                 // the reply's code to CONNECT alone
 	rawReply  []byte                               // the reply as a whole
 	bound     func(netip.AddrPort) socks.Addr      // what BND tells
 	dropUDP   bool                                 // datagrams vanish
@@ -121,6 +122,8 @@ func (f *fakeSocks) serve(c *net.TCPConn) {
 		c.Write(f.rawReply)
 	case f.reply != 0:
 		c.Write([]byte{5, f.reply, 0, 1, 0, 0, 0, 0, 0, 0})
+	case b[1] == 1 && f.refuse != 0:
+		c.Write([]byte{5, f.refuse, 0, 1, 0, 0, 0, 0, 0, 0})
 	case b[1] == 1:
 		f.connect(c, dst)
 	default:

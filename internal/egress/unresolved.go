@@ -1,0 +1,34 @@
+package egress
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+)
+
+// noting returns then, preceded by a log line if the look-up of name fails: to
+// applications it looks like a dead network. The log bounds the lines.
+func (u *UserExit) noting(name string, then func([]netip.Addr, error)) func([]netip.Addr, error) {
+	return func(addrs []netip.Addr, err error) {
+		if err != nil && !errors.Is(err, context.Canceled) { // that is our own end
+			u.exits.cfg.Log.Info("a name does not resolve", slog.String("user", u.name),
+				slog.String("name", name), slog.String("reason", unresolvedReason(err)))
+		}
+		then(addrs, err)
+	}
+}
+
+// unresolvedReason leaves out what the line says already.
+func unresolvedReason(err error) string {
+	var dns *net.DNSError
+	switch {
+	case errors.As(err, &dns) && dns.IsTimeout, errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded):
+		return "the DNS server does not answer"
+	case errors.As(err, &dns):
+		return dns.Err
+	}
+	return err.Error()
+}
