@@ -41,6 +41,7 @@ func (s *Server) serveReload(ctx context.Context, id *identity, host *tunnel.Hos
 	}
 }
 
+// reloadTokens replaces the tokens; with an error the old ones stay.
 func (s *Server) reloadTokens(host *tunnel.Host, relink func() error) error {
 	given := s.cfg.Tokens
 	if s.cfg.ReadTokens != nil {
@@ -63,10 +64,12 @@ func (s *Server) reloadTokens(host *tunnel.Host, relink func() error) error {
 		slog.String("new_secret", named(change.changed)), slog.Int("sessions_ended", ended))
 	s.events.Note(fmt.Sprintf("the tokens were read again: %d added, %d removed, %d with a new secret",
 		len(change.added), len(change.removed), len(change.changed)))
-	if next.first == old.first {
-		return nil
+	if next.first != old.first {
+		if err := relink(); err != nil {
+			s.cfg.Log.Error("the new link could not be kept", slog.Any("error", err))
+		}
 	}
-	return relink()
+	return nil
 }
 
 // named lists names, with a number in place of those that are too many.
