@@ -71,8 +71,8 @@ func ServerFromFiles(certFile, keyFile string, log *slog.Logger) (*Files, error)
 // Certificate returns the newest good pair, for ServerConfig.
 func (f *Files) Certificate() *tls.Certificate { return f.current.Load() }
 
-// Reload has the files read now, changed or not, and the outcome logged. It does
-// not wait for that.
+// Reload reads the files again, changed or not. It does not wait for the outcome,
+// which is logged.
 func (f *Files) Reload() {
 	select {
 	case f.asked <- struct{}{}:

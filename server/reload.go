@@ -13,9 +13,9 @@ import (
 // maxNamed bounds the users that one log line names.
 const maxNamed = 20
 
-// Reload has the tokens and the certificate files read again. Users whose token is
-// gone or another lose their sessions, others nothing. What cannot be used changes
-// nothing. The outcome is logged; Reload does not wait for it.
+// Reload reads the tokens and the certificate files again. Users whose token was
+// removed or replaced lose their sessions, others nothing. A broken file changes
+// nothing. Reload does not wait for the outcome, which is logged.
 func (s *Server) Reload() {
 	select {
 	case s.reload <- struct{}{}:

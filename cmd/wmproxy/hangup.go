@@ -7,7 +7,7 @@ import (
 	"syscall"
 )
 
-// keepHangups has SIGHUP no longer end the process, from now to its end.
+// keepHangups keeps SIGHUP from ending the process, from now on.
 func (p *program) keepHangups() {
 	if p.hangups != nil {
 		signal.Notify(p.hangups, syscall.SIGHUP)
@@ -35,7 +35,7 @@ func (p *program) onHangup(reload func()) (stop func()) {
 	}
 }
 
-// nothingToReload is what SIGHUP does to a command that reads everything at its start.
+// nothingToReload returns the reload of a command that reads everything at its start.
 func nothingToReload(log *slog.Logger) func() {
 	return func() {
 		log.Info("SIGHUP: there is nothing to read again; start anew for another link or password")

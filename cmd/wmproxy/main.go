@@ -114,6 +114,9 @@ func (p *program) run(ctx context.Context, args []string) int {
 		return exitUsage
 	case errors.Is(err, errReported):
 		return exitFailed
+	case errors.Is(err, context.Canceled) && ctx.Err() != nil:
+		fmt.Fprintln(p.stderr, "wmproxy: interrupted")
+		return exitFailed
 	default:
 		fmt.Fprintln(p.stderr, "wmproxy:", err)
 		return exitFailed

@@ -171,3 +171,13 @@ func TestExitCodesTellUsageFromFailure(t *testing.T) {
 		}
 	}
 }
+
+func TestInterruptedLoadSaysSo(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	p, _, stderr := testProgram(nil)
+	code := p.run(ctx, strings.Fields("bench tcp --socks 127.0.0.1:1 --target 127.0.0.1:9"))
+	if code != exitFailed || stderr.String() != "wmproxy: interrupted\n" {
+		t.Errorf("exit code %d and %q", code, stderr)
+	}
+}

@@ -54,6 +54,23 @@ func TestServiceKeepsStateWhereSystemdSays(t *testing.T) {
 	}
 }
 
+func TestPortThatNeedsRightsIsSaidWithItsFlag(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("/proc/sys/net/ipv4/ip_unprivileged_port_start")
+	if err != nil || strings.TrimSpace(string(text)) != "1024" {
+		t.Logf("any user may have port 80 here: %s, %v", text, err)
+		return
+	}
+	p := launchAsService(t, nil, "proxy", "--bind", "127.0.0.1:80")
+	if code := p.WaitExit(); code != 1 {
+		t.Errorf("exit code %d, want 1", code)
+	}
+	const want = "wmproxy: cannot listen on TCP 127.0.0.1:80: this user may not have that port; give one above 1023 with --bind, or the user the right (CAP_NET_BIND_SERVICE)\n"
+	if got := p.stderr.String(); !strings.HasSuffix(got, want) {
+		t.Errorf("it says %q, want %q", got, want)
+	}
+}
+
 func TestServiceWithoutStateIsToldWhatToSet(t *testing.T) {
 	t.Parallel()
 	p := launchAsService(t, nil, "server", "--listen", "127.0.0.1:0")

@@ -23,8 +23,8 @@ func failAt(step, format string, args ...any) *failure {
 	return &failure{step, fmt.Sprintf(format, args...)}
 }
 
-// Flags of wmproxy that help, with the commands that have them: what is tested is
-// its client or its proxy, and what leaves does so from its server or its proxy.
+// Flags of wmproxy that help, with the commands that have them: the tested port
+// belongs to a client or a proxy, the rules about targets to a server or a proxy.
 const (
 	udpFlag   = "wmproxy client or proxy: --udp ADDR"
 	allowFlag = "wmproxy server or proxy: --allow"

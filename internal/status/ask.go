@@ -41,16 +41,24 @@ func Ask(ctx context.Context, dir string) (r Report, document []byte, err error)
 	case errors.Is(err, fs.ErrPermission):
 		return r, nil, fmt.Errorf("%s belongs to another user; ask as that one", path)
 	case err != nil:
-		return r, nil, fmt.Errorf("asking on %s: %w", path, err)
+		if op := (*net.OpError)(nil); errors.As(err, &op) {
+			err = op.Err
+		}
+		return r, nil, fmt.Errorf("cannot connect to %s (%w); check the permissions of its directory", path, err)
 	}
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
 	document, err = io.ReadAll(io.LimitReader(conn, maxDocument))
 	if err != nil {
-		if ctx.Err() != nil {
-			err = context.Cause(ctx)
+		switch {
+		case errors.Is(ctx.Err(), context.DeadlineExceeded):
+			err = fmt.Errorf("the process behind %s does not answer within %v; check that it is not stopped", path, askTime)
+		case ctx.Err() != nil:
+			err = ctx.Err()
+		default:
+			err = fmt.Errorf("the process behind %s broke off its answer (%w); ask again", path, err)
 		}
-		return r, nil, fmt.Errorf("reading from %s: %w", path, err)
+		return r, nil, err
 	}
 	if len(document) == 0 {
 		return r, nil, ErrNobody // it was just ending

@@ -4,6 +4,7 @@ package status
 
 import (
 	"bytes"
+	"context"
 	"crypto/rand"
 	"encoding/json"
 	"errors"
@@ -266,5 +267,19 @@ func TestWhatIsNotAReportIsNotTakenForOne(t *testing.T) {
 		}
 		ln.Close()
 		<-served
+	}
+}
+
+func TestProcessThatDoesNotAnswerIsSaidToBeStopped(t *testing.T) {
+	dir := stateDir(t)
+	ln, err := net.Listen("unix", filepath.Join(dir, SocketName)) // the system accepts, nobody answers
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, _, err := Ask(ctx, dir); err == nil || !strings.Contains(err.Error(), "does not answer within 10s; check that it is not stopped") {
+		t.Errorf("got %v", err)
 	}
 }
