@@ -1,0 +1,113 @@
+package tunnel
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// smallPending becomes a carrier that takes few streams.
+type smallPending struct {
+	*PipeEnd
+	most int64
+}
+
+func (p smallPending) Start(ctx context.Context) (Carrier, error) {
+	c, err := p.PipeEnd.Start(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &smallCarrier{Carrier: c, most: p.most}, nil
+}
+
+type smallCarrier struct {
+	Carrier
+	most, open int64
+}
+
+func (c *smallCarrier) OpenStream(ctx context.Context) (Stream, error) {
+	if atomic.AddInt64(&c.open, 1) > c.most {
+		return nil, ErrStreamLimit
+	}
+	return c.Carrier.OpenStream(ctx)
+}
+
+// joinSmall attaches a carrier that takes so many streams.
+func (p *twoPaths) joinSmall(cfg PipeConfig, most int64) {
+	p.t.Helper()
+	near, far := NewPipe(cfg, cfg)
+	attached := make(chan error, 1)
+	go func() {
+		_, err := p.host.Attach(context.Background(), far)
+		attached <- err
+	}()
+	_, err := p.session.Attach(context.Background(), smallPending{near, most}, alice)
+	if err := errors.Join(err, <-attached); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+// keep opens a stream and keeps it until the test ends. It returns what it goes over and how long that took.
+func (p *twoPaths) keep() (over *Attachment, took time.Duration, err error) {
+	began := time.Now()
+	st, _, err := p.session.OpenStream(context.Background(), []byte("target"))
+	if err != nil {
+		return nil, time.Since(began), err
+	}
+	p.t.Cleanup(func() { st.Reset(CodeNone) })
+	return st.(*carriedStream).a, time.Since(began), nil
+}
+
+func TestStreamsGoWhereThereIsRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newTwoPaths(t, time.Minute)
+		defer p.close()
+		p.joinSmall(lossyPath, 1)
+		p.joinSmall(orderedPath, 2)
+		var kinds []Kind
+		for range 3 {
+			a, _, err := p.keep()
+			if err != nil {
+				t.Fatal(err)
+			}
+			kinds = append(kinds, a.Kind())
+		}
+		if want := []Kind{KindYamux, KindYamux, KindQUIC}; !slices.Equal(kinds, want) {
+			t.Errorf("streams over %v, want %v", kinds, want)
+		}
+
+		if p.session.Needs(KindYamux) {
+			t.Error("another carrier is asked for before a stream waits for it")
+		}
+		time.AfterFunc(time.Second, func() {
+			if !p.session.Needs(KindYamux) || p.session.Needs(KindQUIC) {
+				t.Error("a stream waits for room, and not yamux but something else is asked for")
+			}
+			p.joinSmall(orderedPath, 1)
+		})
+		if a, took, err := p.keep(); err != nil || a.Kind() != KindYamux || took > 2*time.Second {
+			t.Errorf("after %v: %v; want the carrier that came after a second", took, err)
+		}
+		if _, took, err := p.keep(); !errors.Is(err, ErrStreamLimit) || took != 0 {
+			t.Errorf("after %v: %v; want a refusal at once where there are two of each", took, err)
+		}
+	})
+}
+
+func TestStreamIsRefusedIfNoRoomComes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newTwoPaths(t, time.Minute)
+		defer p.close()
+		p.joinSmall(orderedPath, 0)
+		if _, took, err := p.keep(); !errors.Is(err, ErrStreamLimit) || took != attachWait {
+			t.Errorf("after %v: %v; want a refusal after %v", took, err, attachWait)
+		}
+		if p.session.Needs(KindYamux) {
+			t.Error("another carrier is asked for when no stream waits for it")
+		}
+	})
+}
