@@ -23,7 +23,7 @@ var mayImport = map[string][]string{
 
 	"client":              {"internal/eyeballs", "internal/ingress", "internal/link", "internal/state", "internal/status", "internal/udpio", "socks", "tunnel", "certs"},
 	"server":              {"internal/egress", "internal/admit", "internal/link", "internal/state", "internal/status", "internal/udpio", "tunnel", "certs"},
-	"internal/standalone": {"internal/ingress", "internal/egress", "internal/state", "internal/status", "socks", "tunnel"},
+	"internal/standalone": {"internal/ingress", "internal/egress", "internal/state", "internal/status", "internal/udpio", "socks", "tunnel"},
 
 	"internal/ingress": {"internal/relay", "internal/status", "internal/udpio", "socks", "tunnel"},
 	"internal/egress":  {"internal/eyeballs", "internal/relay", "internal/status", "internal/udpio", "socks", "tunnel"},
