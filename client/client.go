@@ -12,6 +12,7 @@ import (
 
 	"wmproxy/internal/ingress"
 	"wmproxy/internal/link"
+	"wmproxy/internal/share"
 	"wmproxy/internal/status"
 	"wmproxy/internal/udpio"
 	"wmproxy/socks"
@@ -124,7 +125,8 @@ func (c *Client) Run(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	entrance := &ingress.SOCKS{Route: c.route, Log: c.cfg.Log, AddressAnswers: c.cfg.AddressAnswers}
+	room := &ingress.Room{Pool: share.For(c.cfg.Descriptors), Streams: share.New(tunnel.MaxStreams-streamSlack, streamSlack)}
+	entrance := &ingress.SOCKS{Route: c.route, Room: room, Log: c.cfg.Log, AddressAnswers: c.cfg.AddressAnswers}
 	proxy := &socks.Server{
 		Username: c.cfg.User, Password: c.cfg.Pass,
 		UDPAdvertise: c.cfg.UDPAdvertise,
@@ -134,7 +136,9 @@ func (c *Client) Run(ctx context.Context) error {
 		Connect:      entrance.Connect,
 		Associate:    entrance.Associate,
 		Turn:         c.turn,
+		MaxHalfOpen:  room.HalfOpen(),
 		Log:          c.cfg.Log,
+		MakeRoom:     room.MakeRoom,
 	}
 	budget := tunnel.NewBudget(c.cfg.Memory, c.sessions, c.cfg.Log)
 	defer budget.Close()
@@ -148,6 +152,8 @@ func (c *Client) Run(ctx context.Context) error {
 	}
 
 	var wg sync.WaitGroup
+	wg.Go(func() { room.Run(ctx) })
+	wg.Go(func() { room.Streams.Run(ctx) })
 	wg.Go(func() { c.steerAll(ctx) })
 	for _, u := range c.upstreams {
 		wg.Go(func() { u.status.run(ctx, u.session) })
@@ -187,6 +193,10 @@ func (c *Client) sessions() (all []*tunnel.Session) {
 	}
 	return all
 }
+
+// streamSlack is how many of the tunnel's streams may be about to end while others have
+// their places already.
+const streamSlack = 64
 
 // entranceGrace is how long associations and streams have to end by themselves.
 const entranceGrace = 300 * time.Millisecond

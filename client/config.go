@@ -73,6 +73,10 @@ type Config struct {
 	// Timers say how soon a carrier is doubted.
 	Timers Timers
 
+	// Descriptors is how many this process may have open; 0 is not known. All but a
+	// reserve are shared among the applications.
+	Descriptors int
+
 	// State is the open and locked state directory, or nil when there is none.
 	// Whoever opened it closes it after Run has returned.
 	State *state.Dir

@@ -80,8 +80,8 @@ type Config struct {
 	// corrupt it.
 	NoOffload bool
 
-	// Descriptors is how many this process may have open; 0 is not known. The
-	// exit leaves some of them to connections from clients.
+	// Descriptors is how many this process may have open; 0 is not known. All but a
+	// reserve are shared among the users.
 	Descriptors int
 
 	// Log gets everything that is worth a line. It never sees a secret. Peers can cause

@@ -22,6 +22,7 @@ import (
 	"wmproxy/certs"
 	"wmproxy/internal/admit"
 	"wmproxy/internal/egress"
+	"wmproxy/internal/share"
 	"wmproxy/internal/status"
 	"wmproxy/internal/udpio"
 	"wmproxy/tunnel"
@@ -54,10 +55,6 @@ const (
 	// verifyAbove a handshake is also given less time.
 	verifyAbove     = 128
 	verifyAddrAbove = 16
-
-	// What the exit leaves of the descriptors: one in reserveShare, at least minReserve.
-	reserveShare = 8
-	minReserve   = 64
 
 	// drainLook is how often a draining server looks whether anything is open.
 	drainLook = 100 * time.Millisecond
@@ -101,7 +98,9 @@ func (s *Server) Serve(ctx context.Context) error {
 		return err
 	}
 	defer id.Close()
-	ls, err := s.listen(id)
+	room := share.For(s.cfg.Descriptors)
+	s.tcp.Total = min(s.tcp.Total, room.HalfOpen())
+	ls, err := s.listen(id, room)
 	if err != nil {
 		return err
 	}
@@ -116,15 +115,17 @@ func (s *Server) Serve(ctx context.Context) error {
 		elsewhere = "" // an interface has that address, as long as it has it
 	}
 	var host *tunnel.Host
+	room.Spare = func(user string, may func(string) bool) bool { return host.MakeRoom(user, may) }
 	exits := egress.New(egress.Config{
 		Allow: s.cfg.Allow, Deny: s.cfg.Deny, Advertised: elsewhere, Closed: ls.isOwn, Filtering: s.cfg.Filtering,
-		Idle: s.cfg.UDPIdle, NoOffload: s.cfg.NoOffload, MaxSockets: maxSockets(s.cfg.Descriptors), Log: s.cfg.Log,
-		MakeRoom: func(user string, anyone bool) bool { return host.MakeRoom(user, anyone) },
+		Idle: s.cfg.UDPIdle, NoOffload: s.cfg.NoOffload, Room: room, Log: s.cfg.Log,
+		MakeRoom: func(user string) bool { return host.MakeRoom(user, nil) },
 	})
 	defer exits.Close()
 	host = tunnel.NewHost(tunnel.HostConfig{
 		Authenticate: func(c tunnel.Credentials) bool { return s.tokens.Load().authenticate(c) },
 		Exit:         func(user string) tunnel.Exit { return exits.For(user) },
+		Admit:        func(ctx context.Context, c *tunnel.Connection) (func(), error) { return admitted(ctx, room, c) },
 		Hold:         s.cfg.Hold,
 		Timers:       tunnel.Timers{Dead: s.cfg.Dead},
 		Event:        func(user, sentence string) { s.events.Note(user + ": " + sentence) },
@@ -151,6 +152,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	wg.Go(func() { s.awaitDrain(accepting, host) })
 	relink := func() error { _, err := s.writeLink(id, advertised, port); return err }
 	wg.Go(func() { s.serveReload(accepting, id, host, relink) })
+	wg.Go(func() { room.Run(accepting) })
 	<-accepting.Done()
 	// First the sessions, which still can tell their clients, then the sockets.
 	host.Close(tunnel.CodeShutdown, "the server is shutting down")
@@ -201,14 +203,6 @@ func (s *Server) awaitDrain(ctx context.Context, host *tunnel.Host) {
 			}
 		}
 	}
-}
-
-// maxSockets is how many of so many descriptors the exit may use.
-func maxSockets(descriptors int) int {
-	if descriptors <= 0 {
-		return 0
-	}
-	return max(1, descriptors-max(minReserve, descriptors/reserveShare))
 }
 
 // listener is a QUIC or a yamux listener.
@@ -291,7 +285,7 @@ func reason(err error) string {
 
 // listen opens every socket. Where the port is free to choose, TCP chooses and
 // UDP follows.
-func (s *Server) listen(id *identity) (*listeners, error) {
+func (s *Server) listen(id *identity, room *share.Pool) (*listeners, error) {
 	host, port, err := net.SplitHostPort(s.cfg.Listen)
 	if err != nil {
 		return nil, fmt.Errorf("--listen %q is not HOST:PORT, as in :8090 or 192.0.2.1:8090", s.cfg.Listen)
@@ -312,7 +306,7 @@ func (s *Server) listen(id *identity) (*listeners, error) {
 		}
 		own := addrPort(ln.Addr())
 		port = strconv.Itoa(int(own.Port()))
-		ls.add(tunnel.ListenYamux(&sparing{ln.(*net.TCPListener), s.tcp.Evict}, tlsConf, s.cfg.Dead, tunnel.WindowsFor(s.cfg.Memory)), own)
+		ls.add(tunnel.ListenYamux(&sparing{ln.(*net.TCPListener), func() { s.makeRoom(room) }}, tlsConf, s.cfg.Dead, tunnel.WindowsFor(s.cfg.Memory)), own)
 	}
 	if slices.Contains(s.cfg.Transports, TransportQUIC) {
 		l, own, err := s.listenQUIC(host, port, id, tlsConf)

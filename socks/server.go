@@ -81,6 +81,12 @@ type Server struct {
 	// milliseconds, and an attacker's wait for the deadline.
 	MaxHalfOpen int
 
+	// MakeRoom, if set, is called when the system has no descriptor left for what a
+	// client asks. It may end an association or a CONNECT of a user who has more descriptors
+	// than there are half-open connections, and reports whether it did: else the oldest of
+	// these is closed. It must not wait.
+	MakeRoom func(halfOpen int) bool
+
 	// Log takes one line for each association that ends and for what an operator
 	// can act on; nil discards.
 	Log *slog.Logger
@@ -175,15 +181,23 @@ func (sv *serving) accept(acceptor udpio.Acceptor) error {
 		if !passes(err) {
 			return fmt.Errorf("socks: accepting connections: %w", err)
 		}
-		if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) {
-			sv.halfOpen.closeOldest()
-		}
+		sv.makeRoom(err)
 		sv.log().Warn("accepting connections fails; trying on", "err", err)
 		backoff = min(max(2*backoff, minAcceptBackoff), maxAcceptBackoff)
 		select {
 		case <-time.After(backoff):
 		case <-sv.ctx.Done():
 		}
+	}
+}
+
+// makeRoom ends something if err says that there are no descriptors.
+func (s *Server) makeRoom(err error) {
+	if !errors.Is(err, syscall.EMFILE) && !errors.Is(err, syscall.ENFILE) {
+		return
+	}
+	if s.MakeRoom == nil || !s.MakeRoom(s.halfOpen.len()) {
+		s.halfOpen.closeOldest()
 	}
 }
 
@@ -269,6 +283,12 @@ func (c *connSet) remove(e *list.Element) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.conns.Remove(e)
+}
+
+func (c *connSet) len() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.conns.Len()
 }
 
 // closeOldest cuts the oldest connection, if there is one.

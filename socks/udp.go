@@ -140,6 +140,7 @@ func (v *visit) associate(dst []byte) (*Association, error) {
 	}
 	a.sources.named = namedSource(dst, a.client.Addr())
 	if err := a.open(v.conn.LocalAddr().Addr()); err != nil {
+		sv.makeRoom(err)
 		sv.log().Warn("no UDP socket for an association", "user", a.user, "client", a.client, "err", err)
 		return nil, v.refuse(ReplyGeneralFailure, fmt.Errorf("socks: opening a UDP socket: %w", err))
 	}

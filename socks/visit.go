@@ -46,17 +46,13 @@ func (r refusal) Unwrap() error { return r.error }
 
 // visited begins to serve a connection.
 func (sv *serving) visited(conn udpio.Conn) {
-	limit := sv.MaxHalfOpen
-	if limit <= 0 {
-		limit = DefaultMaxHalfOpen
-	}
 	timeout := sv.HandshakeTimeout
 	if timeout <= 0 {
 		timeout = DefaultHandshakeTimeout
 	}
 	sv.wg.Add(1)
 	v := &visit{sv: sv, conn: conn, talk: &negotiation{step: (*visit).greeting}}
-	v.open, v.half = sv.open.add(conn, 0), sv.halfOpen.add(conn, limit)
+	v.open, v.half = sv.open.add(conn, 0), sv.halfOpen.add(conn, sv.maxHalfOpen())
 	v.deadline = time.AfterFunc(timeout, func() {
 		v.late.Store(true)
 		conn.HangUp()
@@ -65,6 +61,13 @@ func (sv *serving) visited(conn udpio.Conn) {
 		sv.log().Warn("a connection could not be served", "client", conn.RemoteAddr(), "err", err)
 		v.over()
 	}
+}
+
+func (s *Server) maxHalfOpen() int {
+	if s.MaxHalfOpen > 0 {
+		return s.MaxHalfOpen
+	}
+	return DefaultMaxHalfOpen
 }
 
 func (v *visit) receive(b []byte, err error) {
@@ -181,6 +184,7 @@ func (v *visit) connect(req request, ahead []byte) error {
 		Dst: dst, DstWire: append([]byte(nil), req.addr...), Ahead: append([]byte(nil), ahead...),
 	}
 	if r.Conn, err = v.conn.Detach(); err != nil {
+		sv.makeRoom(err)
 		return v.refuse(ReplyGeneralFailure, err)
 	}
 	if tcp, ok := r.Conn.(*net.TCPConn); ok {
@@ -206,7 +210,9 @@ func (sv *serving) connect(r *ConnectRequest) {
 		_ = r.Reply(ReplyGeneralFailure, netip.AddrPort{})
 	}
 	if r.refused {
+		half := sv.halfOpen.add(cutStream{r.Conn}, sv.maxHalfOpen())
 		linger(r.Conn)
+		sv.halfOpen.remove(half)
 	}
 }
 

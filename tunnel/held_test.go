@@ -73,6 +73,9 @@ func (p *twoPaths) endedFlows() int {
 	return ended
 }
 
+func anybody(string) bool { return true }
+func nobody(string) bool  { return false }
+
 func TestWhatIsHeldMakesRoom(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newTwoPaths(t, time.Hour)
@@ -80,25 +83,26 @@ func TestWhatIsHeldMakesRoom(t *testing.T) {
 		p.join(lossyPath)
 		v := p.talk()
 		v.run(time.Second)
-		if p.host.MakeRoom("alice", true) {
+		if p.host.MakeRoom("alice", anybody) {
 			t.Error("what is attached made room")
 		}
 		bobs := p.leaveHeld("bob", 3)
 		empty := p.leaveHeld("alice", 0)
 		first, second := p.leaveHeld("alice", 2), p.leaveHeld("alice", 2)
 		for i, step := range []struct {
-			anyone bool
-			made   bool
-			gone   *Session
-			ended  int // flows, at once
+			may   func(string) bool
+			made  bool
+			gone  *Session
+			ended int // flows, at once
 		}{
-			{true, true, first, 2},
-			{true, true, second, 4},
-			{false, false, nil, 4}, // bob's would be there
-			{true, true, bobs, 7},
-			{true, false, nil, 7}, // one without flows is of no help
+			{anybody, true, first, 2},
+			{anybody, true, second, 4},
+			{nil, false, nil, 4}, // bob's would be there
+			{nobody, false, nil, 4},
+			{anybody, true, bobs, 7},
+			{anybody, false, nil, 7}, // one without flows is of no help
 		} {
-			if made := p.host.MakeRoom("alice", step.anyone); made != step.made || p.endedFlows() != step.ended {
+			if made := p.host.MakeRoom("alice", step.may); made != step.made || p.endedFlows() != step.ended {
 				t.Errorf("step %d: made room %v, %d flows ended; want %v, %d", i, made, p.endedFlows(), step.made, step.ended)
 			}
 			if step.gone != nil && p.has(step.gone) {

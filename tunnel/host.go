@@ -34,6 +34,15 @@ type HostConfig struct {
 	// client that said that it goes is not waited for.
 	Hold time.Duration
 
+	// Admit, if set, is asked about each connection whose client has authenticated,
+	// before Welcome. An error refuses it; the client is told a *CloseError. left is called
+	// when the connection is closed. Admit may wait until ctx ends.
+	Admit func(ctx context.Context, c *Connection) (left func(), err error)
+
+	// MaxStreams bounds the streams that one session's client may have open; 0 is
+	// MaxStreams of the package.
+	MaxStreams int
+
 	// Timers say when a carrier is dead; a server uses no other of them.
 	Timers Timers
 
@@ -51,6 +60,7 @@ type Host struct {
 	ending   sync.WaitGroup
 
 	mu       sync.Mutex
+	most     int // sessions
 	sessions map[sessionKey]*Session
 	draining time.Time // when we shall be gone; zero is not known
 	closed   bool
@@ -66,7 +76,7 @@ func NewHost(cfg HostConfig) *Host {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	h := &Host{cfg: cfg, sessions: make(map[sessionKey]*Session)}
+	h := &Host{cfg: cfg, most: maxSessions, sessions: make(map[sessionKey]*Session)}
 	rand.Read(h.instance[:])
 	return h
 }
@@ -91,9 +101,39 @@ func (h *Host) Attach(ctx context.Context, p Pending) (*Attachment, error) {
 		return nil, err
 	}
 	defer s.release()
+	conn := newConnection(s, p.Kind())
+	left, err := h.admit(ctx, conn)
+	if err != nil {
+		if !resumed {
+			s.leave() // nothing is held for it
+		}
+		refuse(p, hh.rw, err)
+		return nil, err
+	}
+	a, err := h.welcome(ctx, hh, p, s, resumed)
+	if err != nil {
+		left()
+		return nil, err
+	}
+	h.ending.Go(func() {
+		conn.await(a)
+		left()
+	})
+	return a, nil
+}
+
+func (h *Host) admit(ctx context.Context, c *Connection) (left func(), err error) {
+	if h.cfg.Admit == nil {
+		return func() {}, nil
+	}
+	return h.cfg.Admit(ctx, c)
+}
+
+// welcome answers the Hello and attaches the connection.
+func (h *Host) welcome(ctx context.Context, hh *hostHello, p Pending, s *Session, resumed bool) (*Attachment, error) {
 	w := welcome{
 		version: min(hh.maxVersion, maxVersion), instance: h.instance, resumed: resumed,
-		maxFlows: MaxFlows, maxStreams: MaxStreams, hold: h.cfg.Hold, features: ownFeatures,
+		maxFlows: MaxFlows, maxStreams: uint64(s.maxStreams), hold: h.cfg.Hold, features: ownFeatures,
 	}
 	if _, err := hh.rw.Write(appendMessage(nil, msgWelcome, w.append(nil))); err != nil {
 		p.Close(CodeProtocol, "")
@@ -131,7 +171,7 @@ func (h *Host) create(key sessionKey, secret []byte) (*Session, error) {
 	if h.countLocked(users) >= maxUserSessions && !h.makeWayLocked(users, "there are too many sessions") {
 		return nil, &CloseError{Code: CodeLimit, Reason: "this user has too many sessions"}
 	}
-	if len(h.sessions) >= maxSessions && !h.makeWayLocked(func(sessionKey, *Session) bool { return true }, "there are too many sessions") {
+	if len(h.sessions) >= h.most && !h.takePlaceLocked(key.user) {
 		return nil, &CloseError{Code: CodeLimit, Reason: "the server has too many sessions"}
 	}
 	in := &incarnation{id: key.id, confirmed: true}
@@ -145,6 +185,9 @@ func (h *Host) create(key sessionKey, secret []byte) (*Session, error) {
 	}
 	s := newSession(cfg, true, in)
 	s.user = key.user
+	if h.cfg.MaxStreams > 0 {
+		s.maxStreams = int64(h.cfg.MaxStreams)
+	}
 	s.orphaned = func() { h.orphaned(key, s) }
 	h.sessions[key] = s
 	return s, nil
@@ -194,18 +237,18 @@ func (h *Host) startHold(key sessionKey, s *Session) bool {
 }
 
 // MakeRoom ends the session among those that nothing is attached to that has been so
-// for longest and has flows: one of the user, or where there is none and anyone is
-// allowed, another's. It says whether there was one; its flows have ended by then.
-// An exit without room calls it. It does not wait.
-func (h *Host) MakeRoom(user string, anyone bool) bool {
+// for longest and has flows: one of the user, or if there is none, one of another for
+// whom may is true; nil is nobody. It reports whether there was one; its flows have
+// ended by then. An exit without room calls it. It does not wait.
+func (h *Host) MakeRoom(user string, may func(other string) bool) bool {
 	h.mu.Lock()
 	if h.closed {
 		h.mu.Unlock()
 		return false
 	}
 	key, s := h.longestHeldLocked(func(k sessionKey, s *Session) bool { return k.user == user && s.Flows() > 0 })
-	if s == nil && anyone {
-		key, s = h.longestHeldLocked(func(_ sessionKey, s *Session) bool { return s.Flows() > 0 })
+	if s == nil && may != nil {
+		key, s = h.longestHeldLocked(func(k sessionKey, s *Session) bool { return s.Flows() > 0 && may(k.user) })
 	}
 	if s == nil {
 		h.mu.Unlock()
@@ -247,6 +290,39 @@ func (h *Host) makeWayLocked(may func(sessionKey, *Session) bool, reason string)
 	return s != nil
 }
 
+// takePlaceLocked ends a session for a user: one that is held, of the user or of one who has more,
+// or else the least used of the user who has most, if that one has as many as the other then. It
+// reports whether there was one. h.mu is held.
+func (h *Host) takePlaceLocked(user string) bool {
+	has := make(map[string]int)
+	for k := range h.sessions {
+		has[k.user]++
+	}
+	mayGo := func(k sessionKey, _ *Session) bool { return k.user == user || has[k.user] > has[user] }
+	if h.makeWayLocked(mayGo, "there are too many sessions") {
+		return true
+	}
+	greedy := ""
+	for name, n := range has {
+		if n > has[greedy] {
+			greedy = name
+		}
+	}
+	if has[greedy] < has[user]+2 {
+		return false
+	}
+	var least *Session
+	var key sessionKey
+	var last time.Time
+	for k, s := range h.sessions {
+		if used := s.lastUsed(); k.user == greedy && (least == nil || used.Before(last)) {
+			least, key, last = s, k, used
+		}
+	}
+	h.dropLocked(key, least, "others need the place, and of this user's many sessions it was the least used")
+	return true
+}
+
 // countLocked counts the sessions that are meant. h.mu is held.
 func (h *Host) countLocked(meant func(sessionKey, *Session) bool) (n int) {
 	for k, s := range h.sessions {
@@ -257,9 +333,13 @@ func (h *Host) countLocked(meant func(sessionKey, *Session) bool) (n int) {
 	return n
 }
 
-// dropLocked ends a session before its hold is over. h.mu is held.
+// dropLocked ends a session before its time. h.mu is held.
 func (h *Host) dropLocked(key sessionKey, s *Session, reason string) {
-	h.cfg.Log.Info("a session that was held is ended", slog.String("user", key.user), slog.String("reason", reason))
+	what := "a session that was held is ended"
+	if _, held := s.heldSince(); !held {
+		what = "a session is ended"
+	}
+	h.cfg.Log.Info(what, slog.String("user", key.user), slog.String("reason", reason))
 	delete(h.sessions, key)
 	h.ending.Go(func() { s.Close(CodeLimit, reason) })
 }

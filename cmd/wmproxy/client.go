@@ -153,6 +153,7 @@ func (p *program) runClient(ctx context.Context, o clientOptions) error {
 	if dir != nil {
 		defer dir.Close()
 	}
+	o.config.Descriptors = descriptorLimit()
 	o.config.State, o.config.Log = dir, log
 	o.config.Memory = memoryOr(o.config.Memory)
 	tunnel, err := client.New(o.config)

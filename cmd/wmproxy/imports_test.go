@@ -21,12 +21,12 @@ var mayImport = map[string][]string{
 		"internal/link", "internal/state", "internal/status", "internal/egress", "internal/udpio", "internal/cputime", "internal/loglimit", "socks",
 	},
 
-	"client":              {"internal/eyeballs", "internal/ingress", "internal/link", "internal/state", "internal/status", "internal/udpio", "socks", "tunnel", "certs"},
-	"server":              {"internal/egress", "internal/admit", "internal/link", "internal/state", "internal/status", "internal/udpio", "tunnel", "certs"},
-	"internal/standalone": {"internal/ingress", "internal/egress", "internal/state", "internal/status", "internal/udpio", "socks", "tunnel"},
+	"client":              {"internal/eyeballs", "internal/ingress", "internal/share", "internal/link", "internal/state", "internal/status", "internal/udpio", "socks", "tunnel", "certs"},
+	"server":              {"internal/egress", "internal/admit", "internal/share", "internal/link", "internal/state", "internal/status", "internal/udpio", "tunnel", "certs"},
+	"internal/standalone": {"internal/ingress", "internal/egress", "internal/share", "internal/state", "internal/status", "internal/udpio", "socks", "tunnel"},
 
-	"internal/ingress": {"internal/relay", "internal/status", "internal/udpio", "socks", "tunnel"},
-	"internal/egress":  {"internal/eyeballs", "internal/relay", "internal/status", "internal/udpio", "socks", "tunnel"},
+	"internal/ingress": {"internal/relay", "internal/share", "internal/status", "internal/udpio", "socks", "tunnel"},
+	"internal/egress":  {"internal/eyeballs", "internal/relay", "internal/share", "internal/status", "internal/udpio", "socks", "tunnel"},
 	"internal/relay":   {"internal/udpio", "tunnel"},
 	"internal/status":  {"tunnel"}, // for the structs of a snapshot
 
@@ -42,6 +42,7 @@ var mayImport = map[string][]string{
 	"internal/link":  {"certs"},
 	"internal/state": {},
 	"internal/admit": {},
+	"internal/share": {},
 
 	"internal/probe":        {"socks"},
 	"internal/bench":        {"socks", "internal/udpio"},

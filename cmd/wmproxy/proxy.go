@@ -93,6 +93,7 @@ func (p *program) startProxy(ctx context.Context, o proxyOptions) error {
 	if dir != nil {
 		defer dir.Close()
 	}
+	o.config.Descriptors = descriptorLimit()
 	o.config.State = dir
 	return p.listenFailure(standalone.Run(ctx, o.config), "bind")
 }

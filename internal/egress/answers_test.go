@@ -25,7 +25,7 @@ func TestAnswersCarryTheNameThatWasAskedFor(t *testing.T) {
 	close(dns.release)
 	r, other := newRemote(t, "127.0.0.1"), newRemote(t, "127.0.0.1")
 	f, link := openFlow(t, newExits(t, Config{Resolve: dns.lookup}))
-	own := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), f.sock.LocalAddr().Port())
+	own := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), f.sock.Load().LocalAddr().Port())
 	named, address := fmt.Sprintf("Game.test:%d", r.at.Port()), r.at.String()
 	for i, c := range []struct {
 		what string

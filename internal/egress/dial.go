@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"wmproxy/internal/eyeballs"
+	"wmproxy/internal/share"
 )
 
 // dialAny dials the candidates, a new one beside the others while none has answered. What
@@ -28,7 +29,9 @@ func (u *UserExit) dialAny(ctx context.Context, candidates []netip.Addr, port ui
 	s := sockets{user: u, own: make(chan struct{}, 1)}
 	s.own <- struct{}{}
 	conn, errs := eyeballs.Dial(ctx, eyeballs.Order(allowed), func(ctx context.Context, ip netip.Addr) (*net.TCPConn, error) {
-		release, err := s.take(ctx)
+		ctx, cancel := context.WithCancelCause(ctx)
+		defer cancel(nil)
+		release, err := s.take(ctx, cancel)
 		if err != nil {
 			return nil, err
 		}
@@ -70,16 +73,16 @@ type sockets struct {
 	own  chan struct{} // holds a value while no attempt has the stream's own place
 }
 
-// take waits until there is a place for an attempt.
-func (s *sockets) take(ctx context.Context) (release func(), err error) {
+// take waits until there is a place for an attempt. cancel ends one for others' sake.
+func (s *sockets) take(ctx context.Context, cancel context.CancelCauseFunc) (release func(), err error) {
 	for {
 		select {
 		case <-s.own:
 			return func() { s.own <- struct{}{} }, nil
 		default:
 		}
-		if s.user.enterBeside() {
-			return func() { s.user.exits.leaveStream(s.user) }, nil
+		if release := s.user.enterBeside(cancel); release != nil {
+			return release, nil
 		}
 		select {
 		case <-s.own:
@@ -91,17 +94,22 @@ func (s *sockets) take(ctx context.Context) (release func(), err error) {
 	}
 }
 
-// enterBeside counts one more stream in if there is room at once. The caller counts as
-// a stream itself.
-func (u *UserExit) enterBeside() bool {
+// enterBeside counts one more stream in if there is room at once; nil means that there
+// is none. The caller counts as a stream itself.
+func (u *UserExit) enterBeside(cancel context.CancelCauseFunc) (release func()) {
 	e := u.exits
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.closed || e.streams >= e.cfg.MaxStreams || u.streams >= e.cfg.MaxUserStreams || e.fullLocked() {
-		return false
+	if !e.enterStream(u) {
+		return nil
 	}
-	e.streams++
-	u.streams++
-	e.wg.Add(1)
-	return true
+	use := &streamUse{pool: e.cfg.Room, cancel: cancel}
+	use.note()
+	lease, err := e.cfg.Room.TakeFree(u.name, share.Stream, e.each(), use)
+	if err != nil {
+		e.leaveStream(u)
+		return nil
+	}
+	return func() {
+		lease.Release()
+		e.leaveStream(u)
+	}
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"wmproxy/internal/eyeballs"
+	"wmproxy/internal/share"
 	"wmproxy/socks"
 )
 
@@ -24,11 +25,15 @@ func TestDeafFirstAddressCostsOneDelay(t *testing.T) {
 	if took := time.Since(began); took < eyeballs.Delay || took > 16*eyeballs.Delay {
 		t.Errorf("connected after %v, want a little more than %v", took, eyeballs.Delay)
 	}
+	u := e.For("ann")
 	e.mu.Lock()
-	if e.streams != 1 {
-		t.Errorf("%d streams are counted, want 1", e.streams)
+	if u.streams != 1 {
+		t.Errorf("%d streams are counted, want 1", u.streams)
 	}
 	e.mu.Unlock()
+	if n := e.cfg.Room.Most(); n != 1 {
+		t.Errorf("%d descriptors are counted, want 1", n)
+	}
 	a.client.CloseWrite()
 	receive(t, done)
 }
@@ -38,15 +43,18 @@ func TestAttemptsCountAgainstTheLimits(t *testing.T) {
 	deaf(t, "127.0.0.9", good.Port())
 	dns := newFakeDNS("two.example", "127.0.0.9", "two.example", "127.0.0.1")
 	close(dns.release)
-	e := newExits(t, Config{Resolve: dns.lookup, MaxUserStreams: 1, DialTimeout: 2 * eyeballs.Delay})
-	a := ask()
-	done := serve(t, t.Context(), e, toName("two.example", good.Port(), ""), a)
-	if code := receive(t, a.refused); code != socks.ReplyTTLExpired {
-		t.Errorf("refused with %d, want %d", code, socks.ReplyTTLExpired)
-	}
-	receive(t, done)
-	if e.streams != 0 || e.For("ann").streams != 0 {
-		t.Errorf("%d streams are still counted", e.streams)
+	for name, cfg := range map[string]Config{"one stream": {MaxUserStreams: 1}, "one descriptor": {Room: share.New(1, 1)}} {
+		cfg.Resolve, cfg.DialTimeout = dns.lookup, 2*eyeballs.Delay
+		e := newExits(t, cfg)
+		a := ask()
+		done := serve(t, t.Context(), e, toName("two.example", good.Port(), ""), a)
+		if code := receive(t, a.refused); code != socks.ReplyTTLExpired {
+			t.Errorf("%s: refused with %d, want %d", name, code, socks.ReplyTTLExpired)
+		}
+		receive(t, done)
+		if n, used := e.For("ann").streams, e.cfg.Room.Most(); n != 0 || used != 0 {
+			t.Errorf("%s: %d streams and %d descriptors are still counted", name, n, used)
+		}
 	}
 }
 

@@ -17,6 +17,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"wmproxy/internal/share"
 	"wmproxy/tunnel"
 )
 
@@ -24,9 +25,7 @@ import (
 const (
 	DefaultIdle           = 5 * time.Minute // RFC 4787 REQ-5 recommends at least this
 	DefaultDialTimeout    = 10 * time.Second
-	DefaultMaxFlows       = 32768
 	DefaultMaxUserFlows   = 16384
-	DefaultMaxStreams     = 16384
 	DefaultMaxUserStreams = 8192
 )
 
@@ -41,8 +40,8 @@ const (
 	heardFor      = time.Hour
 	maxHeardFlows = 64
 
-	// noRoomFor is how long it is not asked again whether room can be made for a user,
-	// once it could not: a flood of flows beyond the limit must cost little.
+	// noRoomFor is how long MakeRoom is not called again for a user for whom it could do
+	// nothing: a flood of flows beyond the limit must cost little.
 	noRoomFor = 100 * time.Millisecond
 )
 
@@ -101,18 +100,20 @@ type Config struct {
 	Idle        time.Duration
 	DialTimeout time.Duration // for a stream's name and all its dials together; 0 means DefaultDialTimeout
 
-	// The most at once, in all and for one user; 0 means the default.
-	MaxFlows, MaxUserFlows     int
-	MaxStreams, MaxUserStreams int
+	// The most at once for one user, whatever others have; 0 means the default.
+	MaxUserFlows, MaxUserStreams int
 
-	// MaxSockets bounds flows and streams together, which have a descriptor each;
-	// 0 means that there is no such bound.
-	MaxSockets int
+	// Room is the descriptors that users share, one for each flow and stream; nil
+	// means a pool for these exits alone.
+	Room *share.Pool
 
-	// MakeRoom, if set, is called where there is no room for a flow or a stream of the
-	// user. It ends flows that nobody uses at present, those of this user first, others'
-	// only if anyone is set, and says whether there were any. It must not wait.
-	MakeRoom func(user string, anyone bool) bool
+	// Counted says that Room has counted the flows and streams already, as those of the
+	// applications of this process.
+	Counted bool
+
+	// MakeRoom, if set, is called when a user has MaxUserFlows. It ends flows of this user
+	// that nobody uses at present and reports whether there were any. It must not wait.
+	MakeRoom func(user string) bool
 
 	NoOffload bool // no segmentation offload on the sockets
 
@@ -127,10 +128,11 @@ type Config struct {
 func (c Config) withDefaults() Config {
 	c.Idle = defaulted(c.Idle, DefaultIdle)
 	c.DialTimeout = defaulted(c.DialTimeout, DefaultDialTimeout)
-	c.MaxFlows = defaulted(c.MaxFlows, DefaultMaxFlows)
 	c.MaxUserFlows = defaulted(c.MaxUserFlows, DefaultMaxUserFlows)
-	c.MaxStreams = defaulted(c.MaxStreams, DefaultMaxStreams)
 	c.MaxUserStreams = defaulted(c.MaxUserStreams, DefaultMaxUserStreams)
+	if c.Room == nil {
+		c.Room = share.For(0)
+	}
 	if c.Resolve == nil {
 		c.Resolve = systemLookup
 	}
@@ -167,16 +169,13 @@ type Exits struct {
 	every      time.Duration // between two sweeps
 	held       atomic.Int64  // bytes of all datagrams that wait for a name
 
-	mu     sync.Mutex
-	closed bool
-	users  map[string]*UserExit
-	flows  map[*flow]struct{} // open; their sockets too
-	// What counts against the limits: flowCount is len(flows) and those being opened.
-	flowCount, streams int
-	closing            int           // of all users
-	ended              []ending      // those of them that closeEnded has not taken yet
-	freed              chan struct{} // closed when one is; nil where nobody waits
-	past               Stats         // of flows that have ended
+	mu      sync.Mutex
+	closed  bool
+	users   map[string]*UserExit
+	flows   map[*flow]struct{} // open
+	closing int                // of all users
+	ended   []ending           // those of them that closeEnded has not taken yet
+	past    Stats              // of flows that have ended
 }
 
 // New returns exits that work until Close.
@@ -224,10 +223,10 @@ type UserExit struct {
 	exits *Exits
 	name  string
 
-	flows, streams int          // under exits.mu
-	closing        int          // those of flows whose socket is about to be closed; under exits.mu
-	noRoom         [2]time.Time // when no room could be made: in all, and within the own limit; under exits.mu
-	lookups        asker        // names that wait for the resolver; under its lock
+	flows, streams int       // under exits.mu
+	closing        int       // those of flows whose socket is about to be closed; under exits.mu
+	noRoom         time.Time // when MakeRoom could do nothing; under exits.mu
+	lookups        asker     // names that wait for the resolver; under its lock
 }
 
 var _ tunnel.Exit = (*UserExit)(nil)
@@ -307,71 +306,40 @@ func beyondHeard(flows []*flow, now uint32) []*flow {
 	return flows[maxHeardFlows:]
 }
 
-// enterStream counts a stream in, unless a limit is reached or Close was called. It
-// waits until there is room, where that is being made.
-func (e *Exits) enterStream(ctx context.Context, u *UserExit) bool {
-	for {
-		e.mu.Lock()
-		if e.closed || e.streams >= e.cfg.MaxStreams || u.streams >= e.cfg.MaxUserStreams {
-			e.mu.Unlock()
-			return false
-		}
-		if !e.fullLocked() {
-			e.streams++
-			u.streams++
-			e.wg.Add(1)
-			e.mu.Unlock()
-			return true
-		}
-		if e.freed == nil {
-			e.freed = make(chan struct{})
-		}
-		freed := e.freed
-		e.mu.Unlock()
-		if !e.makeRoom(u, false) {
-			return false
-		}
-		select {
-		case <-freed:
-		case <-ctx.Done():
-			return false
-		}
-	}
-}
-
-// makeRoom says whether there will be room for a socket of the user at once. own says
-// that it is the user's own limit that is in the way.
-func (e *Exits) makeRoom(u *UserExit, own bool) bool {
+// enterStream counts a stream in, unless the user's limit is reached or Close was called.
+func (e *Exits) enterStream(u *UserExit) bool {
 	e.mu.Lock()
-	closing, which := e.closing, 0
-	if own {
-		closing, which = u.closing, 1
+	defer e.mu.Unlock()
+	if e.closed || u.streams >= e.cfg.MaxUserStreams {
+		return false
 	}
-	asked := time.Since(u.noRoom[which]) < noRoomFor
-	e.mu.Unlock()
-	if closing > 0 || asked || e.cfg.MakeRoom == nil {
-		return closing > 0
-	}
-	if e.cfg.MakeRoom(u.name, !own) {
-		return true
-	}
-	e.mu.Lock()
-	u.noRoom[which] = time.Now()
-	e.mu.Unlock()
-	return false
-}
-
-// fullLocked says whether there may be no more sockets.
-func (e *Exits) fullLocked() bool {
-	return e.cfg.MaxSockets > 0 && e.flowCount+e.streams >= e.cfg.MaxSockets
+	u.streams++
+	e.wg.Add(1)
+	return true
 }
 
 func (e *Exits) leaveStream(u *UserExit) {
 	e.mu.Lock()
-	e.streams--
 	u.streams--
 	e.mu.Unlock()
 	e.wg.Done()
+}
+
+// makeRoom reports whether the user, who has MaxUserFlows, will have fewer at once.
+func (e *Exits) makeRoom(u *UserExit) bool {
+	e.mu.Lock()
+	closing, asked := u.closing, time.Since(u.noRoom) < noRoomFor
+	e.mu.Unlock()
+	if closing > 0 || asked || e.cfg.MakeRoom == nil {
+		return closing > 0
+	}
+	if e.cfg.MakeRoom(u.name) {
+		return true
+	}
+	e.mu.Lock()
+	u.noRoom = time.Now()
+	e.mu.Unlock()
+	return false
 }
 
 // refusedByLimit logs that a limit was reached. A peer can have that for each datagram, so

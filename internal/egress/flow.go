@@ -1,13 +1,12 @@
 package egress
 
 import (
-	"errors"
 	"net/netip"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
+	"wmproxy/internal/share"
 	"wmproxy/internal/udpio"
 	"wmproxy/socks"
 	"wmproxy/tunnel"
@@ -29,17 +28,22 @@ var (
 )
 
 // flow is one UDP association at its exit: one unconnected socket, so that every
-// remote sees the same address (RFC 4787 REQ-1). Thousands of them are idle at any time:
+// remote sees the same address (RFC 4787 REQ-1), unless others need its descriptor
+// meanwhile. Thousands of them are idle at any time:
 // it has no goroutine, timer or buffer of its own.
 type flow struct {
 	user  *UserExit
 	link  downlink
-	sock  *udpio.Socket
 	since time.Time
 
-	used  atomic.Uint32 // tick of the last datagram from the client
-	heard atomic.Uint32 // tick of the last one for it
-	ended atomic.Bool
+	sock  atomic.Pointer[udpio.Socket] // nil while others have its descriptor
+	lease *share.Lease                 // of sock; guarded by mu
+	tried uint32                       // when a socket was last asked for, +1, on the pool's clock; belongs to Receive
+
+	used   atomic.Uint32 // tick of the last datagram from the client
+	heard  atomic.Uint32 // tick of the last one for it
+	passed atomic.Uint32 // when something last passed, either way, on the pool's clock
+	ended  atomic.Bool
 
 	up   lastVerdict // of destinations; belongs to Receive
 	down lastVerdict // of sources; belongs to the socket's reader
@@ -66,53 +70,41 @@ func (u *UserExit) OpenFlow(tf *tunnel.Flow) (tunnel.FlowHandler, tunnel.EndCode
 
 func (u *UserExit) openFlow(link downlink) (*flow, tunnel.EndCode) {
 	e := u.exits
-	if code := e.reserveFlow(u); code != tunnel.EndNormal {
-		if code == tunnel.EndLimit {
-			e.refusedByLimit(u, "flow", errLimit)
-		}
-		return nil, code
-	}
-	any6 := netip.AddrPortFrom(netip.IPv6Unspecified(), 0)
-	sock, err := udpio.Listen(any6, udpio.Config{NoOffload: e.cfg.NoOffload})
-	if err != nil {
-		e.releaseFlow(u)
-		if (errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE)) && e.makeRoom(u, false) {
-			return nil, tunnel.EndNone
-		}
-		e.refusedByLimit(u, "flow", err)
-		return nil, tunnel.EndLimit
-	}
-	f := &flow{user: u, link: link, sock: sock, since: time.Now()}
+	f := &flow{user: u, link: link, since: time.Now()}
 	f.used.Store(e.tick.Load())
 	if e.cfg.Filtering != EndpointIndependent {
 		f.peers = make(peerTable)
 	}
-	sock.OnTurn(link.Turn())
-	sock.Start(f.replies)
+	if code := e.reserveFlow(u); code != tunnel.EndNormal {
+		return nil, code
+	}
+	if code := f.openSocket(); code != tunnel.EndNormal {
+		e.releaseFlow(u)
+		return nil, code
+	}
 	if !e.addFlow(f) {
-		sock.Close()
+		f.closeSocket(nil)
 		e.releaseFlow(u)
 		return nil, tunnel.EndShutdown
 	}
 	return f, tunnel.EndNormal
 }
 
-// reserveFlow counts a flow in, unless a limit is reached or Close was called.
+// reserveFlow counts a flow in, unless the user's limit is reached or Close was called.
 func (e *Exits) reserveFlow(u *UserExit) tunnel.EndCode {
 	e.mu.Lock()
 	if e.closed {
 		e.mu.Unlock()
 		return tunnel.EndShutdown
 	}
-	userFull := u.flows >= e.cfg.MaxUserFlows
-	if userFull || e.flowCount >= e.cfg.MaxFlows || e.fullLocked() {
+	if u.flows >= e.cfg.MaxUserFlows {
 		e.mu.Unlock()
-		if e.makeRoom(u, userFull) {
+		if e.makeRoom(u) {
 			return tunnel.EndNone
 		}
+		e.refusedByLimit(u, "flow", errLimit)
 		return tunnel.EndLimit
 	}
-	e.flowCount++
 	u.flows++
 	e.wg.Add(1)
 	e.mu.Unlock()
@@ -122,18 +114,9 @@ func (e *Exits) reserveFlow(u *UserExit) tunnel.EndCode {
 // releaseFlow counts a flow out that was never open.
 func (e *Exits) releaseFlow(u *UserExit) {
 	e.mu.Lock()
-	e.releaseLocked(u)
+	u.flows--
 	e.mu.Unlock()
 	e.wg.Done()
-}
-
-func (e *Exits) releaseLocked(u *UserExit) {
-	e.flowCount--
-	u.flows--
-	if e.freed != nil {
-		close(e.freed)
-		e.freed = nil
-	}
 }
 
 func (e *Exits) addFlow(f *flow) bool {
@@ -155,6 +138,7 @@ func (f *flow) close(why string) {
 	if !f.ended.CompareAndSwap(false, true) {
 		return
 	}
+	f.leaveRoom()
 	e := f.user.exits
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -185,7 +169,7 @@ func (e *Exits) closeEnded() {
 			e.mu.Lock()
 			e.closing--
 			f.user.closing--
-			e.releaseLocked(f.user)
+			f.user.flows--
 			e.wg.Done()
 		}
 	}
@@ -193,7 +177,7 @@ func (e *Exits) closeEnded() {
 
 // finish closes the socket and writes the flow's one line in the log.
 func (f *flow) finish(why string) {
-	f.sock.Close()
+	f.closeSocket(nil)
 	f.mu.Lock()
 	f.forgetNames()
 	f.mu.Unlock()
@@ -236,7 +220,13 @@ func (f *flow) Receive(bodies [][]byte) {
 		f.counts.drop(DropEnded, len(bodies))
 		return
 	}
-	f.used.Store(f.user.exits.tick.Load())
+	e := f.user.exits
+	f.used.Store(e.tick.Load())
+	f.passed.Store(e.cfg.Room.Now())
+	if f.sock.Load() == nil && !f.reopen() {
+		f.counts.drop(DropRoom, len(bodies))
+		return
+	}
 	b := batches.Get().(*batch)
 	for len(bodies) > 0 {
 		n := min(len(bodies), batchSize)
@@ -266,8 +256,11 @@ func (f *flow) write(ms []udpio.Message) {
 	for i := range ms {
 		size += len(ms[i].Body)
 	}
-	// The error is not looked at: whatever befell one datagram, the next may pass.
-	sent, _ := f.sock.Write(ms)
+	sent := 0
+	if sock := f.sock.Load(); sock != nil { // else it has just been taken
+		// The error is not looked at: whatever befell one datagram, the next may pass.
+		sent, _ = sock.Write(ms)
+	}
 	if sent < len(ms) {
 		size = size * sent / len(ms) // which ones, the socket does not say
 	}
@@ -320,6 +313,7 @@ func (f *flow) destination(body []byte) (to netip.AddrPort, payload []byte, ok b
 // replies sends what the socket has read to the client, each datagram behind its
 // true source, or the name that the client has asked for.
 func (f *flow) replies(ms []udpio.Message) {
+	f.passed.Store(f.user.exits.cfg.Room.Now())
 	b := batches.Get().(*batch)
 	for len(ms) > 0 {
 		n := min(len(ms), batchSize)

@@ -24,9 +24,13 @@ func (f *flow) report() status.Association {
 	used := f.used.Load() // before the tick, which is never behind it
 	ticks := f.user.exits.tick.Load() - used
 	idle := status.Seconds(time.Duration(ticks) * f.user.exits.every)
+	exit := "" // while others have its socket
+	if sock := f.sock.Load(); sock != nil {
+		exit = sock.LocalAddr().String()
+	}
 	s, queue := f.counts.snapshot(), f.link.Drops()
 	return status.Association{
-		User: f.user.name, Exit: f.sock.LocalAddr().String(), Flow: f.link.ID(),
+		User: f.user.name, Exit: exit, Flow: f.link.ID(),
 		AgeSeconds: status.Seconds(time.Since(f.since)), IdleSeconds: &idle,
 		Up:    status.Traffic{Datagrams: s.UpDatagrams, Bytes: s.UpBytes},
 		Down:  status.Traffic{Datagrams: s.DownDatagrams, Bytes: s.DownBytes},

@@ -64,7 +64,7 @@ func (c *conversation) wants(when, ip string) {
 // answer sends a datagram back from an address.
 func (c *conversation) answer(ip string) {
 	c.t.Helper()
-	port := c.flow.sock.LocalAddr().Port()
+	port := c.flow.sock.Load().LocalAddr().Port()
 	newRemote(c.t, ip).put(c.t, "x", netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), port))
 	c.link.next(c.t)
 }

@@ -22,11 +22,12 @@ const (
 	DropSource                 // down: the policy refuses the source
 	DropFiltered               // down: from somewhere the flow has not sent to
 	DropEnded                  // up: the flow had ended
+	DropRoom                   // up: others have the flow's socket, and there is no other
 	numDrops
 )
 
 var dropNames = [numDrops]string{
-	"malformed", "port zero", "policy", "unresolved", "waiting", "names", "send", "source", "filtered", "ended",
+	"malformed", "port zero", "policy", "unresolved", "waiting", "names", "send", "source", "filtered", "ended", "no room",
 }
 
 func (d Drop) String() string { return dropNames[d] }

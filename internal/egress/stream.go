@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"wmproxy/internal/relay"
+	"wmproxy/internal/share"
 	"wmproxy/socks"
 	"wmproxy/tunnel"
 )
@@ -39,19 +40,31 @@ func (u *UserExit) ServeStream(ctx context.Context, in *tunnel.IncomingStream) {
 
 func (u *UserExit) serveStream(ctx context.Context, addr []byte, in request) {
 	e := u.exits
-	if !e.enterStream(ctx, u) {
+	if !e.enterStream(u) {
 		e.refusedByLimit(u, "stream", errLimit)
 		in.Refuse(socks.ReplyGeneralFailure)
 		return
 	}
 	defer e.leaveStream(u)
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	defer context.AfterFunc(e.ctx, cancel)()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(e.ctx, func() { cancel(nil) })()
+	use := &streamUse{pool: e.cfg.Room, cancel: cancel}
+	use.note()
+	lease, err := e.cfg.Room.Wait(ctx, u.name, share.Stream, e.each(), use)
+	if err != nil {
+		e.refusedByLimit(u, "stream", err)
+		in.Refuse(socks.ReplyGeneralFailure)
+		return
+	}
+	defer lease.Release()
 
 	since := time.Now()
 	log := e.cfg.Log.With("user", u.name)
 	conn, err := u.connectFor(ctx, in, addr)
+	if exhausted(err) && e.squeeze(ctx, u) {
+		conn, err = u.connectFor(ctx, in, addr)
+	}
 	if err != nil {
 		code := replyCode(err)
 		in.Refuse(code)
@@ -65,7 +78,7 @@ func (u *UserExit) serveStream(ctx context.Context, addr []byte, in request) {
 		log.Debug("stream gone before it was connected", "target", remote, "error", err)
 		return
 	}
-	r := relay.Run(ctx, conn, nil, stream)
+	r := relay.Run(ctx, conn, nil, relay.Noted(stream, use.note))
 	log.Debug("stream ended", "target", remote, "duration", time.Since(since).Round(time.Millisecond),
 		"up_bytes", r.FromStream, "down_bytes", r.ToStream, "error", r.Err)
 }

@@ -77,10 +77,15 @@ func (a *asked) Accept(bound []byte) (tunnel.Stream, error) {
 // serve runs a stream and returns what ends when it does.
 func serve(t *testing.T, ctx context.Context, e *Exits, addr []byte, a *asked) <-chan struct{} {
 	t.Helper()
+	return serveFor(t, ctx, e.For("ann"), addr, a)
+}
+
+func serveFor(t *testing.T, ctx context.Context, u *UserExit, addr []byte, a *asked) <-chan struct{} {
+	t.Helper()
 	done := make(chan struct{})
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		e.For("ann").serveStream(ctx, addr, a)
+		u.serveStream(ctx, addr, a)
 		close(done)
 	})
 	t.Cleanup(func() {
@@ -166,8 +171,8 @@ func TestAStreamReachesItsTargetByAddressAndByName(t *testing.T) {
 			receive(t, done)
 		})
 	}
-	if e.streams != 0 || e.For("ann").streams != 0 {
-		t.Errorf("%d streams are counted after all ended", e.streams)
+	if n := e.For("ann").streams; n != 0 {
+		t.Errorf("%d streams are counted after all ended", n)
 	}
 }
 
@@ -322,7 +327,7 @@ func TestAClientThatLeftBeforeTheAnswerLeavesNothing(t *testing.T) {
 	a.gone = true
 	e := newExits(t, Config{})
 	receive(t, serve(t, t.Context(), e, to(target(t, "127.0.0.1"), ""), a))
-	if len(a.refused) != 0 || e.streams != 0 {
+	if len(a.refused) != 0 || e.For("ann").streams != 0 {
 		t.Error("refused as well, or still counted")
 	}
 }
@@ -342,14 +347,14 @@ func TestAClientThatLeavesIsNotConnectedAnyFurther(t *testing.T) {
 	receive(t, asking)
 	a.leave()
 	receive(t, done)
-	if e.streams != 0 {
-		t.Errorf("%d streams are still counted", e.streams)
+	if n := e.For("ann").streams; n != 0 {
+		t.Errorf("%d streams are still counted", n)
 	}
 }
 
 func TestLimitsRefuseStreams(t *testing.T) {
 	at := target(t, "127.0.0.1")
-	e := newExits(t, Config{MaxStreams: 3, MaxUserStreams: 1})
+	e := newExits(t, Config{MaxUserStreams: 1})
 	a, b := ask(), ask()
 	done := serve(t, t.Context(), e, to(at, ""), a)
 	receive(t, a.bound)

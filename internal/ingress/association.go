@@ -16,6 +16,7 @@ type association struct {
 	socks  *socks.Association
 	byName bool // answers from a name that was sent to carry it
 	leg    atomic.Pointer[leg]
+	use    use
 	over   atomic.Bool
 	// away says that the flow is not of the preferred session; used is then when
 	// the application last sent or got something.
@@ -71,6 +72,7 @@ func (a *association) move(from *leg, to *tunnel.Session) bool {
 
 // Send takes datagrams from the application. The socket has the sessions' Turn.
 func (a *association) Send(ms []udpio.Message) {
+	a.use.note()
 	l := a.leg.Load()
 	if s := a.route.preferred.Load(); l.flow.Session() != s {
 		l = a.reconsider(l, s)
@@ -109,6 +111,7 @@ func (a *association) End() {
 	a.over.Store(true)
 	a.route.remove(a)
 	a.leg.Load().flow.End(tunnel.EndNormal)
+	a.use.leave()
 }
 
 // DropAttrs is what the tunnel dropped, for the association's line in the log.
@@ -128,6 +131,7 @@ func (a *association) drops() tunnel.Drops {
 // Receive takes datagrams for the application, also those still under way on a
 // flow that another has replaced.
 func (l *leg) Receive(bodies [][]byte) {
+	l.a.use.note()
 	if l.a.away.Load() {
 		l.a.used.Store(time.Now().UnixNano())
 	}

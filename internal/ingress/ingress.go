@@ -22,6 +22,7 @@ const connectTimeout = 20 * time.Second
 // SOCKS is the SOCKS5 entrance: its methods are the hooks of a socks.Server.
 type SOCKS struct {
 	Route *Route
+	Room  *Room // nil: descriptors are not shared out
 	Log   *slog.Logger
 
 	// AddressAnswers has answers to datagrams carry their source's address even if the
@@ -31,6 +32,15 @@ type SOCKS struct {
 
 // Connect carries one CONNECT through the tunnel and returns at its end.
 func (s *SOCKS) Connect(ctx context.Context, r *socks.ConnectRequest) {
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	var use use
+	defer use.leave()
+	if err := s.Room.enterStream(ctx, &use, userOf(r.User, r.Client.Addr()), func() { end(errGivenUp) }); err != nil {
+		s.full("CONNECT", r.User, r.Client, err)
+		_ = r.Reply(socks.ReplyGeneralFailure, netip.AddrPort{})
+		return
+	}
 	opening, cancel := context.WithTimeout(ctx, connectTimeout)
 	st, bound, err := s.Route.preferred.Load().OpenStream(opening, r.DstWire)
 	cancel()
@@ -47,7 +57,7 @@ func (s *SOCKS) Connect(ctx context.Context, r *socks.ConnectRequest) {
 		return
 	}
 	began := time.Now()
-	res := relay.Run(ctx, r.Conn.(*net.TCPConn), r.Ahead, st)
+	res := relay.Run(ctx, r.Conn.(*net.TCPConn), r.Ahead, relay.Noted(st, use.note))
 	s.Log.Debug("stream ended", slog.String("user", r.User), slog.String("target", r.Dst.String()),
 		slog.Duration("duration", time.Since(began)), slog.Int64("bytes_up", res.ToStream),
 		slog.Int64("bytes_down", res.FromStream), slog.Any("error", res.Err))
@@ -67,9 +77,20 @@ func reply(err error) byte {
 // Associate carries one UDP association through the tunnel as a flow.
 func (s *SOCKS) Associate(a *socks.Association) (socks.Uplink, byte) {
 	as := &association{route: s.Route, socks: a, byName: !s.AddressAnswers}
+	if err := s.Room.enter(&as.use, userOf(a.User(), a.Client().Addr()), a.Close); err != nil {
+		s.full("UDP ASSOCIATE", a.User(), a.Client(), err)
+		return nil, socks.ReplyGeneralFailure
+	}
 	if !as.open() {
+		as.use.leave()
 		return nil, socks.ReplyGeneralFailure
 	}
 	s.Route.add(as)
 	return as, socks.ReplySucceeded
+}
+
+// full logs that there is no room for what an application asked.
+func (s *SOCKS) full(what, user string, client netip.AddrPort, err error) {
+	s.Log.Warn("refused for want of room", slog.String("what", what), slog.String("user", user),
+		slog.String("client", client.String()), slog.Any("error", err))
 }

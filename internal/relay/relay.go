@@ -45,7 +45,7 @@ func Run(ctx context.Context, c *net.TCPConn, ahead []byte, s tunnel.Stream) Res
 	p := pair{tcp: c, conn: udpio.Quiet(c), stream: s}
 	unwatch := udpio.OnBroken(c, func() { time.AfterFunc(drainTime, p.tcpBroken) })
 	defer unwatch()
-	stop := context.AfterFunc(ctx, func() { p.abort(tunnel.CodeShutdown, context.Cause(ctx)) })
+	stop := context.AfterFunc(ctx, func() { p.abort(endCode(context.Cause(ctx)), context.Cause(ctx)) })
 	defer stop()
 	if counts, ok := s.(interface{ CountBeside(func() int64) }); ok {
 		counts.CountBeside(func() int64 { return udpio.Buffered(c) })
@@ -182,6 +182,14 @@ func tcpCode(err error) tunnel.ErrorCode {
 		return tunnel.CodeTimeout
 	}
 	return tunnel.CodeConnectionReset
+}
+
+// endCode is what the peer is told when ctx ends for this cause.
+func endCode(cause error) tunnel.ErrorCode {
+	if reset := (*tunnel.ResetError)(nil); errors.As(cause, &reset) {
+		return reset.Code
+	}
+	return tunnel.CodeShutdown
 }
 
 // streamCode is what our half of the stream ends with once the stream itself

@@ -15,6 +15,7 @@ import (
 
 	"wmproxy/internal/egress"
 	"wmproxy/internal/ingress"
+	"wmproxy/internal/share"
 	"wmproxy/internal/state"
 	"wmproxy/internal/udpio"
 	"wmproxy/socks"
@@ -35,6 +36,10 @@ type Config struct {
 
 	// AddressAnswers has answers carry an address even if the application sent to a name.
 	AddressAnswers bool
+
+	// Descriptors is how many this process may have open; 0 is not known. All but a
+	// reserve are shared among the applications.
+	Descriptors int
 
 	// State is the open and locked state directory, or nil when there is none.
 	// Whoever opened it closes it after Run has returned.
@@ -59,6 +64,12 @@ func Run(ctx context.Context, cfg Config) error {
 		cfg.Log.Warn("this machine has no IPv6: applications reach SOCKS5 over IPv4 alone")
 	}
 	port := ln.Addr().(*net.TCPAddr).AddrPort().Port()
+	room := share.For(cfg.Descriptors)
+	running, stop := context.WithCancel(ctx)
+	var clock sync.WaitGroup
+	clock.Go(func() { room.Run(running) })
+	defer clock.Wait()
+	defer stop()
 	advertised := ""
 	if cfg.UDPAdvertise.IsValid() {
 		advertised = cfg.UDPAdvertise.String()
@@ -66,6 +77,8 @@ func Run(ctx context.Context, cfg Config) error {
 	exits := egress.New(egress.Config{
 		Allow: cfg.Allow, Deny: cfg.Deny, Advertised: advertised, Closed: func(ap netip.AddrPort) bool { return ap.Port() == port },
 		Filtering: cfg.Filtering, Idle: cfg.UDPIdle, NoOffload: cfg.NoOffload, Log: cfg.Log,
+		// The entrance knows who has what; for the exit all is one user's.
+		Room: room, Counted: true, MaxUserFlows: tunnel.MaxFlows, MaxUserStreams: tunnel.MaxFlows,
 	})
 	defer exits.Close()
 	host, session, err := join(ctx, func(user string) tunnel.Exit { return exits.For(user) }, cfg.Log)
@@ -77,11 +90,12 @@ func Run(ctx context.Context, cfg Config) error {
 	defer session.Close(tunnel.CodeShutdown, "the proxy is shutting down")
 
 	route := ingress.NewRoute(session)
-	entrance := &ingress.SOCKS{Route: route, Log: cfg.Log, AddressAnswers: cfg.AddressAnswers}
+	entrance := &ingress.SOCKS{Route: route, Room: &ingress.Room{Pool: room, Beside: 1}, Log: cfg.Log, AddressAnswers: cfg.AddressAnswers}
 	proxy := &socks.Server{
 		Username: cfg.User, Password: cfg.Pass,
 		UDPAdvertise: cfg.UDPAdvertise, UDPPorts: cfg.UDPPorts, UDPFrom: cfg.UDPFrom, NoOffload: cfg.NoOffload,
 		Connect: entrance.Connect, Associate: entrance.Associate, Turn: session.Turn(),
+		MaxHalfOpen: room.HalfOpen(), MakeRoom: entrance.Room.MakeRoom,
 		Log: cfg.Log,
 	}
 	defer serveStatus(&cfg, ln.Addr().String(), route, exits)()
@@ -98,6 +112,7 @@ func join(ctx context.Context, exit func(string) tunnel.Exit, log *slog.Logger) 
 	host := tunnel.NewHost(tunnel.HostConfig{
 		Authenticate: func(tunnel.Credentials) bool { return true }, // it is ourselves
 		Exit:         exit,
+		MaxStreams:   tunnel.MaxFlows, // the entrance has bounds
 		Log:          log,
 	})
 	session := tunnel.NewSession(tunnel.SessionConfig{Log: log})

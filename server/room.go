@@ -1,0 +1,56 @@
+package server
+
+import (
+	"context"
+	"time"
+
+	"wmproxy/internal/share"
+	"wmproxy/tunnel"
+)
+
+// carrierUse is the share that a connection over TCP takes of the descriptors. Those
+// over QUIC have none of their own.
+type carrierUse struct {
+	conn *tunnel.Connection
+	room *share.Pool
+
+	// The last answer, which rounding must not change.
+	last   time.Time
+	lastAt uint32
+}
+
+var _ share.Holder = (*carrierUse)(nil)
+
+// admitted takes a descriptor for the connection of a client that has authenticated.
+func admitted(ctx context.Context, room *share.Pool, c *tunnel.Connection) (left func(), err error) {
+	if c.Kind() != tunnel.KindYamux {
+		return func() {}, nil
+	}
+	lease, err := room.Wait(ctx, c.User(), share.Carrier, 1, &carrierUse{conn: c, room: room})
+	if err != nil {
+		return nil, &tunnel.CloseError{Code: tunnel.CodeLimit, Reason: "this user has too many connections, flows and streams"}
+	}
+	return lease.Release, nil
+}
+
+// LastUsed returns when the session was last of use. The pool calls it, once at a time.
+func (c *carrierUse) LastUsed() uint32 {
+	if last := c.conn.LastUsed(); last != c.last {
+		now := c.room.Now()
+		c.last, c.lastAt = last, now-min(now, uint32(time.Since(last)/time.Second))
+	}
+	return c.lastAt
+}
+
+// GiveUp closes the connection, and tells the client why.
+func (c *carrierUse) GiveUp(*share.Lease) {
+	c.conn.Close(tunnel.CodeLimit, "others need the room, and of this user's many connections it was the least used")
+}
+
+// makeRoom frees a descriptor for a connection that cannot be accepted without: of the
+// user who has most, or of strangers if they have more.
+func (s *Server) makeRoom(room *share.Pool) {
+	if s.tcp.Len() >= room.Most() || room.Squeeze("", share.Carrier) == nil {
+		s.tcp.Evict()
+	}
+}

@@ -1,0 +1,60 @@
+package tunnel
+
+import "time"
+
+// Connection is a client's connection to a Host once the client has authenticated,
+// about to become a carrier or one already. Any goroutine may call its methods.
+type Connection struct {
+	session *Session
+	kind    Kind
+	began   time.Time
+	closing chan *CloseError // one slot
+}
+
+func newConnection(s *Session, kind Kind) *Connection {
+	return &Connection{session: s, kind: kind, began: time.Now(), closing: make(chan *CloseError, 1)}
+}
+
+// User returns the name that the client authenticated with.
+func (c *Connection) User() string { return c.session.user }
+
+// Kind returns the connection's transport.
+func (c *Connection) Kind() Kind { return c.kind }
+
+// LastUsed returns when something other than probes last passed any carrier of the
+// session: one that stands by for another is in use with it.
+func (c *Connection) LastUsed() time.Time {
+	if last := c.session.lastUsed(); last.After(c.began) {
+		return last
+	}
+	return c.began
+}
+
+// lastUsed returns when a carrier was last attached, or used for something other than probes.
+func (s *Session) lastUsed() time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var last time.Duration
+	for _, a := range s.attached {
+		last = max(last, a.began, time.Duration(a.beat.used.Load()))
+	}
+	return s.start.Add(last)
+}
+
+// Close has the connection closed once it is a carrier, and the client told why. It does not wait.
+func (c *Connection) Close(code ErrorCode, reason string) {
+	select {
+	case c.closing <- &CloseError{Code: code, Reason: reason}:
+	default:
+	}
+}
+
+// await waits for the end of the carrier that c became, or for Close to end it.
+func (c *Connection) await(a *Attachment) {
+	select {
+	case <-a.Done():
+	case e := <-c.closing:
+		a.closeFor(e.Code, e.Reason)
+		<-a.Done()
+	}
+}
