@@ -28,9 +28,13 @@ const (
 	sourceSilence = 30 * time.Second
 
 	// fewTargets and manyTargets are how many origins of answers are remembered while an
-	// association has one source, and from the second on. They are powers of two.
+	// association has one source, and from the second on. They, and targetWays, are powers
+	// of two.
 	fewTargets  = 16
 	manyTargets = 256
+
+	// targetWays is how many targets whose hashes fall together are kept: the newest.
+	targetWays = 4
 )
 
 // A source is an address and port that datagrams of an association come from.
@@ -50,7 +54,8 @@ type sources struct {
 	last  int            // the one that spoke last
 
 	// targets is a hash of each target with the index of the source that last sent to it
-	// in the lowest two bits. Newer targets overwrite older ones.
+	// in the lowest two bits. Those of hashes that fall together are targetWays entries
+	// in a row, the newest first.
 	targets []uint32
 	few     [fewTargets]uint32
 }
@@ -184,8 +189,8 @@ func (s *sources) add(e source) (at int, out gone) {
 	}
 	if s.used > 1 && len(s.targets) == fewTargets {
 		s.targets = make([]uint32, manyTargets)
-		for _, t := range s.few {
-			s.targets[t>>2%manyTargets] = t
+		for i := range s.few {
+			s.note(s.few[fewTargets-1-i]) // the oldest first
 		}
 	}
 	return at, out
@@ -229,16 +234,35 @@ func (s *sources) spoke(i int, target []byte, now time.Duration, local netip.Add
 	e := &s.list[i]
 	e.heard, e.local = now, local
 	s.last = i
-	h := targetHash(target)
-	s.targets[h>>2%uint32(len(s.targets))] = h&^3 | uint32(i)
+	s.note(targetHash(target)&^3 | uint32(i))
+}
+
+// near returns the entries among which a hash belongs.
+func (s *sources) near(hash uint32) []uint32 {
+	i := int(hash>>2) & (len(s.targets)/targetWays - 1) * targetWays
+	return s.targets[i : i+targetWays]
+}
+
+// note puts an entry before those near it, in place of the one of the same target or
+// else of the oldest.
+func (s *sources) note(entry uint32) {
+	near := s.near(entry)
+	at := 0
+	for at < targetWays-1 && near[at]&^3 != entry&^3 {
+		at++
+	}
+	copy(near[1:], near[:at])
+	near[0] = entry
 }
 
 // answerTo returns the source for an answer from target, nil if there is none at all.
 func (s *sources) answerTo(target []byte) *source {
 	if s.used > 1 {
 		h := targetHash(target)
-		if t := s.targets[h>>2%uint32(len(s.targets))]; t&^3 == h&^3 && int(t&3) < len(s.list) && s.list[t&3].addr.IsValid() {
-			return &s.list[t&3]
+		for _, t := range s.near(h) {
+			if i := int(t & 3); t&^3 == h&^3 && i < len(s.list) && s.list[i].addr.IsValid() {
+				return &s.list[i]
+			}
 		}
 	}
 	if s.last < len(s.list) && s.list[s.last].addr.IsValid() {

@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 func TestRulesOfWhoMaySpeak(t *testing.T) {
@@ -143,23 +145,37 @@ func TestNamedSourceTakesTheAssociationBack(t *testing.T) {
 	}
 }
 
+// Hashes that fall together push out the oldest: this many never do.
 func TestTargetsOfTheFirstSourceAreKnownToTheSecond(t *testing.T) {
-	const few = 4 // of fewTargets, so that hardly any collide
-	kept := 0
-	for range 100 {
+	for i := range 1000 {
 		var s sources
 		at, _ := s.add(source{addr: port(1), to: port(1)})
-		for n := range byte(few) {
-			s.spoke(at, fmt.Appendf(nil, "%d %p", n, &s), 0, netip.Addr{})
+		for n := range targetWays {
+			s.spoke(at, fmt.Appendf(nil, "%d %d", n, i), 0, netip.Addr{})
 		}
-		s.add(source{addr: port(2), to: port(2)})
-		for n := range byte(few) {
-			if s.answerTo(fmt.Appendf(nil, "%d %p", n, &s)).to == port(1) {
-				kept++
+		at, _ = s.add(source{addr: port(2), to: port(2)})
+		s.spoke(at, []byte("another"), 0, netip.Addr{})
+		for n := range targetWays {
+			if got := s.answerTo(fmt.Appendf(nil, "%d %d", n, i)).to; got != port(1) && n > 0 {
+				t.Fatalf("target %d of try %d is %v's", n, i, got)
 			}
 		}
 	}
-	if kept < 100*few*3/4 {
-		t.Errorf("%d of %d targets are known", kept, 100*few)
+}
+
+func TestOldestTargetIsForgotten(t *testing.T) {
+	s := sources{targets: make([]uint32, targetWays)}
+	const one, two, three, four, five = 1 << 2, 2 << 2, 3 << 2, 4 << 2, 5 << 2
+	for _, c := range []struct{ entry, want [targetWays]uint32 }{
+		{[...]uint32{one, two, three, four}, [...]uint32{four, three, two, one}},
+		{[...]uint32{two | 1, two | 1, two | 1, two | 1}, [...]uint32{two | 1, four, three, one}},
+		{[...]uint32{five, five, three | 2, five}, [...]uint32{five, three | 2, two | 1, four}},
+	} {
+		for _, e := range c.entry {
+			s.note(e)
+		}
+		if diff := cmp.Diff(c.want[:], s.targets); diff != "" {
+			t.Errorf("after %v: (-want +got)\n%s", c.entry, diff)
+		}
 	}
 }
