@@ -212,9 +212,9 @@ func (p *Pool) nextRelease() <-chan struct{} {
 	return p.freed
 }
 
-// Squeeze ends something for the user, who wants a descriptor for the class, when the system has no descriptor left, though
-// the pool has: freed is closed once it, or anything else, is closed. A nil freed means
-// that nothing may go for this user. It does not wait.
+// Squeeze ends something for the user, who wants a descriptor for the class, when the
+// system has none left though the pool has. freed is closed once that, or anything else,
+// is closed; nil means that nothing may go for this user. It does not wait.
 func (p *Pool) Squeeze(user string, c Class) (freed <-chan struct{}) {
 	freed = p.nextRelease()
 	p.mu.Lock()

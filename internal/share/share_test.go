@@ -31,7 +31,7 @@ func (h *thing) GiveUp(l *Lease) {
 
 var classNames = map[string]Class{"flow": Flow, "stream": Stream, "carrier": Carrier}
 
-// house is a pool with what is in it, by name: "ann flow" is ann's.
+// house is a pool and its holders by name: "ann flow0" is ann's.
 type house struct {
 	t      *testing.T
 	pool   *Pool
