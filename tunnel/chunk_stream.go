@@ -137,7 +137,7 @@ func (s *chunkStream) readState() error {
 // A bare end is a reset whose signal is on its way beside the stream, or the
 // end of the carrier.
 func (s *chunkStream) readError(err error) error {
-	if err != io.EOF {
+	if err != io.EOF && !s.cutOff(err) {
 		return s.callError(err)
 	}
 	wait := time.NewTimer(signalGrace)
@@ -151,6 +151,11 @@ func (s *chunkStream) readError(err error) error {
 	return s.callError(err)
 }
 
+// cutOff reports whether err is a time-out because yamux's session is closing.
+func (s *chunkStream) cutOff(err error) bool {
+	return errors.Is(err, yamux.ErrTimeout) && s.c.closing.Load()
+}
+
 // callError maps an error of yamux to the contract's; nil is to try again. A
 // reset comes first, because it wakes callers by moving yamux's deadline.
 func (s *chunkStream) callError(err error) error {
@@ -162,6 +167,8 @@ func (s *chunkStream) callError(err error) error {
 		return nil
 	case reset != nil:
 		return reset
+	case s.cutOff(err):
+		return &ResetError{Cause: s.c.ending(err)}
 	case errors.Is(err, yamux.ErrTimeout):
 		if deadline.IsZero() || time.Now().Before(deadline) {
 			return nil // it was moved meanwhile
@@ -307,7 +314,7 @@ func (s *chunkStream) writeWhenRead() (int, error) {
 		return 0, s.reset
 	}
 	s.waiting = true
-	s.y.SetWriteDeadline(s.deadline)
+	s.setYamuxDeadline(s.y.SetWriteDeadline, s.deadline)
 	s.mu.Unlock()
 
 	n, err := s.y.Write(s.unsent[:min(len(s.unsent), slowFrame)])
@@ -379,6 +386,14 @@ func (s *chunkStream) Reset(code ErrorCode) {
 	s.c.release(s, code, !clean && !byPeer)
 }
 
+// setYamuxDeadline sets a deadline of yamux's unless its session is closing.
+func (s *chunkStream) setYamuxDeadline(set func(time.Time) error, t time.Time) {
+	set(t)
+	if s.c.closing.Load() { // after set, so that one of the two sees the other
+		set(longAgo)
+	}
+}
+
 func (s *chunkStream) Context() context.Context { return s.life.of(s.c.life) }
 
 func (s *chunkStream) SetDeadline(t time.Time) error {
@@ -388,9 +403,9 @@ func (s *chunkStream) SetDeadline(t time.Time) error {
 		return nil // the deadline is what wakes its callers
 	}
 	s.deadline = t
-	s.y.SetReadDeadline(t)
+	s.setYamuxDeadline(s.y.SetReadDeadline, t)
 	if s.waiting {
-		s.y.SetWriteDeadline(t)
+		s.setYamuxDeadline(s.y.SetWriteDeadline, t)
 	}
 	select {
 	case s.moved <- struct{}{}:

@@ -40,6 +40,7 @@ type coalescer struct {
 	net.Conn                 // TLS
 	records  *recordConn     // what it writes to
 	raw      net.Conn        // the TCP connection under both, to cut it short
+	closing  func()          // if set, Close calls it first
 	notSent  func(busy bool) // tells raw whether a stream fills it
 	frames   frameFilter     // of what it reads; belongs to Read
 
@@ -268,6 +269,9 @@ func (c *coalescer) Close() error {
 	c.work.Signal()
 	c.room.Broadcast()
 	c.mu.Unlock()
+	if c.closing != nil {
+		c.closing()
+	}
 
 	// tls.Conn.Close alone may wait 5 s for a stalled peer to take its alert.
 	cut := time.AfterFunc(closeBound, func() { c.raw.Close() })

@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/yamux"
@@ -140,6 +141,7 @@ func (p *yamuxPending) Start(ctx context.Context) (Carrier, error) {
 	}
 	c.life, c.kill = context.WithCancelCause(context.Background())
 	c.conn.frames.arriving = c.arriving
+	c.conn.closing = c.sessionClosing
 	var err error
 	if p.client {
 		c.y, err = yamux.Client(c.conn, yamuxConfig(p.dead, p.windows))
@@ -213,6 +215,8 @@ type yamuxCarrier struct {
 
 	life context.Context // of streams; ends with it, or yamuxLinger later
 	kill context.CancelCauseFunc
+
+	closing atomic.Bool // yamux's session is; see sessionClosing
 
 	signalReader sync.WaitGroup
 	loops        sync.WaitGroup // openStreams, releaseStreams, freeReceived
@@ -322,6 +326,19 @@ func (c *yamuxCarrier) run() {
 	}
 	c.end(fmt.Errorf("%w: %v", errEnded, err), nil)
 	c.loops.Wait()
+}
+
+// sessionClosing is called by yamux while its session closes, which wakes each waiting
+// stream once and for all: from then on its Read and Write spin until the session
+// gets to the stream. With a few hundred streams on one processor that took minutes.
+// A deadline that has passed makes them return instead.
+func (c *yamuxCarrier) sessionClosing() {
+	c.closing.Store(true)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, s := range c.streams {
+		s.y.SetDeadline(longAgo)
+	}
 }
 
 // sayFarewell tells the peer why and waits until it hangs up: closing at once

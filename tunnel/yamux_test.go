@@ -739,3 +739,28 @@ func TestWhatArrivesForAStreamThatIsDoneWithIsNotKept(t *testing.T) {
 		}
 	}
 }
+
+func TestWaitingReadersDoNotSpinWhileTheSessionCloses(t *testing.T) {
+	client, server := pairOf(yamuxPendings)(t)
+	_, b := openPair(t, client, server)
+	c := server.(*yamuxCarrier)
+	hold, read := make(chan struct{}), make(chan error, 1)
+	closing := c.conn.closing
+	c.conn.closing = func() { closing(); <-hold } // yamux has woken its readers, and has not closed them yet
+	go func() {
+		_, err := b.Read(make([]byte, 1))
+		read <- err
+	}()
+	var ending sync.WaitGroup
+	ending.Go(func() { server.Close(CodeNone, "") })
+	select {
+	case err := <-read:
+		if reset := (*ResetError)(nil); !errors.As(err, &reset) {
+			t.Errorf("the reader got %v, want a reset", err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("the reader waits for the session")
+	}
+	close(hold)
+	ending.Wait()
+}
