@@ -217,11 +217,24 @@ func (s *sources) place() int {
 func (s *sources) remove(i int) {
 	s.list[i] = source{}
 	s.used--
+	if s.last == i {
+		s.last = s.lastHeard()
+	}
 	for k, t := range s.targets {
 		if int(t&3) == i {
 			s.targets[k] = 0
 		}
 	}
+}
+
+// lastHeard returns the index of the source that spoke last, 0 if there is none.
+func (s *sources) lastHeard() (at int) {
+	for i := range s.list {
+		if e := &s.list[i]; e.addr.IsValid() && (!s.list[at].addr.IsValid() || e.heard > s.list[at].heard) {
+			at = i
+		}
+	}
+	return at
 }
 
 // targetSeed makes it unlikely that a target can be chosen to hide another.

@@ -124,6 +124,20 @@ func TestFifthSourceTakesThePlaceOfTheMostSilent(t *testing.T) {
 	}
 }
 
+func TestAnswersGoToWhoIsLeft(t *testing.T) {
+	var s sources
+	spoken(&s, 1, 2, 3)
+	s.remove(s.find(port(3)))
+	if got := s.answerTo(target(9)); got == nil || got.to != port(2) {
+		t.Errorf("an answer goes to %v, want %v, the last to speak of those left", got, port(2))
+	}
+	s.remove(s.find(port(2)))
+	s.remove(s.find(port(1)))
+	if got := s.answerTo(target(9)); got != nil {
+		t.Errorf("an answer goes to %v, who is gone", got.to)
+	}
+}
+
 func TestNamedSourceTakesTheAssociationBack(t *testing.T) {
 	s := sources{named: port(7)}
 	spoken(&s, 1, 2)
