@@ -6,8 +6,9 @@ import (
 	"time"
 )
 
-// ownerMemory is how long the user of a source's socket is remembered, so that a flood
-// from one socket costs one look-up a second, and ownerPlaces for how many sources.
+// ownerMemory is the time after which the user of a source's socket is looked up again: the
+// socket may have been closed, and its port be another user's. A flood from one socket
+// costs one look-up in that time. ownerPlaces is for how many sources a user is remembered.
 const (
 	ownerMemory = time.Second
 	ownerPlaces = 64

@@ -44,6 +44,7 @@ type source struct {
 	local netip.Addr     // the address of ours that it last sent to, if known
 	heard time.Duration  // when, since the association began
 	sure  bool           // rule 2 has confirmed it
+	asked time.Duration  // when it did so last
 }
 
 // sources are those of one association.

@@ -3,7 +3,6 @@ package socks
 import (
 	"fmt"
 	"net/netip"
-	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -70,20 +69,48 @@ func TestOnlyTheOwnersSocketsSpeakWithAPassword(t *testing.T) {
 	}
 }
 
+// The owner may close a socket that has just sent: its port is then anybody's.
 func TestPortThatChangesHandsIsAskedForAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		up := &recorder{}
 		a := loose(up)
 		a.start = time.Now()
 		a.server, a.conn = shareable(), localConn{}
-		a.relayUp(from(5001))
+		owner := uint32(owningUser)
 		a.server.owners.ask = func(kind socketKind, _, _ netip.AddrPort) socketUser {
-			return socketUser{otherUser, lookupFound}
+			return socketUser{owner, lookupFound}
 		}
+		for range 5 { // while the same user has it
+			a.relayUp(from(5001))
+			time.Sleep(ownerMemory / 2)
+		}
+		owner = otherUser
+		for range 5 {
+			time.Sleep(ownerMemory / 2)
+			a.relayUp(from(5001))
+		}
+		if n := len(up.payloads()); n < 5 || n > 7 { // a second of memory each for the machine and the source
+			t.Errorf("%d datagrams passed, want 5, and at most 2 of the other user's", n)
+		}
+	})
+}
+
+// A NAT may give the named port back to its application after a pause.
+func TestNamedSourceThatComesBackIsAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		up := &recorder{}
+		a := loose(up)
+		a.start = time.Now()
+		a.sources.named = port(5)
+		a.relayUp(from(5))
 		time.Sleep(sourceSilence)
-		a.relayUp(from(5001))
-		if got := up.payloads(); !slices.Equal(got, []string{"5001"}) {
-			t.Errorf("passed: %q", got)
+		a.relayUp([]udpio.Message{{Addr: port(5)}}) // without a header, to keep a NAT's mapping
+		if to := a.sources.answerTo(target4); to == nil || to.to != port(5) {
+			t.Errorf("answers go to %v", to)
+		}
+		a.relayUp(from(1, 5, 1))
+		if diff := cmp.Diff([]string{"5", "1", "5"}, up.payloads()); diff != "" {
+			t.Errorf("(-want +got)\n%s", diff)
 		}
 	})
 }

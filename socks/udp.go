@@ -267,10 +267,10 @@ func (a *Association) speaker(m *udpio.Message, now time.Duration) int {
 	at := a.sources.find(m.Addr)
 	if at >= 0 {
 		e := &a.sources.list[at]
-		if !e.sure || now-e.heard < sourceSilence {
+		if a.maySpeakOn(e, m, now) {
 			return at
 		}
-		a.forget(e.addr) // the port may be another user's by now
+		a.forget(e.addr)
 		a.sources.remove(at)
 	}
 	if m.Addr.Port() == 0 {
@@ -289,6 +289,22 @@ func (a *Association) speaker(m *udpio.Message, now time.Duration) int {
 		return -1
 	}
 	return a.join(m, now, sure)
+}
+
+// maySpeakOn reports whether m's source, which is e, needs no new ruling. The caller has a.mu.
+func (a *Association) maySpeakOn(e *source, m *udpio.Message, now time.Duration) bool {
+	if e.sure {
+		if now-e.asked < ownerMemory {
+			return true
+		}
+		e.asked = now
+		return a.owner(m.Addr, m.Local) == ownerSame // the port may be another user's by now
+	}
+	if now-e.heard < sourceSilence || !a.sources.isNamed(e.addr) {
+		return true
+	}
+	_, err := udpHeader(m.Body)
+	return err != nil // a good one takes the association back, as that of a new source does
 }
 
 // judge applies the rules to a source that is not known. The caller has a.mu.
@@ -311,7 +327,7 @@ func (a *Association) claim(addr netip.AddrPort, now time.Duration) claim {
 
 // join lets the source of m in and returns its index. The caller has a.mu.
 func (a *Association) join(m *udpio.Message, now time.Duration, sure bool) int {
-	e := source{addr: m.Addr, to: m.Addr, local: m.Local, heard: now, sure: sure}
+	e := source{addr: m.Addr, to: m.Addr, local: m.Local, heard: now, asked: now, sure: sure}
 	if e.addr.Addr().WithZone("") == a.client.Addr().WithZone("") {
 		// Link-local addresses need the zone of the control connection to be written to.
 		e.to = netip.AddrPortFrom(a.client.Addr(), e.addr.Port())
