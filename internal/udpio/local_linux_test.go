@@ -2,6 +2,7 @@ package udpio
 
 import (
 	"bytes"
+	"math"
 	"net"
 	"net/netip"
 	"testing"
@@ -66,6 +67,15 @@ func TestRefusedSegmentationKeepsTheLocalAddress(t *testing.T) {
 	}
 	gro, local := w.ctrls[0].read(w.runs[0].end)
 	if gro != 0 || local.String() != "127.0.0.2" {
+		t.Errorf("read %d, %v", gro, local)
+	}
+}
+
+func TestEndlessControlMessageIsNotRead(t *testing.T) {
+	var c control
+	c[3] = math.MaxInt64 // the length of a second message
+	c.put(0, unix.IPPROTO_UDP, unix.UDP_GRO, 4)
+	if gro, local := c.read(8 * len(c)); gro != 0 || local.IsValid() {
 		t.Errorf("read %d, %v", gro, local)
 	}
 }

@@ -105,7 +105,7 @@ func (c *control) read(n int) (gro int, local netip.Addr) {
 	for at := 0; at+unix.CmsgLen(0) <= n; {
 		h := c.header(at)
 		size := int(h.Len) - unix.CmsgLen(0)
-		if size < 0 || at+int(h.Len) > n {
+		if size < 0 || int(h.Len) > n-at {
 			break
 		}
 		switch {
