@@ -19,7 +19,7 @@ func Buffered(conn net.Conn) (n int64) {
 	}
 	_ = raw.Control(func(fd uintptr) {
 		for _, queue := range []uint{unix.SIOCINQ, unix.SIOCOUTQ} {
-			if in, err := unix.IoctlGetInt(int(fd), queue); err == nil {
+			if in, err := unix.IoctlGetUint32(int(fd), queue); err == nil { // an int of C
 				n += int64(in)
 			}
 		}
