@@ -33,9 +33,9 @@ func (n *Net) Neighbour(i int, networks ...netip.Prefix) *Host {
 		n.t.Fatalf("a link between %s and its neighbour: %v", server.Name, err)
 	}
 	server.address(name, besideServer4+"/30")
-	server.addressAtOnce(name, besideServer6+"/64")
+	server.address6(name, besideServer6+"/64")
 	h.address(wan, besideNeighbour4+"/30")
-	h.addressAtOnce(wan, besideNeighbour6+"/64")
+	h.address6(wan, besideNeighbour6+"/64")
 	h.defaultVia(besideServer4)
 	for _, network := range networks {
 		dst := &net.IPNet{IP: network.Addr().AsSlice(), Mask: net.CIDRMask(network.Bits(), network.Addr().BitLen())}
@@ -52,17 +52,4 @@ func (n *Net) Neighbour(i int, networks ...netip.Prefix) *Host {
 		}
 	}
 	return h
-}
-
-// addressAtOnce is address for IPv6, without a look for others that have the address.
-func (h *Host) addressAtOnce(name, cidr string) {
-	h.t.Helper()
-	addr, err := netlink.ParseAddr(cidr)
-	if err == nil {
-		addr.Flags = unix.IFA_F_NODAD
-		err = h.nl.AddrAdd(h.link(name), addr)
-	}
-	if err != nil {
-		h.t.Fatalf("%s for %s of %s: %v", cidr, name, h.Name, err)
-	}
 }
