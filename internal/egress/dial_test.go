@@ -43,7 +43,19 @@ func TestAttemptsCountAgainstTheLimits(t *testing.T) {
 	deaf(t, "127.0.0.9", good.Port())
 	dns := newFakeDNS("two.example", "127.0.0.9", "two.example", "127.0.0.1")
 	close(dns.release)
-	for name, cfg := range map[string]Config{"one stream": {MaxUserStreams: 1}, "one descriptor": {Room: share.New(1, 1)}} {
+	taken := share.New(1, 1)
+	if _, err := taken.Take("bob", share.Stream, 1, new(streamUse)); err != nil {
+		t.Fatal(err)
+	}
+	for name, cfg := range map[string]Config{
+		"one stream":                        {MaxUserStreams: 1},
+		"one descriptor":                    {Room: share.New(1, 1)},
+		"none beside the stream's, counted": {Room: taken, Counted: true},
+	} {
+		before := 0
+		if cfg.Room == taken {
+			before = 1
+		}
 		cfg.Resolve, cfg.DialTimeout = dns.lookup, 2*eyeballs.Delay
 		e := newExits(t, cfg)
 		a := ask()
@@ -52,7 +64,7 @@ func TestAttemptsCountAgainstTheLimits(t *testing.T) {
 			t.Errorf("%s: refused with %d, want %d", name, code, socks.ReplyTTLExpired)
 		}
 		receive(t, done)
-		if n, used := e.For("ann").streams, e.cfg.Room.Most(); n != 0 || used != 0 {
+		if n, used := e.For("ann").streams, e.cfg.Room.Most(); n != 0 || used != before {
 			t.Errorf("%s: %d streams and %d descriptors are still counted", name, n, used)
 		}
 	}

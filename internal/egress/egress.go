@@ -108,7 +108,7 @@ type Config struct {
 	Room *share.Pool
 
 	// Counted says that Room has counted the flows and streams already, as those of the
-	// applications of this process.
+	// applications of this process. Attempts to connect beside a stream's own count here.
 	Counted bool
 
 	// MakeRoom, if set, is called when a user has MaxUserFlows. It ends flows of this user
