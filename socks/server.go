@@ -53,7 +53,8 @@ type Server struct {
 
 	// UDPFrom are addresses that datagrams may come from, beside the address that
 	// the association's control connection comes from. On a shared port such a
-	// source takes the oldest association, of any client, that has none yet.
+	// source takes the oldest association, of any client, that has none yet, or else the
+	// only one, or the only one that has been silent (see sharedPort.choose).
 	UDPFrom []netip.Prefix
 
 	// NoOffload opens UDP sockets without segmentation and receive offload.
