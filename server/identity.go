@@ -35,20 +35,22 @@ func (id *identity) Close() {
 	}
 }
 
-// warnOfExposed logs which secrets other users of the machine could read.
-func warnOfExposed(dir *state.Dir, log *slog.Logger) {
-	for _, name := range dir.Exposed() {
+// protect makes the files of the state directory private and logs which secrets
+// other users of the machine could read.
+func protect(dir *state.Dir, log *slog.Logger) error {
+	exposed, err := dir.Protect(fileKey, fileToken, LinkFile)
+	if err != nil {
+		return err
+	}
+	for _, name := range exposed {
 		secret := name
-		switch name {
-		case fileKey, fileToken:
-		case LinkFile:
+		if name == LinkFile {
 			secret = fileToken
-		default:
-			continue
 		}
 		log.Warn("other users of this machine could read this file until now; unless you trust them, delete the secret and start again, which makes a new one and a new link",
 			slog.String("file", dir.Join(name)), slog.String("secret", dir.Join(secret)))
 	}
+	return nil
 }
 
 func (s *Server) loadIdentity() (*identity, error) {

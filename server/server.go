@@ -76,7 +76,9 @@ func New(cfg Config) (*Server, error) {
 	if (cfg.CertFile == "") != (cfg.KeyFile == "") {
 		return nil, errors.New("a certificate needs its key: give both --cert and --key")
 	}
-	warnOfExposed(cfg.State, cfg.Log)
+	if err := protect(cfg.State, cfg.Log); err != nil {
+		return nil, err
+	}
 	users, err := loadTokens(cfg.Tokens, cfg.State)
 	if err != nil {
 		return nil, err

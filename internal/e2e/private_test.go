@@ -11,8 +11,11 @@ func TestExposedTokenIsMadePrivateWithAWarning(t *testing.T) {
 	t.Parallel()
 	s := startServer(t)
 	s.Stop()
-	token := filepath.Join(s.StateDir, "token")
+	token, other := filepath.Join(s.StateDir, "token"), filepath.Join(s.StateDir, "README.md")
 	if err := os.Chmod(token, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(other, nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
 	again := startServerIn(t, s.StateDir, s.Addr.String())
@@ -23,6 +26,9 @@ func TestExposedTokenIsMadePrivateWithAWarning(t *testing.T) {
 	info, err := os.Stat(token)
 	if err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("the token has mode %v, %v; want 0600", info.Mode(), err)
+	}
+	if info, err = os.Stat(other); err != nil || info.Mode().Perm() != 0o644 {
+		t.Errorf("a file that is not ours has mode %v, %v; want 0644", info.Mode(), err)
 	}
 	if again.Link != s.Link {
 		t.Error("the link has changed")

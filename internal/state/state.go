@@ -33,9 +33,8 @@ var ErrLocked = errors.New("in use by another process")
 // Dir is an open and locked state directory. Its methods may be called from
 // several goroutines.
 type Dir struct {
-	path    string
-	lock    *os.File
-	exposed []string
+	path string
+	lock *os.File
 
 	mu sync.Mutex // one write at a time, so that the temporary name is free
 }
@@ -74,9 +73,8 @@ func defaultDir(kind string, root bool, getenv func(string) string) (string, err
 }
 
 // Open makes the directory at path where it is missing (mode 0700, parents
-// too), checks that it is ours and that nobody else can write to it, locks it, and
-// makes the files in it private. It never waits for the lock: errors.Is(err,
-// ErrLocked) when another process has it.
+// too), checks that it is ours and that nobody else can write to it, and locks it.
+// It never waits for the lock: errors.Is(err, ErrLocked) when another process has it.
 func Open(path string) (*Dir, error) {
 	path, err := filepath.Abs(path)
 	if err != nil {
@@ -99,27 +97,19 @@ func Open(path string) (*Dir, error) {
 	// Only for people who read it: the lock itself is what counts.
 	_ = lock.Truncate(0)
 	_, _ = lock.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
-	exposed, err := closeFiles(path)
-	if err != nil {
-		_ = lock.Close()
-		return nil, err
-	}
-	return &Dir{path: path, lock: lock, exposed: exposed}, nil
+	return &Dir{path: path, lock: lock}, nil
 }
 
-// closeFiles takes the rights of others away from the files in the directory at
-// path and returns the names of those where there were any. One whose mode cannot
-// be changed is an error.
-func closeFiles(path string) (exposed []string, err error) {
+// Protect takes the rights of others away from the named files, where they exist,
+// and returns the names of those where there were any. One whose mode cannot be
+// changed is an error. Other files are left alone: the directory may be one that
+// the user keeps more in.
+func (d *Dir) Protect(names ...string) (exposed []string, err error) {
 	if runtime.GOOS == "windows" {
 		return nil, nil // access lists, not mode bits
 	}
-	entries, err := os.ReadDir(path)
-	if err != nil {
-		return nil, fmt.Errorf("cannot list the state directory %s (%w); give another with --state-dir", path, reason(err))
-	}
-	for _, entry := range entries {
-		file := filepath.Join(path, entry.Name())
+	for _, name := range names {
+		file := d.Join(name)
 		info, err := os.Stat(file) // of a link's target: that is what is read
 		if err != nil || !info.Mode().IsRegular() || info.Mode().Perm()&0o077 == 0 {
 			continue
@@ -127,14 +117,10 @@ func closeFiles(path string) (exposed []string, err error) {
 		if err := os.Chmod(file, info.Mode().Perm()&^0o077); err != nil {
 			return nil, fmt.Errorf("other users can read or write %s and that cannot be changed (%w); put a file with mode 0600 there", file, reason(err))
 		}
-		exposed = append(exposed, entry.Name())
+		exposed = append(exposed, name)
 	}
 	return exposed, nil
 }
-
-// Exposed returns the names of the files that others could read or write until
-// Open made them private.
-func (d *Dir) Exposed() []string { return d.exposed }
 
 // makePrivate refuses a directory that is another user's, or that others can write
 // to: they could put their own files in place of ours. An empty one is
@@ -159,7 +145,7 @@ func makePrivate(path string) error {
 	if info.Mode().Perm()&0o022 != 0 {
 		return fmt.Errorf("other users can write to the state directory %s; run chmod 700 on it or give another with --state-dir", path)
 	}
-	return nil // readable by others, but every file in it will be 0600
+	return nil // readable by others, but every file of ours in it is 0600
 }
 
 // owner names the process that wrote itself into the lock file, if it can be read.

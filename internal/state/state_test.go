@@ -331,7 +331,7 @@ func TestExposedFilesAreMadePrivate(t *testing.T) {
 	if err := os.Mkdir(path, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	for name, mode := range map[string]fs.FileMode{"key": 0o644, "token": 0o660, "link": 0o600} {
+	for name, mode := range map[string]fs.FileMode{"key": 0o644, "token": 0o660, "link": 0o600, "program": 0o755} {
 		if err := os.WriteFile(filepath.Join(path, name), nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -340,12 +340,13 @@ func TestExposedFilesAreMadePrivate(t *testing.T) {
 		}
 	}
 	dir := open(t, path)
-	if diff := cmp.Diff([]string{"key", "token"}, dir.Exposed()); diff != "" {
-		t.Error(diff)
+	exposed, err := dir.Protect("key", "absent", "token", "link")
+	if diff := cmp.Diff([]string{"key", "token"}, exposed); diff != "" || err != nil {
+		t.Error(diff, err)
 	}
-	for _, name := range []string{"key", "token", "link"} {
-		if got := mode(t, dir.Join(name)); got != 0o600 {
-			t.Errorf("%s has mode %o", name, got)
+	for name, want := range map[string]fs.FileMode{"key": 0o600, "token": 0o600, "link": 0o600, "program": 0o755} {
+		if got := mode(t, dir.Join(name)); got != want {
+			t.Errorf("%s has mode %o, want %o", name, got, want)
 		}
 	}
 }
