@@ -67,6 +67,8 @@ func (s *Server) reloadTokens(host *tunnel.Host, relink func() error) error {
 	if next.first != old.first {
 		if err := relink(); err != nil {
 			s.cfg.Log.Error("the new link could not be kept", slog.Any("error", err))
+		} else {
+			s.cfg.Log.Info("the link for clients is another now", slog.String("file", s.cfg.State.Join(LinkFile)))
 		}
 	}
 	return nil

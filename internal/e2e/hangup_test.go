@@ -6,7 +6,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 )
 
 // hangUp sends SIGHUP and waits for the line that the process then logs.
@@ -103,17 +102,12 @@ func TestHangupRotatesTheRandomToken(t *testing.T) {
 	}
 	hangUp(s.process, "the tokens were read again")
 	c.WaitLog("the refusal", saying("does not know this user and token"))
-	next := parsedLink(t, s.Link)
-	for began := time.Now(); next.Secret == parsedLink(t, s.Link).Secret; time.Sleep(10 * time.Millisecond) {
-		if time.Since(began) > patience {
-			t.Fatal("client.link has the old token")
-		}
-		text, err := os.ReadFile(filepath.Join(s.StateDir, "client.link"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		next = parsedLink(t, string(text))
+	l := s.WaitLog("the new link", message("the link for clients is another now"))
+	text, err := os.ReadFile(l.String("file"))
+	if err != nil {
+		t.Fatal(err)
 	}
+	next := parsedLink(t, string(text))
 	s.secrets = append(s.secrets, next.Secret)
 	startClient(t, next.String())
 }

@@ -69,6 +69,30 @@ func TestAClientMayStartBeforeItsServer(t *testing.T) {
 	t.Logf("datagrams pass %v after the server's start", time.Since(began).Round(time.Millisecond))
 }
 
+// A server that was away for long, is back for three seconds and gone for one is not left
+// alone for as long as before.
+func TestBackoffEndsWithTheFirstSuccess(t *testing.T) {
+	t.Parallel()
+	s := startServer(t)
+	s.Stop()
+	c := startClientAlone(t, s.Link, "--transport", "yamux")
+	up := saying("tunnel up: ")
+	time.Sleep(10 * time.Second) // so that the waits are of about eight seconds, and the next of 16
+	s = startServerIn(t, s.StateDir, s.Addr.String())
+	_, next := c.WaitLogAfter(0, "the tunnel being up", up)
+	time.Sleep(3 * time.Second)
+	s.Kill()
+	time.Sleep(time.Second)
+	startServerIn(t, s.StateDir, s.Addr.String())
+	began := time.Now()
+	c.WaitLogAfter(next, "the tunnel being up again", up)
+	took := time.Since(began)
+	t.Logf("attached %v after the server was back", took.Round(time.Millisecond))
+	if took > 5*time.Second {
+		t.Errorf("attached %v after the server was back, want about a second", took)
+	}
+}
+
 // A client that was let in once stays, whatever the server says later.
 func TestARefusalAfterSuccessDoesNotEndTheClient(t *testing.T) {
 	t.Parallel()
