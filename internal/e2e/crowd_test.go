@@ -12,8 +12,8 @@ import (
 	"wmproxy/socks"
 )
 
-// crowdMost is how many streams a server lets one client have open.
-const crowdMost = 2048
+// crowdMost is how many streams a client opens at a time.
+const crowdMost = 1984
 
 // startHolder starts a target that says a byte to each connection and then waits for its end.
 func startHolder(t testing.TB) socks.Addr {
@@ -105,7 +105,7 @@ func TestManyStreamsOfOneClientOpen(t *testing.T) {
 	})
 }
 
-func TestStreamBeyondTheSessionsLimitIsRefusedAtOnce(t *testing.T) {
+func TestStreamBeyondTheClientsLimitIsRefusedAtOnce(t *testing.T) {
 	notUnderRace(t)
 	overEach(t, []string{overBoth, overYamux}, func(t *testing.T, kind string) {
 		tu := startOver(t, kind, nil, nil)
@@ -116,8 +116,8 @@ func TestStreamBeyondTheSessionsLimitIsRefusedAtOnce(t *testing.T) {
 		if took := time.Since(began); reply != socks.ReplyGeneralFailure || took > time.Second {
 			t.Errorf("reply %d after %v, want %d at once", reply, took, socks.ReplyGeneralFailure)
 		}
-		line := tu.Entry.WaitLog("the refusal", message("CONNECT failed"))
-		if !strings.Contains(line.String("reason"), "no more TCP streams may be open: 2048 are open") {
+		line := tu.Entry.WaitLog("the refusal", message("refused for want of room"))
+		if !strings.Contains(line.String("error"), "no more TCP streams may be open for this user") {
 			t.Errorf("the log says %s", line.Raw)
 		}
 		for _, conn := range conns[:10] {

@@ -41,6 +41,9 @@ const subnetBits = 64
 // errGivenUp ends a CONNECT whose descriptors others need.
 var errGivenUp = &tunnel.ResetError{Code: tunnel.CodeLimit, Cause: errors.New("others need its descriptors")}
 
+// errNoStreams refuses a user who has a fair share of the tunnel's streams.
+var errNoStreams = errors.New("no more TCP streams may be open for this user")
+
 // userOf returns who an application counts as.
 func userOf(user string, client netip.Addr) string {
 	if user != "" {
@@ -100,7 +103,9 @@ func (r *Room) enterStream(ctx context.Context, u *use, user string, end func())
 	if u.leases[0], err = r.Wait(ctx, user, share.Stream, connectDescriptors+r.Beside, u); err != nil || r.Streams == nil {
 		return err
 	}
-	u.leases[1], err = r.Streams.Wait(ctx, user, share.Stream, 1, u)
+	if u.leases[1], err = r.Streams.Wait(ctx, user, share.Stream, 1, u); errors.Is(err, share.ErrFull) {
+		return errNoStreams
+	}
 	return err
 }
 

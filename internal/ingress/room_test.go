@@ -49,7 +49,7 @@ func TestWhatIsEndedIsThatOfWhoHasMost(t *testing.T) {
 		{"ann", "connect 3", nil, nil},           // 8 of 9 descriptors
 		{"ann", "connect 4", share.ErrFull, nil}, // 10
 		{"bob", "connect 5", nil, []string{"association 1"}},
-		{"bob", "connect 6", share.ErrFull, []string{"association 1"}}, // there are two streams
+		{"bob", "connect 6", errNoStreams, []string{"association 1"}},
 		{"bob", "association 7", share.ErrFull, []string{"association 1"}},
 	} {
 		if err := enter(step.user, step.what); !errors.Is(err, step.err) {
