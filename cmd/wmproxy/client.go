@@ -40,7 +40,7 @@ func (p *program) client() *cli.Command {
 			&cli.StringFlag{Name: "listen", Value: "127.0.0.1:1080", Usage: "listen for SOCKS5 on `HOST:PORT`"},
 		}, entranceFlags(), []cli.Flag{
 			&cli.StringFlag{Name: "transport", Value: client.Auto, Usage: "`KIND` is quic, yamux or auto: both, each falling over to the other"},
-			&cli.StringFlag{Name: "streams", Value: client.Auto, Usage: "carry TCP over `KIND` first: quic, yamux or auto, which is yamux while it is there"},
+			&cli.StringFlag{Name: "streams", Value: client.Auto, Usage: "carry TCP over `KIND` first: quic, yamux or auto, which is yamux while it seldom has to send again"},
 			&cli.StringFlag{Name: "pick", Value: client.Order, Usage: "among several servers use the first that works, order, or the one with the lowest round-trip time, fastest (`HOW`)"},
 			&cli.DurationFlag{Name: "suspect", Value: 2 * time.Second, Usage: "leave a connection of the tunnel that gives no sign of life, or loses half, for `TIME` while in use"},
 			&cli.DurationFlag{Name: "suspect-idle", Value: 20 * time.Second, Usage: "the same while nothing uses it (`TIME`)"},

@@ -35,7 +35,7 @@ func listenAdvice(err error, option string) string {
 	case errors.Is(err, errAddrNotAvail):
 		return "this machine does not have that address; give one of its own with " + option + ", or leave the address out for all of them"
 	case errors.Is(err, errNoFamily):
-		return "this machine has no IPv6, or none of IPv4; give an address of the other kind with " + option
+		return "this machine has no IPv6, or no IPv4; give an address of the other family with " + option
 	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
 		return "there are no descriptors left; raise the limit with ulimit -n"
 	}
