@@ -39,18 +39,22 @@ func launchAsService(t *testing.T, env []string, args ...string) *process {
 
 func TestServiceKeepsStateWhereSystemdSays(t *testing.T) {
 	t.Parallel()
-	dir := t.TempDir()
-	if err := os.Chmod(filepath.Dir(dir), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Chown(dir, serviceUser, serviceUser); err != nil && os.Geteuid() == 0 {
-		t.Fatal(err)
-	}
-	p := launchAsService(t, []string{"STATE_DIRECTORY=" + dir}, "server", "--listen", "127.0.0.1:0")
-	p.WaitLog("listening", message("listening"))
-	serverBehind(t, p)
-	if _, err := os.Stat(filepath.Join(dir, "server", "token")); err != nil {
-		t.Error(err)
+	for _, home := range []string{"/", "/nonexistent"} { // with DynamicUser, and by Debian's adduser --system
+		t.Run("HOME="+home, func(t *testing.T) {
+			dir := t.TempDir()
+			if err := os.Chmod(filepath.Dir(dir), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Chown(dir, serviceUser, serviceUser); err != nil && os.Geteuid() == 0 {
+				t.Fatal(err)
+			}
+			p := launchAsService(t, []string{"HOME=" + home, "STATE_DIRECTORY=" + dir}, "server", "--listen", "127.0.0.1:0")
+			p.WaitLog("listening", message("listening"))
+			serverBehind(t, p)
+			if _, err := os.Stat(filepath.Join(dir, "server", "token")); err != nil {
+				t.Error(err)
+			}
+		})
 	}
 }
 

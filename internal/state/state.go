@@ -61,15 +61,22 @@ func defaultDir(kind string, root bool, getenv func(string) string) (string, err
 			return filepath.Join(base, "wmproxy", kind), nil
 		}
 	}
-	// Users that systemd makes up for a service (DynamicUser) have / as their home.
-	if home := getenv(homeVariable); filepath.IsAbs(home) && filepath.Dir(home) != home {
+	// Of several directories the first one is ours.
+	service, _, _ := strings.Cut(getenv("STATE_DIRECTORY"), ":")
+	// Users that systemd makes up for a service (DynamicUser) have / as their home, and
+	// system users of Debian's one that does not exist.
+	if home := getenv(homeVariable); filepath.IsAbs(home) && filepath.Dir(home) != home && (service == "" || exists(home)) {
 		return filepath.Join(home, ".local", "state", "wmproxy", kind), nil
 	}
-	// Of several directories the first one is ours.
-	if base, _, _ := strings.Cut(getenv("STATE_DIRECTORY"), ":"); filepath.IsAbs(base) {
-		return filepath.Join(base, kind), nil
+	if filepath.IsAbs(service) {
+		return filepath.Join(service, kind), nil
 	}
 	return "", errors.New("there is no home directory to keep state in; give --state-dir DIR, or StateDirectory= in a systemd unit")
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
 }
 
 // Open makes the directory at path where it is missing (mode 0700, parents

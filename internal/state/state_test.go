@@ -302,6 +302,7 @@ func TestDefaultDirectory(t *testing.T) {
 	if runtime.GOOS == "windows" {
 		t.Skip("paths are others on Windows")
 	}
+	home := t.TempDir()
 	for _, test := range []struct {
 		name string
 		root bool
@@ -311,7 +312,9 @@ func TestDefaultDirectory(t *testing.T) {
 		{"root", true, map[string]string{"HOME": "/root", "STATE_DIRECTORY": "/var/lib/x"}, "/var/lib/wmproxy/server"},
 		{"XDG", false, map[string]string{"XDG_STATE_HOME": "/base", "HOME": "/home/u"}, "/base/wmproxy/server"},
 		{"relative XDG", false, map[string]string{"XDG_STATE_HOME": "base", "HOME": "/home/u"}, "/home/u/.local/state/wmproxy/server"},
-		{"home", false, map[string]string{"HOME": "/home/u", "STATE_DIRECTORY": "/var/lib/x"}, "/home/u/.local/state/wmproxy/server"},
+		{"home", false, map[string]string{"HOME": home, "STATE_DIRECTORY": "/var/lib/x"}, home + "/.local/state/wmproxy/server"},
+		{"home to be made", false, map[string]string{"HOME": "/nonexistent"}, "/nonexistent/.local/state/wmproxy/server"},
+		{"systemd and no such home", false, map[string]string{"HOME": "/nonexistent", "STATE_DIRECTORY": "/var/lib/x"}, "/var/lib/x/server"},
 		{"systemd without a home", false, map[string]string{"STATE_DIRECTORY": "/var/lib/x"}, "/var/lib/x/server"},
 		{"systemd's dynamic user", false, map[string]string{"HOME": "/", "STATE_DIRECTORY": "/var/lib/x:/var/lib/y"}, "/var/lib/x/server"},
 		{"nothing", false, nil, ""},
