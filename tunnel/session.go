@@ -515,7 +515,7 @@ func (s *Session) Close(code ErrorCode, reason string) {
 		for _, a := range attached {
 			told.Go(func() {
 				a.goAway(&CloseError{Code: code, Reason: reason})
-				a.c.Close(code, reason)
+				a.closeFor(code, reason)
 			})
 		}
 		s.cancel()

@@ -1,11 +1,16 @@
+//go:build unix
+
 package e2e
 
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
+
+	"wmproxy/internal/status"
 )
 
 // hangUp sends SIGHUP and waits for the line that the process then logs.
@@ -102,6 +107,11 @@ func TestHangupRotatesTheRandomToken(t *testing.T) {
 	}
 	hangUp(s.process, "the tokens were read again")
 	c.WaitLog("the refusal", saying("does not know this user and token"))
+	awaitReport(t, s.StateDir, "the reason", func(r *status.Report) bool {
+		return slices.ContainsFunc(r.Events, func(e status.Event) bool {
+			return strings.HasPrefix(e.What, "wmproxy: yamux ended: the token of this user was removed or replaced")
+		})
+	})
 	l := s.WaitLog("the new link", message("the link for clients is another now"))
 	text, err := os.ReadFile(l.String("file"))
 	if err != nil {
