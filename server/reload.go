@@ -43,6 +43,9 @@ func (s *Server) serveReload(ctx context.Context, id *identity, host *tunnel.Hos
 
 // reloadTokens replaces the tokens; with an error the old ones stay.
 func (s *Server) reloadTokens(host *tunnel.Host, relink func() error) error {
+	if err := protect(s.cfg.State, s.cfg.Log); err != nil {
+		return err
+	}
 	given := s.cfg.Tokens
 	if s.cfg.ReadTokens != nil {
 		var err error

@@ -1,3 +1,5 @@
+//go:build unix
+
 package e2e
 
 import (
@@ -32,6 +34,15 @@ func TestExposedTokenIsMadePrivateWithAWarning(t *testing.T) {
 	}
 	if again.Link != s.Link {
 		t.Error("the link has changed")
+	}
+
+	// One that is put there while the server runs.
+	if err := os.Chmod(token, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	hangUp(again.process, "the tokens were read again")
+	if info, err = os.Stat(token); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("after SIGHUP the token has mode %v, %v; want 0600", info.Mode(), err)
 	}
 }
 
