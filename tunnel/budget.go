@@ -206,7 +206,9 @@ func (b *Budget) reclaim(held *holdings, live, used int64) {
 	b.freed = time.Now()
 	b.resets.Add(uint64(len(freed)))
 	for user, n := range by {
-		b.penalize(user)
+		if user != "" { // on a client, and in a proxy, all are one user
+			b.penalize(user)
+		}
 		b.log.Warn("memory is short: streams or connections of the user that holds most were reset",
 			slog.String("user", user), slog.Int("number", n), slog.Int64("used_bytes", used), slog.Int64("limit_bytes", b.limit))
 	}

@@ -69,6 +69,9 @@ func (a *Attachment) addHoldings(u *holder, user string) (kernel int64) {
 		}
 	}
 	a.carried.mu.Unlock()
+	if _, ok := a.c.(memoryHolder); !ok || !a.s.server {
+		return kernel // a client's own, or the only one of a proxy
+	}
 	add(holding{user: user, bytes: carrierCost, carrier: true, free: func() {
 		a.s.wg.Go(func() {
 			a.closeFor(CodeLimit, "the server is short of memory, and this user holds most of it")

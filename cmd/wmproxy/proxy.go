@@ -27,6 +27,7 @@ func (p *program) proxy() *cli.Command {
 		Flags: slices.Concat([]cli.Flag{
 			&cli.StringFlag{Name: "bind", Aliases: []string{"b"}, Value: "127.0.0.1:8090", Usage: "listen for SOCKS5 on `HOST[:PORT]`, port 8090 when none is given"},
 			&cli.StringFlag{Name: "state-dir", Usage: "have the socket that wmproxy status asks on in `DIR`", DefaultText: "/var/lib/wmproxy/proxy for root, else ~/.local/state/wmproxy/proxy"},
+			memoryFlag(),
 		}, entranceFlags(), exitFlags(), logFlags(), debugFlags()),
 		Action: func(c *cli.Context) error {
 			p.keepHangups()
@@ -68,6 +69,9 @@ func (p *program) proxyOptions(c *cli.Context) (o proxyOptions, err error) {
 	if o.config.Filtering, err = p.filtering(c); err != nil {
 		return o, err
 	}
+	if o.config.Memory, err = p.memory(c); err != nil {
+		return o, err
+	}
 	if o.debug, err = p.debugAddr(c); err != nil {
 		return o, err
 	}
@@ -94,6 +98,7 @@ func (p *program) startProxy(ctx context.Context, o proxyOptions) error {
 		defer dir.Close()
 	}
 	o.config.Descriptors = descriptorLimit()
+	o.config.Memory = memoryOr(o.config.Memory)
 	o.config.State = dir
 	return p.listenFailure(standalone.Run(ctx, o.config), "bind")
 }

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"fmt"
 	"net"
 	"testing"
 )
@@ -12,7 +13,7 @@ func TestPortInUseIsSaidWithItsFlag(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer tcp.Close()
-	udp, err := net.ListenPacket("udp", "127.0.0.1:0")
+	udp, err := net.ListenPacket("udp", fmt.Sprintf("127.0.0.1:%d", freePorts(t, 1))) // free for TCP too
 	if err != nil {
 		t.Fatal(err)
 	}

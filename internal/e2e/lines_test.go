@@ -46,11 +46,13 @@ func TestLinesThatAPeerCausesAreFew(t *testing.T) {
 		const limit, each, beyond = 2048, 1000, 300
 		s := startServer(t)
 		session := newWireSession()
+		target := socks.AppendAddrPort(nil, startStalling(t, 0).AddrPort())
+		opener := append([]byte{1, byte(len(target))}, target...)
 		opened := 0
 		open := func(sp *speaker) *quic.Stream {
 			st, err := sp.quic.OpenStream()
 			if err == nil {
-				_, err = st.Write([]byte{1}) // and nothing more, for which the server waits
+				_, err = st.Write(opener)
 			}
 			if err != nil {
 				t.Fatalf("stream %d: %v", opened, err)

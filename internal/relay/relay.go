@@ -29,8 +29,8 @@ type Result struct {
 	Err error
 }
 
-// drainTime is the time between the break of a TCP connection that nobody reads or writes and the reset of its
-// stream. Data sent before the break can still arrive: an application may send everything and close at once.
+// drainTime is the time for which no data has moved to the stream after the break of a TCP connection when the
+// stream is reset. Data sent before the break can still arrive: an application may send everything and close at once.
 const drainTime = 2 * time.Second
 
 // Run copies until both halves have ended, one side has failed, or ctx ends. It
@@ -43,7 +43,7 @@ const drainTime = 2 * time.Second
 // ahead has been read from c already; it goes to the stream first.
 func Run(ctx context.Context, c *net.TCPConn, ahead []byte, s tunnel.Stream) Result {
 	p := pair{tcp: c, conn: udpio.Quiet(c), stream: s}
-	unwatch := udpio.OnBroken(c, func() { time.AfterFunc(drainTime, p.tcpBroken) })
+	unwatch := udpio.OnBroken(c, p.drain)
 	defer unwatch()
 	stop := context.AfterFunc(ctx, func() { p.abort(endCode(context.Cause(ctx)), context.Cause(ctx)) })
 	defer stop()
@@ -61,7 +61,7 @@ func Run(ctx context.Context, c *net.TCPConn, ahead []byte, s tunnel.Stream) Res
 	wg.Wait()
 	lost()
 	p.finish()
-	return Result{ToStream: p.toStream, FromStream: p.fromStream, Err: p.err}
+	return Result{ToStream: p.toStream.Load(), FromStream: p.fromStream, Err: p.err}
 }
 
 // pair is the two sides of one relay.
@@ -72,7 +72,8 @@ type pair struct {
 
 	broken atomic.Bool // tcpBroken has taken tcp's error, so that reading returns io.EOF
 
-	toStream, fromStream int64 // each written by its own copier, read after both
+	toStream   atomic.Int64
+	fromStream int64 // written by its copier, read after both
 
 	once sync.Once
 	err  error
@@ -113,7 +114,7 @@ func (p *pair) sent(n int, err error) bool {
 		p.abort(streamCode(err), err)
 		return false
 	}
-	p.toStream += int64(n)
+	p.toStream.Add(int64(n))
 	return true
 }
 
@@ -143,6 +144,18 @@ func (p *pair) streamToTCP() {
 			return
 		}
 	}
+}
+
+// drain resets the stream once what TCP had before it broke has moved or stands still.
+func (p *pair) drain() {
+	moved := p.toStream.Load()
+	time.AfterFunc(drainTime, func() {
+		if p.toStream.Load() != moved {
+			p.drain()
+			return
+		}
+		p.tcpBroken()
+	})
 }
 
 // tcpBroken ends a relay whose TCP connection the kernel has given up while nobody read or wrote it: its

@@ -7,10 +7,11 @@ import (
 	"wmproxy/internal/egress"
 	"wmproxy/internal/ingress"
 	"wmproxy/internal/status"
+	"wmproxy/tunnel"
 )
 
 // serveStatus answers on the socket in the state directory, where there is one.
-func serveStatus(cfg *Config, listen string, route *ingress.Route, exits *egress.Exits) (stop func()) {
+func serveStatus(cfg *Config, listen string, route *ingress.Route, exits *egress.Exits, budget *tunnel.Budget) (stop func()) {
 	if cfg.State == nil {
 		return func() {}
 	}
@@ -18,6 +19,7 @@ func serveStatus(cfg *Config, listen string, route *ingress.Route, exits *egress
 	return status.Serve(cfg.State.Path(), func() status.Report {
 		r := status.Report{
 			Role: status.Proxy, PID: os.Getpid(), At: time.Now(), Started: started, Listen: listen,
+			Memory: status.FromBudget(budget.Status()),
 			Events: []status.Event{}, // there is no tunnel to which anything could happen
 		}
 		r.SetSessions(nil)

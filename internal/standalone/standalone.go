@@ -41,6 +41,10 @@ type Config struct {
 	// reserve are shared among the applications.
 	Descriptors int
 
+	// Memory bounds in bytes what applications and targets can make the process hold;
+	// see tunnel.Budget. 0 is no bound.
+	Memory int64
+
 	// State is the open and locked state directory, or nil when there is none.
 	// Whoever opened it closes it after Run has returned.
 	State *state.Dir
@@ -89,6 +93,9 @@ func Run(ctx context.Context, cfg Config) error {
 	defer host.Close(tunnel.CodeShutdown, "the proxy is shutting down")
 	defer session.Close(tunnel.CodeShutdown, "the proxy is shutting down")
 
+	budget := tunnel.NewBudget(cfg.Memory, func() []*tunnel.Session { return append(host.Sessions(), session) }, cfg.Log)
+	defer budget.Close()
+
 	route := ingress.NewRoute(session)
 	entrance := &ingress.SOCKS{Route: route, Room: &ingress.Room{Pool: room, Beside: 1}, Log: cfg.Log, AddressAnswers: cfg.AddressAnswers}
 	proxy := &socks.Server{
@@ -98,7 +105,7 @@ func Run(ctx context.Context, cfg Config) error {
 		MaxHalfOpen: room.HalfOpen(), MakeRoom: entrance.Room.MakeRoom,
 		Log: cfg.Log,
 	}
-	defer serveStatus(&cfg, ln.Addr().String(), route, exits)()
+	defer serveStatus(&cfg, ln.Addr().String(), route, exits, budget)()
 	cfg.Log.Info("SOCKS5 is listening", slog.String("address", ln.Addr().String()))
 	if cfg.Started != nil {
 		cfg.Started(ln.Addr())
