@@ -24,7 +24,7 @@ const (
 	// collectInterval is the least time between two collections that a Budget forces.
 	collectInterval = 500 * time.Millisecond
 
-	// settling is the time that what was reset gets to be freed before more is reset.
+	// settling is the time between a reset and the next, in which its memory is freed.
 	settling = 250 * time.Millisecond
 
 	// A user who lost something gets no new streams for minPenalty, and twice as long
@@ -36,7 +36,8 @@ const (
 	// stream counts as stalled for a Budget.
 	budgetStalled = time.Second
 
-	// What a stream and a carrier hold at least, in bytes: buffers, stacks, TLS.
+	// streamCost and carrierCost are the least that a stream and a carrier hold, in
+	// bytes: buffers, stacks, TLS.
 	streamCost  = 32 << 10
 	carrierCost = 128 << 10
 
@@ -44,14 +45,14 @@ const (
 	kernelOverhead = 2
 )
 
-// A Budget bounds the memory that peers can make a process hold: bytes that have
-// arrived and that nobody reads, datagrams that wait, what the kernel buffers for
-// streams. One Budget serves all sessions of a process.
+// A Budget bounds the memory that peers can make a process hold: unread bytes,
+// queued datagrams, the kernel's buffers for streams. One Budget serves all
+// sessions of a process.
 //
-// It measures the process rather than adding up what it granted, since neither
-// quic-go nor the kernel tells what they hold for one stream. What it adds up by
-// user decides who has to give: beyond the limit, the user who holds most loses
-// the fullest streams that stand still, then any streams, then carriers. One user
+// It measures the process rather than adding up the credit it granted, since
+// quic-go does not tell how much it holds for a stream. The sum for each user
+// decides who has to give: beyond the limit, the user who holds most loses the
+// fullest streams that stand still, then any streams, then carriers. One user
 // alone may hold half of the limit. From three quarters on, users above their
 // share get no new streams, and for a while neither do those who lost something.
 type Budget struct {
@@ -113,7 +114,7 @@ func (b *Budget) Close() {
 	b.loop.Wait()
 }
 
-// Status returns what is in use.
+// Status returns the memory in use.
 func (b *Budget) Status() BudgetStatus {
 	return BudgetStatus{Limit: b.limit, Used: b.used.Load(), Resets: b.resets.Load()}
 }
@@ -142,7 +143,7 @@ func (b *Budget) watch() {
 	}
 }
 
-// look compares what is in use with the limit, takes back what is too much, and
+// look compares the memory in use with the limit, takes back the excess, and
 // returns the time until the next look.
 func (b *Budget) look() time.Duration {
 	sessions := b.sessions()
@@ -188,8 +189,8 @@ func (b *Budget) measureAgain() (live, inUse int64) {
 	return live + b.kernel - b.base, inUse + b.kernel - b.base
 }
 
-// reclaim takes back what a user holds beyond half of the limit, and what all
-// hold beyond the limit with an eighth to spare.
+// reclaim takes back the part that a user holds beyond half of the limit, and the
+// excess of all over the limit with an eighth to spare.
 func (b *Budget) reclaim(held *holdings, live, used int64) {
 	freed := held.reduceEach(b.limit/2, b.limit)
 	if live > b.limit {
@@ -243,12 +244,12 @@ type holding struct {
 	user    string
 	bytes   int64
 	carrier bool // else a stream
-	stalled bool // a stream whose user does not come back to it
+	stalled bool // a stream that is not read or written any more
 	free    func()
 }
 
-// rank orders what a user has to give: first streams that stand still, then
-// others that hold anything, then carriers.
+// rank orders a user's holdings: first streams that stand still, then other
+// streams, then carriers.
 func (h *holding) rank() int {
 	switch {
 	case h.carrier:
@@ -259,15 +260,15 @@ func (h *holding) rank() int {
 	return 1
 }
 
-// holder is a user with what is held for it.
+// holder is a user's holdings.
 type holder struct {
 	bytes  int64
 	all    []holding
 	sorted bool
 }
 
-// next returns what has to go first. Carriers go only from a user who holds a
-// good part of the limit. It returns nil if there is nothing.
+// next returns the holding that has to go first, or nil. Carriers go only from a
+// user who holds a good part of the limit.
 func (u *holder) next(limit int64) *holding {
 	if !u.sorted {
 		u.sorted = true
@@ -281,7 +282,7 @@ func (u *holder) next(limit int64) *holding {
 	return &u.all[0]
 }
 
-// take removes what next returned.
+// take removes the holding that next returned.
 func (u *holder) take() holding {
 	one := u.all[0]
 	u.all = u.all[1:]
@@ -295,7 +296,7 @@ type holdings struct {
 	kernel int64 // the part of it in the kernel, in bytes
 }
 
-// sumHoldings adds up what is held for the users of sessions.
+// sumHoldings adds up the holdings of the users of sessions.
 func sumHoldings(sessions []*Session) *holdings {
 	h := &holdings{users: make(map[string]*holder)}
 	for _, s := range sessions {
@@ -323,7 +324,7 @@ func (h *holdings) above(user string, limit int64) bool {
 	return u != nil && u.bytes > limit/int64(len(h.users)+1)
 }
 
-// reduceEach returns what to free so that no user holds more than most bytes.
+// reduceEach returns the holdings to free so that no user holds more than most bytes.
 func (h *holdings) reduceEach(most, limit int64) (out []holding) {
 	for _, u := range h.users {
 		for u.bytes > most && u.next(limit) != nil {
@@ -333,7 +334,7 @@ func (h *holdings) reduceEach(most, limit int64) (out []holding) {
 	return out
 }
 
-// reduce returns what to free to get want bytes back, each from the user who holds most then.
+// reduce returns the holdings to free to get want bytes back, each from the user who holds most then.
 func (h *holdings) reduce(want, limit int64) (out []holding) {
 	for want > 0 {
 		var most *holder

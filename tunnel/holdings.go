@@ -6,8 +6,8 @@ import (
 	"wmproxy/internal/udpio"
 )
 
-// memoryHolder is a carrier or a stream that can tell what is held in it for a
-// peer, in bytes: on the heap, and in the kernel with what that adds.
+// memoryHolder is a carrier or a stream that can tell how many bytes it holds for
+// a peer: on the heap, and in the kernel with the kernel's own overhead.
 type memoryHolder interface {
 	held() (heap, kernel int64)
 }
@@ -19,8 +19,8 @@ var (
 	_ memoryHolder = (*chunkStream)(nil)
 )
 
-// held counts streams that were reset and whose peer has not answered: quic-go keeps
-// what arrived for them.
+// held counts streams that were reset until the peer has answered: quic-go keeps
+// their data until then.
 func (c *quicCarrier) held() (heap, kernel int64) { return c.abandoned.Load(), 0 }
 
 func (c *yamuxCarrier) held() (heap, kernel int64) {
@@ -38,7 +38,7 @@ func (s *chunkStream) held() (heap, kernel int64) {
 	return int64(s.arrived.Load() - min(s.arrived.Load(), taken)), 0
 }
 
-// addHoldings adds the carrier and its streams to what is held for their user, and
+// addHoldings adds the carrier and its streams to their user's holdings, and
 // returns the kernel's part.
 func (a *Attachment) addHoldings(u *holder, user string) (kernel int64) {
 	if a.c.Err() != nil {
@@ -91,6 +91,6 @@ func (s *carriedStream) stoodStill(now time.Duration) bool {
 	return false
 }
 
-// CountBeside has a Budget count what buffered returns, in bytes, as held for the
-// stream: what the kernel keeps in the connection that the stream is copied to.
+// CountBeside has a Budget count buffered's bytes as held for the stream: those that
+// the kernel keeps for the connection that the stream is copied to.
 func (s *carriedStream) CountBeside(buffered func() int64) { s.beside.Store(&buffered) }
