@@ -3,6 +3,7 @@ package tunnel
 import (
 	"io"
 	"log/slog"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -183,5 +184,18 @@ func TestWindowsFollowTheBudget(t *testing.T) {
 		if got := WindowsFor(memory).withDefaults().Stream; got != want {
 			t.Errorf("memory %d: a stream may have %d, want %d", memory, got, want)
 		}
+	}
+}
+
+// The race detector finds a wait that has begun already.
+func TestBudgetAndCloseAtOnce(t *testing.T) {
+	for range 200 {
+		w := newWorld(t)
+		w.mustAttach(PipeConfig{})
+		carrier := sumHoldings(w.host.Sessions()).of("alice").all[0]
+		var both sync.WaitGroup
+		both.Go(carrier.free)
+		both.Go(w.close)
+		both.Wait()
 	}
 }

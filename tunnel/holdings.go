@@ -73,7 +73,7 @@ func (a *Attachment) addHoldings(u *holder, user string) (kernel int64) {
 		return kernel // a client's own, or the only one of a proxy
 	}
 	add(holding{user: user, bytes: carrierCost, carrier: true, free: func() {
-		a.s.wg.Go(func() {
+		a.s.spawn(func() { // else it closes by itself
 			a.closeFor(CodeLimit, "the server is short of memory, and this user holds most of it")
 		})
 	}}, a.c)

@@ -115,10 +115,13 @@ func (h *Host) Attach(ctx context.Context, p Pending) (*Attachment, error) {
 		left()
 		return nil, err
 	}
-	h.ending.Go(func() {
+	ended := func() {
 		conn.await(a)
 		left()
-	})
+	}
+	if !s.spawn(ended) {
+		ended() // soon: the session closes its carriers
+	}
 	return a, nil
 }
 

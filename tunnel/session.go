@@ -81,7 +81,7 @@ type Session struct {
 	drops  dropCounters
 	ctx    context.Context // ends with the session
 	cancel context.CancelFunc
-	wg     sync.WaitGroup // carriers and streams
+	wg     sync.WaitGroup // carriers and streams; see spawn
 
 	flowsMu sync.RWMutex
 	flows   map[uint64]*Flow
@@ -494,6 +494,18 @@ func (s *Session) left() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.gone
+}
+
+// spawn calls f in a goroutine that Close waits for, and reports whether it did: not once
+// the session has ended.
+func (s *Session) spawn(f func()) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return false
+	}
+	s.wg.Go(f)
+	return true
 }
 
 // Close ends the session: it tells the peer, closes the carriers, ends the flows

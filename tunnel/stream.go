@@ -324,17 +324,14 @@ func (in *IncomingStream) answer(code byte, bound []byte) error {
 // goStream serves a stream that the peer opened, in a goroutine of its own; false
 // says that the session has ended. The caller has counted it in s.streams.
 func (s *Session) goStream(st Stream) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closed {
-		s.streams.Add(-1)
-		return false
-	}
-	s.wg.Go(func() {
+	ok := s.spawn(func() {
 		defer s.streams.Add(-1)
 		s.serveStream(st)
 	})
-	return true
+	if !ok {
+		s.streams.Add(-1)
+	}
+	return ok
 }
 
 func (s *Session) serveStream(st Stream) {
