@@ -71,7 +71,8 @@ type Budget struct {
 
 	// Of the loop.
 	looks     int
-	kernel    int64 // at the last sum
+	kernel    int64         // at the last sum
+	seen      []*Attachment // at the last sum
 	collected time.Time
 	freed     time.Time // something was reset
 	penalties map[string]*penalty
@@ -155,8 +156,10 @@ func (b *Budget) look() time.Duration {
 	b.looks++
 	var held *holdings
 	if inUse-b.base+b.kernel > b.limit/4 || streams > 0 && b.looks%scanEvery == 0 {
-		held = sumHoldings(sessions)
+		held = b.sumHoldings(sessions)
 		b.kernel = held.kernel
+	} else if streams == 0 {
+		b.seen = nil
 	}
 	live, inUse = live+b.kernel-b.base, inUse+b.kernel-b.base
 	stale := live > b.limit && b.freed.After(b.collected) // live is of before
@@ -193,8 +196,8 @@ func (b *Budget) measureAgain() (live, inUse int64) {
 // excess of all over the limit with an eighth to spare.
 func (b *Budget) reclaim(held *holdings, live, used int64) {
 	freed := held.reduceEach(b.limit/2, b.limit)
-	if live > b.limit {
-		freed = append(freed, held.reduce(live-b.limit+b.limit/8, b.limit)...)
+	if beyond := live - held.closing - b.limit; beyond > 0 {
+		freed = append(freed, held.reduce(beyond+b.limit/8, b.limit)...)
 	}
 	if len(freed) == 0 {
 		return
@@ -282,6 +285,11 @@ func (u *holder) next(limit int64) *holding {
 	return &u.all[0]
 }
 
+func (u *holder) add(one holding) {
+	u.bytes += one.bytes
+	u.all = append(u.all, one)
+}
+
 // take removes the holding that next returned.
 func (u *holder) take() holding {
 	one := u.all[0]
@@ -292,21 +300,41 @@ func (u *holder) take() holding {
 
 // holdings is the memory held for peers, by user.
 type holdings struct {
-	users  map[string]*holder
-	kernel int64 // the part of it in the kernel, in bytes
+	users   map[string]*holder
+	kernel  int64 // the part of it in the kernel, in bytes
+	closing int64 // what carriers hold that have ended and are about to be freed, in bytes
 }
 
 // sumHoldings adds up the holdings of the users of sessions.
-func sumHoldings(sessions []*Session) *holdings {
+func (b *Budget) sumHoldings(sessions []*Session) *holdings {
 	h := &holdings{users: make(map[string]*holder)}
 	for _, s := range sessions {
-		u := h.of(s.user)
-		u.bytes += int64(s.q.waiting())
-		for _, a := range s.Attached() {
-			h.kernel += a.addHoldings(u, s.user)
-		}
+		h.of(s.user).bytes += int64(s.q.waiting())
+	}
+	b.seen = attachmentsOf(sessions, b.seen)
+	for _, a := range b.seen {
+		h.add(a)
 	}
 	return h
+}
+
+// attachmentsOf returns those of the sessions, and of those seen before the ones that have
+// ended but for streams: what has arrived on these can still be read.
+func attachmentsOf(sessions []*Session, before []*Attachment) (all []*Attachment) {
+	for _, a := range before {
+		if a.c.Err() != nil && a.streams.Load() > 0 {
+			all = append(all, a)
+		}
+	}
+	ended := all
+	for _, s := range sessions {
+		for _, a := range s.Attached() {
+			if a.c.Err() == nil || !slices.Contains(ended, a) {
+				all = append(all, a)
+			}
+		}
+	}
+	return all
 }
 
 func (h *holdings) of(user string) *holder {

@@ -189,13 +189,54 @@ func TestWindowsFollowTheBudget(t *testing.T) {
 
 // The race detector finds a wait that has begun already.
 func TestBudgetAndCloseAtOnce(t *testing.T) {
-	for range 200 {
+	for range 30 {
 		w := newWorld(t)
-		w.mustAttach(PipeConfig{})
-		carrier := sumHoldings(w.host.Sessions()).of("alice").all[0]
+		w.attachQUIC()
+		carrier := newBudget(0, nil, nil).sumHoldings(w.host.Sessions()).of("alice").all[0]
 		var both sync.WaitGroup
 		both.Go(carrier.free)
 		both.Go(w.close)
 		both.Wait()
 	}
+}
+
+// attachQUIC attaches a QUIC connection to the session.
+func (w *world) attachQUIC() {
+	w.t.Helper()
+	near, far := quicPendings(w.t)
+	attached := make(chan error)
+	go func() {
+		_, err := w.host.Attach(w.t.Context(), far)
+		attached <- err
+	}()
+	if _, err := w.session.Attach(w.t.Context(), near, alice); err != nil {
+		w.t.Fatal(err)
+	}
+	if err := <-attached; err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+func TestBudgetCountsStreamsThatOutliveTheirCarrier(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newBudgetWorld(t)
+		defer w.close()
+		_, far := w.mustAttach(PipeConfig{})
+		unread := far.carry(nil)
+		count := func(want int, bytes int64) {
+			t.Helper()
+			u := w.b.sumHoldings(w.host.Sessions()).of("alice")
+			if len(u.all) != want || u.bytes != bytes {
+				t.Errorf("%d holdings of %d bytes, want %d of %d", len(u.all), u.bytes, want, bytes)
+			}
+		}
+		count(1, streamCost)
+		far.Close(CodeNone, "")
+		<-far.Done()
+		synctest.Wait()
+		count(1, streamCost)
+		delete(far.carried.all, unread)
+		far.streams.Add(-1)
+		count(0, 0)
+	})
 }

@@ -85,6 +85,7 @@ func (s *chunkStream) Read(p []byte) (int, error) {
 	for {
 		raw, err := s.y.Read(s.chunks.room(p))
 		s.taken.Add(uint64(raw))
+		s.c.unread.Add(-int64(raw))
 		if raw > 0 && !s.read.Load() {
 			s.read.Store(true)
 			wake(s.c.read)

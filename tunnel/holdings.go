@@ -23,8 +23,17 @@ var (
 // their data until then.
 func (c *quicCarrier) held() (heap, kernel int64) { return c.abandoned.Load(), 0 }
 
+// held counts streams that wait for AcceptStream, and those that were reset while the peer takes
+// nothing: yamux keeps what arrived for them.
 func (c *yamuxCarrier) held() (heap, kernel int64) {
-	return 0, kernelOverhead * udpio.Buffered(c.conn.raw)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	heap = c.unread.Load()
+	for _, s := range c.streams {
+		unread, _ := s.held()
+		heap -= unread
+	}
+	return max(heap, 0), kernelOverhead * udpio.Buffered(c.conn.raw)
 }
 
 // held is the most that quic-go may hold, which does not tell how much it does: the
@@ -38,46 +47,52 @@ func (s *chunkStream) held() (heap, kernel int64) {
 	return int64(s.arrived.Load() - min(s.arrived.Load(), taken)), 0
 }
 
-// addHoldings adds the carrier and its streams to their user's holdings, and
-// returns the kernel's part.
-func (a *Attachment) addHoldings(u *holder, user string) (kernel int64) {
-	if a.c.Err() != nil {
-		return 0
-	}
-	now := a.s.now()
-	add := func(h holding, where any) {
-		if m, ok := where.(memoryHolder); ok {
-			heap, k := m.held()
-			h.bytes += heap + k
-			kernel += k
-		}
-		u.bytes += h.bytes
-		u.all = append(u.all, h)
-	}
-	a.carried.mu.Lock()
-	for s := range a.carried.all {
-		h := holding{user: user, bytes: streamCost, stalled: s.stoodStill(now), free: func() { s.Stream.Reset(CodeLimit) }}
-		if beside := s.beside.Load(); beside != nil {
-			k := kernelOverhead * (*beside)()
-			h.bytes += k
-			kernel += k
-		}
-		if _, ok := s.Stream.(*quicStream); ok && !h.stalled {
-			add(h, nil) // read as it comes
-		} else {
-			add(h, s.Stream)
-		}
-	}
-	a.carried.mu.Unlock()
+// add adds the carrier of a and its streams to what is held for their user.
+func (h *holdings) add(a *Attachment) {
+	u := h.of(a.s.user)
+	a.addStreams(h, u)
 	if _, ok := a.c.(memoryHolder); !ok || !a.s.server {
-		return kernel // a client's own, or the only one of a proxy
+		return // a client's own, or the only one of a proxy
 	}
-	add(holding{user: user, bytes: carrierCost, carrier: true, free: func() {
+	own := holding{user: a.s.user, carrier: true, free: func() {
 		a.s.spawn(func() { // else it closes by itself
 			a.closeFor(CodeLimit, "the server is short of memory, and this user holds most of it")
 		})
-	}}, a.c)
-	return kernel
+	}}
+	own.count(h, a.c)
+	if a.c.Err() != nil {
+		h.closing += own.bytes
+		return
+	}
+	own.bytes += carrierCost
+	u.add(own)
+}
+
+func (a *Attachment) addStreams(h *holdings, u *holder) {
+	now := a.s.now()
+	a.carried.mu.Lock()
+	defer a.carried.mu.Unlock()
+	for s := range a.carried.all {
+		one := holding{user: a.s.user, bytes: streamCost, stalled: s.stoodStill(now), free: func() { s.Stream.Reset(CodeLimit) }}
+		if beside := s.beside.Load(); beside != nil {
+			kernel := kernelOverhead * (*beside)()
+			one.bytes += kernel
+			h.kernel += kernel
+		}
+		if _, ok := s.Stream.(*quicStream); !ok || one.stalled { // else read as it comes
+			one.count(h, s.Stream)
+		}
+		u.add(one)
+	}
+}
+
+// count adds what the carrier or stream holds, if it can tell.
+func (one *holding) count(h *holdings, where any) {
+	if m, ok := where.(memoryHolder); ok {
+		heap, kernel := m.held()
+		one.bytes += heap + kernel
+		h.kernel += kernel
+	}
 }
 
 // stoodStill reports whether the stream's user has not come back to read, or has

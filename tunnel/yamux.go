@@ -201,6 +201,8 @@ type yamuxCarrier struct {
 	read     chan struct{} // wakes freeReceived
 	turn     chan struct{} // one token: held by the stream that hands a frame to yamux
 
+	unread atomic.Int64 // bytes that have arrived for streams, and that were not taken from yamux
+
 	mu           sync.Mutex
 	streams      map[uint32]*chunkStream // by yamux id, until Reset
 	accepted     int                     // those among them that the peer opened

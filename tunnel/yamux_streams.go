@@ -166,26 +166,27 @@ func (c *yamuxCarrier) releaseStreams() {
 				}
 			}
 			r.y.Close()
-			readOut(r.y, scrap)
+			c.readOut(r.y, scrap)
 			batch[i] = release{}
 		}
 	}
 }
 
 // readOut reads what a released stream still holds; arriving sees to it that no more comes.
-func readOut(y *yamux.Stream, scrap []byte) {
+func (c *yamuxCarrier) readOut(y *yamux.Stream, scrap []byte) {
 	y.SetReadDeadline(longAgo)
 	for {
-		if n, _ := y.Read(scrap); n == 0 {
+		n, _ := y.Read(scrap)
+		c.unread.Add(-int64(n))
+		if n == 0 {
 			y.Shrink()
 			return
 		}
 	}
 }
 
-// arriving counts n bytes of a stream that are about to arrive and says whether to keep them: not
-// those of one that its user is done with, which yamux keeps until the peer is too. Where too much
-// waits to be read the stream with the most is reset.
+// arriving counts n bytes of a stream that are about to arrive and reports whether to keep them: not
+// those of one that its user is done with, which yamux keeps until the peer is too.
 func (c *yamuxCarrier) arriving(id, n uint32) (keep bool) {
 	if id%2 == 1 && id <= yamuxLastOwn {
 		return true
@@ -198,12 +199,16 @@ func (c *yamuxCarrier) arriving(id, n uint32) (keep bool) {
 		if c.peerID(id) {
 			last = c.lastAccepted
 		}
+		if id > last {
+			c.unread.Add(int64(n))
+		}
 		return id > last
 	}
 	if s.wasReset() != nil {
 		return false
 	}
 	s.arrived.Add(uint64(n))
+	c.unread.Add(int64(n))
 	return true
 }
 

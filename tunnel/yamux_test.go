@@ -764,3 +764,48 @@ func TestWaitingReadersDoNotSpinWhileTheSessionCloses(t *testing.T) {
 	close(hold)
 	ending.Wait()
 }
+
+// wantHeld waits until the carrier holds so many bytes beside those of its streams.
+func wantHeld(t *testing.T, c Carrier, want int64) {
+	t.Helper()
+	await(t, "bytes that the carrier holds", func() (int, bool) {
+		heap, _ := c.(*yamuxCarrier).held()
+		return int(heap), heap == want
+	})
+}
+
+func TestCarrierHoldsWhatItsStreamsDoNot(t *testing.T) {
+	const each, streams = 100_000, 3
+	c, y, own := hostileYamux(t)
+	write := func() {
+		for range streams {
+			s, err := y.OpenStream()
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.Write(make([]byte, each))
+		}
+		wantHeld(t, c, streams*each) // nobody has accepted them
+	}
+	reset := func() {
+		for range streams {
+			st, err := c.AcceptStream(testContext(t))
+			if err != nil {
+				t.Fatal(err)
+			}
+			st.Reset(CodeLimit)
+		}
+	}
+	write()
+	reset()
+	wantHeld(t, c, 0)
+
+	write()
+	// The peer takes no more signals, so that it cannot be told of resets.
+	go c.(*yamuxCarrier).signals.Write(make([]byte, 2*maxStreamWindow))
+	if _, err := io.ReadFull(own[2], make([]byte, streams*maxSignal)); err != nil {
+		t.Fatal(err)
+	}
+	reset()
+	wantHeld(t, c, streams*each)
+}
