@@ -240,3 +240,38 @@ func TestBudgetCountsStreamsThatOutliveTheirCarrier(t *testing.T) {
 		count(0, 0)
 	})
 }
+
+// A peer may leave a gap in a stream and send what is behind it, which nobody can read.
+func TestBudgetCountsWhatReadQUICStreamsMayHold(t *testing.T) {
+	w := newWorld(t)
+	defer w.close()
+	near, far := quicPendings(t)
+	attached := make(chan error)
+	go func() {
+		_, err := w.host.Attach(t.Context(), far)
+		attached <- err
+	}()
+	if _, err := w.session.Attach(t.Context(), near, alice); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-attached; err != nil {
+		t.Fatal(err)
+	}
+	b := newBudget(0, nil, nil)
+	holds := func() int64 { return b.sumHoldings(w.host.Sessions()).of("alice").bytes }
+	st, _, err := w.session.OpenStream(t.Context(), []byte("target"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer st.Reset(CodeNone)
+	if got := holds(); got < carrierCost+streamCost || got > carrierCost+streamCost+4<<10 {
+		t.Errorf("a new stream: %d bytes", got)
+	}
+	go st.Write(make([]byte, maxStreamWindow)) // the far end echoes
+	if _, err := io.CopyN(io.Discard, st, maxStreamWindow); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := holds(), int64(carrierCost+streamCost+maxStreamWindow-quicStreamWindow); got < want {
+		t.Errorf("a stream with a large window: %d bytes, want at least %d", got, want)
+	}
+}

@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"math"
 	"time"
 
 	"wmproxy/internal/udpio"
@@ -15,13 +16,15 @@ type memoryHolder interface {
 var (
 	_ memoryHolder = (*quicCarrier)(nil)
 	_ memoryHolder = (*yamuxCarrier)(nil)
-	_ memoryHolder = (*quicStream)(nil)
 	_ memoryHolder = (*chunkStream)(nil)
 )
 
 // held counts streams that were reset until the peer has answered: quic-go keeps
 // their data until then.
-func (c *quicCarrier) held() (heap, kernel int64) { return c.abandoned.Load(), 0 }
+func (c *quicCarrier) held() (heap, kernel int64) { return min(c.abandoned.Load(), c.most()), 0 }
+
+// most is the most that quic-go may hold for all streams, in bytes: the connection's window.
+func (c *quicCarrier) most() int64 { return int64(Windows{Stream: uint64(c.window)}.connection()) }
 
 // held counts streams that wait for AcceptStream, and those that were reset while the peer takes
 // nothing: yamux keeps what arrived for them.
@@ -38,9 +41,7 @@ func (c *yamuxCarrier) held() (heap, kernel int64) {
 
 // held is the most that quic-go may hold, which does not tell how much it does: the
 // stream's window, which quic-go doubles whenever a quarter of it has been read.
-func (s *quicStream) held() (heap, kernel int64) {
-	return min(s.link.window, quicStreamWindow+4*s.read.Load()), 0
-}
+func (s *quicStream) held() int64 { return min(s.link.window, quicStreamWindow+4*s.read.Load()) }
 
 func (s *chunkStream) held() (heap, kernel int64) {
 	taken := s.taken.Load()
@@ -70,6 +71,10 @@ func (h *holdings) add(a *Attachment) {
 
 func (a *Attachment) addStreams(h *holdings, u *holder) {
 	now := a.s.now()
+	room := int64(math.MaxInt64) // for streams of QUIC
+	if c, ok := a.c.(*quicCarrier); ok {
+		room = c.most()
+	}
 	a.carried.mu.Lock()
 	defer a.carried.mu.Unlock()
 	for s := range a.carried.all {
@@ -79,7 +84,17 @@ func (a *Attachment) addStreams(h *holdings, u *holder) {
 			one.bytes += kernel
 			h.kernel += kernel
 		}
-		if _, ok := s.Stream.(*quicStream); !ok || one.stalled { // else read as it comes
+		if q, ok := s.Stream.(*quicStream); ok {
+			most := q.held()
+			if !one.stalled {
+				// It is read as it comes, unless the peer leaves a gap and sends what is behind it. With
+				// the first window alone that is not much more than streamCost.
+				most -= quicStreamWindow
+			}
+			most = min(most, room)
+			room -= most
+			one.bytes += most
+		} else {
 			one.count(h, s.Stream)
 		}
 		u.add(one)

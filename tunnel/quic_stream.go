@@ -94,7 +94,7 @@ func (s *quicStream) Reset(code ErrorCode) {
 	}
 	s.life.end(&ResetError{Code: code})
 	if !s.readEnd.Load() {
-		heap, _ := s.held()
+		heap := s.held()
 		s.link.abandoned.Add(heap)
 		s.s.SetReceiveFinalSizeCallback(func(int64) { s.link.abandoned.Add(-heap) })
 	}
