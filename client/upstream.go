@@ -41,7 +41,8 @@ type upstream struct {
 	connect func(context.Context, tunnel.Kind) (tunnel.Pending, error)
 
 	mu   sync.Mutex
-	back chan struct{} // closed and made anew when a carrier attaches
+	back chan struct{} // closed and made anew when the server is back
+	last time.Time     // when a carrier attached
 }
 
 // keep sees to it that a good carrier of the kind is attached, with room for streams, until ctx ends. A
@@ -81,37 +82,38 @@ func (u *upstream) keep(ctx context.Context, kind tunnel.Kind, refused func()) {
 				refused()
 			}
 		}
-		if u.pause(ctx, wait, back) {
-			failures.reset()
-		}
+		pause(ctx, wait, back)
 	}
 }
 
-// pause waits. It ends sooner, and returns true, if the server lets another
-// carrier in meanwhile: what kept this one out may be over.
-func (u *upstream) pause(ctx context.Context, wait time.Duration, back <-chan struct{}) (sooner bool) {
+// pause waits. It ends sooner if the server is back meanwhile: what kept this carrier
+// out may be over.
+func pause(ctx context.Context, wait time.Duration, back <-chan struct{}) {
 	timer := time.NewTimer(wait)
 	defer timer.Stop()
 	select {
 	case <-ctx.Done():
 	case <-timer.C:
 	case <-back:
-		return true
 	}
-	return false
 }
 
-// comeback returns a channel that is closed when the next carrier attaches.
+// comeback returns a channel that is closed when the server is back.
 func (u *upstream) comeback() <-chan struct{} {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	return u.back
 }
 
-// cameBack tells those who wait that a carrier is attached.
+// cameBack tells those who wait that a carrier is attached, if none was attached lately:
+// carriers that end at once must not have each other dialed without pause.
 func (u *upstream) cameBack() {
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	before := u.last
+	if u.last = time.Now(); u.last.Sub(before) < steadyAfter {
+		return
+	}
 	close(u.back)
 	u.back = make(chan struct{})
 }
