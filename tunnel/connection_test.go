@@ -137,3 +137,44 @@ func TestSessionGoesFromWhoHasMostToWhoHasLess(t *testing.T) {
 		p.gone(append(all, alices...)...)
 	})
 }
+
+func TestRefusedConnectionLeavesTheSessionToOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newTwoPaths(t, time.Hour)
+		defer p.close()
+		entered, refuse := make(chan struct{}), make(chan struct{})
+		asked := 0
+		p.host.cfg.Admit = func(context.Context, *Connection) (func(), error) {
+			if asked++; asked > 1 {
+				return func() {}, nil
+			}
+			close(entered)
+			<-refuse
+			return nil, &CloseError{Code: CodeLimit, Reason: "there is no room"}
+		}
+		s := NewSession(SessionConfig{})
+		w := &world{t: t, host: p.host, session: s}
+		first := make(chan error)
+		go func() {
+			_, _, near, _ := w.attach(s, alice, lossyPath)
+			first <- near
+		}()
+		<-entered
+		a, _, near, far := w.attach(s, alice, lossyPath)
+		if err := errors.Join(near, far); err != nil {
+			t.Fatal(err)
+		}
+		close(refuse)
+		if <-first == nil {
+			t.Fatal("the first is not refused")
+		}
+		a.c.(pipeCarrier).Break(errors.New("cut"))
+		<-a.Done()
+		synctest.Wait()
+		if !p.has(s) {
+			t.Error("the session is not held for a client that was cut off")
+		}
+		time.Sleep(time.Hour)
+		p.gone(s)
+	})
+}

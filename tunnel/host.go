@@ -104,9 +104,7 @@ func (h *Host) Attach(ctx context.Context, p Pending) (*Attachment, error) {
 	conn := newConnection(s, p.Kind())
 	left, err := h.admit(ctx, conn)
 	if err != nil {
-		if !resumed {
-			s.leave() // nothing is held for it
-		}
+		s.leaveUnused()
 		refuse(p, hh.rw, err)
 		return nil, err
 	}

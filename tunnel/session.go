@@ -490,6 +490,16 @@ func (s *Session) leave() {
 	s.gone = true
 }
 
+// leaveUnused is leave for a session that has never had a carrier, unless another is about to
+// attach.
+func (s *Session) leaveUnused() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.holds == 1 && len(s.attached) == 0 && s.detached.IsZero() {
+		s.gone = true
+	}
+}
+
 func (s *Session) left() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
