@@ -151,7 +151,7 @@ func TestCrowdedUserGetsNoNewStream(t *testing.T) {
 			st, _, err := s.OpenStream(t.Context(), []byte("target"))
 			return st, err
 		}
-		third := (w.b.limit/3-carrierCost)/streamCost + 1 // streams that take a third of the limit
+		third := w.b.limit/3/streamCost + 1 // streams that take a third of the limit
 		for range third {
 			st, err := open(w.session)
 			if err != nil {
@@ -245,18 +245,7 @@ func TestBudgetCountsStreamsThatOutliveTheirCarrier(t *testing.T) {
 func TestBudgetCountsWhatReadQUICStreamsMayHold(t *testing.T) {
 	w := newWorld(t)
 	defer w.close()
-	near, far := quicPendings(t)
-	attached := make(chan error)
-	go func() {
-		_, err := w.host.Attach(t.Context(), far)
-		attached <- err
-	}()
-	if _, err := w.session.Attach(t.Context(), near, alice); err != nil {
-		t.Fatal(err)
-	}
-	if err := <-attached; err != nil {
-		t.Fatal(err)
-	}
+	w.attachQUIC()
 	b := newBudget(0, nil, nil)
 	holds := func() int64 { return b.sumHoldings(w.host.Sessions()).of("alice").bytes }
 	st, _, err := w.session.OpenStream(t.Context(), []byte("target"))
