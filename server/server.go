@@ -49,6 +49,12 @@ const (
 	maxQUIC    = admit.DefaultTotal / 2
 	maxOpening = admit.DefaultTotal / 2
 
+	// minQUIC and perQUIC let memory bound those of QUIC that Accept has returned. A hostile
+	// one may hold 740 KiB: its 64 KiB of STREAM frames in frames of 128 bytes with gaps
+	// between them, for each of which quic-go keeps 1,452.
+	minQUIC = 64
+	perQUIC = 1 << 20
+
 	// verifyAbove is how many of QUIC there may be, and verifyAddrAbove how many of one
 	// address that have said nothing yet, before QUIC clients have to prove their address by a
 	// Retry (RFC 9000 section 8.1.2). A flood with forged sources gets no further. Above
@@ -85,11 +91,20 @@ func New(cfg Config) (*Server, error) {
 	}
 	s := &Server{
 		cfg: cfg,
-		tcp: admit.Gate{Total: maxTCP}, quic: admit.Gate{Total: maxQUIC}, opening: admit.Gate{Total: maxOpening, Refuse: true},
+		tcp: admit.Gate{Total: maxTCP}, quic: admit.Gate{Total: halfOpenQUIC(cfg.Memory)}, opening: admit.Gate{Total: maxOpening, Refuse: true},
 		drain: make(chan struct{}, 1), drained: make(chan struct{}), reload: make(chan struct{}, 1),
 	}
 	s.tokens.Store(users)
 	return s, nil
+}
+
+// halfOpenQUIC returns the number of half-open QUIC connections for a server that may
+// hold so many bytes; 0 is no bound.
+func halfOpenQUIC(memory int64) int {
+	if memory <= 0 {
+		return maxQUIC
+	}
+	return min(max(int(memory/perQUIC), minQUIC), maxQUIC)
 }
 
 // Serve listens until ctx ends and then ends every session in order. It returns

@@ -3,6 +3,7 @@ package tunnel
 import (
 	"cmp"
 	"log/slog"
+	"maps"
 	"runtime"
 	"runtime/metrics"
 	"slices"
@@ -15,7 +16,7 @@ const (
 	// budgetInterval is the time between two looks at the memory in use while there
 	// are streams, and budgetIdle without. A 1 Gbit/s peer brings 12 MiB in between.
 	budgetInterval = 100 * time.Millisecond
-	budgetIdle     = time.Second
+	budgetIdle     = 250 * time.Millisecond
 
 	// scanEvery is after how many looks the peers' holdings are summed up although
 	// the heap is small: the kernel may hold more than the heap does.
@@ -71,6 +72,7 @@ type Budget struct {
 
 	// Of the loop.
 	looks     int
+	streams   int           // at the last look
 	kernel    int64         // at the last sum
 	seen      []*Attachment // at the last sum
 	collected time.Time
@@ -155,12 +157,13 @@ func (b *Budget) look() time.Duration {
 	live, inUse := b.heap()
 	b.looks++
 	var held *holdings
-	if inUse-b.base+b.kernel > b.limit/4 || streams > 0 && b.looks%scanEvery == 0 {
+	if inUse-b.base+b.kernel > b.limit/4 || streams > b.streams || streams > 0 && b.looks%scanEvery == 0 {
 		held = b.sumHoldings(sessions)
 		b.kernel = held.kernel
 	} else if streams == 0 {
 		b.seen = nil
 	}
+	b.streams = streams
 	live, inUse = live+b.kernel-b.base, inUse+b.kernel-b.base
 	stale := live > b.limit && b.freed.After(b.collected) // live is of before
 	if inUse > b.limit && (stale || live <= b.limit && time.Since(b.collected) >= collectInterval) && time.Since(b.freed) >= settling {
@@ -362,11 +365,17 @@ func (h *holdings) reduceEach(most, limit int64) (out []holding) {
 	return out
 }
 
-// reduce returns the holdings to free to get want bytes back, each from the user who holds most then.
+// reduce returns the holdings to free to get want bytes back, each from the user who holds most
+// then. Users who hold little give nothing while another holds much: freeing that may bring
+// more than was counted, and the next look tells.
 func (h *holdings) reduce(want, limit int64) (out []holding) {
+	users := slices.Collect(maps.Values(h.users))
+	if much := slices.DeleteFunc(slices.Clone(users), func(u *holder) bool { return u.bytes < limit/8 }); len(much) > 0 {
+		users = much
+	}
 	for want > 0 {
 		var most *holder
-		for _, u := range h.users {
+		for _, u := range users {
 			if (most == nil || u.bytes > most.bytes) && u.next(limit) != nil {
 				most = u
 			}

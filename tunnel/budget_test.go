@@ -44,6 +44,7 @@ func TestBudgetTakesFromWhoHoldsMost(t *testing.T) {
 		{"of whoever holds most then", []holding{stalled("a", 40), stalled("a", 30), stalled("b", 35), stalled("b", 1)}, 100, []int64{40, 35, 30}},
 		{"busy streams go when no others are left", []holding{busy("a", 60), busy("a", 70)}, 100, []int64{70, 60}},
 		{"carriers go last", []holding{carrier("a", 300), stalled("a", 20), busy("a", 10)}, 320, []int64{20, 10, 300}},
+		{"who holds little gives nothing beside one who holds much", []holding{stalled("a", 400), stalled("b", 40), stalled("b", 41)}, 600, []int64{400}},
 		{"carriers of a user who holds little stay", []holding{carrier("a", 100)}, 50, nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
