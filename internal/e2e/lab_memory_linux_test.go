@@ -67,6 +67,10 @@ func TestInTheLabTwoAttackersInASmallCgroup(t *testing.T) {
 		limit = 256 << 20
 		calls = 5 * time.Second
 
+		// late is a p99 that is no fault however short the other is: attackers, clients and
+		// targets share the server's processors.
+		late = 40 * time.Millisecond
+
 		// perAttacker bounds in bytes per second what each sends: the attackers run on the
 		// same processors, and it is not these that they are to fill.
 		perAttacker = 25 << 20
@@ -111,7 +115,7 @@ func TestInTheLabTwoAttackersInASmallCgroup(t *testing.T) {
 	if lost > max(2*lostAlone, 0.004) {
 		t.Errorf("%.1f %% of the call got lost", 100*lost)
 	}
-	if p99 > 2*p99Alone {
-		t.Errorf("p99 %v, want at most twice %v", p99, p99Alone)
+	if p99 > max(2*p99Alone, late) {
+		t.Errorf("p99 %v, want at most twice %v or %v", p99, p99Alone, late)
 	}
 }
