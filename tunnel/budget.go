@@ -200,7 +200,11 @@ func (b *Budget) measureAgain() (live, inUse int64) {
 func (b *Budget) reclaim(held *holdings, live, used int64) {
 	freed := held.reduceEach(b.limit/2, b.limit)
 	if beyond := live - held.closing - b.limit; beyond > 0 {
-		freed = append(freed, held.reduce(beyond+b.limit/8, b.limit)...)
+		want := beyond + b.limit/8
+		for i := range freed {
+			want -= freed[i].bytes
+		}
+		freed = append(freed, held.reduce(want, b.limit)...)
 	}
 	if len(freed) == 0 {
 		return

@@ -265,3 +265,15 @@ func TestBudgetCountsWhatReadQUICStreamsMayHold(t *testing.T) {
 		t.Errorf("a stream with a large window: %d bytes, want at least %d", got, want)
 	}
 }
+
+func TestBudgetCountsTheShareTakenTowardsTheLimit(t *testing.T) {
+	b := newBudget(1000, nil, slog.New(slog.DiscardHandler))
+	var freed []string
+	one := func(user string, bytes int64) holding {
+		return holding{user: user, bytes: bytes, stalled: true, free: func() { freed = append(freed, user) }}
+	}
+	b.reclaim(holdingsOf(one("a", 300), one("a", 300), one("a", 300), one("b", 350)), 1250, 1250)
+	if diff := cmp.Diff([]string{"a", "a"}, freed); diff != "" {
+		t.Error(diff)
+	}
+}
