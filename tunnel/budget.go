@@ -42,6 +42,13 @@ const (
 	streamCost  = 32 << 10
 	carrierCost = 128 << 10
 
+	// quicFrameCost is the factor by which quic-go's memory may exceed the payload that it
+	// holds: it keeps a buffer of 1,452 bytes for each frame of at least 128 (v0.65.0).
+	quicFrameCost = 12
+
+	// quicPacketCost is the bytes of a packet that are no payload: header, tag and an ACK frame.
+	quicPacketCost = 64
+
 	// kernelOverhead is the factor by which the kernel's buffers exceed their payload.
 	kernelOverhead = 2
 )
@@ -173,6 +180,9 @@ func (b *Budget) look() time.Duration {
 		inUse = min(inUse, max(live, b.limit))
 	}
 	b.used.Store(max(inUse, 0))
+	if held != nil {
+		held.attribute(live)
+	}
 	if held != nil && inUse > b.limit/2 && time.Since(b.freed) >= settling {
 		b.reclaim(held, live, inUse)
 	}
@@ -253,8 +263,9 @@ func (b *Budget) forgive() {
 type holding struct {
 	user    string
 	bytes   int64
-	carrier bool // else a stream
-	stalled bool // a stream that is not read or written any more
+	carrier bool  // else a stream
+	unread  int64 // of a carrier over QUIC: bytes of payload that quic-go may hold
+	stalled bool  // a stream that is not read or written any more
 	free    func()
 }
 
@@ -357,6 +368,30 @@ func (h *holdings) of(user string) *holder {
 func (h *holdings) above(user string, limit int64) bool {
 	u := h.users[user]
 	return u != nil && u.bytes > limit/int64(len(h.users)+1)
+}
+
+// attribute adds the bytes in live that are not accounted for to the carriers over QUIC, in
+// proportion to the payload that was not read there: a peer that sends small frames makes
+// quic-go hold several times their payload, which must not be taken from others.
+func (h *holdings) attribute(live int64) {
+	var unread int64
+	for _, u := range h.users {
+		live -= u.bytes
+		for i := range u.all {
+			unread += u.all[i].unread
+		}
+	}
+	if live <= 0 || unread == 0 {
+		return
+	}
+	factor := min(float64(live)/float64(unread), quicFrameCost)
+	for _, u := range h.users {
+		for i := range u.all {
+			more := int64(factor * float64(u.all[i].unread))
+			u.all[i].bytes += more
+			u.bytes += more
+		}
+	}
 }
 
 // reduceEach returns the holdings to free so that no user holds more than most bytes.

@@ -277,3 +277,31 @@ func TestBudgetCountsTheShareTakenTowardsTheLimit(t *testing.T) {
 		t.Error(diff)
 	}
 }
+func TestBudgetAttributesOverheadToUnreadBytes(t *testing.T) {
+	all := []holding{
+		{user: "a", bytes: 400},
+		{user: "b", bytes: 100, carrier: true, unread: 50},
+		{user: "c", bytes: 100, carrier: true, unread: 10},
+	}
+	for _, c := range []struct {
+		name string
+		live int64
+		want map[string]int64
+	}{
+		{"nothing beyond what is accounted for", 600, map[string]int64{"a": 400, "b": 100, "c": 100}},
+		{"in proportion", 1200, map[string]int64{"a": 400, "b": 600, "c": 200}},
+		{"at most what quic-go may hold", 10_000, map[string]int64{"a": 400, "b": 100 + quicFrameCost*50, "c": 100 + quicFrameCost*10}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			h := holdingsOf(all...)
+			h.attribute(c.live)
+			got := make(map[string]int64)
+			for user, u := range h.users {
+				got[user] = u.bytes
+			}
+			if diff := cmp.Diff(c.want, got); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}

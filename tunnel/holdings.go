@@ -26,6 +26,13 @@ func (c *quicCarrier) held() (heap, kernel int64) { return min(c.abandoned.Load(
 // most is the most that quic-go may hold for all streams, in bytes: the connection's window.
 func (c *quicCarrier) most() int64 { return int64(Windows{Stream: uint64(c.window)}.connection()) }
 
+// unread returns the bytes that have arrived and were not read, without those that packets
+// need: an upper bound of the payload that quic-go holds.
+func (c *quicCarrier) unread() int64 {
+	s := c.conn.ConnectionStats()
+	return max(0, int64(s.BytesReceived)-quicPacketCost*int64(s.PacketsReceived)-c.taken.Load())
+}
+
 // held counts streams that wait for AcceptStream, and those that were reset while the peer takes
 // nothing: yamux keeps what arrived for them.
 func (c *yamuxCarrier) held() (heap, kernel int64) {
@@ -51,7 +58,7 @@ func (s *chunkStream) held() (heap, kernel int64) {
 // add adds the carrier of a and its streams to what is held for their user.
 func (h *holdings) add(a *Attachment) {
 	u := h.of(a.s.user)
-	a.addStreams(h, u)
+	windows := a.addStreams(h, u)
 	if _, ok := a.c.(memoryHolder); !ok || !a.s.server {
 		return // a client's own, or the only one of a proxy
 	}
@@ -61,6 +68,9 @@ func (h *holdings) add(a *Attachment) {
 		})
 	}}
 	own.count(h, a.c)
+	if c, ok := a.c.(*quicCarrier); ok {
+		own.unread = min(c.unread(), windows+c.abandoned.Load())
+	}
 	if a.c.Err() != nil {
 		h.closing += own.bytes
 		return
@@ -69,7 +79,8 @@ func (h *holdings) add(a *Attachment) {
 	u.add(own)
 }
 
-func (a *Attachment) addStreams(h *holdings, u *holder) {
+// addStreams adds the streams of a, and returns the windows of those over QUIC in bytes.
+func (a *Attachment) addStreams(h *holdings, u *holder) (windows int64) {
 	now := a.s.now()
 	room := int64(math.MaxInt64) // for streams of QUIC
 	if c, ok := a.c.(*quicCarrier); ok {
@@ -86,6 +97,7 @@ func (a *Attachment) addStreams(h *holdings, u *holder) {
 		}
 		if q, ok := s.Stream.(*quicStream); ok {
 			most := q.held()
+			windows += most
 			if !one.stalled {
 				// It is read as it comes, unless the peer leaves a gap and sends what is behind it. With
 				// the first window alone that is not much more than streamCost.
@@ -99,6 +111,7 @@ func (a *Attachment) addStreams(h *holdings, u *holder) {
 		}
 		u.add(one)
 	}
+	return windows
 }
 
 // count adds what the carrier or stream holds, if it can tell.

@@ -90,6 +90,7 @@ type quicLink struct {
 
 	window    int64        // the largest of a stream, in bytes
 	abandoned atomic.Int64 // the most in bytes that quic-go holds for streams that were reset
+	taken     atomic.Int64 // bytes of streams and bundles that were read
 
 	watcher sync.WaitGroup
 	done    chan struct{}
@@ -398,6 +399,7 @@ func (c *quicCarrier) ReceiveBundles(dst [][]byte) (int, error) {
 		if b == nil {
 			return n, nil // polled, and nothing was there
 		}
+		c.taken.Add(int64(len(b)))
 		if len(b) == 0 {
 			continue // not a bundle
 		}

@@ -45,6 +45,7 @@ func quicStreamError(err error) error {
 func (s *quicStream) Read(p []byte) (int, error) {
 	n, err := s.s.Read(p)
 	s.read.Add(int64(n))
+	s.link.taken.Add(int64(n))
 	if err == io.EOF {
 		s.readEnd.Store(true)
 	}
