@@ -120,7 +120,7 @@ func (f *Files) run() {
 	}
 }
 
-// check reads the files and logs what is new, or the outcome in any case if asked.
+// check reads the files and logs any change, or the outcome in any case if asked.
 func (f *Files) check(asked bool) {
 	if f.watcher != nil {
 		f.watch()

@@ -186,7 +186,7 @@ func (c *Client) Run(ctx context.Context) error {
 	return err
 }
 
-// sessions lists those with all servers.
+// sessions returns the sessions with all servers.
 func (c *Client) sessions() (all []*tunnel.Session) {
 	for _, u := range c.upstreams {
 		all = append(all, u.session)
@@ -194,8 +194,8 @@ func (c *Client) sessions() (all []*tunnel.Session) {
 	return all
 }
 
-// streamSlack is how many of the tunnel's streams may be about to end while others have
-// their places already.
+// streamSlack is how many of the tunnel's streams may be about to end while new streams
+// already have their places.
 const streamSlack = 64
 
 // entranceGrace is how long associations and streams have to end by themselves.

@@ -81,7 +81,7 @@ type Config struct {
 	// Whoever opened it closes it after Run has returned.
 	State *state.Dir
 
-	// Memory bounds in bytes what servers and applications can make the client
+	// Memory bounds the bytes that servers and applications can make the client
 	// hold; see tunnel.Budget. 0 is no bound.
 	Memory int64
 

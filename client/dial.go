@@ -15,8 +15,8 @@ import (
 )
 
 // dial resolves the server's name anew and dials its addresses, a new one beside the
-// others while none has answered. It returns the first connection, or what went wrong with
-// each.
+// others while none has answered. It returns the first connection, or the errors of all
+// addresses.
 func (u *upstream) dial(ctx context.Context, kind tunnel.Kind) (tunnel.Pending, error) {
 	addrs, err := u.resolve(ctx)
 	if err != nil {

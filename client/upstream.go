@@ -86,8 +86,8 @@ func (u *upstream) keep(ctx context.Context, kind tunnel.Kind, refused func()) {
 	}
 }
 
-// pause waits. It ends sooner if the server is back meanwhile: what kept this carrier
-// out may be over.
+// pause waits. It returns early if the server is back meanwhile: the cause that kept
+// this carrier out may be gone.
 func pause(ctx context.Context, wait time.Duration, back <-chan struct{}) {
 	timer := time.NewTimer(wait)
 	defer timer.Stop()
@@ -105,8 +105,8 @@ func (u *upstream) comeback() <-chan struct{} {
 	return u.back
 }
 
-// cameBack tells those who wait that a carrier is attached, if none was attached lately:
-// carriers that end at once must not have each other dialed without pause.
+// cameBack wakes the goroutines in pause when a carrier is attached, if none was lately:
+// carriers that end at once must not make each other dial without pause.
 func (u *upstream) cameBack() {
 	u.mu.Lock()
 	defer u.mu.Unlock()

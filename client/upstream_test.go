@@ -33,7 +33,7 @@ func (s *awayServer) start() {
 	s.host = tunnel.NewHost(tunnel.HostConfig{Authenticate: func(tunnel.Credentials) bool { return true }})
 }
 
-// kill ends the server. Over TCP the client is told, over QUIC it hears no more.
+// kill ends the server. Over TCP the client notices, over QUIC it hears no more.
 func (s *awayServer) kill() {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -51,7 +51,7 @@ type Config struct {
 	// Allow opens destinations that are refused by default.
 	Allow []netip.Prefix
 
-	// Deny closes destinations, whatever Allow opens.
+	// Deny closes destinations, even ones that Allow opens.
 	Deny []netip.Prefix
 
 	// UDPIdle is how long a flow without outbound datagrams keeps its socket.
@@ -72,7 +72,7 @@ type Config struct {
 	// Dead is how long a connection may be silent before it is closed. Default 30 s.
 	Dead time.Duration
 
-	// Memory bounds in bytes what clients can make the server hold; see
+	// Memory bounds the bytes that clients can make the server hold; see
 	// tunnel.Budget. 0 is no bound.
 	Memory int64
 

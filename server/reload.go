@@ -13,9 +13,9 @@ import (
 // maxNamed bounds the users that one log line names.
 const maxNamed = 20
 
-// Reload reads the tokens and the certificate files again. Users whose token was
-// removed or replaced lose their sessions, others nothing. A broken file changes
-// nothing. Reload does not wait for the outcome, which is logged.
+// Reload reads the tokens and the certificate files again. If a user's token was
+// removed or replaced, the user's sessions end; other users lose nothing. A broken
+// file changes nothing. Reload does not wait for the outcome, which is logged.
 func (s *Server) Reload() {
 	select {
 	case s.reload <- struct{}{}:
@@ -77,7 +77,7 @@ func (s *Server) reloadTokens(host *tunnel.Host, relink func() error) error {
 	return nil
 }
 
-// named lists names, with a number in place of those that are too many.
+// named lists names; if there are too many, a number stands for the rest.
 func named(names []string) string {
 	if more := len(names) - maxNamed; more > 0 {
 		return fmt.Sprintf("%s and %d more", strings.Join(names[:maxNamed], ", "), more)

@@ -8,8 +8,8 @@ import (
 	"wmproxy/tunnel"
 )
 
-// carrierUse is the share that a connection over TCP takes of the descriptors. Those
-// over QUIC have none of their own.
+// carrierUse is the share that a connection over TCP takes of the descriptors. QUIC
+// connections have none of their own.
 type carrierUse struct {
 	conn *tunnel.Connection
 	room *share.Pool
@@ -42,7 +42,7 @@ func (c *carrierUse) LastUsed() uint32 {
 	return c.lastAt
 }
 
-// GiveUp closes the connection, and tells the client why.
+// GiveUp closes the connection and sends the client the reason.
 func (c *carrierUse) GiveUp(*share.Lease) {
 	c.conn.Close(tunnel.CodeLimit, "others need the room, and of this user's many connections it was the least used")
 }

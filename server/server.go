@@ -33,8 +33,8 @@ type Server struct {
 	cfg    Config
 	tokens atomic.Pointer[tokens]
 	// Connections that have not authenticated, of each transport by itself, so that
-	// a flood over one costs the other nothing. opening are those of QUIC that have
-	// not said enough of TLS for quic-go to show them to us.
+	// a flood over one costs the other nothing. opening counts QUIC connections that
+	// have not sent enough of TLS for quic-go to show them to us.
 	tcp, quic, opening admit.Gate
 	drain              chan struct{} // one slot: Drain was called
 	drained            chan struct{} // closed when nothing is left to wait for
@@ -49,15 +49,15 @@ const (
 	maxQUIC    = admit.DefaultTotal / 2
 	maxOpening = admit.DefaultTotal / 2
 
-	// minQUIC and perQUIC let memory bound those of QUIC that Accept has returned. A hostile
-	// one may hold 740 KiB: its 64 KiB of STREAM frames in frames of 128 bytes with gaps
-	// between them, for each of which quic-go keeps 1,452.
+	// minQUIC and perQUIC derive from the memory how many QUIC connections Accept may have
+	// returned. A hostile one may hold 740 KiB: its 64 KiB of STREAM frames in frames of 128
+	// bytes with gaps between them, for each of which quic-go keeps 1,452.
 	minQUIC = 64
 	perQUIC = 1 << 20
 
-	// verifyAbove is how many of QUIC there may be, and verifyAddrAbove how many of one
-	// address that have said nothing yet, before QUIC clients have to prove their address by a
-	// Retry (RFC 9000 section 8.1.2). A flood with forged sources gets no further. Above
+	// verifyAbove is how many QUIC connections there may be, and verifyAddrAbove how many of
+	// one address that have sent nothing yet, before QUIC clients have to prove their address
+	// by a Retry (RFC 9000 section 8.1.2). A flood with forged sources gets no further. Above
 	// verifyAbove a handshake is also given less time.
 	verifyAbove     = 128
 	verifyAddrAbove = 16

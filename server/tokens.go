@@ -62,12 +62,12 @@ func randomToken(dir *state.Dir) (link.Token, error) {
 	return t, nil
 }
 
-// tokenChange is how the users of one set of tokens differ from those of another.
+// tokenChange is the difference between the users of two sets of tokens.
 type tokenChange struct {
 	added, removed, changed []string // names, sorted; changed ones have another secret
 }
 
-// changeTo compares ts with what replaces it.
+// changeTo compares ts with its successor.
 func (ts *tokens) changeTo(next *tokens) (c tokenChange) {
 	for name, hash := range next.hashes {
 		old, known := ts.hashes[name]

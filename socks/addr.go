@@ -127,8 +127,8 @@ func ParseAddr(b []byte) (Addr, int, error) {
 
 // ParseLiteral reports whether name is an IP address in text form, and returns it
 // unmapped. Applications that take a host from a URL leave the brackets around an IPv6
-// address, and those that make names absolute put a dot behind an IPv4 address. An
-// address with a zone means nothing to another machine and is not one.
+// address, and applications that make names absolute put a dot behind an IPv4 address.
+// An address with a zone means nothing to another machine; it is reported as no address.
 func ParseLiteral(name string) (netip.Addr, bool) {
 	text := strings.TrimSuffix(name, ".")
 	dot := text != name

@@ -18,7 +18,7 @@ const (
 type lookup uint8
 
 const (
-	lookupFailed lookup = iota // the system cannot tell
+	lookupFailed lookup = iota // the system gave no answer
 	lookupFound
 	lookupNone // no socket of this machine, as far as this process can see
 )
@@ -45,7 +45,7 @@ type owners struct {
 	mu    sync.Mutex
 	known [ownerPlaces]knownOwner
 
-	untold sync.Once // the log has not been told that the system cannot tell
+	untold sync.Once // logs once that the system gives no answer
 }
 
 type knownOwner struct {

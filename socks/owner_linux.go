@@ -129,7 +129,7 @@ func readDiag(b []byte, kind socketKind, seq uint32) (u socketUser, ours bool) {
 		return u, false
 	case message == unix.NLMSG_ERROR && length >= diagHeader+4:
 		if errno := unix.Errno(-int32(native.Uint32(b[diagHeader:]))); errno == unix.ENOENT {
-			u.result = lookupNone // or no such table, which owners.of finds out
+			u.result = lookupNone // or no table for that kind, which owners.of detects
 		}
 	case message == diagByFamily && length >= diagAnswerMin:
 		if kind == kindTCP && b[diagHeader+1] != tcpEstablished {

@@ -12,7 +12,7 @@ import (
 	"wmproxy/internal/udpio"
 )
 
-// as runs f with another user's id for what f opens.
+// as runs f with another user's id for the sockets that f opens.
 func as(t *testing.T, uid int, f func()) {
 	t.Helper()
 	if os.Getuid() != 0 {

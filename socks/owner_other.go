@@ -4,5 +4,5 @@ package socks
 
 import "net/netip"
 
-// askSystem cannot tell: there is no way here that needs no privileges.
+// askSystem finds no owner: on these systems it would need privileges.
 func askSystem(socketKind, netip.AddrPort, netip.AddrPort) socketUser { return socketUser{} }

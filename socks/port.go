@@ -124,7 +124,7 @@ func (t *portTable) leave(p *sharedPort) {
 }
 
 // A sharedPort is one UDP socket for many associations. A datagram belongs to the
-// association that its source speaks for already, or else to the one that choose finds.
+// association that its source belongs to already, or else to the one that choose returns.
 type sharedPort struct {
 	server *Server
 	ip     netip.Addr
@@ -134,11 +134,11 @@ type sharedPort struct {
 	// mu is held while datagrams are passed on, so that nothing reaches an
 	// association after it has left.
 	mu       sync.Mutex
-	bySource map[netip.AddrPort]*Association // by sources that speak for one
+	bySource map[netip.AddrPort]*Association // by sources that belong to one
 	byName   map[netip.AddrPort]*Association // by the sources that UDP ASSOCIATE named; the first to name one has it
 	byClient map[netip.Addr]*sharedPlaces    // by the address of the control connection
 	all      sharedPlaces
-	told     time.Time // when the log was last told of datagrams that belong to nobody
+	told     time.Time // when datagrams of no association were last logged
 }
 
 // sharedPlaces are associations, oldest first.
@@ -155,12 +155,12 @@ type sharedPlace struct {
 }
 
 const (
-	// maxChoice is how many associations of one address are looked at for a source that
-	// is not known.
+	// maxChoice is how many associations of one address are searched for an unknown
+	// source.
 	maxChoice = 64
 
-	// unmatchedLogInterval is the time between two lines in the log about datagrams that
-	// belong to nobody: anyone can send such.
+	// unmatchedLogInterval is the time between two lines in the log about datagrams of
+	// no association: anyone can send them.
 	unmatchedLogInterval = 10 * time.Minute
 )
 
@@ -234,9 +234,9 @@ func (p *sharedPort) receive(ms []udpio.Message) {
 	}
 }
 
-// choose returns the association that a source may speak for which speaks for none yet,
-// having let it in: the one that named it; else the oldest of its address that nobody has
-// spoken for, rather one that named no source; else, as its port may have changed, the
+// choose returns an association for a source that belongs to none yet, after adding the
+// source to it: the one that named it; else the oldest of its address that has no source
+// yet, rather one that named no source; else, as its port may have changed, the
 // only one of its address, or the only one there that has been silent for sourceSilence.
 // If several could be meant there is none: it must not take another's place.
 func (p *sharedPort) choose(m *udpio.Message) *Association {
@@ -308,7 +308,7 @@ func (c *sharedPlaces) only(m *udpio.Message) *Association {
 	return nil
 }
 
-// take lets m's source speak for a, and reports whether it may.
+// take adds m's source to a, and reports whether it is admitted.
 func (p *sharedPort) take(a *Association, m *udpio.Message) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -326,7 +326,7 @@ func (p *sharedPort) take(a *Association, m *udpio.Message) bool {
 	return true
 }
 
-// tell tells the log of a datagram that belongs to nobody.
+// tell logs a datagram that belongs to no association.
 func (p *sharedPort) tell(m *udpio.Message) {
 	if now := time.Now(); p.told.IsZero() || now.Sub(p.told) >= unmatchedLogInterval {
 		p.told = now

@@ -82,10 +82,10 @@ type Server struct {
 	// milliseconds, and an attacker's wait for the deadline.
 	MaxHalfOpen int
 
-	// MakeRoom, if set, is called when the system has no descriptor left for what a
-	// client asks. It may end an association or a CONNECT of a user who has more descriptors
-	// than there are half-open connections, and reports whether it did: else the oldest of
-	// these is closed. It must not wait.
+	// MakeRoom, if set, is called when the system has no descriptor left for a client's
+	// request. It may end an association or a CONNECT of a user with more descriptors than
+	// there are half-open connections, and reports whether it did; if not, the oldest
+	// half-open connection is closed. It must not wait.
 	MakeRoom func(halfOpen int) bool
 
 	// Log takes one line for each association that ends and for what an operator
@@ -192,7 +192,7 @@ func (sv *serving) accept(acceptor udpio.Acceptor) error {
 	}
 }
 
-// makeRoom ends something if err says that there are no descriptors.
+// makeRoom frees descriptors if err reports that none are left.
 func (s *Server) makeRoom(err error) {
 	if !errors.Is(err, syscall.EMFILE) && !errors.Is(err, syscall.ENFILE) {
 		return

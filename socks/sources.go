@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// The rules of who may speak for an association, and who gets its answers:
+// The rules for which source may send for an association, and which gets its answers:
 //
 //  1. A source has the address of the control connection or one in UDPFrom.
 //  2. If there is a password and the control connection comes from a socket of this
@@ -14,8 +14,8 @@ import (
 //  3. A source that UDP ASSOCIATE has named takes the association from sources that
 //     rule 2 has not confirmed, as soon as it speaks, and until it has been silent for
 //     sourceSilence.
-//  4. Any other source joins those that are there. Beyond maxSources it takes the place
-//     of the one that has been silent for longest, which may come back in the same way.
+//  4. Any other source is added. Beyond maxSources it takes the place of the source that
+//     has been silent for longest, which may come back in the same way.
 //  5. An answer goes to the source that last sent to the answer's origin, and otherwise
 //     to the one that spoke last.
 //
@@ -33,7 +33,7 @@ const (
 	fewTargets  = 16
 	manyTargets = 256
 
-	// targetWays is how many targets whose hashes fall together are kept: the newest.
+	// targetWays is how many targets with colliding hashes are kept: the newest.
 	targetWays = 4
 )
 
@@ -47,21 +47,21 @@ type source struct {
 	asked time.Duration  // when it did so last
 }
 
-// sources are those of one association.
+// sources are the sources of one association.
 type sources struct {
 	named netip.AddrPort // by UDP ASSOCIATE, without a zone; the zero value is none
 	list  []source       // at most maxSources
 	used  int            // places that are not free
-	last  int            // the one that spoke last
+	last  int            // the source that sent last
 
 	// targets is a hash of each target with the index of the source that last sent to it
-	// in the lowest two bits. Those of hashes that fall together are targetWays entries
-	// in a row, the newest first.
+	// in the lowest two bits. Targets with colliding hashes are targetWays entries in a
+	// row, the newest first.
 	targets []uint32
 	few     [fewTargets]uint32
 }
 
-// A ruling admits a source or tells the reason why not.
+// A ruling admits a source or is the reason why it is refused.
 type ruling uint8
 
 const (
@@ -82,7 +82,7 @@ const (
 	ownerNone                 // no socket of this machine
 )
 
-// A claim is a source that wants to speak.
+// A claim is a source that asks to be admitted.
 type claim struct {
 	ofClient bool // it has the address of the control connection
 	allowed  bool // or one in UDPFrom
@@ -164,8 +164,8 @@ type gone struct {
 	n     int
 }
 
-// add lets a source in that judge has admitted, and returns its index and those that it
-// takes the place of.
+// add adds a source that judge has admitted, and returns its index and the sources that
+// it replaces.
 func (s *sources) add(e source) (at int, out gone) {
 	if s.isNamed(e.addr) {
 		for i := range s.list {
@@ -228,7 +228,7 @@ func (s *sources) remove(i int) {
 	}
 }
 
-// lastHeard returns the index of the source that spoke last, 0 if there is none.
+// lastHeard returns the index of the source that sent last, 0 if there is none.
 func (s *sources) lastHeard() (at int) {
 	for i := range s.list {
 		if e := &s.list[i]; e.addr.IsValid() && (!s.list[at].addr.IsValid() || e.heard > s.list[at].heard) {
@@ -257,8 +257,8 @@ func (s *sources) near(hash uint32) []uint32 {
 	return s.targets[i : i+targetWays]
 }
 
-// note puts an entry before those near it, in place of the one of the same target or
-// else of the oldest.
+// note puts an entry first in its row, in place of the entry of the same target or else
+// of the oldest.
 func (s *sources) note(entry uint32) {
 	near := s.near(entry)
 	at := 0

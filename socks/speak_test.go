@@ -16,8 +16,8 @@ import (
 // Users of the machine in these tests.
 const owningUser, otherUser = 1000, 1001
 
-// shareable is a Server with a password on a machine where sockets with ports above
-// 6000 are another user's, those above 7000 are gone, and others are the owner's.
+// shareable returns a Server with a password on a machine where sockets with ports above
+// 6000 are another user's, sockets above 7000 are gone, and others are the owner's.
 func shareable() *Server {
 	s := &Server{Username: "u", Password: "p"}
 	s.owners.ask = func(kind socketKind, far, _ netip.AddrPort) socketUser {
@@ -45,7 +45,7 @@ func from(ports ...uint16) (ms []udpio.Message) {
 	return ms
 }
 
-// payloads returns what came out of r's datagrams from from.
+// payloads returns the payloads of r's datagrams from from.
 func (r *recorder) payloads() (texts []string) {
 	for _, d := range r.all() {
 		texts = append(texts, d[len(target4):])
@@ -174,7 +174,7 @@ func TestSharedPortFindsWhoseSourceHasMoved(t *testing.T) {
 func TestSharedPortGoesByNamesAndUsers(t *testing.T) {
 	up1, up2, up3 := &recorder{}, &recorder{}, &recorder{}
 	one, two, three := loose(up1), loose(up2), loose(up3)
-	one.sources.named = port(5007) // says one, and a NAT makes it another
+	one.sources.named = port(5007) // named one, and a NAT makes it another
 	three.sources.named = port(5003)
 	s := shareable()
 	p := sharing(s, one, two, three)

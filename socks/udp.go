@@ -53,9 +53,9 @@ func udpHeader(b []byte) (addrLen int, err error) {
 
 // Uplink is where the datagrams of an association go.
 type Uplink interface {
-	// Send takes datagrams, in order, one call for what was read at once: Head
-	// and Body of each one after the other are the SOCKS5 datagram from ATYP
-	// onward, whose address is well formed. They are valid, and may be written to, until it
+	// Send takes datagrams, in order, one call for each read: Head and Body of a
+	// message, one after the other, are the SOCKS5 datagram from ATYP onward, with
+	// a well-formed address. They are valid, and may be written to, until Send
 	// returns. One goroutine at a time calls it, and it must not wait.
 	Send(ms []udpio.Message)
 
@@ -92,7 +92,7 @@ type Association struct {
 	sources      sources
 	controlUser  socketUser // if controlAsked
 	controlAsked bool
-	warned       uint8 // a bit for each ruling that the log has told of
+	warned       uint8 // a bit for each ruling that was logged
 	counters
 
 	reassemblyMu sync.Mutex
@@ -261,7 +261,7 @@ func (a *Association) relayUp(ms []udpio.Message) {
 	}
 }
 
-// speaker returns the index of m's source, and lets it in if it may speak; else it
+// speaker returns the index of m's source, and adds it if it is admitted; else it
 // counts m as dropped and returns -1. The caller has a.mu.
 func (a *Association) speaker(m *udpio.Message, now time.Duration) int {
 	at := a.sources.find(m.Addr)
@@ -342,15 +342,15 @@ func (a *Association) join(m *udpio.Message, now time.Duration, sure bool) int {
 	return at
 }
 
-// forget takes a source from the shared port, if there is one, whose mu is held then.
+// forget removes a source from the shared port, if there is one; the port's mu is held then.
 func (a *Association) forget(addr netip.AddrPort) {
 	if a.shared != nil {
 		delete(a.shared.bySource, addr)
 	}
 }
 
-// refuse drops m. Once for each reason it tells the log: nothing else would show why UDP
-// is dead. The caller has a.mu.
+// refuse drops m and logs each reason once: nothing else would show why UDP does not
+// work. The caller has a.mu.
 func (a *Association) refuse(m *udpio.Message, r ruling) {
 	a.drop(DropSource, 1)
 	var why string

@@ -37,7 +37,7 @@ type Attachment struct {
 	streams atomic.Int64
 	carried carriedStreams
 	bytes   byteCount                  // of bundles
-	cause   atomic.Pointer[CloseError] // what the peer said, or we found, before the end
+	cause   atomic.Pointer[CloseError] // the peer's reason, or ours, before the end
 	done    chan struct{}
 
 	superseded time.Duration // since when a newer one makes it needless; 0 is not; guarded by Session.mu

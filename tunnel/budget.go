@@ -33,8 +33,8 @@ const (
 	minPenalty = 2 * time.Second
 	maxPenalty = time.Minute
 
-	// budgetStalled is how long the user of a stream has not come back to it when the
-	// stream counts as stalled for a Budget.
+	// budgetStalled is how long the application has not read or written a stream when a
+	// Budget counts the stream as stalled.
 	budgetStalled = time.Second
 
 	// streamCost and carrierCost are the least that a stream and a carrier hold, in
@@ -58,11 +58,11 @@ const (
 // sessions of a process.
 //
 // It measures the process rather than adding up the credit it granted, since
-// quic-go does not tell how much it holds for a stream. The sum for each user
-// decides who has to give: beyond the limit, the user who holds most loses the
-// fullest streams that stand still, then any streams, then carriers. One user
-// alone may hold half of the limit. From three quarters on, users above their
-// share get no new streams, and for a while neither do those who lost something.
+// quic-go does not report how much it holds for a stream. Beyond the limit, the
+// user with the largest sum loses the fullest streams that are stalled, then any
+// streams, then carriers. One user alone may hold half of the limit. From three
+// quarters on, users above their share get no new streams, and for a while users
+// who lost something get none either.
 type Budget struct {
 	limit    int64
 	base     int64 // of the process without peers
@@ -269,7 +269,7 @@ type holding struct {
 	free    func()
 }
 
-// rank orders a user's holdings: first streams that stand still, then other
+// rank orders a user's holdings: first stalled streams, then other
 // streams, then carriers.
 func (h *holding) rank() int {
 	switch {
@@ -320,7 +320,7 @@ func (u *holder) take() holding {
 type holdings struct {
 	users   map[string]*holder
 	kernel  int64 // the part of it in the kernel, in bytes
-	closing int64 // what carriers hold that have ended and are about to be freed, in bytes
+	closing int64 // of ended carriers that are about to be freed, in bytes
 }
 
 // sumHoldings adds up the holdings of the users of sessions.
@@ -336,8 +336,8 @@ func (b *Budget) sumHoldings(sessions []*Session) *holdings {
 	return h
 }
 
-// attachmentsOf returns those of the sessions, and of those seen before the ones that have
-// ended but for streams: what has arrived on these can still be read.
+// attachmentsOf returns the attachments of the sessions, and those seen before that have ended but
+// still have streams: data that has arrived on these can still be read.
 func attachmentsOf(sessions []*Session, before []*Attachment) (all []*Attachment) {
 	for _, a := range before {
 		if a.c.Err() != nil && a.streams.Load() > 0 {
@@ -406,7 +406,7 @@ func (h *holdings) reduceEach(most, limit int64) (out []holding) {
 
 // reduce returns the holdings to free to get want bytes back, each from the user who holds most
 // then. Users who hold little give nothing while another holds much: freeing that may bring
-// more than was counted, and the next look tells.
+// more than was counted, and the next look shows the result.
 func (h *holdings) reduce(want, limit int64) (out []holding) {
 	users := slices.Collect(maps.Values(h.users))
 	if much := slices.DeleteFunc(slices.Clone(users), func(u *holder) bool { return u.bytes < limit/8 }); len(much) > 0 {

@@ -11,7 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// freedBytes returns the bytes of what is given back, in order.
+// freedBytes returns the bytes of each freed holding, in order.
 func freedBytes(freed []holding) (bytes []int64) {
 	for _, h := range freed {
 		bytes = append(bytes, h.bytes)
@@ -82,7 +82,7 @@ func newBudgetWorld(t *testing.T) *budgetWorld {
 	return w
 }
 
-// stalledStream returns a stream whose far end is not read any more.
+// stalledStream returns a stream that the far end no longer reads.
 func (w *budgetWorld) stalledStream() Stream {
 	w.t.Helper()
 	st, _, err := w.session.OpenStream(w.t.Context(), []byte("target"))
@@ -242,7 +242,7 @@ func TestBudgetCountsStreamsThatOutliveTheirCarrier(t *testing.T) {
 	})
 }
 
-// A peer may leave a gap in a stream and send what is behind it, which nobody can read.
+// A peer may leave a gap in a stream and send data beyond it, which nobody can read.
 func TestBudgetCountsWhatReadQUICStreamsMayHold(t *testing.T) {
 	w := newWorld(t)
 	defer w.close()

@@ -249,7 +249,7 @@ func (q *queue) drop(f *flowQueue, why Drop) {
 	f.drops[why]++
 }
 
-// waiting returns the bytes that wait, with what each datagram counts beside them.
+// waiting returns the size of the waiting datagrams, with the overhead counted for each.
 func (q *queue) waiting() int {
 	q.mu.Lock()
 	defer q.mu.Unlock()

@@ -67,8 +67,8 @@ type Carrier interface {
 	Control() io.ReadWriter
 
 	// OpenStream opens a stream to the peer. If as many are open as may be it returns
-	// ErrStreamLimit at once. It does not wait for the peer, but as long as ctx lives it may wait for
-	// those to be accepted that were opened before.
+	// ErrStreamLimit at once. It does not wait for the peer to accept this stream, but until ctx ends
+	// it may wait for earlier streams to be accepted.
 	OpenStream(ctx context.Context) (Stream, error)
 
 	// AcceptStream returns the next stream that the peer opened.

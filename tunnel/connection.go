@@ -41,7 +41,7 @@ func (s *Session) lastUsed() time.Time {
 	return s.start.Add(last)
 }
 
-// Close has the connection closed once it is a carrier, and the client told why. It does not wait.
+// Close closes the connection once it is a carrier, and sends the client the reason. It does not wait.
 func (c *Connection) Close(code ErrorCode, reason string) {
 	select {
 	case c.closing <- &CloseError{Code: code, Reason: reason}:

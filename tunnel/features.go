@@ -1,9 +1,9 @@
 package tunnel
 
 // Features are optional parts of the protocol, one bit each. Each side announces
-// its own at the end of HELLO or WELCOME; a side that sends none has none. What
-// belongs to a feature is sent only to a peer that announced its bit, and messages
-// that a feature adds have even types, so that others may skip them.
+// its own at the end of HELLO or WELCOME; a side that sends none has none. The
+// messages, fields and values of a feature are sent only to a peer that announced its bit,
+// and messages that it adds have even types, so that other peers may skip them.
 type Features uint64
 
 // NamedAnswers is the feature that answers carry the name that the client sent to. Upward,
@@ -14,7 +14,7 @@ const NamedAnswers Features = 1 << 0
 // TypeNameAnswered is the address type of a name that answers are to carry.
 const TypeNameAnswered = 0x83
 
-// ownFeatures are those of this program.
+// ownFeatures are the features of this program.
 const ownFeatures = NamedAnswers
 
 // Has reports whether all bits of want are set.

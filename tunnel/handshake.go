@@ -300,7 +300,7 @@ func (h *Host) join(hh *hostHello, kind Kind) (s *Session, resumed bool, err err
 	if h.closed {
 		return nil, false, &CloseError{Code: CodeShutdown, Reason: "the server is shutting down"}
 	}
-	// Again, with h.mu held: what EndSessions does not find must not come later.
+	// Again, with h.mu held: no session may appear after EndSessions has looked for it.
 	if !h.cfg.Authenticate(hh.Credentials) {
 		return nil, false, errCredentials
 	}

@@ -115,9 +115,9 @@ type health struct {
 
 	suspect   bool
 	probation bool          // suspect only because the one before it was
-	why       string        // while suspect; reason is what to show
+	why       string        // while suspect; reason returns the text to show
 	silence   bool          // it is suspect because it was silent
-	longest   time.Duration // silence of those that have ended, of this suspicion
+	longest   time.Duration // the longest ended silence of this suspicion
 	since     time.Duration // of the present state
 	relapses  int
 	limit     int // largest bundle in bytes that the path takes; 0 is any
@@ -287,7 +287,7 @@ func (h *health) judge(now time.Duration) (changed bool) {
 	return true
 }
 
-// reason returns what is wrong with a suspect now, "" if it is none. heard is when anything last came.
+// reason returns why a carrier is suspect now, "" if it is not. heard is when anything last arrived.
 func (h *health) reason(now, heard time.Duration) string {
 	silent := h.silent(now)
 	switch {
@@ -303,7 +303,7 @@ func (h *health) reason(now, heard time.Duration) string {
 	return fmt.Sprintf("has answered nothing for %.1f s", silent.Seconds())
 }
 
-// complaint returns what is wrong with a carrier that was good, "" for nothing, and whether that is silence.
+// complaint returns the fault of a carrier that was good, "" if none, and reports whether it is silence.
 func (h *health) complaint(now time.Duration) (why string, silence bool) {
 	patience := h.t.Suspect
 	if h.hurried {

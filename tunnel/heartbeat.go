@@ -293,7 +293,7 @@ func (a *Attachment) bundleLimit() (limit, most int) {
 	return limit, most
 }
 
-// good reports whether the carrier may be relied on, and what is wrong with it at this moment if not.
+// good reports whether the carrier may be relied on, and returns the reason if it currently may not.
 func (a *Attachment) good() (good bool, why string) {
 	b := &a.beat
 	if b.h == nil {

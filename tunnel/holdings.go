@@ -7,7 +7,7 @@ import (
 	"wmproxy/internal/udpio"
 )
 
-// memoryHolder is a carrier or a stream that can tell how many bytes it holds for
+// memoryHolder is a carrier or a stream that can report how many bytes it holds for
 // a peer: on the heap, and in the kernel with the kernel's own overhead.
 type memoryHolder interface {
 	held() (heap, kernel int64)
@@ -26,15 +26,15 @@ func (c *quicCarrier) held() (heap, kernel int64) { return min(c.abandoned.Load(
 // most is the most that quic-go may hold for all streams, in bytes: the connection's window.
 func (c *quicCarrier) most() int64 { return int64(Windows{Stream: uint64(c.window)}.connection()) }
 
-// unread returns the bytes that have arrived and were not read, without those that packets
-// need: an upper bound of the payload that quic-go holds.
+// unread returns the bytes that have arrived and were not read, less the packets' overhead:
+// an upper bound of the payload that quic-go holds.
 func (c *quicCarrier) unread() int64 {
 	s := c.conn.ConnectionStats()
 	return max(0, int64(s.BytesReceived)-quicPacketCost*int64(s.PacketsReceived)-c.taken.Load())
 }
 
-// held counts streams that wait for AcceptStream, and those that were reset while the peer takes
-// nothing: yamux keeps what arrived for them.
+// held counts streams that wait for AcceptStream, and streams that were reset while the peer reads
+// nothing: yamux keeps the data that arrived for them.
 func (c *yamuxCarrier) held() (heap, kernel int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -46,8 +46,8 @@ func (c *yamuxCarrier) held() (heap, kernel int64) {
 	return max(heap, 0), kernelOverhead * udpio.Buffered(c.conn.raw)
 }
 
-// held is the most that quic-go may hold, which does not tell how much it does: the
-// stream's window, which quic-go doubles whenever a quarter of it has been read.
+// held returns the most that quic-go may hold, as it does not report how much it does:
+// the stream's window, which it doubles whenever a quarter of it has been read.
 func (s *quicStream) held() int64 { return min(s.link.window, quicStreamWindow+4*s.read.Load()) }
 
 func (s *chunkStream) held() (heap, kernel int64) {
@@ -55,7 +55,7 @@ func (s *chunkStream) held() (heap, kernel int64) {
 	return int64(s.arrived.Load() - min(s.arrived.Load(), taken)), 0
 }
 
-// add adds the carrier of a and its streams to what is held for their user.
+// add adds the carrier of a and its streams to the holdings of their user.
 func (h *holdings) add(a *Attachment) {
 	u := h.of(a.s.user)
 	windows := a.addStreams(h, u)
@@ -99,7 +99,7 @@ func (a *Attachment) addStreams(h *holdings, u *holder) (windows int64) {
 			most := q.held()
 			windows += most
 			if !one.stalled {
-				// It is read as it comes, unless the peer leaves a gap and sends what is behind it. With
+				// It is read as it arrives, unless the peer leaves a gap and sends data beyond it. With
 				// the first window alone that is not much more than streamCost.
 				most -= quicStreamWindow
 			}
@@ -114,7 +114,7 @@ func (a *Attachment) addStreams(h *holdings, u *holder) (windows int64) {
 	return windows
 }
 
-// count adds what the carrier or stream holds, if it can tell.
+// count adds the bytes that the carrier or stream holds, if it can report them.
 func (one *holding) count(h *holdings, where any) {
 	if m, ok := where.(memoryHolder); ok {
 		heap, kernel := m.held()
@@ -134,6 +134,6 @@ func (s *carriedStream) stoodStill(now time.Duration) bool {
 	return false
 }
 
-// CountBeside has a Budget count buffered's bytes as held for the stream: those that
-// the kernel keeps for the connection that the stream is copied to.
+// CountBeside makes a Budget count buffered's bytes as held for the stream: the bytes
+// that the kernel keeps for the connection that the stream is copied to.
 func (s *carriedStream) CountBeside(buffered func() int64) { s.beside.Store(&buffered) }

@@ -35,7 +35,7 @@ type HostConfig struct {
 	Hold time.Duration
 
 	// Admit, if set, is asked about each connection whose client has authenticated,
-	// before Welcome. An error refuses it; the client is told a *CloseError. left is called
+	// before Welcome. An error refuses it; a *CloseError is sent to the client. left is called
 	// when the connection is closed. Admit may wait until ctx ends.
 	Admit func(ctx context.Context, c *Connection) (left func(), err error)
 
@@ -223,7 +223,7 @@ func ofUser(user string) func(sessionKey, *Session) bool {
 	return func(k sessionKey, _ *Session) bool { return k.user == user }
 }
 
-// startHold has the session end after Hold, unless it is in use.
+// startHold makes the session end after Hold, unless it is in use.
 func (h *Host) startHold(key sessionKey, s *Session) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -291,9 +291,9 @@ func (h *Host) makeWayLocked(may func(sessionKey, *Session) bool, reason string)
 	return s != nil
 }
 
-// takePlaceLocked ends a session for a user: one that is held, of the user or of one who has more,
-// or else the least used of the user who has most, if that one has as many as the other then. It
-// reports whether there was one. h.mu is held.
+// takePlaceLocked ends a session to make room for user: a held one, of user or of a user with more
+// sessions, else the least used one of the user with most, if that user then still has as many as
+// user. It reports whether it ended one. h.mu is held.
 func (h *Host) takePlaceLocked(user string) bool {
 	has := make(map[string]int)
 	for k := range h.sessions {

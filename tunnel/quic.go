@@ -22,8 +22,8 @@ const (
 	quicConnectionIDLength = 17
 
 	// A handshake that is silent for the idle timeout has failed, and so has one
-	// of twice that age. A server waits less: what it waits for holds memory. While it
-	// has many to wait for it is less again, which is still several round trips.
+	// of twice that age. A server waits less: each handshake holds memory. While many
+	// are under way it waits less again, which is still several round trips.
 	quicHandshakeIdleTimeout = HandshakeTimeout
 	quicServerHandshakeIdle  = HandshakeTimeout / 2
 	quicHurriedHandshakeIdle = HandshakeTimeout / 4

@@ -38,7 +38,7 @@ type QUICConfig struct {
 	// Dead is Timers.Dead, 0 its default: connections outlive that much silence.
 	Dead time.Duration
 
-	// Windows bound what a client may send ahead; zero is the default.
+	// Windows bound the data a client may send ahead; zero is the default.
 	Windows Windows
 }
 

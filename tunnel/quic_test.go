@@ -194,7 +194,7 @@ func (d *doorkeeper) counts() (inside, entered int) {
 func TestHurriedQUICHandshakeIsGivenUpSooner(t *testing.T) {
 	_, serverTLS := testTLS()
 	gone := make(chan string, 2)
-	// Both get an Initial packet that says nothing that anybody could read, the hurried one later.
+	// Both get an Initial packet without any readable content, the hurried one later.
 	for _, name := range []string{"ordinary", "hurried"} {
 		socket, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
 		if err != nil {

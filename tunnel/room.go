@@ -9,14 +9,14 @@ import (
 var ErrStreamLimit = errors.New("no more TCP streams may be open")
 
 // roomLocked returns the carrier for a new stream: the one that serves streams, or if that is full
-// another that works, rather of another kind; nil is none.
+// another that works, rather of another kind; nil if there is none.
 func (s *Session) roomLocked(full []*Attachment) (room *Attachment) {
 	may := func(a *Attachment) bool { return a.c.Err() == nil && !slices.Contains(full, a) }
 	if a := s.streamsOn; a != nil && may(a) {
 		return a
 	}
 	if len(full) == 0 {
-		return nil // what has ended is about to be replaced
+		return nil // the ended carrier is about to be replaced
 	}
 	for _, a := range slices.Backward(s.attached) {
 		if may(a) && a.serviceable() && (room == nil || room.Kind() == full[0].Kind()) {
@@ -62,13 +62,13 @@ func (s *Session) mayWidenLocked(kind Kind) bool {
 	return n < maxPerKind
 }
 
-// stirLocked wakes all that wait for a change of what is attached.
+// stirLocked wakes all goroutines that wait for a carrier to come or go.
 func (s *Session) stirLocked() {
 	close(s.changed)
 	s.changed = make(chan struct{})
 }
 
-// streamEnded lets those that wait for room try again.
+// streamEnded wakes the goroutines that wait for room, to try again.
 func (s *Session) streamEnded() {
 	s.mu.Lock()
 	defer s.mu.Unlock()

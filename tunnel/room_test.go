@@ -51,7 +51,7 @@ func (p *twoPaths) joinSmall(cfg PipeConfig, most int64) {
 	}
 }
 
-// keep opens a stream and keeps it until the test ends. It returns what it goes over and how long that took.
+// keep opens a stream and keeps it until the test ends. It returns its carrier and how long opening took.
 func (p *twoPaths) keep() (over *Attachment, took time.Duration, err error) {
 	began := time.Now()
 	st, _, err := p.session.OpenStream(context.Background(), []byte("target"))

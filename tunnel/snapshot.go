@@ -75,8 +75,8 @@ type byteCount struct{ up, down atomic.Uint64 }
 // ID is the session's number; a session that the server no longer knew has a new one.
 func (s *Session) ID() SessionID { return s.current().id }
 
-// Doubt returns what is wrong if carriers are attached and none of them is good or on probation, else "". It
-// stays the same as long as nothing comes.
+// Doubt returns the problem if carriers are attached and none of them is good or on probation, else "". It
+// stays the same as long as nothing arrives.
 func (s *Session) Doubt() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -187,7 +187,7 @@ const (
 	isMute verdict = "it gives no sign of life"
 )
 
-// lookEvery is how often a carrier is looked at that a stream is being opened over.
+// lookEvery is the interval of looks at a carrier while a stream is being opened over it.
 const lookEvery = attachWait / 20
 
 // watchOpening waits until a is not worth waiting for, and returns why; "" is the end of ctx. Until

@@ -1,7 +1,7 @@
 package tunnel
 
 const (
-	// maxStreamWindow bounds in bytes what the peer may send on a stream that is not
+	// maxStreamWindow bounds the bytes that the peer may send on a stream that is not
 	// being read: one stream moves 4 MiB per round trip, 320 Mbit/s at 100 ms.
 	maxStreamWindow = 4 << 20
 
@@ -13,7 +13,7 @@ const (
 )
 
 // Windows are the flow-control windows of a carrier: how much the peer may send
-// ahead of what is read. The zero value is the default.
+// before we read it. The zero value is the default.
 type Windows struct {
 	Stream uint64 // the largest of one stream, in bytes; 0 means 4 MiB
 }

@@ -14,11 +14,11 @@ import (
 
 const (
 	// tlsSilence is how long TLS may take before a second connection is tried in small segments.
-	// Hellos are larger than a segment, so that a path that loses large packets without a word
-	// lets TCP connect and then brings nothing more.
+	// Hellos are larger than a segment, so that a path that silently loses large packets lets
+	// TCP connect and then delivers nothing more.
 	tlsSilence = 1500 * time.Millisecond
 
-	// smallSegment is how many bytes a TCP segment has at most where large ones are lost: as many as
+	// smallSegment is the largest TCP segment in bytes on paths that lose large packets: the size that
 	// Linux's own search for the path's limit begins with (net.ipv4.tcp_base_mss).
 	smallSegment = 1024
 )
@@ -76,7 +76,7 @@ func DialYamux(ctx context.Context, addr *net.TCPAddr, tlsConf *tls.Config, dead
 			case end.p == full:
 				failure = end.err
 				if !isTimeout(end.err) {
-					cancel() // such as a wrong pin: the other would find the same
+					cancel() // a wrong pin, for example: the other attempt would fail too
 				}
 			}
 		}

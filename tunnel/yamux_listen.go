@@ -30,7 +30,7 @@ type YamuxListener struct {
 }
 
 // ListenYamux accepts from ln, which the listener then owns. dead is Timers.Dead, 0
-// its default: connections outlive that much silence. w bounds what a client may send ahead.
+// its default: connections outlive that much silence. w bounds the data a client may send ahead.
 func ListenYamux(ln net.Listener, tlsConf *tls.Config, dead time.Duration, w Windows) *YamuxListener {
 	return &YamuxListener{ln: ln, tls: fullRecords(tlsConf), dead: dead, windows: w, closed: make(chan struct{})}
 }

@@ -7,5 +7,5 @@ import "syscall"
 // canLimitSegments reports whether limitSegments does anything.
 const canLimitSegments = false
 
-// limitSegments does nothing: Windows has no such option.
+// limitSegments does nothing: Windows has no option for it.
 func limitSegments(syscall.RawConn, int) error { return nil }

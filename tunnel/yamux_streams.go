@@ -185,8 +185,8 @@ func (c *yamuxCarrier) readOut(y *yamux.Stream, scrap []byte) {
 	}
 }
 
-// arriving counts n bytes of a stream that are about to arrive and reports whether to keep them: not
-// those of one that its user is done with, which yamux keeps until the peer is too.
+// arriving counts n bytes of a stream that are about to arrive and reports whether to keep them. It
+// drops them if the stream's user has closed it; yamux keeps that stream until the peer closes it too.
 func (c *yamuxCarrier) arriving(id, n uint32) (keep bool) {
 	if id%2 == 1 && id <= yamuxLastOwn {
 		return true

@@ -765,7 +765,7 @@ func TestWaitingReadersDoNotSpinWhileTheSessionCloses(t *testing.T) {
 	ending.Wait()
 }
 
-// wantHeld waits until the carrier holds so many bytes beside those of its streams.
+// wantHeld waits until the carrier holds want bytes beside its streams' own.
 func wantHeld(t *testing.T, c Carrier, want int64) {
 	t.Helper()
 	await(t, "bytes that the carrier holds", func() (int, bool) {
@@ -801,7 +801,7 @@ func TestCarrierHoldsWhatItsStreamsDoNot(t *testing.T) {
 	wantHeld(t, c, 0)
 
 	write()
-	// The peer takes no more signals, so that it cannot be told of resets.
+	// The peer takes no more signals, so that no reset reaches it.
 	go c.(*yamuxCarrier).signals.Write(make([]byte, 2*maxStreamWindow))
 	if _, err := io.ReadFull(own[2], make([]byte, streams*maxSignal)); err != nil {
 		t.Fatal(err)

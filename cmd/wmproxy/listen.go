@@ -8,8 +8,8 @@ import (
 	"syscall"
 )
 
-// listenFailure makes a sentence of an error that says that nothing can listen on
-// the address of a flag, with what to do. It returns others as they are.
+// listenFailure turns an error of listening on the address of a flag into a sentence
+// with advice. It returns other errors as they are.
 func (p *program) listenFailure(err error, flag string) error {
 	var op *net.OpError
 	if !errors.As(err, &op) || op.Op != "listen" {

@@ -56,8 +56,8 @@ func (p *program) logger(o logOptions) *slog.Logger {
 	return slog.New(p.limited)
 }
 
-// logHandler writes log lines; colours are for terminals whose user did not refuse
-// them (no-color.org).
+// logHandler writes log lines, in colour on terminals unless the user refused that
+// (no-color.org).
 func (p *program) logHandler(o logOptions) slog.Handler {
 	w := p.log
 	if w == nil {

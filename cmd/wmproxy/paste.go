@@ -8,8 +8,8 @@ import (
 	"strings"
 )
 
-// printLink prints what to do on the client. The link is a secret, so that it goes
-// to a terminal alone: a log, a journal or a container's output keeps it, for others
+// printLink prints the command to run on the client. The link is a secret and goes to
+// a terminal alone: a log, a journal or a container's output would keep it, for others
 // to read.
 func (p *program) printLink(link, path string) {
 	if p.shown {
@@ -20,7 +20,7 @@ func (p *program) printLink(link, path string) {
 		path, p.name, filepath.Base(path))
 }
 
-// commandName returns what to type to run the program that was started as arg0:
+// commandName returns the command that runs the program that was started as arg0:
 // its name alone if that finds it on PATH, otherwise the path.
 func commandName(arg0 string) string {
 	name := filepath.Base(arg0)

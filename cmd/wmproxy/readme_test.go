@@ -11,7 +11,7 @@ import (
 	"github.com/urfave/cli/v2"
 )
 
-// readmeRow is what README.md says of flags in one row of a table.
+// readmeRow is one row of README.md's tables of flags.
 type readmeRow struct{ names, defaults, text string }
 
 var flagName = regexp.MustCompile(`--([a-z][a-z-]*)`)

@@ -8,7 +8,7 @@ import (
 	"sync"
 )
 
-// DefaultTotal is what the zero Gate admits. A handshake takes a few round trips, so an
+// DefaultTotal is how many the zero Gate admits. A handshake takes a few round trips, so an
 // honest client is half open for well under a second.
 const DefaultTotal = 1024
 
@@ -136,7 +136,7 @@ func (g *Gate) fitsLocked(within []netip.Prefix) bool {
 	return sum < total
 }
 
-// evictLocked takes out an entry whose evict the caller calls; nil if there is none.
+// evictLocked removes and returns an entry, nil if there is none. The caller calls its evict.
 func (g *Gate) evictLocked() *entry {
 	if g.all.n == 0 {
 		return nil

@@ -75,8 +75,8 @@ func TestNewcomersReplaceTheOldestOfTheFullestNetwork(t *testing.T) {
 	}
 }
 
-// flood is addresses without end, from so many networks in turn, which lie beside each
-// other and whose prefixes have that many of 128 bits.
+// flood returns an endless source of addresses, from that many adjacent networks in turn,
+// each with a prefix of that many of the 128 bits.
 func flood(first string, networks, bits int) func() netip.Addr {
 	i := 0
 	return func() netip.Addr {

@@ -33,7 +33,7 @@ type network struct {
 	prefix  netip.Prefix
 	around  *network // nil for the Internet
 	number  uint64   // in the order they came
-	n       int      // connections, those of the networks within it included
+	n       int      // connections, also of the networks within it
 	index   int      // in around.within
 	within  fullest
 	entries list.List // of *entry, oldest first; only of a smallest network

@@ -10,8 +10,8 @@ import (
 	"wmproxy/socks"
 )
 
-// describe makes a sentence of why an association or a stream could not be had,
-// with what to do.
+// describe returns a sentence on why an association or a stream was refused, with
+// advice.
 func describe(way *Way, err error) error {
 	var step *socks.StepError
 	var other *notEchoError
@@ -33,7 +33,7 @@ func describe(way *Way, err error) error {
 	return err
 }
 
-// dialFailure says why there is no connection to address.
+// dialFailure returns a sentence on why dialing address failed.
 func dialFailure(address string, err error) string {
 	var unknown *net.DNSError
 	var network net.Error

@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// A TCP connection to an Echo that begins with these bytes is one of a load:
+// A TCP connection to an Echo that begins with these bytes carries a load:
 //
 //	+-------------------+------+
 //	| "wmproxy-bench/2" | mode |
@@ -20,8 +20,8 @@ import (
 //	+-------------------+------+
 //
 // The far end answers with "wmproxy-echo/2 " and the mode, which no echo does, so
-// that the figures of a load are not those of something else. Then, 'U': the rest
-// is thrown away; the total so far goes back, 8 bytes big-endian, every 20 ms and
+// that nothing else is measured by mistake. Then, 'U': the rest is discarded; the
+// total so far goes back, 8 bytes big-endian, every 20 ms and
 // at the end of the stream. 'D': pseudo-random bytes come back until the
 // connection ends. On any other beginning all bytes are echoed, so that the same
 // port serves "wmproxy test --echo".
@@ -44,7 +44,7 @@ type notEchoError struct{ why string }
 
 func (e *notEchoError) Error() string { return e.why }
 
-// greet says on c what the stream is for and waits for the far end's greeting.
+// greet sends the mode on c and waits for the far end's greeting.
 func greet(c net.Conn, mode byte) error {
 	_ = c.SetDeadline(time.Now().Add(handshakeTimeout))
 	sent := appendPreface(nil, mode)

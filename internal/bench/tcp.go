@@ -97,7 +97,7 @@ func (l *tcpLoad) dial(ctx context.Context, modes []byte) error {
 	if err := work.Wait(); err != nil {
 		l.close()
 		if ctx.Err() != nil {
-			err = context.Cause(ctx) // whatever the streams made of it
+			err = context.Cause(ctx) // not the errors that streams had from it
 		}
 		return describe(&l.cfg.Way, err)
 	}

@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// checked runs wmproxy test, which must fail, and returns what it printed.
+// checked runs wmproxy test, which must fail, and returns its output.
 func checked(t *testing.T, c *socksProcess, args ...string) string {
 	t.Helper()
 	p := launch(t, nil, append([]string{"test", "--socks", c.Addr.String(), "--timeout", "5s"}, args...)...)

@@ -34,8 +34,8 @@ func TestDeniedDestinationsAreRefused(t *testing.T) {
 	})
 }
 
-// Public addresses, and yet not of the internet: those of a cloud for its machines, and that by which clients
-// reach a server behind a NAT.
+// Public addresses, and yet not of the internet: a cloud's addresses for its machines, and the address by which
+// clients reach a server behind a NAT.
 func TestAddressesThatOnlyLookPublicAreRefused(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, "--advertise", "203.0.112.1")

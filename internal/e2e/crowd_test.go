@@ -15,7 +15,7 @@ import (
 // crowdMost is how many streams a client opens at a time.
 const crowdMost = 1984
 
-// startHolder starts a target that says a byte to each connection and then waits for its end.
+// startHolder starts a target that sends a byte on each connection and then waits for its end.
 func startHolder(t testing.TB) socks.Addr {
 	t.Helper()
 	ln := listenTCP(t, "127.0.0.1:0")
@@ -84,7 +84,7 @@ func crowd(t testing.TB, c *socks.Client, to socks.Addr, n int) (conns []net.Con
 	return conns, took
 }
 
-// notUnderRace skips a test whose thousands of streams the race detector makes a matter of minutes.
+// notUnderRace skips a test of thousands of streams, which takes minutes under the race detector.
 func notUnderRace(t *testing.T) {
 	t.Helper()
 	if raceEnabled {
@@ -133,7 +133,7 @@ func TestStreamBeyondTheClientsLimitIsRefusedAtOnce(t *testing.T) {
 	})
 }
 
-// A stream that opens over what gives no sign of life fails as soon as when nothing is attached.
+// A stream that opens over silent carriers fails as soon as when nothing is attached.
 func TestStreamFailsWithinFiveSecondsOfADeadServer(t *testing.T) {
 	t.Parallel()
 	const promised = 5 * time.Second

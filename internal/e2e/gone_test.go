@@ -16,8 +16,8 @@ import (
 // goneStreams is how many streams are left behind at a time.
 const goneStreams = 20
 
-// One end of each stream ends its half and is then gone, as its kernel says by a reset; the other end neither
-// says nor hears anything.
+// One end of each stream ends its half and is then gone, so that its kernel sends a reset; the other end neither
+// sends nor receives anything.
 func TestHalfClosedStreamsOfTheGoneAreReset(t *testing.T) {
 	t.Parallel()
 	overEach(t, []string{overQUIC, overYamux}, func(t *testing.T, kind string) {

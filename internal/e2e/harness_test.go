@@ -410,7 +410,7 @@ func serverBehind(t testing.TB, p *process) *serverProcess {
 	return &serverProcess{process: p, Link: text, Addr: addr}
 }
 
-// linkFile matches the path of the client's link in what a server prints.
+// linkFile matches the path of the client's link in a server's output.
 var linkFile = regexp.MustCompile(`(?m)^  (/.*client\.link)$`)
 
 // pasted waits for the path that a server prints and returns the link in the file.

@@ -60,7 +60,7 @@ func callOf(t *testing.T, conn *socks.PacketConn, echo socks.Addr, d time.Durati
 	return 1 - float64(len(rtts))/float64(n), rtts[(len(rtts)-1)*99/100]
 }
 
-// Two users who fill what the server may hold, with its defaults and 256 MB for the
+// Two users who fill the server's memory limit, with its defaults and 256 MB for the
 // process, cost the others little.
 func TestInTheLabTwoAttackersInASmallCgroup(t *testing.T) {
 	const (
@@ -71,8 +71,8 @@ func TestInTheLabTwoAttackersInASmallCgroup(t *testing.T) {
 		// targets share the server's processors.
 		late = 40 * time.Millisecond
 
-		// perAttacker bounds in bytes per second what each sends: the attackers run on the
-		// same processors, and it is not these that they are to fill.
+		// perAttacker is how many bytes per second each sends at most: the attackers run on
+		// the same processors, which they are not meant to fill.
 		perAttacker = 25 << 20
 	)
 	group := smallCgroup(t, limit)

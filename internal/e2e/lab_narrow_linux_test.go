@@ -132,7 +132,7 @@ func TestInTheLabAPathThatNarrowsIsSurvived(t *testing.T) {
 	}
 }
 
-// QUIC cannot be on such a path, and no firewall is to blame.
+// QUIC cannot work on a narrow path, and no firewall is to blame.
 func TestInTheLabAPathTooNarrowForQUICIsNamed(t *testing.T) {
 	t.Parallel()
 	const mtu = 1150

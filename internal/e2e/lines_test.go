@@ -11,8 +11,8 @@ import (
 	"wmproxy/socks"
 )
 
-// Lines of one kind about one user in ten seconds, and the one at their end that says how
-// many are left out.
+// Lines of one kind about one user in ten seconds, and the line at their end with the number
+// left out.
 const (
 	mostWarnings    = 5 + 1
 	mostInformation = 30 + 1

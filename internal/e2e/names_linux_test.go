@@ -34,7 +34,7 @@ type namesLab struct {
 // answers returns the addresses of a name, or reports that the DNS server is silent.
 type answers func(name string) (addrs []netip.Addr, silent bool)
 
-// mute6 is a name for whose IPv6 addresses no DNS server answers.
+// mute6 is a name; no DNS server answers for its IPv6 addresses.
 const mute6 = "mute6.test"
 
 // startNamesLab makes the machine, or skips the test.

@@ -84,7 +84,7 @@ func TestAnswersToANameCarryTheName(t *testing.T) {
 	}
 }
 
-// An old client says nothing of features and gets addresses, as ever.
+// An old client announces no features and gets addresses, as before.
 func TestNamesComeDownOnlyWhereTheyWereAskedFor(t *testing.T) {
 	target := startMemo(t)
 	port := target.addr.Port()
@@ -113,7 +113,7 @@ func TestNamesComeDownOnlyWhereTheyWereAskedFor(t *testing.T) {
 }
 
 // wireServer is a server's side of the wire over yamux, written from docs/PROTOCOL.md, as
-// far as one datagram takes it: it answers each with itself, but for what ATYP was.
+// far as one datagram needs it: it echoes each datagram, except for its ATYP.
 type wireServer struct {
 	features []byte // at the end of WELCOME; nil is none, as of old
 	kinds    chan byte

@@ -47,7 +47,7 @@ func TestBecomesWMProxyWithoutIPv6(t *testing.T) {
 	}
 }
 
-// refuseIPv6 lets the calling thread and what it starts open no sockets of IPv6.
+// refuseIPv6 keeps the calling thread and its children from opening IPv6 sockets.
 func refuseIPv6() error {
 	const (
 		syscallNumber = 0  // where seccomp_data has it

@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// openTerminal returns the two sides of a new terminal: what the user sees and what
-// a program writes to.
+// openTerminal returns the two sides of a new terminal: the user's screen and the
+// program's standard output.
 func openTerminal(t *testing.T) (user, program *os.File) {
 	t.Helper()
 	user, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
@@ -37,7 +37,7 @@ func openTerminal(t *testing.T) (user, program *os.File) {
 	return user, program
 }
 
-// A terminal shows the link and forgets it; whatever else standard output is keeps it.
+// A terminal shows the link and forgets it; any other standard output keeps it.
 func TestLinkIsPrintedOnTerminalsAlone(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "server")

@@ -24,12 +24,12 @@ const (
 	// hogInUse is how many of the hog's flows or streams are in use, fewer than its share.
 	hogInUse = 20
 
-	// untilIdle is how long the others have to be unused to be told apart from those.
+	// untilIdle is how long the other flows have to be unused to count as idle.
 	untilIdle = 2500 * time.Millisecond
 )
 
-// fewDescriptors is what many systems give a process. With the race detector, to
-// fill 1,024 would take longer than what is unused counts as in use.
+// fewDescriptors returns the usual limit of a process. With the race detector, filling
+// 1,024 would take longer than an unused descriptor counts as in use.
 func fewDescriptors() int {
 	if raceEnabled {
 		return 256
@@ -40,10 +40,10 @@ func fewDescriptors() int {
 // sharedOut returns how many of so many descriptors users share.
 func sharedOut(limit int) int { return limit - max(64, limit/8) }
 
-// servedWithin returns how soon a user below its share gets what it asks for.
+// servedWithin returns how soon a user below its share is served.
 func servedWithin() time.Duration { return time.Second * time.Duration(raceFactor()) }
 
-// twoUsers are what a server is started with for a hog and somebody honest.
+// twoUsers are a server's arguments for a hog and an honest user.
 var twoUsers = slices.Concat(withoutHold, []string{"--token", "hog:hog-secret", "--token", "bob:bob-secret"})
 
 func asUser(name string, attach uint64) wireHello {
@@ -124,7 +124,7 @@ func (m *manyFlows) fill(first, last uint64) (n int) {
 	for grew := time.Now(); time.Since(grew) < servedWithin() && n < int(last-first+1); {
 		m.send(first, last)
 		m.answers(last)
-		time.Sleep(50 * time.Millisecond) // for what is under way
+		time.Sleep(50 * time.Millisecond) // for datagrams under way
 		m.mu.Lock()
 		if len(m.back) > n {
 			n, grew = len(m.back), time.Now()
@@ -134,16 +134,16 @@ func (m *manyFlows) fill(first, last uint64) (n int) {
 	return n
 }
 
-// inUse calls use, which waits for an answer, again and again until what else there is has
-// become idle.
+// inUse calls use, which waits for an answer, again and again until all other flows and
+// streams have become idle.
 func inUse(use func()) {
-	use() // what was sent before has arrived as well
+	use() // all that was sent before has arrived as well
 	for began := time.Now(); time.Since(began) < untilIdle; time.Sleep(100 * time.Millisecond) {
 		use()
 	}
 }
 
-// mustServe has bob attach, open a flow, and a stream, each in time.
+// mustServe makes bob attach, open a flow and a stream, each in time.
 func mustServe(t *testing.T, srv *serverProcess, echo socks.Addr) *manyFlows {
 	t.Helper()
 	began := time.Now()
@@ -170,7 +170,7 @@ func mustServe(t *testing.T, srv *serverProcess, echo socks.Addr) *manyFlows {
 	return startFlows(sp, echo)
 }
 
-// bobsShare has bob take all he gets, and checks that it is half.
+// bobsShare makes bob take all he can get, and checks that it is half.
 func bobsShare(t *testing.T, srv *serverProcess, bob *manyFlows, limit int) {
 	t.Helper()
 	got := 1 + bob.fill(1, uint64(limit)) // and his connection
@@ -191,8 +191,8 @@ func startShared(t *testing.T, limit int) (*serverProcess, socks.Addr) {
 	return srv, startEcho(t)
 }
 
-// emptied has the test wait at its end, before the process is told to stop, until that
-// has closed what the test had it open.
+// emptied makes the test wait at its end, before the process is told to stop, until the
+// process has closed everything that the test made it open.
 func emptied(t testing.TB, p *process) {
 	before := holdingsNow(t, p, true).Descriptors
 	t.Cleanup(func() {

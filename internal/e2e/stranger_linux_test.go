@@ -34,7 +34,7 @@ import (
 // They are a process of their own, on a host beside the server.
 
 const (
-	// strangerVariable tells a process to be one: KIND TARGET RATE TIME.
+	// strangerVariable makes a process a stranger: KIND TARGET RATE TIME.
 	strangerVariable = "WMPROXY_E2E_STRANGER"
 
 	// strangers4 is how many IPv4 addresses they have, each in a /24 of its own.
@@ -110,7 +110,7 @@ func startStrangers(t testing.TB, h *netlab.Host, kind string, to netip.AddrPort
 	}
 }
 
-// wait waits for their end and returns what they say of themselves.
+// wait waits for the strangers' end and returns their report.
 func (s *strangers) wait() string {
 	s.t.Helper()
 	if err := s.cmd.Wait(); err != nil {
@@ -306,7 +306,7 @@ func paced(rate int, lasts time.Duration, once func(i int) error) (n int, err er
 	return n, nil
 }
 
-// floodTCP opens connections, says half a ClientHello on each and leaves it.
+// floodTCP opens connections, sends half a ClientHello on each and leaves it.
 func floodTCP(to netip.AddrPort, hello []byte, rate int, lasts time.Duration) (int, error) {
 	const later = 64 // connections on, one is established
 	half := hello[:len(hello)/2]
@@ -415,8 +415,8 @@ func parseRetry(b []byte) (id, token []byte, ok bool) {
 	return id, rest[:len(rest)-tag], true
 }
 
-// sealInitial is a client's Initial packet of 1,200 bytes whose CRYPTO frame begins with
-// these bytes of a ClientHello (RFC 9001 section 5.2).
+// sealInitial returns a client's Initial packet of 1,200 bytes with a CRYPTO frame that
+// begins with these bytes of a ClientHello (RFC 9001 section 5.2).
 func sealInitial(id, token, hello []byte) []byte {
 	const size, numberLen, tag = 1200, 4, 16
 	b := binary.BigEndian.AppendUint32([]byte{0xc0 | numberLen - 1}, 1)

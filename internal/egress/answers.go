@@ -22,7 +22,7 @@ func (t answerTable) asked(to netip.AddrPort, name string) {
 	t.set(netip.AddrPortFrom(to.Addr(), 0), name)
 }
 
-// addressed notes that the client has sent to an address as such.
+// addressed notes that the client has sent to an address, not a name.
 func (t answerTable) addressed(to netip.AddrPort) {
 	if _, ok := t[netip.AddrPortFrom(to.Addr(), 0)]; ok {
 		t.set(to, "")
@@ -75,7 +75,7 @@ func (f *flow) noteName(to netip.AddrPort, n *destName) {
 	}
 }
 
-// noteAddress notes that the client has sent to an address as such.
+// noteAddress notes that the client has sent to an address, not a name.
 func (f *flow) noteAddress(to netip.AddrPort) {
 	if !f.answersByName.Load() {
 		return

@@ -13,8 +13,8 @@ import (
 	"wmproxy/internal/share"
 )
 
-// dialAny dials the candidates, a new one beside the others while none has answered. What
-// it dials is the very address the policy has passed, so a name that changes in between
+// dialAny dials the candidates, a new one beside the others while none has answered. It
+// dials the very address that the policy has passed, so a name that changes in between
 // gains nothing. The error is errPolicy only if the policy passes none.
 func (u *UserExit) dialAny(ctx context.Context, candidates []netip.Addr, port uint16) (*net.TCPConn, error) {
 	var allowed []netip.Addr
@@ -54,7 +54,7 @@ func dial(ctx context.Context, to netip.AddrPort) (*net.TCPConn, error) {
 	return conn, nil
 }
 
-// mostTelling returns the error to tell the client: that of a host that answered,
+// mostTelling returns the error to send to the client: that of a host that answered,
 // otherwise that of the first address.
 func mostTelling(errs []error) error {
 	for _, err := range errs {

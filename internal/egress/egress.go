@@ -40,7 +40,7 @@ const (
 	heardFor      = time.Hour
 	maxHeardFlows = 64
 
-	// noRoomFor is how long MakeRoom is not called again for a user for whom it could do
+	// noRoomFor is how long MakeRoom is not called again for a user after it could free
 	// nothing: a flood of flows beyond the limit must cost little.
 	noRoomFor = 100 * time.Millisecond
 )
@@ -81,7 +81,7 @@ type Config struct {
 	// Allow opens destinations that the policy refuses otherwise.
 	Allow []netip.Prefix
 
-	// Deny closes destinations, whatever Allow opens.
+	// Deny closes destinations, even ones that Allow opens.
 	Deny []netip.Prefix
 
 	// Advertised is the address or the name by which clients reach this host. Behind a NAT no
@@ -100,15 +100,15 @@ type Config struct {
 	Idle        time.Duration
 	DialTimeout time.Duration // for a stream's name and all its dials together; 0 means DefaultDialTimeout
 
-	// The most at once for one user, whatever others have; 0 means the default.
+	// The most at once for one user, however many others have; 0 means the default.
 	MaxUserFlows, MaxUserStreams int
 
 	// Room is the descriptors that users share, one for each flow and stream; nil
 	// means a pool for these exits alone.
 	Room *share.Pool
 
-	// Counted says that Room has counted the flows and streams already, as those of the
-	// applications of this process. Attempts to connect beside a stream's own count here.
+	// Counted is set if Room has counted the flows and streams already, for the
+	// applications of this process. A stream's additional attempts to connect count here.
 	Counted bool
 
 	// MakeRoom, if set, is called when a user has MaxUserFlows. It ends flows of this user
@@ -174,7 +174,7 @@ type Exits struct {
 	users   map[string]*UserExit
 	flows   map[*flow]struct{} // open
 	closing int                // of all users
-	ended   []ending           // those of them that closeEnded has not taken yet
+	ended   []ending           // the ones that closeEnded has not taken yet
 	past    Stats              // of flows that have ended
 }
 
@@ -224,8 +224,8 @@ type UserExit struct {
 	name  string
 
 	flows, streams int       // under exits.mu
-	closing        int       // those of flows whose socket is about to be closed; under exits.mu
-	noRoom         time.Time // when MakeRoom could do nothing; under exits.mu
+	closing        int       // flows with a socket about to be closed; under exits.mu
+	noRoom         time.Time // when MakeRoom could free nothing; under exits.mu
 	lookups        asker     // names that wait for the resolver; under its lock
 }
 
@@ -281,7 +281,7 @@ func (e *Exits) sweep() {
 	}
 }
 
-// idleLocked returns the flows that are idle, and those of each user that would be if their remotes
+// idleLocked returns the idle flows, and for each user the flows that would be idle if their remotes
 // were silent too.
 func (e *Exits) idleLocked(now uint32) (idle []*flow, heard map[*UserExit][]*flow) {
 	heard = make(map[*UserExit][]*flow)
@@ -297,7 +297,7 @@ func (e *Exits) idleLocked(now uint32) (idle []*flow, heard map[*UserExit][]*flo
 	return idle, heard
 }
 
-// beyondHeard returns the flows of one user beyond maxHeardFlows, those that have not sent for longest.
+// beyondHeard returns the flows of one user in excess of maxHeardFlows: the longest without sending.
 func beyondHeard(flows []*flow, now uint32) []*flow {
 	if len(flows) <= maxHeardFlows {
 		return nil

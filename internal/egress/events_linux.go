@@ -7,14 +7,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// addrEvents reports changes of the host's addresses: rtnetlink tells of each one, and of a new address before
+// addrEvents reports changes of the host's addresses: rtnetlink announces each one, and a new address before
 // anything can be sent to it.
 type addrEvents struct {
 	file *os.File
 	raw  syscall.RawConn
 }
 
-// eventRead bounds what is read of an event, in bytes: only that there is one matters.
+// eventRead is how many bytes are read of an event: only that there is one matters.
 const eventRead = 64
 
 func openAddrEvents() (*addrEvents, error) {

@@ -258,7 +258,7 @@ func (f *flow) write(ms []udpio.Message) {
 	}
 	sent := 0
 	if sock := f.sock.Load(); sock != nil { // else it has just been taken
-		// The error is not looked at: whatever befell one datagram, the next may pass.
+		// The error is ignored: even if one datagram fails, the next may pass.
 		sent, _ = sock.Write(ms)
 	}
 	if sent < len(ms) {

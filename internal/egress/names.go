@@ -41,7 +41,7 @@ type heldDatagram struct {
 	payload []byte
 }
 
-// named returns the address of a name, or holds or drops the datagram. asked is whether
+// named returns the address of a name, or holds or drops the datagram. asked is set if
 // the client wants answers to carry the name.
 func (f *flow) named(name []byte, port uint16, payload []byte, asked bool) (netip.Addr, bool) {
 	f.mu.Lock()
@@ -212,8 +212,8 @@ func (f *flow) forgetNames() {
 }
 
 // choose returns the addresses that a flow may use for a name, in the order in which to
-// try them: those that the policy does not refuse outright, else the first, whose datagrams
-// then count as refused.
+// try them: all that the policy does not refuse outright, else the first, so that its
+// datagrams count as refused.
 func (p *policy) choose(addrs []netip.Addr) []netip.Addr {
 	var allowed []netip.Addr
 	for _, ip := range addrs {

@@ -10,7 +10,7 @@ import (
 	"wmproxy/internal/netlab"
 )
 
-// Nobody follows the events here: what the kernel has told is taken in when a connection is judged.
+// No goroutine follows the events here: they are read when a connection is judged.
 func TestConnectionToNewAddressIsRefused(t *testing.T) {
 	if err := netlab.Missing(); err != nil {
 		t.Skip(err)

@@ -22,7 +22,7 @@ const (
 	maxWait        = 2 * resolveTimeout
 	keepAnswer     = 60 * time.Second
 	keepFailure    = 5 * time.Second
-	maxAnswers     = 4096 // names kept, beside those that are being looked up
+	maxAnswers     = 4096 // names kept, beside names being looked up
 	maxUserLookups = 256  // callbacks of one user that wait
 	maxAddrs       = 16   // kept of one answer
 )
@@ -46,7 +46,7 @@ type resolver struct {
 
 	mu      sync.Mutex
 	answers map[string]*answer
-	kept    int       // of answers, those that are not pending
+	kept    int       // answers that are not pending
 	running []*lookup // at most maxLookups, the oldest first
 	lines   []*asker  // those with names in line, in turn
 	closed  bool
@@ -119,8 +119,8 @@ func (r *resolver) resolve(u *asker, name string, maxAge time.Duration, then fun
 	return nil, false, nil
 }
 
-// settle ends a's time as a pending one and returns who is to be called. An error
-// that tells nothing of the name is not kept.
+// settle ends a's time as a pending answer and returns the waiters to call. An error
+// that has no bearing on the name is not kept.
 func (r *resolver) settle(a *answer, addrs []netip.Addr, err error, keep bool) (waiting []waiter) {
 	a.expiry.Stop()
 	a.pending = false
@@ -168,7 +168,7 @@ func (r *resolver) leastLasting() (out *answer) {
 	return out
 }
 
-// tell calls those who wait. The caller does not have r.mu.
+// tell calls the waiters. The caller does not have r.mu.
 func tell(waiting []waiter, addrs []netip.Addr, err error) {
 	for _, w := range waiting {
 		w.then(addrs, err)
@@ -263,7 +263,7 @@ func systemLookup(ctx context.Context, name string) ([]netip.Addr, error) {
 	return eyeballs.Lookup(ctx, system.LookupNetIP, name)
 }
 
-// system is Go's own resolver where it reads the system's settings. A call into the C
+// system is Go's own resolver on systems where it reads the settings. A call into the C
 // library cannot be given up, and there may be few of them.
 var system = &net.Resolver{
 	PreferGo: runtime.GOOS != "darwin" && runtime.GOOS != "windows",

@@ -18,7 +18,7 @@ var (
 	_ share.Holder = (*streamUse)(nil)
 )
 
-// errGivenUp ends a stream whose socket others need.
+// errGivenUp ends a stream when others need its socket.
 var errGivenUp = &tunnel.ResetError{Code: tunnel.CodeLimit, Cause: errors.New("others need its socket")}
 
 // exhausted reports whether the system had no descriptor, or no port, for a socket.
@@ -70,8 +70,8 @@ func (f *flow) openSocket() tunnel.EndCode {
 	f.lease = lease
 	f.sock.Store(sock)
 	f.mu.Unlock()
-	// Looked at only now, so that whoever ends the flow or takes its socket finds the
-	// socket, or we find that out.
+	// Checked only now: the goroutine that ends the flow or takes its socket either finds
+	// the socket, or it was earlier and we see it here.
 	if f.ended.Load() || lease.Taken() {
 		f.closeSocket(lease)
 		return tunnel.EndNone
@@ -84,7 +84,7 @@ func (e *Exits) listen() (*udpio.Socket, error) {
 	return udpio.Listen(any6, udpio.Config{NoOffload: e.cfg.NoOffload})
 }
 
-// reopen is openSocket at most once a second, for a flow whose socket others have.
+// reopen calls openSocket at most once a second, if the flow's socket was taken.
 func (f *flow) reopen() bool {
 	now := f.user.exits.cfg.Room.Now()
 	if f.tried > now {
@@ -110,7 +110,7 @@ func (f *flow) closeSocket(of *share.Lease) {
 	}
 }
 
-// leaveRoom says that the flow's socket, if it has one, is about to be closed.
+// leaveRoom notes that the flow's socket, if it has one, is about to be closed.
 func (f *flow) leaveRoom() {
 	f.mu.Lock()
 	lease := f.lease
@@ -123,7 +123,7 @@ func (f *flow) leaveRoom() {
 // LastUsed is when a datagram last passed.
 func (f *flow) LastUsed() uint32 { return f.passed.Load() }
 
-// GiveUp closes the socket without a word: the flow stays, and its next datagram asks
+// GiveUp closes the socket silently: the flow stays, and its next datagram asks
 // for another one.
 func (f *flow) GiveUp(l *share.Lease) {
 	f.closeSocket(l)

@@ -16,7 +16,7 @@ const (
 	// renewAfter is the silence after which the name is asked for again.
 	renewAfter = 30 * time.Second
 
-	// maxPause is what the time between two datagrams counts at most. A conversation that
+	// maxPause is the most that the time between two datagrams counts. A conversation that
 	// was paused after an unanswered datagram is not a silent one when it goes on.
 	maxPause = 5 * time.Second
 
@@ -24,8 +24,8 @@ const (
 	maxRenewAge = 5 * time.Second
 )
 
-// silence is how long an address of a name has not answered, and what else there is to
-// try.
+// silence is how long an address of a name has not answered, and which others are left
+// to try.
 type silence struct {
 	addrs []netip.Addr  // of the name, nil for a literal
 	left  int           // steps left of a round of addrs
@@ -35,7 +35,7 @@ type silence struct {
 	asked bool          // the name is being asked for again
 }
 
-// use makes addrs those of the name and begins with the first.
+// use sets the addresses of the name and begins with the first.
 func (n *destName) use(addrs []netip.Addr) {
 	n.silence = silence{addrs: addrs}
 	if len(addrs) > 0 {
@@ -117,8 +117,8 @@ func (f *flow) renew(name string, n *destName) {
 
 // renewed takes in the answer to renew. An address that is gone is left at once; one that is
 // still there is left for the next if it has answered before, or if there are addresses
-// that were not tried. One that never answered otherwise stays: what is sent to it
-// may want no answer. The caller has f.mu.
+// that were not tried. One that never answered otherwise stays: the datagrams sent to it
+// may need no answer. The caller has f.mu.
 func (f *flow) renewed(n *destName, addrs []netip.Addr, err error) {
 	s := &n.silence
 	if err != nil || !s.asked {

@@ -39,7 +39,7 @@ func (c *conversation) listed(ips ...string) {
 	c.dns.mu.Unlock()
 }
 
-// say sends a datagram each second for so long.
+// say sends a datagram each second for d.
 func (c *conversation) say(d time.Duration) {
 	for ; d > 0; d -= time.Second {
 		c.now.Add(int64(time.Second))

@@ -136,7 +136,7 @@ func (r *resolver) fillSlots() {
 	}
 }
 
-// letOthersFirst puts u's line behind those of users with as many slots.
+// letOthersFirst puts u's line behind the lines of users with as many slots.
 func (r *resolver) letOthersFirst(u *asker) {
 	if at := slices.Index(r.lines, u); at >= 0 {
 		r.lines = append(slices.Delete(r.lines, at, at+1), u)
@@ -251,7 +251,7 @@ func (r *resolver) stop(l *lookup) {
 // run looks up the name of l.
 func (r *resolver) run(ctx context.Context, l *lookup) {
 	addrs, err := r.ask(ctx, l.answer.name)
-	// A look-up whose time was over when it had hardly begun tells nothing.
+	// An error of a look-up that ran out of time soon after it began has no bearing.
 	keep := err == nil || ctx.Err() == nil || time.Since(l.began) >= lookupTurn
 	r.mu.Lock()
 	var waiting []waiter

@@ -15,10 +15,10 @@ import (
 	"time"
 )
 
-// lookupTime is how long a DNS server takes that is not silent.
+// lookupTime is how long a DNS server takes if it is not silent.
 const lookupTime = 3 * time.Millisecond
 
-// mostlySilent answers names in time but for those of one zone.
+// mostlySilent answers names in time, except names of one zone.
 func mostlySilent(ctx context.Context, name string) ([]netip.Addr, error) {
 	wait := lookupTime
 	if strings.HasSuffix(name, ".silent.example") {
@@ -251,7 +251,7 @@ func TestDNSConnectionIsClosedWithItsContext(t *testing.T) {
 	}
 }
 
-// Whatever is asked for, each callback is called once and in time, and nothing is left.
+// For any questions, each callback is called once and in time, and nothing is left.
 func TestEveryQuestionIsAnsweredOnceAndInTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		random := rand.New(rand.NewPCG(1, 2))

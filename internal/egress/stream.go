@@ -110,7 +110,7 @@ func (u *UserExit) connect(ctx context.Context, addr []byte) (*net.TCPConn, erro
 	}
 	conn, err := u.dialAny(ctx, candidates, dst.Port)
 	if err == nil && !u.exits.own.permits(conn) {
-		conn.SetLinger(0) // whoever accepted it sees a reset
+		conn.SetLinger(0) // the host that accepted it sees a reset
 		conn.Close()
 		return nil, errPolicy
 	}

@@ -21,7 +21,7 @@ func (u *UserExit) noting(name string, then func([]netip.Addr, error)) func([]ne
 	}
 }
 
-// unresolvedReason leaves out what the line says already.
+// unresolvedReason returns err's text without the parts the log line already has.
 func unresolvedReason(err error) string {
 	var dns *net.DNSError
 	switch {

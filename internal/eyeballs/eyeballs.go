@@ -42,8 +42,8 @@ func Order(addrs []netip.Addr) []netip.Addr {
 
 // Dial calls dial for each address, of which there is at least one, from the first on, for the next whenever Delay has
 // passed or an attempt has failed, and returns the first connection. It cancels
-// the attempts that are still under way, waits for them, and discards what they may have
-// connected. If all fail, it returns their errors in the order of the addresses. No attempt
+// the attempts that are still under way, waits for them, and discards any connection they
+// made. If all fail, it returns their errors in the order of the addresses. No attempt
 // but the first is begun after ctx has ended.
 func Dial[C any](ctx context.Context, addrs []netip.Addr, dial func(context.Context, netip.Addr) (C, error), discard func(C)) (C, []error) {
 	type result struct {

@@ -89,7 +89,7 @@ func (s *SOCKS) Associate(a *socks.Association) (socks.Uplink, byte) {
 	return as, socks.ReplySucceeded
 }
 
-// full logs that there is no room for what an application asked.
+// full logs that there is no room for an application's request.
 func (s *SOCKS) full(what, user string, client netip.AddrPort, err error) {
 	s.Log.Warn("refused for want of room", slog.String("what", what), slog.String("user", user),
 		slog.String("client", client.String()), slog.Any("error", err))

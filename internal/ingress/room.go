@@ -10,8 +10,8 @@ import (
 	"wmproxy/tunnel"
 )
 
-// Room is the descriptors that applications share. Users are those of SOCKS5, or
-// without a password addresses.
+// Room is the descriptors that applications share. Its users are the SOCKS5 users,
+// or client addresses if there is no password.
 type Room struct {
 	*share.Pool
 
@@ -34,11 +34,11 @@ const (
 	connectDescriptors     = 1
 )
 
-// subnetBits is how much of an IPv6 address counts as one user: a host has a whole /64
-// to choose from (RFC 4291 section 2.5.4).
+// subnetBits is the length of the IPv6 prefix that counts as one user: a host has a whole
+// /64 to choose from (RFC 4291 section 2.5.4).
 const subnetBits = 64
 
-// errGivenUp ends a CONNECT whose descriptors others need.
+// errGivenUp ends a CONNECT when others need its descriptors.
 var errGivenUp = &tunnel.ResetError{Code: tunnel.CodeLimit, Cause: errors.New("others need its descriptors")}
 
 // errNoStreams refuses a user who has a fair share of the tunnel's streams.
@@ -79,7 +79,7 @@ func (u *use) note() {
 // LastUsed returns when something last passed.
 func (u *use) LastUsed() uint32 { return u.passed.Load() }
 
-// GiveUp ends what the descriptors are for.
+// GiveUp ends the association or CONNECT that has the descriptors.
 func (u *use) GiveUp(*share.Lease) { u.end() }
 
 // enter takes descriptors for an association; end ends it. It does not wait.
@@ -109,7 +109,7 @@ func (r *Room) enterStream(ctx context.Context, u *use, user string, end func())
 	return err
 }
 
-// leave says that the descriptors are closed.
+// leave releases the leases; the descriptors are closed.
 func (u *use) leave() {
 	for _, l := range u.leases {
 		if l != nil {

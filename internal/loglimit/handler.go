@@ -14,12 +14,12 @@ const (
 	// Interval is how long lines are counted together.
 	Interval = 10 * time.Second
 
-	// MaxInfo and MaxWarn bound the lines of one kind about one user in an Interval,
-	// at level Info and above it. The last of those that are left out comes at its end.
+	// MaxInfo and MaxWarn bound the lines of one kind about one user in an Interval, at
+	// level Info and above it. The last line that was left out is logged at its end.
 	MaxInfo = 30
 	MaxWarn = 5
 
-	// LeftOut is the key of how many lines are left out before the one that has it.
+	// LeftOut is the key of the number of lines left out before the line that has it.
 	LeftOut = "left_out"
 
 	// Attributes that name a user of the server, a server of the client, and the address
@@ -28,8 +28,8 @@ const (
 	serverKey = "server"
 	clientKey = "client"
 
-	// strangers is how many users those without a name are taken for, by the network
-	// that they come from, so that one of them does not speak for all.
+	// strangers is how many groups the clients without a user name are counted in, by
+	// their network, so that one of them does not use up the bound of all.
 	strangers = 16
 
 	// maxCounts bounds the kinds and users that are counted at a time. Beyond it all
@@ -38,8 +38,8 @@ const (
 )
 
 // Handler passes records on to another handler, within bounds for those at Info and
-// above. Lines are of one kind if one call in the code logs them, whatever they say. The user is that of the
-// attribute "user" or "server", or else the network of the address in "client".
+// above. Lines are of one kind if the same call in the code logs them, even with different texts. The user is
+// the attribute "user" or "server", or else the network of the address in "client".
 type Handler struct {
 	next   slog.Handler
 	who    who // as attributes that the handler already has name it
@@ -79,7 +79,7 @@ func (h *Handler) Handle(ctx context.Context, r slog.Record) error {
 	return h.next.Handle(ctx, r)
 }
 
-// Flush passes on what would come at the end of an Interval.
+// Flush passes on the records that would come at the end of an Interval.
 func (h *Handler) Flush() {
 	for _, l := range h.counts.takeAll() {
 		l.tell()
@@ -108,7 +108,7 @@ type who struct {
 
 // kind is lines that are counted together.
 type kind struct {
-	code uintptr // where they are logged
+	code uintptr // the call that logs them
 	who  who
 }
 
@@ -116,7 +116,7 @@ type kind struct {
 type count struct {
 	ends   time.Time
 	lines  int
-	out    int // those of them that were left out
+	out    int // lines that were left out
 	last   leftOut
 	ending *time.Timer // once a line was left out
 }
@@ -128,7 +128,7 @@ type leftOut struct {
 	out    int
 }
 
-// tell logs the line after all.
+// tell logs the line that was left out.
 func (l leftOut) tell() {
 	if l.out > 1 {
 		l.record.AddAttrs(slog.Int(LeftOut, l.out-1))
@@ -208,7 +208,7 @@ func (c *counts) passes(k kind, r slog.Record, next slog.Handler, most int, now 
 	return false
 }
 
-// sweepLocked forgets counts whose Interval is over, once in a while; c.mu is held.
+// sweepLocked forgets counts of past Intervals, once in a while; c.mu is held.
 func (c *counts) sweepLocked(now time.Time) {
 	if now.Sub(c.swept) < Interval/2 {
 		return
@@ -233,7 +233,7 @@ func (c *counts) end(k kind, n *count) {
 	n.last.tell()
 }
 
-// takeAll ends every Interval and returns the lines to tell.
+// takeAll ends every Interval and returns the lines to log.
 func (c *counts) takeAll() (all []leftOut) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

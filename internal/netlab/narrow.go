@@ -63,7 +63,7 @@ func (n *Net) Narrow(mtu int, icmp bool) {
 	if !icmp {
 		n.Router.Run(silent, "nft", "-f", "-")
 	}
-	// What comes from home finds its way in a table of its own, so that others reach the server as before.
+	// Packets from home are routed by a table of their own, so that others reach the server as before.
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
 		rule := netlink.NewRule()
 		rule.Family, rule.IifName, rule.Table = family, home, narrowTable
@@ -75,10 +75,10 @@ func (n *Net) Narrow(mtu int, icmp bool) {
 	n.narrowTo(n.Servers[0].Name, narrowTable, mtu)
 }
 
-// narrowTable is the routing table of what comes from home; the number means nothing.
+// narrowTable is the routing table for packets from home; the number means nothing.
 const narrowTable = 100
 
-// narrowTo sets the MTU of the router's routes on a link, or adds such routes to another table.
+// narrowTo sets the MTU of the router's routes on a link, or adds routes with it to another table.
 func (n *Net) narrowTo(name string, table, mtu int) {
 	n.t.Helper()
 	routes, err := n.Router.nl.RouteList(n.Router.link(name), netlink.FAMILY_ALL)

@@ -142,7 +142,7 @@ func (c *checker) replyAdvice(request string, code byte) string {
 	return "see the server's log for the cause"
 }
 
-// noWay says that the server cannot reach the target.
+// noWay returns the text for a target that the server cannot reach.
 func (c *checker) noWay() string {
 	if c.target.IP.IsValid() {
 		return "the server has no way to " + visible(c.target)
@@ -263,8 +263,8 @@ func (c *checker) noReplyFailure(ctx context.Context, conn *socks.PacketConn) *f
 		datagrams(c.Attempts), relay, udpFlag, visible(c.target))
 }
 
-// refusedAsStream says why no datagram can pass where CONNECT was refused; "" if it
-// was not. Servers drop what they refuse of UDP without a word.
+// refusedAsStream returns why no datagram can pass if CONNECT was refused; "" if it
+// was not. Servers drop refused UDP silently.
 func (c *checker) refusedAsStream() string {
 	target := visible(c.target)
 	switch c.refusal {

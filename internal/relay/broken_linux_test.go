@@ -63,7 +63,7 @@ func TestStalledStreamOfGoneApplicationIsReset(t *testing.T) {
 	}
 }
 
-// An application that has said all and closes is reset by its kernel as soon as the target answers.
+// An application that has sent all and closes is reset by its kernel as soon as the target answers.
 func TestTailOfGoneApplicationStillPasses(t *testing.T) {
 	b := newBench(t)
 	want := random(40 << 10) // the kernels hold that much

@@ -7,7 +7,7 @@ import (
 	"wmproxy/tunnel"
 )
 
-// loopStream is a stream that brings back what is written to it.
+// loopStream is a stream that returns the bytes written to it.
 type loopStream struct {
 	tunnel.Stream // nil: no other method is called
 	buf           bytes.Buffer

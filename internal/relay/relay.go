@@ -146,7 +146,7 @@ func (p *pair) streamToTCP() {
 	}
 }
 
-// drain resets the stream once what TCP had before it broke has moved or stands still.
+// drain resets the stream once the data that TCP had before it broke is relayed or stalls.
 func (p *pair) drain() {
 	moved := p.toStream.Load()
 	time.AfterFunc(drainTime, func() {
@@ -197,7 +197,7 @@ func tcpCode(err error) tunnel.ErrorCode {
 	return tunnel.CodeConnectionReset
 }
 
-// endCode is what the peer is told when ctx ends for this cause.
+// endCode returns the code to send to the peer when ctx ends for this cause.
 func endCode(cause error) tunnel.ErrorCode {
 	if reset := (*tunnel.ResetError)(nil); errors.As(cause, &reset) {
 		return reset.Code

@@ -13,13 +13,13 @@ import (
 )
 
 const (
-	// maxLimit bounds what is shared out however many descriptors there are: each
-	// takes a port, and memory in the kernel.
+	// maxLimit bounds the descriptors to share, however many there are: each takes a
+	// port, and memory in the kernel.
 	maxLimit = 48 << 10
 
-	// What is left to everything else: one descriptor in reserveShare, at least minReserve.
-	// Half of that is for connections that have not authenticated, and a quarter for what
-	// is still open though it counts no more.
+	// The reserve for everything else: one descriptor in reserveShare, at least minReserve.
+	// Half of that is for connections that have not authenticated, and a quarter for
+	// descriptors that are still open though they no longer count.
 	reserveShare = 8
 	minReserve   = 64
 
@@ -29,15 +29,15 @@ const (
 	// tick is the unit of the clock by which use is noted.
 	tick = time.Second
 
-	// idleAfter is how long something has been unused when it goes before what is in
-	// use. It goes to others only.
+	// idleAfter is how long a lease is unused until it goes before leases in use. It
+	// goes to other users only.
 	idleAfter = 3
 
-	// spareAfter is how long something of a user's own has been unused when it may go
-	// for the same user's next. Both are in ticks.
+	// spareAfter is how long a lease is unused until it may go for the same user's next
+	// one. Both are in ticks.
 	spareAfter = 30
 
-	// askAgain is how long Spare is not asked again for a user for whom it had nothing: a
+	// askAgain is how long Spare is not called again for a user after it found nothing: a
 	// flood beyond the limit must cost little.
 	askAgain = 100 * time.Millisecond
 
@@ -53,7 +53,7 @@ var (
 	ErrBusy = errors.New("descriptors are being freed")
 )
 
-// Class is what descriptors are for. What costs its user less goes first.
+// Class is the purpose of descriptors. The class that costs its user less goes first.
 type Class uint8
 
 // The classes, in the order in which they go.
@@ -64,7 +64,7 @@ const (
 	classes
 )
 
-// Holder is what has descriptors open.
+// Holder has descriptors open.
 type Holder interface {
 	// LastUsed returns the pool's Now of its last use. It must not wait or call the pool.
 	LastUsed() uint32
@@ -77,9 +77,9 @@ type Holder interface {
 
 // Pool is the descriptors that users share. Its fields are set before the first Take.
 type Pool struct {
-	// Spare, if set, is called first when there is no room: it ends what the user, or
-	// others for whom may is true, have open and nobody uses at present, calling Leave
-	// for each, and reports whether there was any.
+	// Spare, if set, is called first when there is no room: it ends unused streams or
+	// flows of the user, or of others for whom may is true, calling Leave for each, and
+	// reports whether there were any.
 	Spare func(user string, may func(other string) bool) bool
 
 	limit    int // of used
@@ -89,12 +89,12 @@ type Pool struct {
 
 	mu      sync.Mutex
 	used    int // by all leases that count
-	leaving int // by those that are about to be closed
+	leaving int // by leases that are about to be closed
 	users   map[string]*account
 	freed   chan struct{} // closed by the next Release; nil if nobody waits
 }
 
-// account is what one user has.
+// account is the leases of one user.
 type account struct {
 	name   string
 	used   int // descriptors
@@ -156,7 +156,7 @@ func (p *Pool) Run(ctx context.Context) {
 	}
 }
 
-// Take gives the user n descriptors of a class, 0 for what is counted elsewhere. It may have to end what others have, and
+// Take gives the user n descriptors of a class, 0 if they are counted elsewhere. It may have to end leases of others, and
 // returns ErrFull or ErrBusy if that is not due or not possible. It does not wait.
 func (p *Pool) Take(user string, c Class, n int, h Holder) (*Lease, error) {
 	l := &Lease{pool: p, class: c, n: n, holder: h}
@@ -223,7 +223,7 @@ func (p *Pool) Squeeze(user string, c Class) (freed <-chan struct{}) {
 		return freed
 	}
 	var victim *Lease
-	// What the user asks for has been counted.
+	// The user's request has been counted.
 	if most := p.mostLocked(user); most != nil && most.used > p.usedBy(user) {
 		victim = most.givenUp(p.Now())
 	} else if own := p.users[user]; own != nil {
@@ -253,7 +253,7 @@ func (p *Pool) takeFree(l *Lease, user string) error {
 	return nil
 }
 
-// askForSpare has Spare end what nobody uses.
+// askForSpare calls Spare to end what nobody uses.
 func (p *Pool) askForSpare(user string) bool {
 	if p.Spare == nil {
 		return false
@@ -300,8 +300,8 @@ func (p *Pool) usedBy(user string) int {
 	return 0
 }
 
-// takeFrom enters l in the place of what others have, or of what the user has and
-// does not use.
+// takeFrom enters l in the place of leases of others, or of leases that the user
+// has and does not use.
 func (p *Pool) takeFrom(l *Lease, user string) error {
 	p.mu.Lock()
 	var victims []*Lease
@@ -324,7 +324,7 @@ func (p *Pool) takeFrom(l *Lease, user string) error {
 	return err
 }
 
-// victimLocked chooses what goes for l.
+// victimLocked returns the lease to end for l.
 func (p *Pool) victimLocked(l *Lease, user string) (victim *Lease, err error) {
 	missing := p.used + l.n - p.limit
 	// The other still has as many as the user then.
@@ -352,7 +352,7 @@ func (p *Pool) mostLocked(but string) (most *account) {
 	return most
 }
 
-// givenUp returns what a user gives up first: what is not in use, of the lowest class.
+// givenUp returns the lease a user gives up first: unused if any, of the lowest class.
 func (u *account) givenUp(now uint32) *Lease {
 	if l := u.longestUnused(now, classes-1, idleAfter); l != nil {
 		return l
@@ -360,7 +360,7 @@ func (u *account) givenUp(now uint32) *Lease {
 	return u.longestUnused(now, classes-1, 0)
 }
 
-// spared returns what a user gives up for an own request: what has not been in use for long,
+// spared returns the lease a user gives up for its own request: one that was unused for long,
 // if it is of no higher class, and for a connection of the tunnel any flow.
 func (u *account) spared(now uint32, c Class) *Lease {
 	if l := u.longestUnused(now, c, spareAfter); l != nil || c < Carrier {
@@ -370,7 +370,7 @@ func (u *account) spared(now uint32, c Class) *Lease {
 }
 
 // longestUnused returns the lease of the lowest class, up to highest, that has been unused
-// for so long, and of that class the one that has been so for longest; nil is none.
+// for at least idle, and of that class the longest unused one; nil if there is none.
 func (u *account) longestUnused(now uint32, highest Class, idle uint32) *Lease {
 	for c := range highest + 1 {
 		if l := u.leases[c].first(); l != nil && (l.lowest+idle <= now || idle == 0) {
@@ -413,14 +413,14 @@ func (l *Lease) evictLocked() {
 	l.taken = true
 }
 
-// Leave says that the descriptors are about to be closed. Further calls do nothing.
+// Leave is called before the descriptors are closed. Further calls do nothing.
 func (l *Lease) Leave() {
 	l.pool.mu.Lock()
 	defer l.pool.mu.Unlock()
 	l.leaveLocked()
 }
 
-// Release says that they are closed. Further calls do nothing.
+// Release is called when they are closed. Further calls do nothing.
 func (l *Lease) Release() {
 	p := l.pool
 	p.mu.Lock()
@@ -448,8 +448,8 @@ func (l *Lease) Taken() bool {
 // at all of them. It implements heap.Interface.
 type leases []*Lease
 
-// first returns the lease that was used longest ago; nil is none. What has been used since it was
-// last looked at finds its new place here, and nowhere else.
+// first returns the lease that was used longest ago, or nil. Leases that were used since the last
+// look are moved to their new place here, and nowhere else.
 func (s *leases) first() *Lease {
 	for len(*s) > 0 {
 		l := (*s)[0]

@@ -134,7 +134,7 @@ func TestSharesOfManyUsersAreEven(t *testing.T) {
 	for name, u := range h.pool.users {
 		got[name] = u.used
 	}
-	// What the small one leaves is the others', to within one.
+	// The rest beyond the small user's is the others', to within one.
 	if got["small"] != 5 || got["ann"]+got["bob"]+got["eve"] != 95 {
 		t.Errorf("shares %v", got)
 	}

@@ -41,7 +41,7 @@ type Config struct {
 	// reserve are shared among the applications.
 	Descriptors int
 
-	// Memory bounds in bytes what applications and targets can make the process hold;
+	// Memory bounds the bytes that applications and targets can make the process hold;
 	// see tunnel.Budget. 0 is no bound.
 	Memory int64
 
@@ -81,7 +81,7 @@ func Run(ctx context.Context, cfg Config) error {
 	exits := egress.New(egress.Config{
 		Allow: cfg.Allow, Deny: cfg.Deny, Advertised: advertised, Closed: func(ap netip.AddrPort) bool { return ap.Port() == port },
 		Filtering: cfg.Filtering, Idle: cfg.UDPIdle, NoOffload: cfg.NoOffload, Log: cfg.Log,
-		// The entrance knows who has what; for the exit all is one user's.
+		// The entrance counts per user; for the exit there is one user.
 		Room: room, Counted: true, MaxUserFlows: tunnel.MaxFlows, MaxUserStreams: tunnel.MaxFlows,
 	})
 	defer exits.Close()

@@ -107,10 +107,9 @@ func Open(path string) (*Dir, error) {
 	return &Dir{path: path, lock: lock}, nil
 }
 
-// Protect takes the rights of others away from the named files, where they exist,
-// and returns the names of those where there were any. One whose mode cannot be
-// changed is an error. Other files are left alone: the directory may be one that
-// the user keeps more in.
+// Protect takes the rights of others away from the named files, if they exist, and
+// returns the names of the files it changed. It returns an error if a mode cannot be
+// changed. Other files are left alone: the user may keep more in the directory.
 func (d *Dir) Protect(names ...string) (exposed []string, err error) {
 	if runtime.GOOS == "windows" {
 		return nil, nil // access lists, not mode bits

@@ -28,7 +28,7 @@ type Report struct {
 	Started time.Time `json:"started"`
 	Listen  string    `json:"listen"` // for applications, or on the server for clients
 
-	Memory *Memory `json:"memory,omitempty"` // held for peers; nil where it has no bound
+	Memory *Memory `json:"memory,omitempty"` // held for peers; nil if it has no bound
 
 	Sessions      []Session `json:"sessions"` // none for a proxy
 	SessionsTotal int       `json:"sessions_total"`
@@ -39,7 +39,7 @@ type Report struct {
 	Events []Event `json:"events"` // the last ones, oldest first
 }
 
-// Memory is what a process holds for its peers, in bytes.
+// Memory is the memory a process holds for its peers, in bytes.
 type Memory struct {
 	Used   int64  `json:"used"`
 	Limit  int64  `json:"limit"`
@@ -85,7 +85,7 @@ type Carrier struct {
 	Local      string  `json:"local"`
 	Remote     string  `json:"remote"`
 	AgeSeconds float64 `json:"age_seconds"`
-	// HeardSeconds is how long ago anything last came.
+	// HeardSeconds is how long ago anything last arrived.
 	HeardSeconds float64 `json:"heard_seconds"`
 	RTTMillis    float64 `json:"rtt_ms,omitempty"` // milliseconds
 
@@ -95,7 +95,7 @@ type Carrier struct {
 	ServesNewStreams bool   `json:"serves_new_streams"`
 	OpenStreams      int    `json:"open_streams"`
 
-	// SmallSegments says, on the client, that TCP passed in small segments alone.
+	// SmallSegments is set, on the client, if TCP passed in small segments alone.
 	SmallSegments bool `json:"small_segments,omitempty"`
 
 	// Loss is the share, 0 to 1, of bundles that got lost lately, in the worse of the

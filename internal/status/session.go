@@ -39,7 +39,7 @@ func fromCarrier(c tunnel.CarrierStatus) Carrier {
 	}
 }
 
-// FromBudget returns what b tells; nil if there is no limit.
+// FromBudget returns b in a report's form; nil if there is no limit.
 func FromBudget(b tunnel.BudgetStatus) *Memory {
 	if b.Limit == 0 {
 		return nil

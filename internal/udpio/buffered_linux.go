@@ -6,8 +6,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Buffered returns how many bytes the kernel holds for conn, in both directions: those
-// not yet read, and those sent and not acknowledged. It is 0 if conn is not TCP.
+// Buffered returns how many bytes the kernel holds for conn, in both directions: bytes
+// not yet read, and bytes sent and not acknowledged. It is 0 if conn is not TCP.
 func Buffered(conn net.Conn) (n int64) {
 	tcp, ok := conn.(*net.TCPConn)
 	if !ok {

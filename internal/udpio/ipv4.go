@@ -7,14 +7,14 @@ import (
 	"syscall"
 )
 
-// lacksIPv6 reports whether err is what a kernel without IPv6 (ipv6.disable=1), or one that has
-// it switched off, says to [::].
+// lacksIPv6 reports whether err is the error for [::] of a kernel without IPv6 (ipv6.disable=1) or
+// with IPv6 switched off.
 func lacksIPv6(err error) bool {
 	return errors.Is(err, syscall.EAFNOSUPPORT) || errors.Is(err, syscall.EADDRNOTAVAIL)
 }
 
 // IPv4Alone reports whether a listener that was asked for all addresses of the machine, with address
-// HOST:PORT, got those of IPv4 only.
+// HOST:PORT, got only its IPv4 addresses.
 func IPv4Alone(address string, got net.Addr) bool {
 	host, _, err := net.SplitHostPort(address)
 	if err != nil || host != "" && !allOfIPv6(host) {

@@ -55,8 +55,8 @@ func (c *control) value(at int) unsafe.Pointer {
 	return unsafe.Add(unsafe.Pointer(c), at+unix.CmsgLen(0))
 }
 
-// put writes the header of a message at an offset, and returns where its value of size
-// bytes goes and the offset behind it.
+// put writes the header of a message at an offset, and returns a pointer for its value of
+// size bytes and the offset behind it.
 func (c *control) put(at int, level, kind int32, size int) (value unsafe.Pointer, next int) {
 	h := c.header(at)
 	h.Level = level
@@ -75,7 +75,7 @@ func (c *control) putSegment(size int) (next int) {
 func (c *control) segment() int { return int(*(*uint16)(c.value(0))) }
 
 // putLocal writes at an offset that the socket, which is of family, sends from ip, and
-// returns the offset behind it. It writes nothing if such a socket cannot do that.
+// returns the offset behind it. It writes nothing if a socket of family cannot do that.
 func (c *control) putLocal(at int, ip netip.Addr, family uint16) (next int) {
 	switch {
 	case family == unix.AF_INET6:
@@ -99,8 +99,8 @@ func (c *control) attach(h *unix.Msghdr, from, to int) {
 	h.SetControllen(to - from)
 }
 
-// read returns what the first n bytes hold: the segment size in UDP_GRO, 0 if there is
-// none, and the address of ours that the datagram was sent to, if that is told.
+// read parses the first n bytes. It returns the segment size in UDP_GRO, 0 if there is
+// none, and the address of ours that the datagram was sent to, if it is given.
 func (c *control) read(n int) (gro int, local netip.Addr) {
 	for at := 0; at+unix.CmsgLen(0) <= n; {
 		h := c.header(at)
