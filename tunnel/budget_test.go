@@ -277,6 +277,7 @@ func TestBudgetCountsTheShareTakenTowardsTheLimit(t *testing.T) {
 		t.Error(diff)
 	}
 }
+
 func TestBudgetAttributesOverheadToUnreadBytes(t *testing.T) {
 	all := []holding{
 		{user: "a", bytes: 400},
