@@ -502,7 +502,9 @@ func TestOneUserLeavesDescriptorsForTheOthers(t *testing.T) {
 	if n := s.CountLogs(func(l logLine) bool { return strings.Contains(l.Msg, "refused for want of room") }); n == 0 || n > 10 {
 		t.Errorf("%d lines say that there was no room", n)
 	}
-	if n := s.CountLogs(message("a session that was held is ended")); n != 1 {
+	held := message("a session that was held is ended")
+	s.WaitLog("the end of the greedy session", held)
+	if n := s.CountLogs(held); n != 1 {
 		t.Errorf("%d lines say that a session was ended for want of room, want 1: the greedy one's", n)
 	}
 }
