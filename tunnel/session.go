@@ -173,7 +173,9 @@ func (s *Session) PeerFeatures() Features { return Features(s.peer.Load()) }
 
 // openStreams returns how many streams are open, whichever side opened them.
 func (s *Session) openStreams() (n int) {
-	for _, a := range s.Attached() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, a := range s.attached {
 		n += int(a.streams.Load())
 	}
 	return n
