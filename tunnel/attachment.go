@@ -28,6 +28,7 @@ type Attachment struct {
 	attachInfo
 	s       *Session
 	c       Carrier
+	in      *incarnation
 	snd     *sender
 	out     outbox
 	began   time.Duration // on the session's clock
@@ -230,7 +231,7 @@ func (a *Attachment) flush() {
 	if len(a.bodies) == 0 {
 		return
 	}
-	a.s.deliver(a.run, a.bodies)
+	a.s.deliver(a.in, a.run, a.bodies)
 	clear(a.bodies)
 	a.bodies = a.bodies[:0]
 }
@@ -268,7 +269,7 @@ func (a *Attachment) control(t messageType, payload []byte) error {
 			if f.err != nil {
 				break
 			}
-			a.s.peerEnded(flow, code)
+			a.s.peerEnded(a.in, flow, code)
 			seq++
 		}
 		if f.err == nil && seq > maxEndNumber {

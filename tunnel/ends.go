@@ -58,11 +58,12 @@ func (l *endList) ack(upTo uint64) {
 	l.next = max(0, l.next-n)
 }
 
-// sendEnd queues the end of a flow for the peer.
-func (s *Session) sendEnd(flow uint64, code EndCode) {
+// sendEnd queues the end of a flow for the peer, unless the peer opened it in an
+// incarnation that has been replaced.
+func (s *Session) sendEnd(in *incarnation, flow uint64, code EndCode) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closed {
+	if s.closed || in != nil && in != s.inc {
 		return
 	}
 	s.ends.add(flowEnd{flow, code})

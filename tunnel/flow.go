@@ -58,6 +58,7 @@ type FlowHandler interface {
 // from any goroutine.
 type Flow struct {
 	s       *Session
+	in      *incarnation // that the peer opened it in; nil if we did
 	q       flowQueue
 	over    atomic.Bool // whoever sets it ends the flow
 	mu      sync.Mutex  // one receiver at a time, also across carriers
@@ -99,7 +100,7 @@ func (f *Flow) Drops() Drops { return f.s.q.dropped(&f.q) }
 func (f *Flow) End(code EndCode) {
 	if f.over.CompareAndSwap(false, true) {
 		f.s.forget(f, true)
-		f.s.sendEnd(f.ID(), code)
+		f.s.sendEnd(f.in, f.ID(), code)
 	}
 }
 
@@ -165,38 +166,62 @@ func (s *Session) OpenFlow(h FlowHandler) (*Flow, error) {
 // ours says whether our side opened the flow of this number.
 func (s *Session) ours(id uint64) bool { return id&1 == 1 == s.server }
 
-// deliver hands datagrams of one flow to its handler, opening the flow where
-// the peer may.
-func (s *Session) deliver(id uint64, bodies [][]byte) {
+// deliver hands datagrams of one flow to its handler, and opens the flow if the
+// peer may. in is the incarnation of the carrier that they came on.
+func (s *Session) deliver(in *incarnation, id uint64, bodies [][]byte) {
 	s.flowsMu.RLock()
-	f := s.flows[id]
+	f, stale := s.flows[id], s.stale(in, id)
 	s.flowsMu.RUnlock()
-	if f == nil {
-		if s.ours(id) {
-			s.drops.add(DropUnknown, uint64(len(bodies)))
-			s.answerUnknown(id)
-			return
-		}
-		if f = s.openIncoming(id, uint64(len(bodies))); f == nil {
+	switch {
+	case stale:
+		s.drops.add(DropEnded, uint64(len(bodies)))
+		return
+	case f == nil && s.ours(id):
+		s.drops.add(DropUnknown, uint64(len(bodies)))
+		s.answerUnknown(id)
+		return
+	case f == nil:
+		if f = s.openIncoming(in, id, uint64(len(bodies))); f == nil {
 			return
 		}
 	}
 	f.receive(bodies)
 }
 
+// stale reports whether the flow was opened by a server process that has been replaced, whose
+// numbers the present one uses again. s.flowsMu is held.
+func (s *Session) stale(in *incarnation, id uint64) bool { return in != s.peerOf && !s.ours(id) }
+
+// takePeerFlows returns the flows that the peer opened and takes them off the table:
+// from now on its flows are those of incarnation next.
+func (s *Session) takePeerFlows(next *incarnation) map[uint64]*Flow {
+	s.flowsMu.Lock()
+	defer s.flowsMu.Unlock()
+	theirs := make(map[uint64]*Flow)
+	for id, f := range s.flows {
+		if !s.ours(id) {
+			theirs[id] = f
+			delete(s.flows, id)
+		}
+	}
+	s.ended, s.peerOf = endedSet{}, next
+	return theirs
+}
+
 // openIncoming makes the flow that the peer opened with its first datagram; n is
 // how many datagrams are lost where that fails.
-func (s *Session) openIncoming(id uint64, n uint64) *Flow {
-	f := &Flow{s: s}
+func (s *Session) openIncoming(in *incarnation, id uint64, n uint64) *Flow {
+	f := &Flow{s: s, in: in}
 	f.q.id = id
 	f.mu.Lock() // others that find it wait until it has its handler
 	defer f.mu.Unlock()
 	s.flowsMu.Lock()
-	if other := s.flows[id]; other != nil {
+	stale := s.stale(in, id)
+	if other := s.flows[id]; other != nil && !stale {
 		s.flowsMu.Unlock()
 		return other
 	}
-	if s.ended.has(id) || s.ctx.Err() != nil {
+	if stale || s.ended.has(id) || s.ctx.Err() != nil {
 		s.flowsMu.Unlock()
 		s.drops.add(DropEnded, n)
 		return nil
@@ -228,7 +253,7 @@ func (s *Session) forget(f *Flow, done bool) {
 	if s.flows[f.ID()] == f {
 		delete(s.flows, f.ID())
 	}
-	if done {
+	if done && f.in != nil && f.in == s.peerOf {
 		s.ended.add(f.ID())
 	}
 	s.flowsMu.Unlock()
@@ -236,11 +261,17 @@ func (s *Session) forget(f *Flow, done bool) {
 }
 
 // peerEnded is called for each flow that the peer ended.
-func (s *Session) peerEnded(id uint64, code EndCode) {
+func (s *Session) peerEnded(in *incarnation, id uint64, code EndCode) {
 	s.flowsMu.Lock()
+	if s.stale(in, id) {
+		s.flowsMu.Unlock()
+		return
+	}
 	f := s.flows[id]
 	delete(s.flows, id)
-	s.ended.add(id)
+	if !s.ours(id) {
+		s.ended.add(id)
+	}
 	s.flowsMu.Unlock()
 	if f != nil && f.over.CompareAndSwap(false, true) {
 		f.ended(code)
@@ -254,7 +285,7 @@ func (s *Session) answerUnknown(id uint64) {
 	if last != 0 && now-last < int64(unknownFlowInterval) || !s.unknownAt.CompareAndSwap(last, now) {
 		return
 	}
-	s.sendEnd(id, EndUnknown)
+	s.sendEnd(nil, id, EndUnknown)
 }
 
 const (

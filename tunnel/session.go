@@ -85,7 +85,8 @@ type Session struct {
 
 	flowsMu sync.RWMutex
 	flows   map[uint64]*Flow
-	ended   endedSet
+	ended   endedSet     // of the peer's flows
+	peerOf  *incarnation // that the peer's flows belong to
 	numbers *FlowNumbers
 
 	unknownAt atomic.Int64 // when we last answered an unknown flow
@@ -136,7 +137,7 @@ func newSession(cfg SessionConfig, server bool, in *incarnation) *Session {
 	}
 	cfg.Timers = cfg.Timers.withDefaults()
 	s := &Session{
-		cfg: cfg, server: server, inc: in, start: time.Now(),
+		cfg: cfg, server: server, inc: in, peerOf: in, start: time.Now(),
 		flows: make(map[uint64]*Flow), changed: make(chan struct{}),
 		maxStreams: MaxStreams, mostStreams: MaxStreams,
 		wall: func() time.Time { return time.Now().Round(0) },
@@ -218,10 +219,12 @@ func (s *Session) renew(old *incarnation) {
 	s.inc = newIncarnation()
 	s.ends.reset() // the new server process knows none of our flows
 	stale := slices.Clone(s.attached)
+	theirs := s.takePeerFlows(s.inc)
 	s.mu.Unlock()
 	for _, a := range stale {
 		a.closeFor(CodeReplaced, "the session was renewed")
 	}
+	endAll(theirs)
 }
 
 // Attach authenticates on p and attaches it. The session keeps p, which it closes
@@ -262,7 +265,7 @@ type attachInfo struct {
 // attach adds c to the session and serves it until it ends.
 func (s *Session) attach(c Carrier, in *incarnation, info attachInfo) (*Attachment, error) {
 	a := &Attachment{
-		s: s, c: c, attachInfo: info, began: s.now(),
+		s: s, c: c, in: in, attachInfo: info, began: s.now(),
 		snd: newSender(c.Kind() == KindQUIC), done: make(chan struct{}),
 	}
 	a.snd.pads = a.snd.pads && !s.cfg.unpadded
@@ -556,6 +559,10 @@ func (s *Session) endFlows() {
 	flows := s.flows
 	s.flows = make(map[uint64]*Flow)
 	s.flowsMu.Unlock()
+	endAll(flows)
+}
+
+func endAll(flows map[uint64]*Flow) {
 	for _, f := range flows {
 		if f.over.CompareAndSwap(false, true) {
 			f.ended(EndShutdown)

@@ -13,6 +13,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"wmproxy/internal/udpio"
 )
 
@@ -405,6 +407,77 @@ func TestARestartedServerGetsANewSessionAndTheSameFlows(t *testing.T) {
 			t.Errorf("got %q, ends %v", got, codes)
 		}
 	})
+}
+
+// A new server process numbers its flows from the start again.
+func TestRestartedServersFlowsReachNewHandlers(t *testing.T) {
+	for name, ended := range map[string]bool{"open before": false, "ended before": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				clientExit := &echoExit{}
+				w.session = NewSession(SessionConfig{Exit: clientExit})
+				w.mustAttach(PipeConfig{})
+				var before, after sink
+				f, err := w.host.Sessions()[0].OpenFlow(&before)
+				if err != nil {
+					t.Fatal(err)
+				}
+				send(f, "before")
+				synctest.Wait()
+				if ended {
+					f.End(EndNormal)
+					synctest.Wait()
+				}
+				w.host.Close(CodeShutdown, "restart")
+				w.host = w.newHost()
+				defer w.close()
+				w.mustAttach(PipeConfig{})
+				g, err := w.host.Sessions()[0].OpenFlow(&after)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if g.ID() != f.ID() {
+					t.Fatalf("the flows are %d and %d; want the same number again", f.ID(), g.ID())
+				}
+				send(g, "after")
+				synctest.Wait()
+				if opened, ended := clientExit.counts(); opened != 2 || ended != 1 {
+					t.Errorf("the client's exit opened %d flows and ended %d, want 2 and 1", opened, ended)
+				}
+				got, codes := after.snapshot()
+				if diff := cmp.Diff([][]byte{[]byte("after")}, got); diff != "" || len(codes) != 0 {
+					t.Errorf("ends %v; what came back (-want +got):\n%s", codes, diff)
+				}
+			})
+		})
+	}
+}
+
+// What is left of the old server process must not touch the new one's flows.
+func TestStaleCarrierTouchesNoNewFlow(t *testing.T) {
+	clientExit := &echoExit{}
+	s := NewSession(SessionConfig{Exit: clientExit})
+	defer s.Close(CodeShutdown, "done")
+	old, late := s.current(), [][]byte{[]byte("late")}
+	s.deliver(old, 3, late)
+	stale := clientExit.flows[3]
+	s.renew(old)
+	s.deliver(s.current(), 3, [][]byte{[]byte("new")})
+	s.deliver(old, 3, late)
+	s.deliver(old, 5, late)
+	s.peerEnded(old, 3, EndNormal)
+	stale.End(EndNormal)
+	stale.Forget()
+	if opened, ended := clientExit.counts(); opened != 2 || ended != 1 || s.Flows() != 1 {
+		t.Errorf("opened %d, ended %d, open %d; want 2, 1, 1", opened, ended, s.Flows())
+	}
+	if got := s.Drops()[DropEnded]; got != 2 {
+		t.Errorf("%d datagrams of the old process were dropped, want 2", got)
+	}
+	if n := len(s.ends.pending); n != 0 {
+		t.Errorf("%d ends are to be sent, want none", n)
+	}
 }
 
 func TestTwoRacingDialsMakeOneSession(t *testing.T) {
