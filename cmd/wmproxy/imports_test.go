@@ -30,6 +30,9 @@ var mayImport = map[string][]string{
 	"internal/relay":   {"internal/udpio", "tunnel"},
 	"internal/status":  {"tunnel"}, // for the structs of a snapshot
 
+	"internal/user":  {"internal/stats"},
+	"internal/stats": {},
+
 	"socks":          {"internal/udpio"},
 	"tunnel":         {"internal/udpio"},
 	"certs":          {},
