@@ -15,29 +15,29 @@ import (
 )
 
 const (
-	// settle is how long the files must be quiet before they are read: the two
-	// of a renewal are written one after the other.
-	settle = 100 * time.Millisecond
-	// recheck finds what no notification tells: network file systems, and
-	// directories that were swapped above the ones that are watched.
-	recheck = time.Minute
+	// settleTime is the time without a change before the files are read: a
+	// renewal writes the two one after the other.
+	settleTime = 100 * time.Millisecond
+	// recheckInterval is for changes without a notification: on network file
+	// systems, and of directories above the watched ones.
+	recheckInterval = time.Minute
 )
 
 // Files is a certificate and a key in PEM files, as a public CA issues them,
-// read again when they change. What cannot be used (half of a pair, a
-// certificate for another key) is logged and the last good pair stays.
+// read again when they change. A pair that cannot be used (half-written, or a
+// certificate for another key) is logged, and the last good pair stays in use.
 type Files struct {
 	certFile, keyFile string
 	log               *slog.Logger
 
 	current atomic.Pointer[tls.Certificate]
-	// Bytes of the last pair that was read, good or bad: only a change is parsed
-	// and only a change is logged. Owned by run after ServerFromFiles.
+	// The last pair that was read, good or bad: it is parsed and logged only if
+	// it has changed. Owned by run after ServerFromFiles.
 	certPEM, keyPEM []byte
 
-	watcher *fsnotify.Watcher // nil when the system has none to give
-	watched map[string]bool
-	asked   chan struct{} // one slot: Reload was called
+	watcher *fsnotify.Watcher // nil if the system refused one
+	watched map[string]bool   // directories
+	asked   chan struct{}     // one slot: Reload was called
 	done    chan struct{}
 	close   sync.Once
 	running sync.WaitGroup
@@ -71,16 +71,16 @@ func ServerFromFiles(certFile, keyFile string, log *slog.Logger) (*Files, error)
 // Certificate returns the newest good pair, for ServerConfig.
 func (f *Files) Certificate() *tls.Certificate { return f.current.Load() }
 
-// Reload reads the files again, changed or not. It does not wait for the outcome,
-// which is logged.
+// Reload makes Files read the files again, changed or not, and log the outcome.
+// It does not wait for it.
 func (f *Files) Reload() {
 	select {
 	case f.asked <- struct{}{}:
-	default: // will be read once for both
+	default: // the call before it has not been served yet
 	}
 }
 
-// Close stops watching and waits for it; a second call does nothing more.
+// Close stops the watching and waits for its end. It may be called more than once.
 // Certificate stays valid.
 func (f *Files) Close() error {
 	f.close.Do(func() { close(f.done) })
@@ -90,37 +90,37 @@ func (f *Files) Close() error {
 
 func (f *Files) run() {
 	defer f.closeWatcher()
-	// Nil channels of an absent watcher never fire; the ticker still does.
+	// Without a watcher the channels are nil and only the ticker fires.
 	var events chan fsnotify.Event
 	var errs chan error
 	if f.watcher != nil {
 		events, errs = f.watcher.Events, f.watcher.Errors
 	}
-	ticker := time.NewTicker(recheck)
+	ticker := time.NewTicker(recheckInterval)
 	defer ticker.Stop()
-	quiet := time.NewTimer(settle)
-	quiet.Stop()
-	defer quiet.Stop()
+	settled := time.NewTimer(settleTime)
+	settled.Stop()
+	defer settled.Stop()
 	for {
 		select {
 		case <-f.done:
 			return
 		case <-events:
-			quiet.Reset(settle)
-		case <-errs: // an overflow: events were lost, so look
-			quiet.Reset(settle)
+			settled.Reset(settleTime)
+		case <-errs: // an overflow: events were lost
+			settled.Reset(settleTime)
 		case <-f.asked:
 			f.certPEM, f.keyPEM = nil, nil // so that they count as changed
 			f.check(true)
 		case <-ticker.C:
 			f.check(false)
-		case <-quiet.C:
+		case <-settled.C:
 			f.check(false)
 		}
 	}
 }
 
-// check reads the files and logs any change, or the outcome in any case if asked.
+// check reads the files and logs a change, or, if asked, the outcome in any case.
 func (f *Files) check(asked bool) {
 	if f.watcher != nil {
 		f.watch()
@@ -134,7 +134,7 @@ func (f *Files) check(asked bool) {
 	}
 }
 
-// reload reads both files and says whether they differ from the last time.
+// reload reads both files and reports whether they differ from the last time.
 func (f *Files) reload() (changed bool, err error) {
 	certPEM, err := readPEM(f.certFile)
 	if err != nil {
@@ -170,7 +170,7 @@ func (f *Files) differs(certPEM, keyPEM []byte) bool {
 
 // watch watches directories, not files: certbot replaces a symlink in the
 // directory, Kubernetes a symlink to another directory beside it, editors the
-// file itself. Where the name is a symlink, its target's directory counts too.
+// file itself. If the name is a symlink, its target's directory is watched too.
 func (f *Files) watch() {
 	wanted := make(map[string]bool)
 	for _, file := range []string{f.certFile, f.keyFile} {
@@ -181,17 +181,15 @@ func (f *Files) watch() {
 	}
 	for dir := range f.watched {
 		if !wanted[dir] {
-			_ = f.watcher.Remove(dir) // an error means it is gone already
+			_ = f.watcher.Remove(dir) // an error means that it is gone already
 			delete(f.watched, dir)
 		}
 	}
 	for dir := range wanted {
-		// Added anew each time: a directory that was deleted and made again lost
-		// its watch, and for one that still has it this changes nothing.
-		if err := f.watcher.Add(dir); err != nil {
-			if !f.watched[dir] {
-				f.log.Warn("this directory of certificate files is checked once a minute only", "dir", dir, "error", err)
-			}
+		// Added each time: a directory that was deleted and made again has lost
+		// its watch, and Add does nothing for a watched one.
+		if err := f.watcher.Add(dir); err != nil && !f.watched[dir] {
+			f.log.Warn("this directory of certificate files is checked once a minute only", "dir", dir, "error", err)
 		}
 		f.watched[dir] = true
 	}

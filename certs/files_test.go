@@ -11,10 +11,10 @@ import (
 	"time"
 )
 
-// waitLimit is how long a notification of the file system may take.
+// waitLimit bounds the wait for a notification of the file system.
 const waitLimit = 10 * time.Second
 
-// logLines hands each message of a log to a test.
+// logLines passes each message of a log to a test.
 type logLines chan string
 
 func (l logLines) Enabled(context.Context, slog.Level) bool { return true }
@@ -91,7 +91,7 @@ func wantCurrent(t *testing.T, files *Files, cert *tls.Certificate) {
 	}
 }
 
-func TestChangedFilesServeTheNextHandshake(t *testing.T) {
+func TestChangedFilesAreUsedAtNextHandshake(t *testing.T) {
 	dir := t.TempDir()
 	old, renewed := identity(t).Certificate(), identity(t).Certificate()
 	writePair(t, dir, old)
@@ -110,7 +110,7 @@ func TestChangedFilesServeTheNextHandshake(t *testing.T) {
 	}
 }
 
-func TestAHalfWrittenPairKeepsTheOldOne(t *testing.T) {
+func TestHalfWrittenPairKeepsTheOldOne(t *testing.T) {
 	dir := t.TempDir()
 	old, renewed := identity(t).Certificate(), identity(t).Certificate()
 	writePair(t, dir, old)
@@ -137,7 +137,7 @@ func TestAHalfWrittenPairKeepsTheOldOne(t *testing.T) {
 	wantCurrent(t, files, renewed)
 }
 
-func TestSymlinksThatAreSwappedCount(t *testing.T) {
+func TestSwappedSymlinksAreNoticed(t *testing.T) {
 	if runtime.GOOS == "windows" {
 		t.Skip("symlinks need a privilege on Windows")
 	}
@@ -197,7 +197,7 @@ func TestSymlinksThatAreSwappedCount(t *testing.T) {
 	})
 }
 
-func TestAPairThatCannotBeUsedAtTheStartIsAnError(t *testing.T) {
+func TestUnusablePairAtStartIsAnError(t *testing.T) {
 	dir := t.TempDir()
 	writePair(t, dir, identity(t).Certificate())
 	certPEM, _ := pemOf(t, identity(t).Certificate())
@@ -209,7 +209,7 @@ func TestAPairThatCannotBeUsedAtTheStartIsAnError(t *testing.T) {
 	}
 }
 
-func TestReloadTellsTheOutcomeInAnyCase(t *testing.T) {
+func TestReloadLogsTheOutcome(t *testing.T) {
 	dir := t.TempDir()
 	id, err := NewIdentity()
 	if err != nil {
@@ -219,17 +219,17 @@ func TestReloadTellsTheOutcomeInAnyCase(t *testing.T) {
 	files, lines := watchFiles(t, dir)
 	files.Reload()
 	if got := lines.next(t); got != sawGood {
-		t.Errorf("of the same files it logged %q", got)
+		t.Errorf("same files: logged %q", got)
 	}
 	if err := os.Remove(filepath.Join(dir, "tls.key")); err != nil {
 		t.Fatal(err)
 	}
 	if got := lines.next(t); got != sawBad {
-		t.Errorf("of a missing key it logged %q", got)
+		t.Errorf("missing key: logged %q", got)
 	}
 	files.Reload()
 	if got := lines.next(t); got != sawBad {
-		t.Errorf("when asked again it logged %q", got)
+		t.Errorf("missing key, asked again: logged %q", got)
 	}
 	if files.Certificate() == nil {
 		t.Error("the last good pair is gone")

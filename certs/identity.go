@@ -1,7 +1,7 @@
-// Package certs is who a server is and how a client knows it: identities (a
-// private key and its certificate), pins of public keys, TLS 1.3 configurations
-// for both ends, and certificate files that are read again when they change. It
-// must not know who uses them.
+// Package certs identifies a server to its clients: identities (a private key and
+// its certificate), pins of public keys, TLS 1.3 configurations for both ends, and
+// certificate files that are read again when they change. It must not know its
+// users.
 package certs
 
 import (
@@ -25,7 +25,7 @@ import (
 	"time"
 )
 
-// maxPEM bounds what is read of a certificate or key file, in bytes.
+// maxPEM bounds a certificate or key file, in bytes.
 const maxPEM = 1 << 20
 
 const (
@@ -33,8 +33,8 @@ const (
 	keyType  = "PRIVATE KEY" // PKCS #8, RFC 5958
 )
 
-// validYears and validBefore are generous: pinned clients do not look at dates,
-// and an identity that expired would have to be replaced together with all links.
+// validYears and validBefore are generous: pinned clients ignore dates, and an
+// expired identity would have to be replaced together with all links.
 const (
 	validYears  = 100
 	validBefore = 48 * time.Hour
@@ -46,7 +46,7 @@ type Identity struct {
 	pin  Pin
 }
 
-// NewIdentity makes an ECDSA P-256 key and a self-signed certificate, in memory.
+// NewIdentity returns a new ECDSA P-256 key with a self-signed certificate, in memory.
 func NewIdentity() (*Identity, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -59,11 +59,11 @@ func NewIdentity() (*Identity, error) {
 	return newIdentity(tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key})
 }
 
-// LoadOrCreate returns the identity in the two PEM files. With neither there it
-// makes one; with the key alone it makes a new certificate for it, which keeps
-// the pin. A certificate without its key is an error, because a new key would
-// break every link. Files are written atomically with mode 0600, into a
-// directory that must exist.
+// LoadOrCreate returns the identity in the two PEM files. It makes one if neither
+// exists, and a new certificate if only the key does, which keeps the pin. A
+// certificate without its key is an error, because a new key would break every
+// link. Files are written atomically with mode 0600, into a directory that must
+// exist.
 func LoadOrCreate(certFile, keyFile string) (*Identity, error) {
 	keyPEM, err := readPEM(keyFile)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -90,8 +90,8 @@ func LoadOrCreate(certFile, keyFile string) (*Identity, error) {
 	return newIdentity(pair)
 }
 
-// create writes the key first: a crash between the two leaves a key, from which
-// the next start goes on.
+// create writes the key first: if it crashes between the two, the next start makes
+// a certificate for that key.
 func create(certFile, keyFile string) (*Identity, error) {
 	if _, err := os.Stat(certFile); err == nil {
 		return nil, fmt.Errorf("the certificate %s has lost its key %s; restore the key, or remove the certificate for a new identity", certFile, keyFile)
@@ -148,7 +148,7 @@ func selfSign(key crypto.Signer) ([]byte, error) {
 	return x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 }
 
-// Certificate returns the identity for ServerConfig. It must not be changed.
+// Certificate returns the identity for ServerConfig. The caller must not change it.
 func (id *Identity) Certificate() *tls.Certificate { return &id.cert }
 
 // Pin returns the pin of the identity's public key.
@@ -157,10 +157,10 @@ func (id *Identity) Pin() Pin { return id.pin }
 // resetLabel separates this use of the key from its use in TLS.
 const resetLabel = "wmproxy stateless reset"
 
-// StatelessResetKey derives the key of QUIC's stateless resets (RFC 9000
-// section 10.3.2) from the certificate's private key, by HKDF with SHA-256. It
-// is the same after a restart, so that clients of the process before learn at
-// once that it is gone.
+// StatelessResetKey returns the key of QUIC's stateless resets (RFC 9000 section
+// 10.3.2), derived from the certificate's private key by HKDF with SHA-256. It
+// survives a restart, so that clients of the previous process learn at once that
+// it is gone.
 func StatelessResetKey(cert *tls.Certificate) ([32]byte, error) {
 	var reset [32]byte
 	secret, err := x509.MarshalPKCS8PrivateKey(cert.PrivateKey)
@@ -207,7 +207,7 @@ func readPEM(path string) ([]byte, error) {
 	return data, nil
 }
 
-// readError names the path once.
+// readError returns an error that names the path once.
 func readError(path string, err error) error {
 	var pathErr *fs.PathError
 	if errors.As(err, &pathErr) {
@@ -216,7 +216,7 @@ func readError(path string, err error) error {
 	return fmt.Errorf("cannot read %s (%w)", path, err)
 }
 
-// writePEM puts a file of mode 0600 in place whole or not at all.
+// writePEM writes a file of mode 0600, wholly or not at all.
 func writePEM(path, blockType string, der []byte) error {
 	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*.tmp") // mode 0600
 	if err != nil {
@@ -239,7 +239,7 @@ func writePEM(path, blockType string, der []byte) error {
 	return nil
 }
 
-// writeError leaves out the temporary file's name.
+// writeError returns an error that names path and not the temporary file.
 func writeError(path string, err error) error {
 	var pathErr *fs.PathError
 	var linkErr *os.LinkError

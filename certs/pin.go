@@ -9,31 +9,31 @@ import (
 	"fmt"
 )
 
-// Pin names a public key: the SHA-256 of its SubjectPublicKeyInfo (RFC 5280
-// section 4.1). A new certificate for the same key keeps the pin.
+// Pin identifies a public key: the SHA-256 of its SubjectPublicKeyInfo (RFC 5280
+// section 4.1). A new certificate for the same key has the same pin.
 type Pin [sha256.Size]byte
 
-// pinText is base64url without padding (RFC 4648 section 5): 43 characters.
-// Strict, so that one pin has one spelling.
+// pinText is base64url without padding (RFC 4648 section 5), 43 characters. It is
+// strict, so that a pin has one spelling.
 var pinText = base64.RawURLEncoding.Strict()
 
-// ErrPin says that a text is not a pin.
-var ErrPin = errors.New("a pin is 43 characters of base64url")
+// errPin is returned if a text is not a pin.
+var errPin = errors.New("a pin is 43 characters of base64url")
 
 // PinOf returns the pin of the certificate's public key.
 func PinOf(cert *x509.Certificate) Pin {
 	return sha256.Sum256(cert.RawSubjectPublicKeyInfo)
 }
 
-// ParsePin reads what String writes. Its error is ErrPin.
+// ParsePin parses a pin as String returns it.
 func ParsePin(text string) (Pin, error) {
 	var p Pin
 	if len(text) != pinText.EncodedLen(len(p)) {
-		return Pin{}, ErrPin
+		return Pin{}, errPin
 	}
-	// The decoder skips line breaks, and then there are fewer bytes.
+	// The decoder skips line breaks and then returns fewer bytes.
 	if n, err := pinText.Decode(p[:], []byte(text)); err != nil || n != len(p) {
-		return Pin{}, ErrPin
+		return Pin{}, errPin
 	}
 	return p, nil
 }
@@ -41,24 +41,11 @@ func ParsePin(text string) (Pin, error) {
 // String returns the pin in base64url.
 func (p Pin) String() string { return pinText.EncodeToString(p[:]) }
 
-// MarshalText returns the pin in base64url.
-func (p Pin) MarshalText() ([]byte, error) { return []byte(p.String()), nil }
-
-// UnmarshalText is ParsePin.
-func (p *Pin) UnmarshalText(text []byte) error {
-	parsed, err := ParsePin(string(text))
-	if err != nil {
-		return err
-	}
-	*p = parsed
-	return nil
-}
-
-// Equal compares in constant time.
+// Equal compares the pins in constant time.
 func (p Pin) Equal(q Pin) bool { return subtle.ConstantTimeCompare(p[:], q[:]) == 1 }
 
-// PinError is the failure of a TLS handshake whose server has another key than
-// the one that was pinned.
+// PinError is the error of a TLS handshake with a server that has another key than
+// the pinned one.
 type PinError struct {
 	Want, Got Pin
 }

@@ -1,5 +1,5 @@
-// Package admit bounds the connections that have not proved who they are. It
-// knows nothing of the connections: an entry is an address and a way to end it.
+// Package admit bounds the connections that have not authenticated yet. It must not
+// know their transport: an entry is an address and a function that ends it.
 package admit
 
 import (
@@ -8,25 +8,26 @@ import (
 	"sync"
 )
 
-// DefaultTotal is how many the zero Gate admits. A handshake takes a few round trips, so an
-// honest client is half open for well under a second.
+// DefaultTotal bounds the connections of a zero Gate. A handshake takes a few round trips,
+// so the connection of an honest client is half-open for well under a second.
 const DefaultTotal = 1024
 
-// Gate counts half-open connections, in all and in the networks that they come from.
+// Gate counts half-open connections, in total and by the networks that they come from.
 //
-// A newcomer fits if the connections of all its networks, the Internet among them, add up
-// to less than Total. Each network then has at most half of the places that the network
-// around it could still have: one address has a quarter to a third of all, and
-// never the last place. If the newcomer does not fit, the oldest connection of the fullest
-// network goes: an honest handshake is short and from a network that has few, so a flood
-// can lock out its neighbours at most.
+// A new connection fits if the numbers of all its networks, the Internet among them, add up
+// to less than Total. So no network gets more than half of the places that are left in the
+// network around it: one address gets a quarter to a third of all, and never the last place.
+// If the new connection does not fit, the oldest one of the fullest network is evicted: an
+// honest handshake is short and comes from a network with few, so a flood can lock out
+// its own neighbours at most.
 //
-// The zero value is ready to use; the fields are set before the first Enter.
+// The zero value is ready to use. The fields must be set before the first Enter.
 type Gate struct {
-	Total int // half-open connections in all; 0 means DefaultTotal
+	Total int // half-open connections; 0 means DefaultTotal
 
-	// Refuse makes a newcomer go if it does not fit, for connections that
-	// nobody can end before their time. Their evict is only called by Close.
+	// Refuse makes Enter refuse a connection that does not fit instead of evicting
+	// another, for connections that cannot be ended early. Their evict is called by
+	// Close only.
 	Refuse bool
 
 	mu      sync.Mutex
@@ -38,16 +39,16 @@ type Gate struct {
 }
 
 type entry struct {
-	own   *network // the smallest; nil once the entry has left
-	place *list.Element
-	evict func()
+	smallest *network // nil after leave or eviction
+	place    *list.Element
+	evict    func()
 }
 
-// Enter counts a connection from addr as half open until leave is called; leave
-// may be called from anywhere and more than once. If the newcomer's place is
-// needed later, evict is called instead, once, from the Enter that needs it and with
-// no lock held; it has to end the connection and must not wait. ok is false,
-// and leave does nothing, once the gate is closed and if Refuse turns the newcomer away.
+// Enter counts a connection from addr as half-open until leave is called, from any
+// goroutine and as often as the caller likes. If another connection needs the place, its
+// Enter calls evict, once and with no lock held; evict must end the connection and must
+// not block. ok is false, and leave does nothing, if the gate is closed or refuses the
+// connection.
 func (g *Gate) Enter(addr netip.Addr, evict func()) (leave func(), ok bool) {
 	within := networksOf(addr)
 	e := &entry{evict: evict}
@@ -76,19 +77,19 @@ func (g *Gate) Len() int {
 	return g.all.n
 }
 
-// LenOf returns how many of them come from addr, or from its IPv6 /64.
+// LenOf returns the number of half-open connections from addr, or from its /64 if it is IPv6.
 func (g *Gate) LenOf(addr netip.Addr) int {
 	within := networksOf(addr)
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if own := g.known[within[len(within)-1]]; own != nil {
-		return own.n
+	if smallest := g.known[within[len(within)-1]]; smallest != nil {
+		return smallest.n
 	}
 	return 0
 }
 
-// Evict ends the oldest half-open connection of the fullest network, when the process
-// has run out of something that newcomers need.
+// Evict ends the oldest half-open connection of the fullest network. It is for callers
+// that have run out of another resource, such as descriptors.
 func (g *Gate) Evict() {
 	g.mu.Lock()
 	victim := g.evictLocked()
@@ -98,14 +99,14 @@ func (g *Gate) Evict() {
 	}
 }
 
-// Evicted returns how many connections have lost their place to a newcomer.
+// Evicted returns the number of connections that Enter and Evict have ended.
 func (g *Gate) Evicted() uint64 {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.evicted
 }
 
-// Close evicts every half-open connection and admits no more.
+// Close ends every half-open connection. Enter refuses all later ones.
 func (g *Gate) Close() {
 	g.mu.Lock()
 	g.closed = true
@@ -121,7 +122,7 @@ func (g *Gate) Close() {
 	}
 }
 
-// fitsLocked reports whether one more connection from these networks fits; g.mu is held.
+// fitsLocked reports whether one more connection from these networks fits.
 func (g *Gate) fitsLocked(within []netip.Prefix) bool {
 	total := g.Total
 	if total <= 0 {
@@ -136,7 +137,8 @@ func (g *Gate) fitsLocked(within []netip.Prefix) bool {
 	return sum < total
 }
 
-// evictLocked removes and returns an entry, nil if there is none. The caller calls its evict.
+// evictLocked removes an entry and returns it, or nil if there is none. The caller must
+// call its evict after unlocking.
 func (g *Gate) evictLocked() *entry {
 	if g.all.n == 0 {
 		return nil
@@ -161,23 +163,23 @@ func (g *Gate) insertLocked(e *entry, within []netip.Prefix) {
 		}
 		around = n
 	}
-	e.own, e.place = around, around.entries.PushBack(e)
-	around.grow(1)
+	e.smallest, e.place = around, around.entries.PushBack(e)
+	around.add(1)
 }
 
-// removeLocked takes e out. Further calls for the same entry do nothing.
+// removeLocked removes e. Further calls for the same entry do nothing.
 func (g *Gate) removeLocked(e *entry) {
-	if e.own == nil {
+	if e.smallest == nil {
 		return
 	}
-	e.own.entries.Remove(e.place)
-	e.own.grow(-1)
-	for n := e.own; n.around != nil && n.n == 0; n = n.around {
+	e.smallest.entries.Remove(e.place)
+	e.smallest.add(-1)
+	for n := e.smallest; n.around != nil && n.n == 0; n = n.around {
 		delete(g.known, n.prefix)
 	}
-	e.own, e.place = nil, nil
+	e.smallest, e.place = nil, nil
 	if len(g.known) == 0 {
-		g.known = nil // a map never shrinks: a flood from many networks must leave nothing
+		g.known = nil // a map never shrinks, and a flood from many networks must leave no memory in use
 	}
 }
 

@@ -12,21 +12,21 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-func TestNewcomersReplaceTheOldestOfTheFullestNetwork(t *testing.T) {
+func TestFullestNetworkLosesItsOldestConnection(t *testing.T) {
 	tests := []struct {
 		name    string
 		total   int
 		enter   []string // addresses, in order; "-N" makes number N leave
 		evicted []int    // numbers of the evicted, in order
-		left    int
+		remain  int
 	}{
 		{"none while all fit", 8, []string{"10.0.0.1", "10.0.0.1", "10.0.1.1"}, nil, 3},
 		{"one address has a third", 6, []string{"10.0.0.1", "10.0.0.1", "10.0.0.1"}, []int{0}, 2},
 		{"one /24 has half", 6, []string{"10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4"}, []int{0}, 3},
 		{"all together have all", 4, []string{"10.0.0.1", "10.0.1.1", "10.0.2.1", "10.0.3.1", "10.0.4.1"}, []int{0}, 4},
-		{"the greedy one, although others are older", 7, []string{"10.0.1.1", "10.0.2.1", "10.0.0.1", "10.0.0.1", "10.0.3.1", "10.0.0.1"}, []int{2}, 5},
-		{"within the fullest /24 the greedy address", 9, []string{"10.0.0.9", "10.0.0.1", "10.0.0.1", "10.0.1.1", "10.0.2.1", "10.0.0.1"}, []int{1}, 5},
-		{"the largest networks come first", 9, []string{"10.0.1.1", "10.0.1.1", "10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.1.1"}, []int{2}, 5},
+		{"the greedy address, although others are older", 7, []string{"10.0.1.1", "10.0.2.1", "10.0.0.1", "10.0.0.1", "10.0.3.1", "10.0.0.1"}, []int{2}, 5},
+		{"the greedy address of the fullest /24", 9, []string{"10.0.0.9", "10.0.0.1", "10.0.0.1", "10.0.1.1", "10.0.2.1", "10.0.0.1"}, []int{1}, 5},
+		{"the largest networks are compared first", 9, []string{"10.0.1.1", "10.0.1.1", "10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.1.1"}, []int{2}, 5},
 		{"one that left makes room", 6, []string{"10.0.0.1", "10.0.0.1", "-0", "10.0.0.1"}, nil, 2},
 		{"leaving twice counts once", 6, []string{"10.0.0.1", "10.0.0.1", "-0", "-0", "10.0.0.1", "10.0.0.1"}, []int{1}, 2},
 		{"leaving after eviction counts nothing", 3, []string{"10.0.0.1", "10.0.0.1", "-0", "10.0.1.1", "10.0.2.1", "10.0.3.1"}, []int{0, 1}, 3},
@@ -62,8 +62,8 @@ func TestNewcomersReplaceTheOldestOfTheFullestNetwork(t *testing.T) {
 			if got := g.Evicted(); got != uint64(len(tt.evicted)) {
 				t.Errorf("Evicted() = %d, want %d", got, len(tt.evicted))
 			}
-			if g.Len() != tt.left {
-				t.Errorf("Len() = %d, want %d", g.Len(), tt.left)
+			if g.Len() != tt.remain {
+				t.Errorf("Len() = %d, want %d", g.Len(), tt.remain)
 			}
 			for _, leave := range leaves {
 				leave()
@@ -75,8 +75,8 @@ func TestNewcomersReplaceTheOldestOfTheFullestNetwork(t *testing.T) {
 	}
 }
 
-// flood returns an endless source of addresses, from that many adjacent networks in turn,
-// each with a prefix of that many of the 128 bits.
+// flood returns a function that returns addresses from adjacent networks in turn. bits is the
+// length of their prefixes, of 128.
 func flood(first string, networks, bits int) func() netip.Addr {
 	i := 0
 	return func() netip.Addr {
@@ -90,7 +90,7 @@ func flood(first string, networks, bits int) func() netip.Addr {
 	}
 }
 
-func TestFloodEvictsNobodyFromOtherNetworks(t *testing.T) {
+func TestFloodEvictsNobodyElse(t *testing.T) {
 	for _, test := range []struct {
 		name   string
 		next   func() netip.Addr
@@ -111,10 +111,10 @@ func TestFloodEvictsNobodyFromOtherNetworks(t *testing.T) {
 			for range 3 * DefaultTotal {
 				a := test.next()
 				evicting.Enter(a, func() {})
-				refusing.Enter(a, func() { t.Error("a connection that cannot be ended was ended") })
+				refusing.Enter(a, func() { t.Error("the refusing gate evicted a connection") })
 			}
 			honest := netip.MustParseAddr(test.honest)
-			for range 3 { // at a time
+			for range 3 { // connections at a time
 				leave, _ := evicting.Enter(honest, func() { t.Error("an honest client was evicted") })
 				defer leave()
 				for range 3 * DefaultTotal {
@@ -122,11 +122,11 @@ func TestFloodEvictsNobodyFromOtherNetworks(t *testing.T) {
 				}
 			}
 			if _, ok := refusing.Enter(honest, nil); !ok {
-				t.Error("an honest client was refused where nobody can be evicted")
+				t.Error("the refusing gate refused an honest client")
 			}
 			for _, g := range []*Gate{&evicting, &refusing} {
 				if n := g.Len(); n > DefaultTotal {
-					t.Errorf("%d inside, want %d at most", n, DefaultTotal)
+					t.Errorf("%d admitted, want at most %d", n, DefaultTotal)
 				}
 			}
 		})
@@ -136,23 +136,23 @@ func TestFloodEvictsNobodyFromOtherNetworks(t *testing.T) {
 func TestZeroGateHasBounds(t *testing.T) {
 	var g Gate
 	evicted := 0
-	const of = DefaultTotal/3 + 1 // one address, of three networks with that many
+	const of = DefaultTotal/3 + 1 // one address is in three networks
 	for range of + 5 {
 		g.Enter(netip.MustParseAddr("192.0.2.1"), func() { evicted++ })
 	}
 	if g.Len() != of || evicted != 5 {
-		t.Errorf("%d inside and %d evicted, want %d and 5", g.Len(), evicted, of)
+		t.Errorf("%d admitted and %d evicted, want %d and 5", g.Len(), evicted, of)
 	}
 	next := flood("10.0.0.1", 1<<15, 128-8)
 	for range 2 * DefaultTotal {
 		g.Enter(next(), func() { evicted++ })
 	}
 	if g.Len() != DefaultTotal {
-		t.Errorf("%d inside, want %d", g.Len(), DefaultTotal)
+		t.Errorf("%d admitted, want %d", g.Len(), DefaultTotal)
 	}
 }
 
-func TestAClosedGateIsEmptyAndStaysSo(t *testing.T) {
+func TestClosedGateAdmitsNothing(t *testing.T) {
 	var g Gate
 	evicted := 0
 	leave, _ := g.Enter(netip.MustParseAddr("192.0.2.1"), func() { evicted++ })
@@ -163,12 +163,12 @@ func TestAClosedGateIsEmptyAndStaysSo(t *testing.T) {
 		t.Error("a closed gate admitted a connection")
 	}
 	if evicted != 2 || g.Len() != 0 {
-		t.Errorf("evicted %d, inside %d; want 2 and 0", evicted, g.Len())
+		t.Errorf("%d evicted and %d admitted, want 2 and 0", evicted, g.Len())
 	}
 }
 
-// The evict function may use the gate, and leave may come from anywhere.
-func TestManyEnterAndLeaveAtOnce(t *testing.T) {
+// evict may use the gate, and leave may be called from any goroutine.
+func TestConcurrentUseKeepsTheBound(t *testing.T) {
 	g := Gate{Total: 8}
 	var wg sync.WaitGroup
 	for i := range 8 {
@@ -186,43 +186,43 @@ func TestManyEnterAndLeaveAtOnce(t *testing.T) {
 	}
 	wg.Wait()
 	if g.Len() != 0 || g.known != nil {
-		t.Errorf("%d entries are left", g.Len())
+		t.Errorf("%d connections remain", g.Len())
 	}
 }
 
-func TestRefusingGateEvictsNobody(t *testing.T) {
+func TestRefusingGateEvictsNothing(t *testing.T) {
 	g := Gate{Total: 6, Refuse: true}
 	enter := func(addr string) (func(), bool) {
 		return g.Enter(netip.MustParseAddr(addr), func() { t.Errorf("one of %s was evicted", addr) })
 	}
 	leave, _ := enter("10.0.0.1")
 	enter("10.0.0.1")
-	if out, ok := enter("10.0.0.1"); ok {
-		t.Error("a third of one address came in")
+	if leave, ok := enter("10.0.0.1"); ok {
+		t.Error("a third connection of one address was admitted")
 	} else {
-		out() // does nothing
+		leave() // must do nothing
 	}
 	if n := g.LenOf(netip.MustParseAddr("::ffff:10.0.0.1")); n != 2 {
-		t.Errorf("%d of the address, want 2", n)
+		t.Errorf("%d connections of the address, want 2", n)
 	}
 	for _, addr := range []string{"10.0.1.1", "10.0.2.1", "10.0.3.1", "10.0.4.1"} {
 		if _, ok := enter(addr); !ok {
-			t.Errorf("the first of %s was refused", addr)
+			t.Errorf("the first connection of %s was refused", addr)
 		}
 	}
 	if _, ok := enter("10.0.5.1"); ok {
-		t.Error("a seventh in all came in")
+		t.Error("a seventh connection was admitted")
 	}
 	leave()
 	if _, ok := enter("10.0.5.1"); !ok {
-		t.Error("there was no room after one left")
+		t.Error("no connection was admitted after one left")
 	}
 	if g.Len() != 6 || g.Evicted() != 0 || g.LenOf(netip.MustParseAddr("10.0.0.9")) != 0 {
-		t.Errorf("%d in, %d evicted", g.Len(), g.Evicted())
+		t.Errorf("%d admitted, %d evicted", g.Len(), g.Evicted())
 	}
 }
 
-func TestFullestNetworkGoesOnDemand(t *testing.T) {
+func TestEvictEndsOldestOfFullestNetwork(t *testing.T) {
 	var g Gate
 	g.Evict() // of none
 	var evicted []int

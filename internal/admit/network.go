@@ -6,15 +6,15 @@ import (
 	"net/netip"
 )
 
-// Networks that connections are counted in, as prefix lengths. Of IPv6 a host has a /64
-// to choose from (RFC 4291 section 2.5.4), a customer a /56 and a site a /48 (RFC 6177).
-// Of IPv4 addresses nobody is routed less than a /24.
+// Prefix lengths of the networks by which connections are counted. In IPv6 a host can use
+// all addresses of a /64 (RFC 4291 section 2.5.4), a customer has a /56 and a site a /48
+// (RFC 6177). In IPv4 the smallest network that is routed is a /24.
 var (
 	lengths4 = []int{24, 32}
 	lengths6 = []int{48, 56, 64}
 )
 
-// networksOf returns the networks of an address, the largest first.
+// networksOf returns the networks of an address, largest first.
 func networksOf(a netip.Addr) []netip.Prefix {
 	a = a.Unmap().WithZone("")
 	lengths := lengths4
@@ -23,7 +23,7 @@ func networksOf(a netip.Addr) []netip.Prefix {
 	}
 	within := make([]netip.Prefix, len(lengths))
 	for i, bits := range lengths {
-		within[i], _ = a.Prefix(bits) // the zero address has the zero prefix
+		within[i], _ = a.Prefix(bits) // the zero prefix for the zero address
 	}
 	return within
 }
@@ -32,22 +32,22 @@ func networksOf(a netip.Addr) []netip.Prefix {
 type network struct {
 	prefix  netip.Prefix
 	around  *network // nil for the Internet
-	number  uint64   // in the order they came
-	n       int      // connections, also of the networks within it
+	number  uint64   // rises with each new network
+	n       int      // connections, including those of the networks within it
 	index   int      // in around.within
 	within  fullest
-	entries list.List // of *entry, oldest first; only of a smallest network
+	entries list.List // of *entry, oldest first; used in the smallest networks only
 }
 
-// grow counts a connection in or out, also in the networks around n.
-func (n *network) grow(by int) {
+// add adds delta, 1 or -1, to the number of connections of n and the networks around it.
+func (n *network) add(delta int) {
 	for ; n != nil; n = n.around {
-		n.n += by
+		n.n += delta
 		switch {
 		case n.around == nil:
 		case n.n == 0:
 			heap.Remove(&n.around.within, n.index)
-		case n.n == 1 && by > 0:
+		case n.n == 1 && delta > 0:
 			heap.Push(&n.around.within, n)
 		default:
 			heap.Fix(&n.around.within, n.index)
@@ -55,8 +55,8 @@ func (n *network) grow(by int) {
 	}
 }
 
-// oldestOfFullest returns the oldest entry of the fullest of the smallest networks in
-// the fullest of the larger ones. There must be one.
+// oldestOfFullest returns the oldest entry of the smallest network that it reaches by
+// always taking the fullest one. There must be an entry.
 func (n *network) oldestOfFullest() *entry {
 	for len(n.within) > 0 {
 		n = n.within[0]
@@ -64,8 +64,8 @@ func (n *network) oldestOfFullest() *entry {
 	return n.entries.Front().Value.(*entry)
 }
 
-// fullest is a heap of networks, the one with most connections on top, and of equal ones
-// the one that came first.
+// fullest is a heap of networks, the one with most connections on top, and the older of
+// two equal ones.
 type fullest []*network
 
 func (f fullest) Len() int { return len(f) }

@@ -1,5 +1,5 @@
-// Package eyeballs looks a name up and dials its addresses so that one that does not
-// answer costs little (Happy Eyeballs, RFC 8305).
+// Package eyeballs looks a name up and dials its addresses so that an address that does
+// not answer costs little (Happy Eyeballs, RFC 8305).
 package eyeballs
 
 import (
@@ -10,16 +10,16 @@ import (
 )
 
 const (
-	// Delay is how long an attempt has before the next address is tried beside it (RFC
-	// 8305 section 8 recommends it).
+	// Delay is the time after which the next address is tried beside the one before it.
+	// RFC 8305 section 8 recommends the value.
 	Delay = 250 * time.Millisecond
 
-	// MaxAddrs bounds the addresses of one name that are tried.
-	MaxAddrs = 8
+	// maxAddrs bounds the addresses of one name that are tried.
+	maxAddrs = 8
 )
 
-// Order returns at most MaxAddrs of addrs, in their order but with the families taking
-// turns from the first address on (RFC 8305 section 4).
+// Order returns at most eight of addrs, in their order but with the families alternating
+// from the first address on (RFC 8305 section 4).
 func Order(addrs []netip.Addr) []netip.Addr {
 	var families [2][]netip.Addr // that of the first address, and the other
 	for _, ip := range addrs {
@@ -32,7 +32,7 @@ func Order(addrs []netip.Addr) []netip.Addr {
 	var ordered []netip.Addr
 	for i := range addrs {
 		for _, family := range families {
-			if i < len(family) && len(ordered) < MaxAddrs {
+			if i < len(family) && len(ordered) < maxAddrs {
 				ordered = append(ordered, family[i])
 			}
 		}
@@ -40,11 +40,11 @@ func Order(addrs []netip.Addr) []netip.Addr {
 	return ordered
 }
 
-// Dial calls dial for each address, of which there is at least one, from the first on, for the next whenever Delay has
-// passed or an attempt has failed, and returns the first connection. It cancels
-// the attempts that are still under way, waits for them, and discards any connection they
-// made. If all fail, it returns their errors in the order of the addresses. No attempt
-// but the first is begun after ctx has ended.
+// Dial calls dial for each address in order, of which there must be one: for the next one
+// whenever Delay has passed or an attempt has failed. It returns the first connection,
+// after it has canceled the other attempts, waited for them, and called discard for their
+// connections. If all fail, it returns their errors in the order of the addresses. It
+// begins no attempt but the first once ctx is done.
 func Dial[C any](ctx context.Context, addrs []netip.Addr, dial func(context.Context, netip.Addr) (C, error), discard func(C)) (C, []error) {
 	type result struct {
 		attempt int

@@ -26,7 +26,7 @@ func texts(as []netip.Addr) (ss []string) {
 	return ss
 }
 
-func TestFamiliesTakeTurns(t *testing.T) {
+func TestFamiliesAlternate(t *testing.T) {
 	for _, test := range []struct{ given, want []string }{
 		{nil, nil},
 		{[]string{"192.0.2.1"}, []string{"192.0.2.1"}},
@@ -38,20 +38,20 @@ func TestFamiliesTakeTurns(t *testing.T) {
 		},
 	} {
 		if diff := cmp.Diff(test.want, texts(Order(addrs(test.given...)))); diff != "" {
-			t.Errorf("of %v (-want +got):\n%s", test.given, diff)
+			t.Errorf("Order(%v) (-want +got):\n%s", test.given, diff)
 		}
 	}
 }
 
-// network is hosts that answer after a time, refuse after a negative one, or are black
-// holes.
+// network is hosts that answer after a time, or refuse after a negative one. Others do not
+// answer.
 type network struct {
 	t     *testing.T
 	hosts map[string]time.Duration
 	began time.Time
 
 	mu        sync.Mutex
-	dialed    map[string]time.Duration // when
+	dialed    map[string]time.Duration // since began
 	discarded []string
 }
 
@@ -98,19 +98,19 @@ func TestSlowAddressCostsOneDelay(t *testing.T) {
 			"192.0.2.1", 200 * ms,
 			map[string]time.Duration{"192.0.2.1": 0},
 		},
-		"the first is a black hole": {
+		"the first does not answer": {
 			[]string{"192.0.2.1", "192.0.2.2"},
 			map[string]time.Duration{"192.0.2.2": 10 * ms},
 			"192.0.2.2", Delay + 10*ms,
 			map[string]time.Duration{"192.0.2.1": 0, "192.0.2.2": Delay},
 		},
-		"two are black holes and one refuses": {
+		"two do not answer and one refuses": {
 			[]string{"192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.4"},
 			map[string]time.Duration{"192.0.2.3": -10 * ms, "192.0.2.4": 10 * ms},
 			"192.0.2.4", 2*Delay + 20*ms,
 			map[string]time.Duration{"192.0.2.1": 0, "192.0.2.2": Delay, "192.0.2.3": 2 * Delay, "192.0.2.4": 2*Delay + 10*ms},
 		},
-		"the first is slow and still the fastest": {
+		"the first is slow and still wins": {
 			[]string{"192.0.2.1", "192.0.2.2"},
 			map[string]time.Duration{"192.0.2.1": 300 * ms, "192.0.2.2": 100 * ms},
 			"192.0.2.1", 300 * ms,
@@ -132,10 +132,10 @@ func TestSlowAddressCostsOneDelay(t *testing.T) {
 	}
 }
 
-func TestConnectionOfALoserIsDiscarded(t *testing.T) {
+func TestLateConnectionIsDiscarded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := &network{t: t, began: time.Now(), dialed: map[string]time.Duration{}}
-		// The first connects although it was told to stop.
+		// The first connects although its context was canceled.
 		dial := func(ctx context.Context, addr netip.Addr) (string, error) {
 			if addr == netip.MustParseAddr("192.0.2.1") {
 				<-ctx.Done()
@@ -149,7 +149,7 @@ func TestConnectionOfALoserIsDiscarded(t *testing.T) {
 	})
 }
 
-func TestErrorsComeInTheOrderOfTheAddresses(t *testing.T) {
+func TestErrorsAreInOrderOfAddresses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := &network{t: t, hosts: map[string]time.Duration{"192.0.2.2": -1}, began: time.Now(), dialed: map[string]time.Duration{}}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
@@ -159,11 +159,11 @@ func TestErrorsComeInTheOrderOfTheAddresses(t *testing.T) {
 			t.Errorf("got %v", errs)
 		}
 		if took := time.Since(n.began); took != time.Second {
-			t.Errorf("it took %v", took)
+			t.Errorf("took %v", took)
 		}
 		cancel()
 		if _, errs = Dial(ctx, addrs("192.0.2.1", "192.0.2.2"), n.dial, n.discard); len(errs) != 1 {
-			t.Errorf("after the end of its context: %v, want the error of the first address alone", errs)
+			t.Errorf("after the end of the context: %v, want the error of the first address alone", errs)
 		}
 	})
 }

@@ -7,9 +7,9 @@ import (
 	"time"
 )
 
-// Lookup looks a name up by lookup, which works as net.Resolver's LookupNetIP. If no answer
-// has come after Delay, it also asks for the IPv4 addresses alone and returns the answer that
-// comes first: some DNS servers do not answer for IPv6, and net.Resolver waits for both families.
+// Lookup looks a name up with lookup, which is like net.Resolver's LookupNetIP. If no answer
+// has arrived after Delay, it also asks for the IPv4 addresses alone and returns the answer that
+// arrives first: some DNS servers do not answer for IPv6, and net.Resolver waits for both families.
 // The error is that of the first look-up.
 func Lookup(ctx context.Context, lookup func(ctx context.Context, network, host string) ([]netip.Addr, error), name string) ([]netip.Addr, error) {
 	type result struct {

@@ -9,22 +9,22 @@ import (
 	"time"
 )
 
-func TestSilenceForIPv6CostsOneDelay(t *testing.T) {
+func TestUnansweredIPv6LookupCostsOneDelay(t *testing.T) {
 	const ms = time.Millisecond
 	failed := errors.New("no such name")
 	for name, test := range map[string]struct {
 		both, four time.Duration // until the answer; 0 is never
 		err        error         // of both
-		want       string        // whose answer
+		want       string        // the network of the answer
 		took       time.Duration
 		fails      error
 	}{
-		"both families in time":       {10 * ms, 10 * ms, nil, "ip", 10 * ms, nil},
-		"no answer for IPv6":          {0, 10 * ms, nil, "ip4", Delay + 10*ms, nil},
-		"slow for both":               {300 * ms, 200 * ms, nil, "ip", 300 * ms, nil},
-		"no answer at all":            {0, 0, nil, "", 5 * time.Second, context.DeadlineExceeded},
-		"a failure, late":             {400 * ms, 0, failed, "", 400 * ms, failed},
-		"a failure, IPv4 comes first": {400 * ms, 10 * ms, failed, "ip4", Delay + 10*ms, nil},
+		"both families in time":               {10 * ms, 10 * ms, nil, "ip", 10 * ms, nil},
+		"no answer for IPv6":                  {0, 10 * ms, nil, "ip4", Delay + 10*ms, nil},
+		"slow for both":                       {300 * ms, 200 * ms, nil, "ip", 300 * ms, nil},
+		"no answer at all":                    {0, 0, nil, "", 5 * time.Second, context.DeadlineExceeded},
+		"a late failure":                      {400 * ms, 0, failed, "", 400 * ms, failed},
+		"a late failure after an IPv4 answer": {400 * ms, 10 * ms, failed, "ip4", Delay + 10*ms, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -50,7 +50,7 @@ func TestSilenceForIPv6CostsOneDelay(t *testing.T) {
 				began := time.Now()
 				got, err := Lookup(ctx, lookup, "name.example")
 				if took := time.Since(began); took != test.took {
-					t.Errorf("it took %v, want %v", took, test.took)
+					t.Errorf("took %v, want %v", took, test.took)
 				}
 				if !errors.Is(err, test.fails) || test.want != "" && (len(got) != 1 || got[0] != by[test.want]) {
 					t.Errorf("got %v, %v, want the answer for %q, %v", got, err, test.want, test.fails)

@@ -1,9 +1,10 @@
-// Package link is the text that joins a client to its server:
+// Package link parses and formats the link that a client needs to reach its
+// server,
 //
 //	wmproxy://NAME:SECRET@HOST:PORT?pin=BASE64URL
 //
-// and the tokens (NAME:SECRET) in it. It must not know what either side does
-// with them, and none of its errors repeats a secret.
+// and the tokens (NAME:SECRET) in it. It must not know how either side uses
+// them, and its errors contain no secret.
 package link
 
 import (
@@ -31,23 +32,23 @@ const MaxLinks = 8
 const (
 	scheme   = "wmproxy://"
 	pinParam = "pin"
-	// privateParam begins parameters that are for others and skipped by us.
+	// privateParam is the prefix of parameters that Parse skips.
 	privateParam = "x-"
 
 	hidden = "***"
 )
 
-// Link is what a client has to know of its server.
+// Link is the address of a server, its pin, and the token to authenticate with.
 type Link struct {
 	Name   string // of the user, as in Token
-	Secret string `json:"-"` // a structure that holds a link may end in a JSON log
+	Secret string `json:"-"` // a struct with a link in it may be logged as JSON
 	Host   string // a name or an IP address, IPv6 without brackets
 	Port   uint16
-	Pin    *certs.Pin // of the server's public key; nil when the system's roots count
+	Pin    *certs.Pin // of the server's public key; nil to trust the system's roots
 }
 
-// Parse reads a link, with white space around it ignored. An error is one
-// sentence that says what to do.
+// Parse parses a link and ignores white space around it. An error is one sentence
+// that tells the user how to correct the link.
 func Parse(text string) (Link, error) {
 	text = strings.TrimSpace(text)
 	if len(text) > MaxLink {
@@ -82,14 +83,14 @@ func Parse(text string) (Link, error) {
 	return l, nil
 }
 
-// ParseAll reads links with white space between them, at least one.
+// ParseAll parses one or more links with white space between them.
 func ParseAll(text string) ([]Link, error) {
 	words := strings.Fields(text)
 	switch {
 	case len(words) == 0:
 		return nil, errors.New("there is no link in it; copy it again from the server's output or its client.link file")
 	case len(words) > MaxLinks:
-		return nil, fmt.Errorf("there are %d links where a client takes at most %d", len(words), MaxLinks)
+		return nil, fmt.Errorf("there are %d links, but a client takes at most %d", len(words), MaxLinks)
 	}
 	links := make([]Link, len(words))
 	for i, word := range words {
@@ -107,7 +108,7 @@ func (l *Link) parseUser(text string) error {
 	if !ok {
 		return errors.New("the link has no secret; it starts wmproxy://NAME:SECRET@HOST:PORT")
 	}
-	// The errors of url quote what they could not read, which may be the secret.
+	// The errors of package url quote their input, which may be the secret.
 	name, errName := url.PathUnescape(name)
 	secret, errSecret := url.PathUnescape(secret)
 	if errName != nil || errSecret != nil {
@@ -154,15 +155,15 @@ func (l *Link) parseQuery(query string) error {
 			}
 			l.Pin = &pin
 		default:
-			// Whatever it asks for, connecting without it could be less safe.
+			// To connect without it could be less safe.
 			return errors.New("the link has a parameter that this version does not know; update wmproxy, or remove all but pin=")
 		}
 	}
 	return nil
 }
 
-// CheckHost says whether host can stand in a link: an IP address (IPv6 without
-// brackets, a zone is fine) or a domain name of at most MaxHost bytes.
+// CheckHost returns an error unless host can stand in a link: an IP address (IPv6
+// without brackets, but with any zone) or a domain name of at most MaxHost bytes.
 func CheckHost(host string) error {
 	if _, err := netip.ParseAddr(host); err == nil {
 		return nil
@@ -186,14 +187,14 @@ func (l Link) Address() string {
 // Token returns the link's NAME:SECRET.
 func (l Link) Token() Token { return Token{Name: l.Name, Secret: l.Secret} }
 
-// String returns the link as Parse reads it, secret included. Anything that
-// goes into a log wants Redacted.
+// String returns the link as Parse takes it, secret included. Use Redacted for
+// text that may be logged.
 func (l Link) String() string { return l.text(escape(l.Secret)) }
 
 // Redacted returns the link with its secret hidden.
 func (l Link) Redacted() string { return l.text(hidden) }
 
-// LogValue keeps the secret out of logs.
+// LogValue returns the link with its secret hidden.
 func (l Link) LogValue() slog.Value { return slog.StringValue(l.Redacted()) }
 
 func (l Link) text(secret string) string {
@@ -206,7 +207,7 @@ func (l Link) text(secret string) string {
 }
 
 // escape percent-encodes all but the unreserved characters of RFC 3986 section
-// 2.3, so that a link survives shells and chat programs as well as Parse.
+// 2.3, so that shells and chat programs leave a link intact.
 func escape(s string) string {
 	var b strings.Builder
 	for _, c := range []byte(s) {

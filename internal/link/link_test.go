@@ -17,12 +17,12 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 var testPin = certs.Pin{0: 1, 31: 0xff}
 
-func TestLinksAreReadAndWritten(t *testing.T) {
+func TestLinksAreParsedAndFormatted(t *testing.T) {
 	pin := testPin.String()
 	for _, test := range []struct {
 		text string
 		want Link
-		out  string // when it differs from text
+		out  string // if it differs from text
 	}{
 		{"wmproxy://alice:s3cret@example.net:8090", Link{"alice", "s3cret", "example.net", 8090, nil}, ""},
 		{"wmproxy://alice:s3cret@192.0.2.1:1?pin=" + pin, Link{"alice", "s3cret", "192.0.2.1", 1, &testPin}, ""},
@@ -48,12 +48,12 @@ func TestLinksAreReadAndWritten(t *testing.T) {
 			out = test.text
 		}
 		if got.String() != out {
-			t.Errorf("%s is written %s", test.text, got)
+			t.Errorf("%s is formatted as %s", test.text, got)
 		}
 	}
 }
 
-func TestWrongLinksAreRefusedWithoutTheirSecret(t *testing.T) {
+func TestLinkErrorsContainNoSecret(t *testing.T) {
 	const secret = "hunter2"
 	for _, text := range []string{
 		"", secret, "http://a:" + secret + "@h:1", "wmproxy:a:" + secret + "@h:1",
@@ -70,16 +70,16 @@ func TestWrongLinksAreRefusedWithoutTheirSecret(t *testing.T) {
 	} {
 		_, err := Parse(text)
 		if err == nil {
-			t.Errorf("%.80s was taken", text)
+			t.Errorf("%.80s was accepted", text)
 			continue
 		}
-		if said := err.Error(); strings.Contains(said, secret) || strings.Contains(said, "\n") {
-			t.Errorf("%.80s: %s", text, said)
+		if message := err.Error(); strings.Contains(message, secret) || strings.Contains(message, "\n") {
+			t.Errorf("%.80s: %s", text, message)
 		}
 	}
 }
 
-func TestSecretsDoNotReachLogs(t *testing.T) {
+func TestSecretsAreNotLogged(t *testing.T) {
 	l, err := Parse("wmproxy://alice:hunter2@h:1?pin=" + testPin.String())
 	if err != nil {
 		t.Fatal(err)
@@ -98,7 +98,7 @@ func TestSecretsDoNotReachLogs(t *testing.T) {
 	}
 }
 
-func TestTokens(t *testing.T) {
+func TestTokensAreChecked(t *testing.T) {
 	for _, test := range []struct {
 		text string
 		want Token
@@ -124,7 +124,7 @@ func TestTokens(t *testing.T) {
 	}
 }
 
-func TestTokenFiles(t *testing.T) {
+func TestTokenFilesAreParsed(t *testing.T) {
 	got, err := ParseTokens("# users\r\n\r\n  alice:a\r\nbob:b")
 	if diff := cmp.Diff([]Token{{"alice", "a"}, {"bob", "b"}}, got); err != nil || diff != "" {
 		t.Errorf("%v %s", err, diff)
@@ -133,14 +133,14 @@ func TestTokenFiles(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	if _, err := ParseTokens("alice:a\nalice:b\n"); err == nil {
-		t.Error("one name was taken twice")
+		t.Error("two tokens of one name were accepted")
 	}
 	var many strings.Builder
 	for i := range MaxTokens + 1 {
 		fmt.Fprintf(&many, "u%d:x\n", i)
 	}
 	if _, err := ParseTokens(many.String()); err == nil {
-		t.Errorf("%d tokens were taken", MaxTokens+1)
+		t.Errorf("%d tokens were accepted", MaxTokens+1)
 	}
 }
 
@@ -151,10 +151,10 @@ func TestNewTokensDiffer(t *testing.T) {
 		t.Errorf("got secrets of %d and %d characters, %v, %v", len(a.Secret), len(b.Secret), errA, errB)
 	}
 	if got, err := ParseToken(a.Name + ":" + a.Secret); got != a || err != nil {
-		t.Errorf("it reads back as %v, %v", got, err)
+		t.Errorf("it parses to %v, %v", got, err)
 	}
 	if _, err := NewToken("a b"); err == nil {
-		t.Error("a name with a space was taken")
+		t.Error("a name with a space was accepted")
 	}
 }
 
@@ -175,7 +175,7 @@ func FuzzParse(f *testing.F) {
 		}
 		again, err := Parse(l.String())
 		if err != nil {
-			t.Fatalf("%q was read and then written as %q: %v", text, l.String(), err)
+			t.Fatalf("%q was parsed and then formatted as %q: %v", text, l.String(), err)
 		}
 		if diff := cmp.Diff(l, again); diff != "" {
 			t.Fatalf("%q: %s", text, diff)

@@ -18,7 +18,7 @@ const (
 	MaxTokens = 4096
 )
 
-// secretBytes is the entropy of a secret that NewToken makes.
+// secretBytes is the length in bytes of a secret made by NewToken.
 const secretBytes = 32
 
 // Token is a user's name and the secret that proves it.
@@ -27,16 +27,16 @@ type Token struct {
 	Secret string `json:"-"` // 1 to MaxSecret bytes of UTF-8, no control characters or spaces
 }
 
-// NewToken returns a token for name with a random secret of 256 bits. A bad
-// name is an error.
+// NewToken returns a token for name with a random secret of 256 bits, or an error
+// if the name is not valid.
 func NewToken(name string) (Token, error) {
 	secret := make([]byte, secretBytes)
-	_, _ = rand.Read(secret) // never fails, crypto/rand says
+	_, _ = rand.Read(secret) // never fails (documented)
 	return newToken(name, base64.RawURLEncoding.EncodeToString(secret))
 }
 
-// ParseToken reads NAME:SECRET. The secret may hold colons and commas. An error
-// is one sentence that says what to do.
+// ParseToken parses NAME:SECRET. The secret may contain colons and commas. An
+// error is one sentence that tells the user how to correct the token.
 func ParseToken(text string) (Token, error) {
 	name, secret, ok := strings.Cut(text, ":")
 	if !ok {
@@ -45,8 +45,8 @@ func ParseToken(text string) (Token, error) {
 	return newToken(name, secret)
 }
 
-// ParseTokens reads a file of tokens, one on a line; empty lines and lines that
-// start with # are skipped. Each name may stand there once.
+// ParseTokens parses a file of tokens, one on each line, and skips empty lines and
+// lines that start with #. A name may occur only once.
 func ParseTokens(text string) ([]Token, error) {
 	var tokens []Token
 	number := 0
@@ -67,7 +67,7 @@ func ParseTokens(text string) ([]Token, error) {
 	return tokens, CheckTokens(tokens)
 }
 
-// CheckTokens says whether every name stands for one secret.
+// CheckTokens returns an error if two tokens have the same name.
 func CheckTokens(tokens []Token) error {
 	seen := make(map[string]bool, len(tokens))
 	for _, t := range tokens {
@@ -106,12 +106,12 @@ func checkName(name string) error {
 
 func unprintable(r rune) bool { return unicode.IsSpace(r) || !unicode.IsPrint(r) }
 
-// String returns the token with its secret hidden, so that no way of printing
-// a structure that holds one shows it. NAME:SECRET is Name + ":" + Secret.
+// String returns the token with its secret hidden, so that a struct with a token
+// in it can be printed. For the secret use Name + ":" + Secret.
 func (t Token) String() string { return t.Name + ":" + hidden }
 
-// GoString is String, for %#v.
+// GoString returns String for %#v.
 func (t Token) GoString() string { return t.String() }
 
-// LogValue keeps the secret out of logs.
+// LogValue returns the token with its secret hidden.
 func (t Token) LogValue() slog.Value { return slog.StringValue(t.String()) }

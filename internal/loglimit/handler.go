@@ -1,4 +1,4 @@
-// Package loglimit keeps a log readable when somebody can cause a line at will.
+// Package loglimit bounds the log lines that a peer can cause.
 package loglimit
 
 import (
@@ -11,16 +11,16 @@ import (
 )
 
 const (
-	// Interval is how long lines are counted together.
+	// Interval is the time for which lines are counted together.
 	Interval = 10 * time.Second
 
 	// MaxInfo and MaxWarn bound the lines of one kind about one user in an Interval, at
-	// level Info and above it. The last line that was left out is logged at its end.
+	// level Info and above it. The last line left out is logged at the Interval's end.
 	MaxInfo = 30
 	MaxWarn = 5
 
-	// LeftOut is the key of the number of lines left out before the line that has it.
-	LeftOut = "left_out"
+	// leftOutKey is the attribute with the number of lines left out before a line.
+	leftOutKey = "left_out"
 
 	// Attributes that name a user of the server, a server of the client, and the address
 	// of a peer.
@@ -28,25 +28,25 @@ const (
 	serverKey = "server"
 	clientKey = "client"
 
-	// strangers is how many groups the clients without a user name are counted in, by
-	// their network, so that one of them does not use up the bound of all.
+	// strangers is the number of groups in which clients without a user name are counted,
+	// by their network, so that one of them does not use up the bound of all.
 	strangers = 16
 
-	// maxCounts bounds the kinds and users that are counted at a time. Beyond it all
-	// users are taken for one.
+	// maxCounts bounds the pairs of a kind and a user that are counted at a time. Beyond
+	// it all users count as one.
 	maxCounts = 4096
 )
 
-// Handler passes records on to another handler, within bounds for those at Info and
-// above. Lines are of one kind if the same call in the code logs them, even with different texts. The user is
-// the attribute "user" or "server", or else the network of the address in "client".
+// Handler passes records on to another handler and bounds the number of those at Info
+// and above. Lines are of one kind if the same call in the code logs them. The user is the
+// attribute "user" or "server", or else the network of the address in "client".
 type Handler struct {
 	next   slog.Handler
-	who    who // as attributes that the handler already has name it
+	about  subject // according to the attributes that the handler has
 	counts *counts
 }
 
-// New returns a Handler in front of next.
+// New returns a Handler that passes records on to next.
 func New(next slog.Handler) *Handler {
 	return &Handler{next: next, counts: &counts{of: make(map[kind]*count), seed: maphash.MakeSeed()}}
 }
@@ -59,7 +59,7 @@ func (h *Handler) WithAttrs(attrs []slog.Attr) slog.Handler {
 	c := *h
 	c.next = h.next.WithAttrs(attrs)
 	for _, a := range attrs {
-		c.who = h.counts.named(c.who, a)
+		c.about = h.counts.subject(c.about, a)
 	}
 	return &c
 }
@@ -79,18 +79,18 @@ func (h *Handler) Handle(ctx context.Context, r slog.Record) error {
 	return h.next.Handle(ctx, r)
 }
 
-// Flush passes on the records that would come at the end of an Interval.
+// Flush passes on the records that are due at the end of an Interval.
 func (h *Handler) Flush() {
-	for _, l := range h.counts.takeAll() {
-		l.tell()
+	for _, l := range h.counts.endAll() {
+		l.log()
 	}
 }
 
 // passes counts a record and reports whether it is within bounds.
 func (h *Handler) passes(r slog.Record) bool {
-	k := kind{code: r.PC, who: h.who}
+	k := kind{pc: r.PC, about: h.about}
 	r.Attrs(func(a slog.Attr) bool {
-		k.who = h.counts.named(k.who, a)
+		k.about = h.counts.subject(k.about, a)
 		return true
 	})
 	most := MaxInfo
@@ -100,43 +100,43 @@ func (h *Handler) passes(r slog.Record) bool {
 	return h.counts.passes(k, r, h.next, most, time.Now())
 }
 
-// who is a user, or a number of strangers.
-type who struct {
+// subject is the user or the group of strangers that a line is about.
+type subject struct {
 	user     string
-	stranger uint64 // from 1; 0 is nobody
+	stranger uint64 // counted from 1; 0 if there is none
 }
 
-// kind is lines that are counted together.
+// kind identifies lines that are counted together.
 type kind struct {
-	code uintptr // the call that logs them
-	who  who
+	pc    uintptr // of the call that logs them
+	about subject
 }
 
-// count is the lines of one kind in an Interval.
+// count is the number of lines of one kind in an Interval.
 type count struct {
 	ends   time.Time
 	lines  int
-	out    int // lines that were left out
+	out    int // lines left out
 	last   leftOut
-	ending *time.Timer // once a line was left out
+	ending *time.Timer // nil until a line is left out
 }
 
-// leftOut is a line that was left out, and the number of them.
+// leftOut is the last line left out, and the number of lines left out so far.
 type leftOut struct {
 	record slog.Record
 	next   slog.Handler
 	out    int
 }
 
-// tell logs the line that was left out.
-func (l leftOut) tell() {
+// log logs the line.
+func (l leftOut) log() {
 	if l.out > 1 {
-		l.record.AddAttrs(slog.Int(LeftOut, l.out-1))
+		l.record.AddAttrs(slog.Int(leftOutKey, l.out-1))
 	}
-	_ = l.next.Handle(context.Background(), l.record) // nobody asked for it
+	_ = l.next.Handle(context.Background(), l.record) // slog ignores the error, too
 }
 
-// counts is all there are of a process.
+// counts is the counts of all kinds.
 type counts struct {
 	seed maphash.Seed
 
@@ -145,26 +145,26 @@ type counts struct {
 	swept time.Time
 }
 
-// named returns who a line is about, which was w before this attribute.
-func (c *counts) named(w who, a slog.Attr) who {
+// subject returns the subject of a line with the attribute a, which was s without it.
+func (c *counts) subject(s subject, a slog.Attr) subject {
 	switch a.Key {
 	case userKey, serverKey:
 		if user := a.Value.String(); user != "" {
-			return who{user: user}
+			return subject{user: user}
 		}
 	case clientKey:
-		if w.user != "" {
-			return w
+		if s.user != "" {
+			return s
 		}
-		var client netip.AddrPort // the zero one if it is something else
+		var client netip.AddrPort // stays zero if the attribute is no address
 		if a.Value.Kind() == slog.KindString {
 			client, _ = netip.ParseAddrPort(a.Value.String())
 		} else {
 			client, _ = a.Value.Any().(netip.AddrPort)
 		}
-		return who{stranger: 1 + maphash.Comparable(c.seed, networkOf(client.Addr()))%strangers}
+		return subject{stranger: 1 + maphash.Comparable(c.seed, networkOf(client.Addr()))%strangers}
 	}
-	return w
+	return s
 }
 
 // networkOf returns the IPv4 /24 or IPv6 /48 of an address.
@@ -174,7 +174,7 @@ func networkOf(a netip.Addr) netip.Prefix {
 	if a.Is6() {
 		bits = 48
 	}
-	p, _ := a.Prefix(bits) // the zero address has the zero prefix
+	p, _ := a.Prefix(bits) // the zero prefix for the zero address
 	return p
 }
 
@@ -185,7 +185,7 @@ func (c *counts) passes(k kind, r slog.Record, next slog.Handler, most int, now 
 	if n == nil && len(c.of) >= maxCounts {
 		c.sweepLocked(now)
 		if len(c.of) >= maxCounts {
-			k.who = who{}
+			k.about = subject{}
 			n = c.of[k]
 		}
 	}
@@ -208,7 +208,7 @@ func (c *counts) passes(k kind, r slog.Record, next slog.Handler, most int, now 
 	return false
 }
 
-// sweepLocked forgets counts of past Intervals, once in a while; c.mu is held.
+// sweepLocked deletes the counts of past Intervals, at most twice in an Interval.
 func (c *counts) sweepLocked(now time.Time) {
 	if now.Sub(c.swept) < Interval/2 {
 		return
@@ -221,7 +221,7 @@ func (c *counts) sweepLocked(now time.Time) {
 	}
 }
 
-// end is the end of an Interval in which lines were left out.
+// end ends an Interval in which lines were left out.
 func (c *counts) end(k kind, n *count) {
 	c.mu.Lock()
 	if c.of[k] != n {
@@ -230,11 +230,11 @@ func (c *counts) end(k kind, n *count) {
 	}
 	delete(c.of, k)
 	c.mu.Unlock()
-	n.last.tell()
+	n.last.log()
 }
 
-// takeAll ends every Interval and returns the lines to log.
-func (c *counts) takeAll() (all []leftOut) {
+// endAll ends every Interval and returns the lines to log.
+func (c *counts) endAll() (all []leftOut) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for k, n := range c.of {

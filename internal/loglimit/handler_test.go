@@ -19,20 +19,20 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// book is lines without their time.
-type book struct {
+// lineWriter collects lines.
+type lineWriter struct {
 	mu    sync.Mutex
 	lines bytes.Buffer
 }
 
-func (b *book) Write(p []byte) (int, error) {
+func (b *lineWriter) Write(p []byte) (int, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.lines.Write(p)
 }
 
 // take returns the lines since the last call.
-func (b *book) take() []string {
+func (b *lineWriter) take() []string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	lines := slices.Collect(strings.Lines(b.lines.String()))
@@ -40,8 +40,8 @@ func (b *book) take() []string {
 	return lines
 }
 
-func newLog(level slog.Level) (*slog.Logger, *Handler, *book) {
-	b := new(book)
+func newLog(level slog.Level) (*slog.Logger, *Handler, *lineWriter) {
+	b := new(lineWriter)
 	h := New(slog.NewTextHandler(b, &slog.HandlerOptions{Level: level, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
 		if a.Key == slog.TimeKey {
 			return slog.Attr{}
@@ -80,12 +80,12 @@ func TestLinesBeyondTheBoundAreCounted(t *testing.T) {
 		time.Sleep(Interval)
 		synctest.Wait()
 		if diff := cmp.Diff([]string{"level=WARN msg=refused user=mallory\n"}, b.take()); diff != "" {
-			t.Errorf("of one line left out (-want +got):\n%s", diff)
+			t.Errorf("one line left out (-want +got):\n%s", diff)
 		}
 	})
 }
 
-func TestBoundIsByIntervalUserKindAndLevel(t *testing.T) {
+func TestBoundIsPerIntervalUserKindAndLevel(t *testing.T) {
 	for _, test := range []struct {
 		name  string
 		lines func(log *slog.Logger)
@@ -106,11 +106,11 @@ func TestBoundIsByIntervalUserKindAndLevel(t *testing.T) {
 			refuse(log, 100, "user", "a")
 			refuse(log, 100, "user", "b")
 		}, 2 * MaxWarn},
-		{"a user of two addresses", func(log *slog.Logger) {
+		{"a user with two addresses", func(log *slog.Logger) {
 			refuse(log, 100, "user", "a", "client", "192.0.2.1:1")
 			refuse(log, 100, "client", "198.51.100.1:1", "user", "a")
 		}, MaxWarn},
-		{"a user that the logger has", func(log *slog.Logger) {
+		{"the user of a logger", func(log *slog.Logger) {
 			refuse(log.With("user", "a"), 100)
 			refuse(log.With("user", "b"), 100)
 			refuse(log, 100, "user", "b")
@@ -131,7 +131,7 @@ func TestBoundIsByIntervalUserKindAndLevel(t *testing.T) {
 				log.Warn("refused")
 			}
 		}, 2 * MaxWarn},
-		{"one kind with many sentences", func(log *slog.Logger) {
+		{"one kind with many messages", func(log *slog.Logger) {
 			for i := range 100 {
 				log.Warn(fmt.Sprintf("refused for the %dth time", i))
 			}
@@ -155,7 +155,7 @@ func TestBoundIsByIntervalUserKindAndLevel(t *testing.T) {
 	}
 }
 
-func TestStrangersFromEverywhereAreBounded(t *testing.T) {
+func TestStrangersOfManyNetworksAreBounded(t *testing.T) {
 	log, h, b := newLog(slog.LevelInfo)
 	for i := range 10_000 {
 		a := netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 1})
@@ -177,18 +177,18 @@ func TestCountsAreBounded(t *testing.T) {
 			refuse(log, 1, "user", fmt.Sprint(i))
 		}
 		if got := len(b.take()); got != maxCounts+MaxWarn {
-			t.Errorf("%d lines, want one of each of %d users and %d of the others", got, maxCounts, MaxWarn)
+			t.Errorf("%d lines, want one for each of %d users and %d for the others", got, maxCounts, MaxWarn)
 		}
 		time.Sleep(Interval)
 		refuse(log, 1, "user", "new")
 		if got := len(h.counts.of); got > 2 {
-			t.Errorf("%d counts are kept after their interval", got)
+			t.Errorf("%d counts remain after their interval", got)
 		}
 		h.Flush()
 	})
 }
 
-func TestFlushTellsOfLinesLeftOut(t *testing.T) {
+func TestFlushLogsLinesLeftOut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log, h, b := newLog(slog.LevelInfo)
 		refuse(log, 100, "user", "a")
@@ -202,8 +202,8 @@ func TestFlushTellsOfLinesLeftOut(t *testing.T) {
 	})
 }
 
-// Some lines are logged for each datagram that is refused.
-func TestLineLeftOutAllocatesNothing(t *testing.T) {
+// Some lines are logged for each refused datagram.
+func TestLeftOutLineDoesNotAllocate(t *testing.T) {
 	log, h, _ := newLog(slog.LevelInfo)
 	line := func() {
 		log.LogAttrs(context.Background(), slog.LevelWarn, "refused", slog.String("user", "mallory"), slog.Any("error", context.Canceled))

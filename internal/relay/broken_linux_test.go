@@ -15,7 +15,7 @@ import (
 	"wmproxy/tunnel"
 )
 
-func TestHalfClosedStreamOfGoneApplicationIsReset(t *testing.T) {
+func TestHalfClosedStreamOfDeadAppIsReset(t *testing.T) {
 	for _, test := range []struct {
 		name string
 		gone func(t *testing.T, app *net.TCPConn)
@@ -25,20 +25,20 @@ func TestHalfClosedStreamOfGoneApplicationIsReset(t *testing.T) {
 			app.SetLinger(0)
 			app.Close()
 		}, syscall.EPIPE}, // the kernel's error for a reset after the end of a half
-		{"keep-alive finds nobody", func(t *testing.T, app *net.TCPConn) {
-			setOption(t, app, unix.TCP_LINGER2, 1) // its kernel forgets it after a second
+		{"keep-alive fails", func(t *testing.T, app *net.TCPConn) {
+			setOption(t, app, unix.TCP_LINGER2, 1) // its kernel drops the connection after a second
 			app.Close()
 		}, syscall.EPIPE},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			b := newBench(t)
+			b := newFixture(t)
 			if err := b.conn.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: time.Second, Interval: time.Second, Count: 3}); err != nil {
 				t.Fatal(err)
 			}
 			b.app.CloseWrite()
 			if _, err := io.ReadAll(b.far); err != nil {
-				t.Fatalf("the end came as %v", err)
+				t.Fatalf("the end arrived as %v", err)
 			}
 			test.gone(t, b.app)
 			if r := b.end(t); !errors.Is(r.Err, test.want) {
@@ -51,9 +51,9 @@ func TestHalfClosedStreamOfGoneApplicationIsReset(t *testing.T) {
 	}
 }
 
-func TestStalledStreamOfGoneApplicationIsReset(t *testing.T) {
-	b := newBench(t)
-	if _, err := b.app.Write(make([]byte, 1<<20)); err != nil { // more than one read takes, and nobody reads the stream
+func TestStalledStreamOfDeadAppIsReset(t *testing.T) {
+	b := newFixture(t)
+	if _, err := b.app.Write(make([]byte, 1<<20)); err != nil { // more than one read takes; nothing reads the stream
 		t.Fatal(err)
 	}
 	b.app.SetLinger(0)
@@ -63,10 +63,10 @@ func TestStalledStreamOfGoneApplicationIsReset(t *testing.T) {
 	}
 }
 
-// An application that has sent all and closes is reset by its kernel as soon as the target answers.
-func TestTailOfGoneApplicationStillPasses(t *testing.T) {
-	b := newBench(t)
-	want := random(40 << 10) // the kernels hold that much
+// If an application has sent everything and closed, its kernel resets the connection once the target answers.
+func TestTailOfClosedAppIsDelivered(t *testing.T) {
+	b := newFixture(t)
+	want := random(40 << 10) // fits in the kernel's buffers
 	if _, err := b.app.Write(want); err != nil {
 		t.Fatal(err)
 	}
@@ -84,8 +84,8 @@ func TestTailOfGoneApplicationStillPasses(t *testing.T) {
 	}
 }
 
-func TestBothHalvesEndedWhileStalledIsNoError(t *testing.T) {
-	b := newBench(t)
+func TestStalledEndOfBothHalvesIsNoError(t *testing.T) {
+	b := newFixture(t)
 	want := random(1 << 20)
 	var wg sync.WaitGroup
 	defer wg.Wait()

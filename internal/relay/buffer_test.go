@@ -7,7 +7,7 @@ import (
 	"wmproxy/tunnel"
 )
 
-// sized is a reader of reads of these sizes, or of fewer bytes where there is no room.
+// sized is a reader that returns reads of these sizes, or of the buffer's size if that is smaller.
 type sized []int
 
 func (s *sized) Read(p []byte) (int, error) {
@@ -19,7 +19,7 @@ func (s *sized) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-func TestABufferIsLargeForAsLongAsReadsAre(t *testing.T) {
+func TestLargeReadsGetLargeBuffer(t *testing.T) {
 	var b buffer
 	defer b.free()
 	const most = smallBuffer * 3 / 4
@@ -41,7 +41,7 @@ func TestABufferIsLargeForAsLongAsReadsAre(t *testing.T) {
 	}
 }
 
-func TestNoMoreBuffersAreLargeThanThereMayBe(t *testing.T) {
+func TestLargeBuffersAreBounded(t *testing.T) {
 	all := make([]buffer, maxLarge+1)
 	for i := range all {
 		for range 2 {
@@ -59,6 +59,6 @@ func TestNoMoreBuffersAreLargeThanThereMayBe(t *testing.T) {
 		all[i].free()
 	}
 	if n := largeHeld.Load(); n != 0 {
-		t.Errorf("%d are counted when none is held", n)
+		t.Errorf("%d are counted after all were freed", n)
 	}
 }

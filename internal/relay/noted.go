@@ -2,7 +2,8 @@ package relay
 
 import "wmproxy/tunnel"
 
-// Noted returns s, and calls note whenever bytes pass it. note must not wait.
+// Noted returns a stream that is like s and calls note whenever it has read or written
+// data. note must not block.
 func Noted(s tunnel.Stream, note func()) tunnel.Stream { return noted{s, note} }
 
 type noted struct {
@@ -28,7 +29,7 @@ func (s noted) WriteFramed(b []byte) (int, error) {
 	return n, err
 }
 
-// CountBeside passes the function on, as Run expects of a stream that counts.
+// CountBeside calls that of the stream within, if it has one.
 func (s noted) CountBeside(bytes func() int64) {
 	if counts, ok := s.Stream.(interface{ CountBeside(func() int64) }); ok {
 		counts.CountBeside(bytes)

@@ -20,7 +20,7 @@ func (s *loopStream) Write(p []byte) (int, error) { return s.buf.Write(p) }
 func (s *loopStream) WriteFramed(b []byte) (int, error) { return s.Write(b[tunnel.Headroom:]) }
 func (s *loopStream) CountBeside(bytes func() int64)    { s.beside = bytes }
 
-func TestNotedStreamNotesWhatPasses(t *testing.T) {
+func TestNotedStreamNotesReadsAndWrites(t *testing.T) {
 	notes := 0
 	inner := &loopStream{}
 	s := Noted(inner, func() { notes++ })
@@ -41,6 +41,6 @@ func TestNotedStreamNotesWhatPasses(t *testing.T) {
 	}
 	s.(interface{ CountBeside(func() int64) }).CountBeside(func() int64 { return 7 })
 	if inner.beside == nil || inner.beside() != 7 {
-		t.Error("what is counted beside the stream is lost")
+		t.Error("CountBeside did not reach the stream")
 	}
 }

@@ -1,6 +1,6 @@
-// Package relay copies bytes both ways between a TCP connection and a stream of
-// the tunnel, and keeps what TCP says about ends: a half-close stays a half-close
-// and a reset stays a reset. Both ends of the tunnel use it.
+// Package relay copies bytes both ways between a TCP connection and a stream of the
+// tunnel. A half-close stays a half-close and a reset stays a reset. Both ends of
+// the tunnel use it.
 package relay
 
 import (
@@ -18,29 +18,29 @@ import (
 	"wmproxy/tunnel"
 )
 
-// Result says what passed and how it ended.
+// Result is the outcome of a relay.
 type Result struct {
-	ToStream   int64 // bytes read from TCP that the stream took
-	FromStream int64 // bytes read from the stream that TCP took
+	ToStream   int64 // bytes read from TCP and written to the stream
+	FromStream int64 // bytes read from the stream and written to TCP
 
-	// Err is nil if both halves ended cleanly. Otherwise both sides were reset,
-	// and it is the first thing that went wrong: an error of the TCP
-	// connection, a *tunnel.ResetError, or the cause of ctx.
+	// Err is nil if both halves ended cleanly. Otherwise both sides were reset, and
+	// Err is the first error: one of the TCP connection, a *tunnel.ResetError, or the
+	// cause of ctx.
 	Err error
 }
 
-// drainTime is the time for which no data has moved to the stream after the break of a TCP connection when the
-// stream is reset. Data sent before the break can still arrive: an application may send everything and close at once.
+// drainTime is the time without data for the stream after which a stream is reset whose TCP connection broke. Data sent
+// before the break can still arrive: an application may send everything and close at once.
 const drainTime = 2 * time.Second
 
-// Run copies until both halves have ended, one side has failed, or ctx ends. It
+// Run copies until both halves have ended, one side has failed, or ctx is done. It
 // owns c and s from the call on and has closed both when it returns.
 //
-// The end of what one side sends becomes a half-close of the other. Anything
-// else ends both at once and never looks like a clean end: the stream gets Reset
-// (CodeConnectionReset if TCP failed), TCP gets a RST.
+// The end of one side's data becomes a half-close of the other side. Anything else
+// ends both sides at once and never looks like a clean end: the stream is reset
+// (with CodeConnectionReset if TCP failed), and TCP sends a RST.
 //
-// ahead has been read from c already; it goes to the stream first.
+// ahead is data that has been read from c already; it is written to the stream first.
 func Run(ctx context.Context, c *net.TCPConn, ahead []byte, s tunnel.Stream) Result {
 	p := pair{tcp: c, conn: udpio.Quiet(c), stream: s}
 	unwatch := udpio.OnBroken(c, p.drain)
@@ -64,22 +64,22 @@ func Run(ctx context.Context, c *net.TCPConn, ahead []byte, s tunnel.Stream) Res
 	return Result{ToStream: p.toStream.Load(), FromStream: p.fromStream, Err: p.err}
 }
 
-// pair is the two sides of one relay.
+// pair is the two sides of a relay.
 type pair struct {
 	tcp    *net.TCPConn
 	conn   net.Conn // tcp, to read and write
 	stream tunnel.Stream
 
-	broken atomic.Bool // tcpBroken has taken tcp's error, so that reading returns io.EOF
+	broken atomic.Bool // tcpBroken has taken tcp's error, so that reads return io.EOF
 
 	toStream   atomic.Int64
-	fromStream int64 // written by its copier, read after both
+	fromStream int64 // written by streamToTCP, read after its end
 
 	once sync.Once
 	err  error
 }
 
-// tcpToStream copies what TCP sends, and its end.
+// tcpToStream copies TCP's data and its end to the stream.
 func (p *pair) tcpToStream(ahead []byte) {
 	if len(ahead) > 0 && !p.sent(p.stream.Write(ahead)) {
 		return
@@ -95,7 +95,7 @@ func (p *pair) tcpToStream(ahead []byte) {
 		case err == nil:
 		case errors.Is(err, io.EOF):
 			if p.broken.Load() {
-				return // not the peer's end: tcpBroken resets the stream
+				return // the peer has not ended its half: tcpBroken resets the stream
 			}
 			if err := p.stream.CloseWrite(); err != nil {
 				p.abort(streamCode(err), err)
@@ -108,7 +108,7 @@ func (p *pair) tcpToStream(ahead []byte) {
 	}
 }
 
-// sent notes what a write to the stream returned and says whether to go on.
+// sent takes the results of a write to the stream and reports whether to continue.
 func (p *pair) sent(n int, err error) bool {
 	if err != nil {
 		p.abort(streamCode(err), err)
@@ -118,7 +118,7 @@ func (p *pair) sent(n int, err error) bool {
 	return true
 }
 
-// streamToTCP copies what the stream sends, and its end.
+// streamToTCP copies the stream's data and its end to TCP.
 func (p *pair) streamToTCP() {
 	var buf buffer
 	defer buf.free()
@@ -146,7 +146,8 @@ func (p *pair) streamToTCP() {
 	}
 }
 
-// drain resets the stream once the data that TCP had before it broke is relayed or stalls.
+// drain resets the stream once the data that TCP had before it broke is relayed or does
+// not move any more.
 func (p *pair) drain() {
 	moved := p.toStream.Load()
 	time.AfterFunc(drainTime, func() {
@@ -158,8 +159,8 @@ func (p *pair) drain() {
 	})
 }
 
-// tcpBroken ends a relay whose TCP connection the kernel has given up while nobody read or wrote it: its
-// peer has ended its half and is gone, or the stream is stalled.
+// tcpBroken ends the relay after the kernel gave up the TCP connection while no read or write was under way: the
+// peer had ended its half and is gone, or the stream is stalled.
 func (p *pair) tcpBroken() {
 	p.broken.Store(true)
 	if err := udpio.TakeError(p.tcp); err != nil {
@@ -167,21 +168,21 @@ func (p *pair) tcpBroken() {
 	}
 }
 
-// abort ends both sides at once, so that the other copier returns too. The
-// first caller's reason counts.
+// abort resets both sides, so that both copiers return. Only the first call has an
+// effect.
 func (p *pair) abort(code tunnel.ErrorCode, err error) {
 	p.once.Do(func() {
 		p.err = err
 		p.stream.Reset(code)
 		// Linger 0 makes Close send a RST (RFC 9293 section 3.10.4, ABORT): the
-		// application must not take what it has for the whole.
+		// application must not take the data it has for all of it.
 		p.tcp.SetLinger(0)
 		p.tcp.Close()
 	})
 }
 
-// finish frees both sides after a clean end; what TCP has not sent yet, the
-// kernel still sends. From here on an end of ctx does nothing.
+// finish closes both sides after a clean end. The kernel still sends the rest of TCP's
+// data. The end of ctx has no effect afterwards.
 func (p *pair) finish() {
 	p.once.Do(func() {
 		p.stream.Reset(tunnel.CodeNone)
@@ -189,7 +190,7 @@ func (p *pair) finish() {
 	})
 }
 
-// tcpCode is what the peer is told about a TCP connection that failed with err.
+// tcpCode returns the code that the peer gets after the TCP connection failed with err.
 func tcpCode(err error) tunnel.ErrorCode {
 	if errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, syscall.ETIMEDOUT) {
 		return tunnel.CodeTimeout
@@ -197,7 +198,7 @@ func tcpCode(err error) tunnel.ErrorCode {
 	return tunnel.CodeConnectionReset
 }
 
-// endCode returns the code to send to the peer when ctx ends for this cause.
+// endCode returns the code that the peer gets after ctx ended with this cause.
 func endCode(cause error) tunnel.ErrorCode {
 	if reset := (*tunnel.ResetError)(nil); errors.As(cause, &reset) {
 		return reset.Code
@@ -205,8 +206,8 @@ func endCode(cause error) tunnel.ErrorCode {
 	return tunnel.CodeShutdown
 }
 
-// streamCode is what our half of the stream ends with once the stream itself
-// failed with err. It is the peer's own code, if it was the peer.
+// streamCode returns the code with which our half of the stream ends after the stream
+// failed with err: the peer's own, if the peer reset it.
 func streamCode(err error) tunnel.ErrorCode {
 	var reset *tunnel.ResetError
 	if errors.As(err, &reset) {

@@ -85,8 +85,8 @@ func (s *fakeStream) Context() context.Context    { return s.life }
 
 var _ tunnel.Stream = (*fakeStream)(nil)
 
-// bench is a relay under test: app ── TCP ── Run ── stream ── far.
-type bench struct {
+// fixture is a relay under test: app ── TCP ── Run ── stream ── far.
+type fixture struct {
 	app    *net.TCPConn
 	conn   *net.TCPConn // the relay's end of it
 	far    *fakeStream
@@ -95,7 +95,7 @@ type bench struct {
 	cancel context.CancelCauseFunc
 }
 
-func newBench(t *testing.T) *bench {
+func newFixture(t *testing.T) *fixture {
 	t.Helper()
 	l, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {
@@ -112,7 +112,7 @@ func newBench(t *testing.T) *bench {
 	}
 	near, far := newStreams()
 	ctx, cancel := context.WithCancelCause(context.Background())
-	b := &bench{app: app, conn: conn, far: far, near: near, result: make(chan Result, 1), cancel: cancel}
+	b := &fixture{app: app, conn: conn, far: far, near: near, result: make(chan Result, 1), cancel: cancel}
 	app.SetDeadline(time.Now().Add(wait))
 	var wg sync.WaitGroup
 	wg.Go(func() { b.result <- Run(ctx, conn, nil, near) })
@@ -124,7 +124,7 @@ func newBench(t *testing.T) *bench {
 	return b
 }
 
-func (b *bench) end(t *testing.T) Result {
+func (b *fixture) end(t *testing.T) Result {
 	t.Helper()
 	select {
 	case r := <-b.result:
@@ -150,16 +150,16 @@ func isReset(t *testing.T, err error, code tunnel.ErrorCode) {
 	}
 }
 
-func TestBothWaysArriveWholeAndEachHalfClosesByItself(t *testing.T) {
+func TestBothHalvesArriveWholeAndCloseSeparately(t *testing.T) {
 	up, down := random(3<<20+17), random(2<<20+5)
 	for _, first := range []string{"the application", "the far end"} {
 		t.Run(first+" ends first", func(t *testing.T) {
-			b := newBench(t)
+			b := newFixture(t)
 			var wg sync.WaitGroup
 			defer wg.Wait()
 			appDone, farDone := make(chan struct{}), make(chan struct{})
 			wg.Go(func() {
-				if first == "the far end" { // half a connection serves on after the other's end
+				if first == "the far end" { // this half still works after the end of the other
 					got, err := io.ReadAll(b.app)
 					if err != nil || !bytes.Equal(got, down) {
 						t.Errorf("the application got %d bytes, %v", len(got), err)
@@ -202,10 +202,10 @@ func TestBothWaysArriveWholeAndEachHalfClosesByItself(t *testing.T) {
 	}
 }
 
-func TestARSTOfTheApplicationResetsTheStream(t *testing.T) {
+func TestRSTOfAppResetsStream(t *testing.T) {
 	for _, when := range []string{"idle", "after a half-close of the far end"} {
 		t.Run(when, func(t *testing.T) {
-			b := newBench(t)
+			b := newFixture(t)
 			if when != "idle" {
 				b.far.CloseWrite()
 				if _, err := b.app.Read(make([]byte, 1)); err != io.EOF {
@@ -223,11 +223,11 @@ func TestARSTOfTheApplicationResetsTheStream(t *testing.T) {
 	}
 }
 
-func TestAnApplicationThatIsGoneResetsTheStreamThatWrites(t *testing.T) {
-	b := newBench(t)
-	b.app.Close() // a FIN; what comes later is answered by a RST
+func TestWriteToClosedAppResetsStream(t *testing.T) {
+	b := newFixture(t)
+	b.app.Close() // sends a FIN; data that arrives later is answered by a RST
 	if _, err := io.ReadAll(b.far); err != nil {
-		t.Fatalf("the FIN came as %v", err)
+		t.Fatalf("the FIN arrived as %v", err)
 	}
 	var err error
 	for err == nil {
@@ -239,10 +239,10 @@ func TestAnApplicationThatIsGoneResetsTheStreamThatWrites(t *testing.T) {
 	}
 }
 
-func TestAResetOfTheStreamIsARSTNeverAnEnd(t *testing.T) {
+func TestStreamResetBecomesRST(t *testing.T) {
 	for _, when := range []string{"idle", "after data", "after the application's half-close"} {
 		t.Run(when, func(t *testing.T) {
-			b := newBench(t)
+			b := newFixture(t)
 			switch when {
 			case "after data":
 				b.far.Write([]byte("half of it"))
@@ -268,13 +268,13 @@ func TestAResetOfTheStreamIsARSTNeverAnEnd(t *testing.T) {
 	}
 }
 
-// The application reads nothing and the stream brings nothing, so that no call would find out.
-func TestTheEndOfAStreamThatNobodyReadsEndsTheRelay(t *testing.T) {
-	b := newBench(t)
+// The application does not read and the stream has no data, so that no read or write returns an error.
+func TestEndOfUnreadStreamEndsRelay(t *testing.T) {
+	b := newFixture(t)
 	stop := make(chan struct{})
 	go func() {
 		defer close(stop)
-		_, _ = io.Copy(b.far, neverEnding{}) // until TCP takes no more
+		_, _ = io.Copy(b.far, neverEnding{}) // until TCP's buffers are full
 	}()
 	for last := int64(-1); last != b.far.wrote.Load(); time.Sleep(50 * time.Millisecond) {
 		last = b.far.wrote.Load()
@@ -284,14 +284,14 @@ func TestTheEndOfAStreamThatNobodyReadsEndsTheRelay(t *testing.T) {
 	<-stop
 }
 
-// neverEnding is a reader of zeros.
+// neverEnding is an endless reader of zeros.
 type neverEnding struct{}
 
 func (neverEnding) Read(p []byte) (int, error) { return len(p), nil }
 
-func TestTheEndOfTheContextResetsBothSides(t *testing.T) {
-	b := newBench(t)
-	cause := errors.New("the session is over")
+func TestEndOfContextResetsBothSides(t *testing.T) {
+	b := newFixture(t)
+	cause := errors.New("the session has ended")
 	b.cancel(cause)
 	if r := b.end(t); r.Err != cause {
 		t.Errorf("ended with %v", r.Err)
@@ -303,7 +303,7 @@ func TestTheEndOfTheContextResetsBothSides(t *testing.T) {
 	isReset(t, err, tunnel.CodeShutdown)
 }
 
-func TestAContextThatHasEndedRelaysNothing(t *testing.T) {
+func TestCanceledContextRelaysNothing(t *testing.T) {
 	near, _ := newStreams()
 	l, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {
@@ -321,9 +321,9 @@ func TestAContextThatHasEndedRelaysNothing(t *testing.T) {
 	}
 }
 
-// A far end that does not read stops the application; nothing piles up between.
-func TestASlowReaderHoldsUpTheWriter(t *testing.T) {
-	b := newBench(t)
+// A far end that does not read blocks the application; the relay buffers nothing.
+func TestSlowReaderBlocksWriter(t *testing.T) {
+	b := newFixture(t)
 	b.app.SetWriteBuffer(32 << 10)
 	b.app.SetWriteDeadline(time.Now().Add(300 * time.Millisecond))
 	n, err := b.app.Write(make([]byte, 256<<20))
@@ -331,7 +331,7 @@ func TestASlowReaderHoldsUpTheWriter(t *testing.T) {
 		t.Fatalf("wrote %d bytes, %v", n, err)
 	}
 	if got := b.near.wrote.Load(); got != 0 {
-		t.Errorf("%d bytes passed a reader that does not read", got)
+		t.Errorf("the stream took %d bytes that nobody read", got)
 	}
 	b.app.SetDeadline(time.Now().Add(wait))
 	b.app.CloseWrite()
@@ -345,7 +345,7 @@ func TestASlowReaderHoldsUpTheWriter(t *testing.T) {
 	}
 }
 
-func TestATimeoutIsToldApartFromAReset(t *testing.T) {
+func TestTimeoutAndResetHaveOwnCodes(t *testing.T) {
 	for err, want := range map[error]tunnel.ErrorCode{
 		syscall.ETIMEDOUT:      tunnel.CodeTimeout,
 		os.ErrDeadlineExceeded: tunnel.CodeTimeout,

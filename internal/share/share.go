@@ -1,6 +1,6 @@
 // Package share divides a bounded number of descriptors among users. Everyone gets
-// some while there is room. When there is none, a user who has fewer than another gets
-// one of the user who has most (max-min fairness), the one that was used longest ago.
+// one while there are free ones. When there is none, a user who has fewer than another
+// gets one of the user who has most (max-min fairness), the least recently used.
 package share
 
 import (
@@ -13,13 +13,13 @@ import (
 )
 
 const (
-	// maxLimit bounds the descriptors to share, however many there are: each takes a
-	// port, and memory in the kernel.
+	// maxLimit bounds the descriptors of a pool, even if the process may have more: each
+	// takes a port, and memory in the kernel.
 	maxLimit = 48 << 10
 
-	// The reserve for everything else: one descriptor in reserveShare, at least minReserve.
-	// Half of that is for connections that have not authenticated, and a quarter for
-	// descriptors that are still open though they no longer count.
+	// One descriptor in reserveShare, and at least minReserve, are reserved for everything
+	// else: half of them for connections that have not authenticated, and a quarter for
+	// descriptors that are about to be closed.
 	reserveShare = 8
 	minReserve   = 64
 
@@ -29,100 +29,102 @@ const (
 	// tick is the unit of the clock by which use is noted.
 	tick = time.Second
 
-	// idleAfter is how long a lease is unused until it goes before leases in use. It
-	// goes to other users only.
+	// idleAfter, in ticks, is the time without use after which others get a lease
+	// before any that is in use.
 	idleAfter = 3
 
-	// spareAfter is how long a lease is unused until it may go for the same user's next
-	// one. Both are in ticks.
+	// spareAfter, in ticks, is the time without use after which the user's own next
+	// request may get a lease.
 	spareAfter = 30
 
-	// askAgain is how long Spare is not called again for a user after it found nothing: a
-	// flood beyond the limit must cost little.
-	askAgain = 100 * time.Millisecond
+	// spareInterval is the time without a call of Spare for a user for whom it found
+	// nothing: a flood beyond the limit must cost little.
+	spareInterval = 100 * time.Millisecond
 
 	// busyWait bounds Wait.
 	busyWait = 5 * time.Second
 )
 
 var (
-	// ErrFull is returned to a user who has a fair share already, or more.
+	// ErrFull is returned if the user has a fair share or more.
 	ErrFull = errors.New("there are no descriptors left for this user")
 
-	// ErrBusy is returned while too many are being closed at once: ask again soon.
+	// ErrBusy is returned while too many are being closed at once. The caller may try
+	// again soon.
 	ErrBusy = errors.New("descriptors are being freed")
 )
 
-// Class is the purpose of descriptors. The class that costs its user less goes first.
+// Class is the purpose of descriptors. A user loses those of the lowest class first,
+// which cost least to lose.
 type Class uint8
 
-// The classes, in the order in which they go.
 const (
 	Flow    Class = iota // a UDP association
-	Stream               // a TCP connection of one
+	Stream               // a proxied TCP connection
 	Carrier              // a connection of the tunnel
 	classes
 )
 
 // Holder has descriptors open.
 type Holder interface {
-	// LastUsed returns the pool's Now of its last use. It must not wait or call the pool.
+	// LastUsed returns the pool's Now of the last use. It must not block or call the pool.
 	LastUsed() uint32
 
-	// GiveUp is called when others need the descriptors. It closes them soon and then
-	// calls l.Release; it must not wait for anything else. It is called at most once
-	// for each lease, and may be before Take has returned it.
+	// GiveUp is called if others get the descriptors. It must close them soon, call
+	// l.Release afterwards, and not block on anything else. It is called at most once
+	// for each lease, possibly before Take has returned it.
 	GiveUp(l *Lease)
 }
 
-// Pool is the descriptors that users share. Its fields are set before the first Take.
+// Pool is the descriptors that users share. Its fields must be set before the first Take.
 type Pool struct {
-	// Spare, if set, is called first when there is no room: it ends unused streams or
-	// flows of the user, or of others for whom may is true, calling Leave for each, and
-	// reports whether there were any.
+	// Spare, if set, is called first if no descriptor is free: it ends unused streams or
+	// flows of the user, or of others if may returns true for them, calls Leave for each,
+	// and reports whether there were any.
 	Spare func(user string, may func(other string) bool) bool
 
 	limit    int // of used
-	slack    int // of leaving
+	slack    int // of closing
 	halfOpen int
 	seconds  atomic.Uint32
 
 	mu      sync.Mutex
-	used    int // by all leases that count
-	leaving int // by leases that are about to be closed
+	used    int
+	closing int // descriptors that are about to be closed, not in used
 	users   map[string]*account
 	freed   chan struct{} // closed by the next Release; nil if nobody waits
 }
 
 // account is the leases of one user.
 type account struct {
-	name   string
-	used   int // descriptors
-	held   int // leases
-	leases [classes]leases
-	asked  time.Time // when Spare had nothing
+	name    string
+	used    int // descriptors
+	total   int // leases
+	leases  [classes]leases
+	noSpare time.Time // the last time that Spare found nothing
 }
 
 // Lease is the use of some descriptors.
 type Lease struct {
-	pool    *Pool
-	of      *account
-	class   Class
-	n       int
-	holder  Holder
-	lowest  uint32 // LastUsed is this or later
-	index   int    // in its heap; -1 once it has left
-	taken   bool
-	release bool // Release was called
+	pool     *Pool
+	account  *account
+	class    Class
+	n        int
+	holder   Holder
+	lastUsed uint32 // a lower bound of holder.LastUsed
+	index    int    // in its heap; -1 after Leave
+	taken    bool
+	released bool
 }
 
-// New returns a pool of limit descriptors, while at most slack others may be
-// about to be closed.
+// New returns a pool of limit descriptors. It takes some from users only while at
+// most slack others are about to be closed.
 func New(limit, slack int) *Pool {
 	return &Pool{limit: limit, slack: slack, users: make(map[string]*account)}
 }
 
-// For returns the pool of a process that may have so many descriptors; 0 is not known.
+// For returns the pool of a process that may open this many descriptors, or an unknown
+// number if it is 0.
 func For(descriptors int) *Pool {
 	if descriptors <= 0 {
 		descriptors = maxLimit * 2
@@ -133,7 +135,8 @@ func For(descriptors int) *Pool {
 	return p
 }
 
-// HalfOpen returns how many connections of strangers the reserve bears.
+// HalfOpen returns the number of descriptors that are reserved for connections that
+// have not authenticated.
 func (p *Pool) HalfOpen() int { return p.halfOpen }
 
 // Now returns the time of the pool's clock, in seconds. It costs no system call.
@@ -156,14 +159,15 @@ func (p *Pool) Run(ctx context.Context) {
 	}
 }
 
-// Take gives the user n descriptors of a class, 0 if they are counted elsewhere. It may have to end leases of others, and
-// returns ErrFull or ErrBusy if that is not due or not possible. It does not wait.
+// Take returns a lease of n descriptors of a class for the user; n is 0 if they are
+// counted elsewhere. If none are free it may take leases of others. It returns ErrFull if
+// none would be fair to take, and ErrBusy if too many are being closed. It does not block.
 func (p *Pool) Take(user string, c Class, n int, h Holder) (*Lease, error) {
 	l := &Lease{pool: p, class: c, n: n, holder: h}
 	if err := p.takeFree(l, user); !errors.Is(err, ErrFull) {
 		return l.orNil(err)
 	}
-	if p.askForSpare(user) {
+	if p.callSpare(user) {
 		if err := p.takeFree(l, user); !errors.Is(err, ErrFull) {
 			return l.orNil(err)
 		}
@@ -171,7 +175,7 @@ func (p *Pool) Take(user string, c Class, n int, h Holder) (*Lease, error) {
 	return l.orNil(p.takeFrom(l, user))
 }
 
-// TakeFree is Take that takes nothing from anybody.
+// TakeFree is like Take, but takes only free descriptors.
 func (p *Pool) TakeFree(user string, c Class, n int, h Holder) (*Lease, error) {
 	l := &Lease{pool: p, class: c, n: n, holder: h}
 	return l.orNil(p.takeFree(l, user))
@@ -184,7 +188,7 @@ func (l *Lease) orNil(err error) (*Lease, error) {
 	return l, nil
 }
 
-// Wait is Take that waits for a short time instead of returning ErrBusy.
+// Wait is like Take, but blocks for up to five seconds before it returns ErrBusy.
 func (p *Pool) Wait(ctx context.Context, user string, c Class, n int, h Holder) (*Lease, error) {
 	ctx, cancel := context.WithTimeout(ctx, busyWait)
 	defer cancel()
@@ -202,7 +206,7 @@ func (p *Pool) Wait(ctx context.Context, user string, c Class, n int, h Holder) 
 	}
 }
 
-// nextRelease returns a channel that the next Release closes.
+// nextRelease returns a channel that is closed by the next Release.
 func (p *Pool) nextRelease() <-chan struct{} {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -212,22 +216,22 @@ func (p *Pool) nextRelease() <-chan struct{} {
 	return p.freed
 }
 
-// Squeeze ends something for the user, who wants a descriptor for the class, when the
-// system has none left though the pool has. freed is closed once that, or anything else,
-// is closed; nil means that nothing may go for this user. It does not wait.
+// Squeeze takes a lease away for the user, who needs a descriptor for the class, if the
+// system has none left although the pool has. It returns a channel that is closed by the
+// next Release, or nil if the user has no claim to any lease. It does not block.
 func (p *Pool) Squeeze(user string, c Class) (freed <-chan struct{}) {
 	freed = p.nextRelease()
 	p.mu.Lock()
-	if p.leaving > p.slack {
+	if p.closing > p.slack {
 		p.mu.Unlock()
 		return freed
 	}
 	var victim *Lease
-	// The user's request has been counted.
-	if most := p.mostLocked(user); most != nil && most.used > p.usedBy(user) {
-		victim = most.givenUp(p.Now())
+	// The user's request is counted in its account already.
+	if most := p.mostLocked(user); most != nil && most.used > p.usedByLocked(user) {
+		victim = most.victimForOthers(p.Now())
 	} else if own := p.users[user]; own != nil {
-		victim = own.spared(p.Now(), c)
+		victim = own.victimForOwn(p.Now(), c)
 	}
 	if victim == nil {
 		p.mu.Unlock()
@@ -239,44 +243,44 @@ func (p *Pool) Squeeze(user string, c Class) (freed <-chan struct{}) {
 	return freed
 }
 
-// takeFree enters l if there is room.
+// takeFree adds l if there are enough free descriptors.
 func (p *Pool) takeFree(l *Lease, user string) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.used+l.n > p.limit {
 		return ErrFull
 	}
-	if p.used+l.n+p.leaving > p.limit+p.slack {
+	if p.used+l.n+p.closing > p.limit+p.slack {
 		return ErrBusy
 	}
-	p.enterLocked(l, user)
+	p.addLocked(l, user)
 	return nil
 }
 
-// askForSpare calls Spare to end what nobody uses.
-func (p *Pool) askForSpare(user string) bool {
+// callSpare calls Spare, unless it found nothing for the user a moment ago.
+func (p *Pool) callSpare(user string) bool {
 	if p.Spare == nil {
 		return false
 	}
 	p.mu.Lock()
 	own := p.users[user]
-	asked := own != nil && time.Since(own.asked) < askAgain
+	recent := own != nil && time.Since(own.noSpare) < spareInterval
 	p.mu.Unlock()
-	if asked {
+	if recent {
 		return false
 	}
-	if p.Spare(user, func(other string) bool { return p.has(other) > p.has(user) }) {
+	if p.Spare(user, func(other string) bool { return p.usedBy(other) > p.usedBy(user) }) {
 		return true
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if own := p.users[user]; own != nil { // one who has nothing gets something now
-		own.asked = time.Now()
+	if own := p.users[user]; own != nil { // a user without an account is about to get a lease
+		own.noSpare = time.Now()
 	}
 	return false
 }
 
-// Most returns how many descriptors the user has who has most.
+// Most returns the number of descriptors of the user who has most.
 func (p *Pool) Most() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -286,22 +290,21 @@ func (p *Pool) Most() int {
 	return 0
 }
 
-// has returns how many descriptors the user has.
-func (p *Pool) has(user string) int {
+func (p *Pool) usedBy(user string) int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.usedBy(user)
+	return p.usedByLocked(user)
 }
 
-func (p *Pool) usedBy(user string) int {
+func (p *Pool) usedByLocked(user string) int {
 	if u := p.users[user]; u != nil {
 		return u.used
 	}
 	return 0
 }
 
-// takeFrom enters l in the place of leases of others, or of leases that the user
-// has and does not use.
+// takeFrom adds l and takes away leases of others, or leases of the same user that
+// are unused.
 func (p *Pool) takeFrom(l *Lease, user string) error {
 	p.mu.Lock()
 	var victims []*Lease
@@ -315,7 +318,7 @@ func (p *Pool) takeFrom(l *Lease, user string) error {
 		victims = append(victims, victim)
 	}
 	if err == nil {
-		p.enterLocked(l, user)
+		p.addLocked(l, user)
 	}
 	p.mu.Unlock()
 	for _, v := range victims {
@@ -324,87 +327,88 @@ func (p *Pool) takeFrom(l *Lease, user string) error {
 	return err
 }
 
-// victimLocked returns the lease to end for l.
+// victimLocked returns the lease to take away for l.
 func (p *Pool) victimLocked(l *Lease, user string) (victim *Lease, err error) {
 	missing := p.used + l.n - p.limit
-	// The other still has as many as the user then.
-	if most := p.mostLocked(user); most != nil && most.used >= p.usedBy(user)+l.n+missing {
-		victim = most.givenUp(p.Now())
+	// The other must have at least as many as the user afterwards.
+	if most := p.mostLocked(user); most != nil && most.used >= p.usedByLocked(user)+l.n+missing {
+		victim = most.victimForOthers(p.Now())
 	} else if own := p.users[user]; own != nil {
-		victim = own.spared(p.Now(), l.class)
+		victim = own.victimForOwn(p.Now(), l.class)
 	}
 	if victim == nil {
 		return nil, ErrFull
 	}
-	if p.leaving+victim.n > p.slack {
+	if p.closing+victim.n > p.slack {
 		return nil, ErrBusy
 	}
 	return victim, nil
 }
 
-// mostLocked returns the user, but for one, who has most.
-func (p *Pool) mostLocked(but string) (most *account) {
+// mostLocked returns the account with most descriptors except that of one user.
+func (p *Pool) mostLocked(except string) (most *account) {
 	for name, u := range p.users {
-		if name != but && (most == nil || u.used > most.used || u.used == most.used && name < most.name) {
+		if name != except && (most == nil || u.used > most.used || u.used == most.used && name < most.name) {
 			most = u
 		}
 	}
 	return most
 }
 
-// givenUp returns the lease a user gives up first: unused if any, of the lowest class.
-func (u *account) givenUp(now uint32) *Lease {
+// victimForOthers returns the lease that the user loses first: an idle one if there is
+// any, of the lowest class.
+func (u *account) victimForOthers(now uint32) *Lease {
 	if l := u.longestUnused(now, classes-1, idleAfter); l != nil {
 		return l
 	}
 	return u.longestUnused(now, classes-1, 0)
 }
 
-// spared returns the lease a user gives up for its own request: one that was unused for long,
-// if it is of no higher class, and for a connection of the tunnel any flow.
-func (u *account) spared(now uint32, c Class) *Lease {
+// victimForOwn returns the lease that the user loses for its own request: one of the same
+// class or a lower one that was unused for long, and for a Carrier otherwise any Flow.
+func (u *account) victimForOwn(now uint32, c Class) *Lease {
 	if l := u.longestUnused(now, c, spareAfter); l != nil || c < Carrier {
 		return l
 	}
 	return u.longestUnused(now, Flow, 0)
 }
 
-// longestUnused returns the lease of the lowest class, up to highest, that has been unused
-// for at least idle, and of that class the longest unused one; nil if there is none.
+// longestUnused returns the least recently used lease of the lowest class, up to highest,
+// that has one unused for at least idle; nil if no class has.
 func (u *account) longestUnused(now uint32, highest Class, idle uint32) *Lease {
 	for c := range highest + 1 {
-		if l := u.leases[c].first(); l != nil && (l.lowest+idle <= now || idle == 0) {
+		if l := u.leases[c].first(); l != nil && (l.lastUsed+idle <= now || idle == 0) {
 			return l
 		}
 	}
 	return nil
 }
 
-func (p *Pool) enterLocked(l *Lease, user string) {
+func (p *Pool) addLocked(l *Lease, user string) {
 	u := p.users[user]
 	if u == nil {
 		u = &account{name: user}
 		p.users[user] = u
 	}
-	l.of, l.lowest = u, l.holder.LastUsed()
+	l.account, l.lastUsed = u, l.holder.LastUsed()
 	p.used += l.n
 	u.used += l.n
-	u.held++
+	u.total++
 	heap.Push(&u.leases[l.class], l)
 }
 
-// leaveLocked takes l off the account: it counts as about to be closed.
+// leaveLocked removes l from its account and counts it as about to be closed.
 func (l *Lease) leaveLocked() {
 	if l.index < 0 {
 		return
 	}
-	heap.Remove(&l.of.leases[l.class], l.index)
+	heap.Remove(&l.account.leases[l.class], l.index)
 	l.index = -1
 	l.pool.used -= l.n
-	l.pool.leaving += l.n
-	l.of.used -= l.n
-	if l.of.held--; l.of.held == 0 {
-		delete(l.pool.users, l.of.name)
+	l.pool.closing += l.n
+	l.account.used -= l.n
+	if l.account.total--; l.account.total == 0 {
+		delete(l.pool.users, l.account.name)
 	}
 }
 
@@ -413,65 +417,64 @@ func (l *Lease) evictLocked() {
 	l.taken = true
 }
 
-// Leave is called before the descriptors are closed. Further calls do nothing.
+// Leave must be called before the descriptors are closed, unless the pool has called
+// GiveUp. Further calls do nothing.
 func (l *Lease) Leave() {
 	l.pool.mu.Lock()
 	defer l.pool.mu.Unlock()
 	l.leaveLocked()
 }
 
-// Release is called when they are closed. Further calls do nothing.
+// Release must be called after the descriptors are closed. Further calls do nothing.
 func (l *Lease) Release() {
 	p := l.pool
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if l.release {
+	if l.released {
 		return
 	}
-	l.release = true
+	l.released = true
 	l.leaveLocked()
-	p.leaving -= l.n
+	p.closing -= l.n
 	if p.freed != nil {
 		close(p.freed)
 		p.freed = nil
 	}
 }
 
-// Taken reports whether others got the descriptors.
+// Taken reports whether the pool took the lease away for another one.
 func (l *Lease) Taken() bool {
 	l.pool.mu.Lock()
 	defer l.pool.mu.Unlock()
 	return l.taken
 }
 
-// leases is a heap by lowest, so that the one used longest ago is found without a look
-// at all of them. It implements heap.Interface.
+// leases is a heap by lastUsed. It implements heap.Interface.
 type leases []*Lease
 
-// first returns the lease that was used longest ago, or nil. Leases that were used since the last
-// look are moved to their new place here, and nowhere else.
+// first returns the least recently used lease, or nil if there is none. A use does not
+// touch the heap; only first updates lastUsed.
 func (s *leases) first() *Lease {
 	for len(*s) > 0 {
 		l := (*s)[0]
 		last := l.holder.LastUsed()
-		if last == l.lowest {
+		if last == l.lastUsed {
 			return l
 		}
-		l.lowest = last
+		l.lastUsed = last
 		heap.Fix(s, 0)
 	}
 	return nil
 }
 
 func (s leases) Len() int           { return len(s) }
-func (s leases) Less(i, j int) bool { return s[i].lowest < s[j].lowest }
+func (s leases) Less(i, j int) bool { return s[i].lastUsed < s[j].lastUsed }
 
 func (s leases) Swap(i, j int) {
 	s[i], s[j] = s[j], s[i]
 	s[i].index, s[j].index = i, j
 }
 
-// Push and Pop are for package heap.
 func (s *leases) Push(x any) {
 	l := x.(*Lease)
 	l.index = len(*s)

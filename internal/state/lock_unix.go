@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// lockFile opens path and takes the lock on it, which ends with the
-// descriptor: a process that was killed leaves nothing locked.
+// lockFile opens path and locks it. The lock ends with the descriptor, also if the
+// process is killed.
 func lockFile(path string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, fileMode)
 	if err != nil {

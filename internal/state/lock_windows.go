@@ -7,11 +7,11 @@ import (
 	"golang.org/x/sys/windows"
 )
 
-// lockOffset lies beyond the content, because Windows locks are mandatory and
-// the process id in the file is there to be read.
+// lockOffset lies beyond the content: Windows locks are mandatory, and others have
+// to read the process id in the file.
 const lockOffset = 1 << 30
 
-// lockFile opens path and takes the lock on it, which ends with the handle.
+// lockFile opens path and locks it. The lock ends with the handle.
 func lockFile(path string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, fileMode)
 	if err != nil {

@@ -10,7 +10,7 @@ import (
 // homeVariable names the home directory in the environment.
 const homeVariable = "HOME"
 
-// ownerOf returns the user that a file belongs to.
+// ownerOf returns the user id of a file's owner.
 func ownerOf(info fs.FileInfo) (uid int, ok bool) {
 	if stat, isStat := info.Sys().(*syscall.Stat_t); isStat {
 		return int(stat.Uid), true

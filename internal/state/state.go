@@ -1,6 +1,6 @@
-// Package state keeps the state directory: a private directory that one process
-// at a time owns, with small files that are either the old or the new version
-// and never half of one. It must not know what is kept in it.
+// Package state opens the state directory: a private directory that belongs to one
+// process at a time, with small files that are replaced as a whole. It must not
+// know their content.
 package state
 
 import (
@@ -27,7 +27,7 @@ const (
 	tempSuffix = ".tmp"
 )
 
-// ErrLocked says that another process has the directory open.
+// ErrLocked is returned if another process has the directory open.
 var ErrLocked = errors.New("in use by another process")
 
 // Dir is an open and locked state directory. Its methods may be called from
@@ -36,14 +36,13 @@ type Dir struct {
 	path string
 	lock *os.File
 
-	mu sync.Mutex // one write at a time, so that the temporary name is free
+	mu sync.Mutex // held during a write, which uses the temporary name
 }
 
-// DefaultDir is where the state of kind ("server", "client" or "proxy") lives when
-// nothing else is said: /var/lib/wmproxy/KIND for root, else
-// $XDG_STATE_HOME/wmproxy/KIND, else ~/.local/state/wmproxy/KIND (on Windows
-// %LocalAppData%\wmproxy\KIND), and for a service without a home directory
-// $STATE_DIRECTORY/KIND, which systemd sets.
+// DefaultDir returns the state directory of kind ("server", "client" or "proxy"):
+// /var/lib/wmproxy/KIND for root, else $XDG_STATE_HOME/wmproxy/KIND, else
+// ~/.local/state/wmproxy/KIND (on Windows %LocalAppData%\wmproxy\KIND), and for a
+// service without a home directory $STATE_DIRECTORY/KIND, which systemd sets.
 func DefaultDir(kind string) (string, error) {
 	return defaultDir(kind, os.Geteuid() == 0, os.Getenv) // -1 on Windows
 }
@@ -52,7 +51,7 @@ func defaultDir(kind string, root bool, getenv func(string) string) (string, err
 	if root {
 		return filepath.Join("/var/lib/wmproxy", kind), nil
 	}
-	// The XDG base directory specification has relative paths ignored.
+	// The XDG base directory specification says to ignore relative paths.
 	if base := getenv("XDG_STATE_HOME"); filepath.IsAbs(base) {
 		return filepath.Join(base, "wmproxy", kind), nil
 	}
@@ -61,10 +60,10 @@ func defaultDir(kind string, root bool, getenv func(string) string) (string, err
 			return filepath.Join(base, "wmproxy", kind), nil
 		}
 	}
-	// Of several directories the first one is ours.
+	// If the unit lists several directories, use the first.
 	service, _, _ := strings.Cut(getenv("STATE_DIRECTORY"), ":")
-	// Users that systemd makes up for a service (DynamicUser) have / as their home, and
-	// system users of Debian's one that does not exist.
+	// The home of a systemd DynamicUser is /, and that of a Debian system user often
+	// does not exist.
 	if home := getenv(homeVariable); filepath.IsAbs(home) && filepath.Dir(home) != home && (service == "" || exists(home)) {
 		return filepath.Join(home, ".local", "state", "wmproxy", kind), nil
 	}
@@ -79,9 +78,10 @@ func exists(path string) bool {
 	return err == nil
 }
 
-// Open makes the directory at path where it is missing (mode 0700, parents
-// too), checks that it is ours and that nobody else can write to it, and locks it.
-// It never waits for the lock: errors.Is(err, ErrLocked) when another process has it.
+// Open makes the directory at path if it does not exist (mode 0700, parents too),
+// checks that it belongs to this user and that nobody else can write to it, and
+// locks it. It does not wait for the lock: it returns ErrLocked, wrapped, if another
+// process has it.
 func Open(path string) (*Dir, error) {
 	path, err := filepath.Abs(path)
 	if err != nil {
@@ -101,22 +101,23 @@ func Open(path string) (*Dir, error) {
 	case err != nil:
 		return nil, fmt.Errorf("cannot lock the state directory %s (%w); give another with --state-dir", path, reason(err))
 	}
-	// Only for people who read it: the lock itself is what counts.
+	// For people to read. The program relies on the lock alone.
 	_ = lock.Truncate(0)
 	_, _ = lock.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
 	return &Dir{path: path, lock: lock}, nil
 }
 
-// Protect takes the rights of others away from the named files, if they exist, and
-// returns the names of the files it changed. It returns an error if a mode cannot be
-// changed. Other files are left alone: the user may keep more in the directory.
+// Protect makes the named files private, if they exist, and returns the names of
+// those that other users could read or write before. It returns an error if it
+// cannot change a mode. Other files are left alone: the user may keep more in the
+// directory.
 func (d *Dir) Protect(names ...string) (exposed []string, err error) {
 	if runtime.GOOS == "windows" {
 		return nil, nil // access lists, not mode bits
 	}
 	for _, name := range names {
 		file := d.Join(name)
-		info, err := os.Stat(file) // of a link's target: that is what is read
+		info, err := os.Stat(file) // of a link's target, which is read later
 		if err != nil || !info.Mode().IsRegular() || info.Mode().Perm()&0o077 == 0 {
 			continue
 		}
@@ -128,10 +129,10 @@ func (d *Dir) Protect(names ...string) (exposed []string, err error) {
 	return exposed, nil
 }
 
-// makePrivate refuses a directory that is another user's, or that others can write
-// to: they could put their own files in place of ours. An empty one is
-// taken over instead (a fresh mkdir or a new container volume), a shared one
-// such as /tmp never: its mode belongs to somebody else.
+// makePrivate returns an error if the directory belongs to another user, or if
+// others can write to it: they could replace our files. Instead of refusing an
+// empty one (a fresh mkdir or a new container volume) it changes the mode, but
+// not that of a sticky one such as /tmp, which others use.
 func makePrivate(path string) error {
 	info, err := os.Stat(path)
 	if err != nil {
@@ -154,7 +155,7 @@ func makePrivate(path string) error {
 	return nil // readable by others, but every file of ours in it is 0600
 }
 
-// owner names the process that wrote itself into the lock file, if it can be read.
+// owner returns the id in the lock file, with parentheses, or "" if it cannot be read.
 func owner(path string) string {
 	data, err := readFile(filepath.Join(path, lockName))
 	if err != nil {
@@ -173,8 +174,8 @@ func (d *Dir) Path() string { return d.path }
 // Join returns the absolute path of the file name.
 func (d *Dir) Join(name string) string { return filepath.Join(d.path, name) }
 
-// ReadFile returns the content of name. A missing file is fs.ErrNotExist; more
-// than MaxFile bytes are an error.
+// ReadFile returns the content of the file name. It returns fs.ErrNotExist, wrapped,
+// if there is none, and an error if it is larger than MaxFile.
 func (d *Dir) ReadFile(name string) ([]byte, error) {
 	if err := checkName(name); err != nil {
 		return nil, err
@@ -202,8 +203,8 @@ func readFile(path string) ([]byte, error) {
 	return data, nil
 }
 
-// WriteFile replaces name with data, mode 0600. After a crash at any moment the
-// file holds either the old content or the new.
+// WriteFile replaces the file name by one with mode 0600 and this content. After a
+// crash at any time the file has either the old content or the new.
 func (d *Dir) WriteFile(name string, data []byte) error {
 	if err := checkName(name); err != nil {
 		return err
@@ -219,8 +220,8 @@ func (d *Dir) WriteFile(name string, data []byte) error {
 	return nil
 }
 
-// replaceFile writes path's new content beside it and renames it into place.
-// The temporary name is fixed, so that crashes leave one file behind, not many.
+// replaceFile writes the new content to a temporary file and renames that to path.
+// The temporary name is fixed, so that crashes leave at most one such file.
 func replaceFile(path string, data []byte) error {
 	temp := path + tempSuffix
 	if err := os.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -232,7 +233,7 @@ func replaceFile(path string, data []byte) error {
 	}
 	_, err = f.Write(data)
 	if err == nil {
-		err = f.Sync() // or the rename may reach the disk before the bytes do
+		err = f.Sync() // otherwise the rename may reach the disk before the content
 	}
 	if closeErr := f.Close(); err == nil {
 		err = closeErr
@@ -261,10 +262,10 @@ func syncDir(path string) error {
 	return dir.Sync()
 }
 
-// Close releases the directory to the next process. The files stay.
+// Close unlocks the directory. The files stay.
 func (d *Dir) Close() error {
-	// Closing the descriptor releases the lock; the lock file is left, because
-	// removing it would let two processes lock two different files.
+	// The lock file stays, too: if it were removed, two processes could lock two
+	// different files.
 	return d.lock.Close()
 }
 
@@ -275,7 +276,7 @@ func checkName(name string) error {
 	return nil
 }
 
-// reason strips the path that our sentences already name.
+// reason returns the cause in err without the path, which our errors name already.
 func reason(err error) error {
 	var pathErr *fs.PathError
 	if errors.As(err, &pathErr) {

@@ -17,25 +17,25 @@ import (
 	"go.uber.org/goleak"
 )
 
-// holdVariable makes the test binary a second process that holds a directory.
-const holdVariable = "WMPROXY_TEST_HOLD"
+// lockVariable makes the test binary a second process that locks a directory.
+const lockVariable = "WMPROXY_TEST_LOCK"
 
 func TestMain(m *testing.M) {
-	if path := os.Getenv(holdVariable); path != "" {
-		hold(path)
+	if path := os.Getenv(lockVariable); path != "" {
+		lockUntilEOF(path)
 		return
 	}
 	goleak.VerifyTestMain(m)
 }
 
-// hold opens path, says how that went, and keeps it until standard input ends.
-func hold(path string) {
+// lockUntilEOF opens path, prints the outcome, and closes it when standard input ends.
+func lockUntilEOF(path string) {
 	dir, err := Open(path)
 	if err != nil {
 		fmt.Println(err)
 		os.Exit(1)
 	}
-	fmt.Println("held")
+	fmt.Println("locked")
 	_, _ = bufio.NewReader(os.Stdin).ReadString('\n')
 	_ = dir.Close()
 }
@@ -59,7 +59,7 @@ func open(t *testing.T, path string) *Dir {
 	return dir
 }
 
-func TestTheDirectoryAndItsFilesArePrivate(t *testing.T) {
+func TestDirectoryAndFilesArePrivate(t *testing.T) {
 	if runtime.GOOS == "windows" {
 		t.Skip("Windows has no mode bits")
 	}
@@ -87,7 +87,7 @@ func TestTheDirectoryAndItsFilesArePrivate(t *testing.T) {
 	}
 }
 
-func TestOpenTakesOnlyWhatIsPrivateOrEmpty(t *testing.T) {
+func TestOpenNeedsPrivateOrEmptyDirectory(t *testing.T) {
 	if runtime.GOOS == "windows" {
 		t.Skip("Windows has no mode bits")
 	}
@@ -95,10 +95,10 @@ func TestOpenTakesOnlyWhatIsPrivateOrEmpty(t *testing.T) {
 		name   string
 		mode   fs.FileMode
 		filled bool
-		want   fs.FileMode // zero: refused
+		want   fs.FileMode // 0 if refused
 	}{
 		{"private", 0o700, true, 0o700},
-		{"private and read-only for others is as it is", 0o755, true, 0o755},
+		{"readable by others", 0o755, true, 0o755},
 		{"writable by the group", 0o770, true, 0},
 		{"writable by all", 0o777, true, 0},
 		{"shared and sticky", 0o777 | fs.ModeSticky, true, 0},
@@ -137,7 +137,7 @@ func TestOpenTakesOnlyWhatIsPrivateOrEmpty(t *testing.T) {
 	}
 }
 
-func TestAFileIsNoDirectory(t *testing.T) {
+func TestOpenOfFileFails(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "file")
 	if err := os.WriteFile(path, nil, 0o600); err != nil {
 		t.Fatal(err)
@@ -147,10 +147,10 @@ func TestAFileIsNoDirectory(t *testing.T) {
 	}
 }
 
-func TestASecondProcessIsRefusedUntilTheFirstIsGone(t *testing.T) {
+func TestSecondProcessIsRefused(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "d")
 	other := exec.Command(os.Args[0])
-	other.Env = append(os.Environ(), holdVariable+"="+path)
+	other.Env = append(os.Environ(), lockVariable+"="+path)
 	stdin, err := other.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -163,13 +163,13 @@ func TestASecondProcessIsRefusedUntilTheFirstIsGone(t *testing.T) {
 		t.Fatal(err)
 	}
 	line, err := bufio.NewReader(stdout).ReadString('\n')
-	if err != nil || line != "held\n" {
-		t.Fatalf("the other process said %q, %v", line, err)
+	if err != nil || line != "locked\n" {
+		t.Fatalf("the other process printed %q, %v", line, err)
 	}
 
 	_, err = Open(path)
 	if !errors.Is(err, ErrLocked) {
-		t.Errorf("got %v while it was held", err)
+		t.Errorf("got %v while it was locked", err)
 	} else if text := err.Error(); !strings.Contains(text, path) || !strings.Contains(text, "--state-dir") ||
 		!strings.Contains(text, fmt.Sprintf("(%d)", other.Process.Pid)) {
 		t.Errorf("the error does not help: %s", text)
@@ -200,7 +200,7 @@ func TestCloseReleasesTheLock(t *testing.T) {
 	}
 }
 
-func TestAReaderSeesTheOldContentOrTheNew(t *testing.T) {
+func TestReadersSeeWholeFiles(t *testing.T) {
 	dir := open(t, filepath.Join(t.TempDir(), "d"))
 	contents := []string{strings.Repeat("a", 10_000), strings.Repeat("b", 20_000)}
 	if err := dir.WriteFile("f", []byte(contents[0])); err != nil {
@@ -231,12 +231,12 @@ func TestAReaderSeesTheOldContentOrTheNew(t *testing.T) {
 	}
 }
 
-func TestAFailedWriteLeavesTheOldContent(t *testing.T) {
+func TestFailedWriteLeavesOldContent(t *testing.T) {
 	dir := open(t, filepath.Join(t.TempDir(), "d"))
 	if err := dir.WriteFile("f", []byte("old")); err != nil {
 		t.Fatal(err)
 	}
-	// A directory that is not empty stands where the temporary file would.
+	// A directory that is not empty has the name of the temporary file.
 	if err := os.MkdirAll(dir.Join("f.tmp/x"), 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -248,7 +248,7 @@ func TestAFailedWriteLeavesTheOldContent(t *testing.T) {
 	}
 }
 
-func TestWhatACrashLeftBehindIsNotInTheWay(t *testing.T) {
+func TestTemporaryFileOfACrashIsReplaced(t *testing.T) {
 	dir := open(t, filepath.Join(t.TempDir(), "d"))
 	if err := os.WriteFile(dir.Join("f.tmp"), []byte("half"), 0o644); err != nil {
 		t.Fatal(err)
@@ -286,7 +286,7 @@ func TestFilesAreBounded(t *testing.T) {
 	}
 }
 
-func TestNamesDoNotLeaveTheDirectory(t *testing.T) {
+func TestNamesOutsideDirectoryAreRefused(t *testing.T) {
 	dir := open(t, filepath.Join(t.TempDir(), "d"))
 	for _, name := range []string{"", ".", "..", "../x", "a/b", "/x", "lock", "x.tmp"} {
 		if err := dir.WriteFile(name, nil); err == nil {
@@ -298,7 +298,7 @@ func TestNamesDoNotLeaveTheDirectory(t *testing.T) {
 	}
 }
 
-func TestDefaultDirectory(t *testing.T) {
+func TestDefaultDirectoryDependsOnUser(t *testing.T) {
 	if runtime.GOOS == "windows" {
 		t.Skip("paths are others on Windows")
 	}
@@ -313,8 +313,8 @@ func TestDefaultDirectory(t *testing.T) {
 		{"XDG", false, map[string]string{"XDG_STATE_HOME": "/base", "HOME": "/home/u"}, "/base/wmproxy/server"},
 		{"relative XDG", false, map[string]string{"XDG_STATE_HOME": "base", "HOME": "/home/u"}, "/home/u/.local/state/wmproxy/server"},
 		{"home", false, map[string]string{"HOME": home, "STATE_DIRECTORY": "/var/lib/x"}, home + "/.local/state/wmproxy/server"},
-		{"home to be made", false, map[string]string{"HOME": "/nonexistent"}, "/nonexistent/.local/state/wmproxy/server"},
-		{"systemd and no such home", false, map[string]string{"HOME": "/nonexistent", "STATE_DIRECTORY": "/var/lib/x"}, "/var/lib/x/server"},
+		{"home that does not exist yet", false, map[string]string{"HOME": "/nonexistent"}, "/nonexistent/.local/state/wmproxy/server"},
+		{"systemd and a home that does not exist", false, map[string]string{"HOME": "/nonexistent", "STATE_DIRECTORY": "/var/lib/x"}, "/var/lib/x/server"},
 		{"systemd without a home", false, map[string]string{"STATE_DIRECTORY": "/var/lib/x"}, "/var/lib/x/server"},
 		{"systemd's dynamic user", false, map[string]string{"HOME": "/", "STATE_DIRECTORY": "/var/lib/x:/var/lib/y"}, "/var/lib/x/server"},
 		{"nothing", false, nil, ""},
