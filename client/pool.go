@@ -143,13 +143,13 @@ func (c *Client) steerAll(ctx context.Context) {
 func (c *Client) steer(p *pool, now time.Time) (again time.Duration) {
 	again = rttEvery
 	for i, u := range c.upstreams {
-		p.set(i, u.usable(), u.session.Proved(), u.rtt(), now)
+		p.set(i, u.usable(), u.session.ProvedAt(), u.rtt(), now)
 	}
 	before := p.current
 	i := p.choose(now)
 	for j, u := range c.upstreams {
 		if p.doubtful(j) {
-			u.session.Nudge()
+			u.session.ProbeNow()
 			again = proveEvery
 		}
 	}

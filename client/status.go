@@ -102,8 +102,8 @@ func (s *statusLine) run(ctx context.Context, session *tunnel.Session) {
 
 // line describes the tunnel as it is now; "" where there is nothing to say yet.
 func (s *statusLine) line(session *tunnel.Session) (line string, up bool) {
-	attached := session.Attached()
-	doubt := session.Doubt()
+	attached := session.Paths()
+	doubt := session.Problem()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var names, missing []string

@@ -135,7 +135,7 @@ func (u *upstream) awaitNeed(ctx context.Context, kind tunnel.Kind) bool {
 
 // awaitEnd waits until a has ended or another carrier of its kind is needed; false
 // is the end of ctx.
-func (u *upstream) awaitEnd(ctx context.Context, a *tunnel.Attachment, kind tunnel.Kind) bool {
+func (u *upstream) awaitEnd(ctx context.Context, a *tunnel.Path, kind tunnel.Kind) bool {
 	for {
 		changed := u.session.Changes()
 		if u.session.Needs(kind) {
@@ -152,7 +152,7 @@ func (u *upstream) awaitEnd(ctx context.Context, a *tunnel.Attachment, kind tunn
 }
 
 // attachOnce dials and attaches one carrier.
-func (u *upstream) attachOnce(ctx context.Context, kind tunnel.Kind) (*tunnel.Attachment, error) {
+func (u *upstream) attachOnce(ctx context.Context, kind tunnel.Kind) (*tunnel.Path, error) {
 	p, err := u.connect(ctx, kind)
 	if err != nil {
 		return nil, err
@@ -171,7 +171,7 @@ func (u *upstream) usable() bool { return u.session.Healthy(0) && !u.session.Lea
 
 // rtt is the lowest round-trip time of the good carriers; 0 is not known yet.
 func (u *upstream) rtt() (least time.Duration) {
-	for _, a := range u.session.Attached() {
+	for _, a := range u.session.Paths() {
 		if rtt := a.RTT(); rtt > 0 && (least == 0 || rtt < least) {
 			least = rtt
 		}

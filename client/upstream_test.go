@@ -17,7 +17,7 @@ import (
 // awayServer is a server in memory that can be away.
 type awayServer struct {
 	t    *testing.T
-	host *tunnel.Host // nil while it is away
+	host *tunnel.Registry // nil while it is away
 
 	mu   sync.Mutex
 	ends map[tunnel.Kind]*tunnel.PipeEnd // the newest of each kind
@@ -30,7 +30,7 @@ func newAwayServer(t *testing.T) *awayServer {
 func (s *awayServer) start() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.host = tunnel.NewHost(tunnel.HostConfig{Authenticate: func(tunnel.Credentials) bool { return true }})
+	s.host = tunnel.NewRegistry(tunnel.RegistryConfig{Authenticate: func(tunnel.Credentials) bool { return true }})
 }
 
 // kill ends the server. Over TCP the client notices, over QUIC it hears no more.
@@ -56,8 +56,8 @@ func (s *awayServer) connect(ctx context.Context, kind tunnel.Kind) (tunnel.Pend
 	}
 	near, far := tunnel.NewPipe(tunnel.PipeConfig{Kind: kind}, tunnel.PipeConfig{Kind: kind})
 	s.ends[kind] = far
-	host := s.host
-	go func() { _, _ = host.Attach(ctx, far) }()
+	registry := s.host
+	go func() { _, _ = registry.Attach(ctx, far) }()
 	return near, nil
 }
 

@@ -25,14 +25,14 @@ func (s *Server) Reload() {
 
 // serveReload reads again at each Reload until ctx ends. relink writes the client's
 // link anew.
-func (s *Server) serveReload(ctx context.Context, id *identity, host *tunnel.Host, relink func() error) {
+func (s *Server) serveReload(ctx context.Context, id *identity, registry *tunnel.Registry, relink func() error) {
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-s.reload:
 		}
-		if err := s.reloadTokens(host, relink); err != nil {
+		if err := s.reloadTokens(registry, relink); err != nil {
 			s.cfg.Log.Error("the tokens cannot be used, the old ones stay", slog.Any("error", err))
 		}
 		if id.reload != nil {
@@ -42,7 +42,7 @@ func (s *Server) serveReload(ctx context.Context, id *identity, host *tunnel.Hos
 }
 
 // reloadTokens replaces the tokens; with an error the old ones stay.
-func (s *Server) reloadTokens(host *tunnel.Host, relink func() error) error {
+func (s *Server) reloadTokens(registry *tunnel.Registry, relink func() error) error {
 	if err := protect(s.cfg.State, s.cfg.Log); err != nil {
 		return err
 	}
@@ -60,7 +60,7 @@ func (s *Server) reloadTokens(host *tunnel.Host, relink func() error) error {
 	old := s.tokens.Swap(next)
 	change := old.changeTo(next)
 	gone := slices.Concat(change.removed, change.changed)
-	ended := host.EndSessions(func(user string) bool { return slices.Contains(gone, user) },
+	ended := registry.EndSessions(func(user string) bool { return slices.Contains(gone, user) },
 		tunnel.CodeAuth, "the token of this user was removed or replaced; get a new link from the server")
 	s.cfg.Log.Info("the tokens were read again", slog.Int("users", len(next.hashes)),
 		slog.String("added", named(change.added)), slog.String("removed", named(change.removed)),

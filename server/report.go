@@ -14,7 +14,7 @@ import (
 )
 
 // serveStatus answers on the socket in the state directory.
-func (s *Server) serveStatus(ls *listeners, host *tunnel.Host, exits *egress.Exits, budget *tunnel.Budget) (stop func()) {
+func (s *Server) serveStatus(ls *listeners, registry *tunnel.Registry, exits *egress.Exits, budget *tunnel.Budget) (stop func()) {
 	started := time.Now()
 	name, _, _ := net.SplitHostPort(s.cfg.Listen)
 	listen := net.JoinHostPort(name, strconv.Itoa(int(ls.port)))
@@ -23,15 +23,15 @@ func (s *Server) serveStatus(ls *listeners, host *tunnel.Host, exits *egress.Exi
 			Role: status.Server, PID: os.Getpid(), At: time.Now(), Started: started, Listen: listen,
 			Memory: status.FromBudget(budget.Status()), Events: s.events.List(),
 		}
-		r.SetSessions(sessions(host))
+		r.SetSessions(sessions(registry))
 		r.SetAssociations(exits.Report())
 		return r
 	}, s.cfg.Log)
 }
 
 // sessions lists the sessions, the oldest first, of which a report has room for so many.
-func sessions(host *tunnel.Host) []status.Session {
-	all := host.Sessions()
+func sessions(registry *tunnel.Registry) []status.Session {
+	all := registry.Sessions()
 	list := make([]status.Session, len(all))
 	for i, s := range all {
 		list[i] = status.FromSession(s.Snapshot())

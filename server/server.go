@@ -131,15 +131,15 @@ func (s *Server) Serve(ctx context.Context) error {
 	if _, err := netip.ParseAddr(advertised); err == nil && s.cfg.Advertise == "" {
 		elsewhere = "" // an interface has that address, as long as it has it
 	}
-	var host *tunnel.Host
-	room.Spare = func(user string, may func(string) bool) bool { return host.MakeRoom(user, may) }
+	var registry *tunnel.Registry
+	room.Spare = func(user string, may func(string) bool) bool { return registry.MakeRoom(user, may) }
 	exits := egress.New(egress.Config{
 		Allow: s.cfg.Allow, Deny: s.cfg.Deny, Advertised: elsewhere, Closed: ls.isOwn, Filtering: s.cfg.Filtering,
 		Idle: s.cfg.UDPIdle, NoOffload: s.cfg.NoOffload, Room: room, Log: s.cfg.Log,
-		MakeRoom: func(user string) bool { return host.MakeRoom(user, nil) },
+		MakeRoom: func(user string) bool { return registry.MakeRoom(user, nil) },
 	})
 	defer exits.Close()
-	host = tunnel.NewHost(tunnel.HostConfig{
+	registry = tunnel.NewRegistry(tunnel.RegistryConfig{
 		Authenticate: func(c tunnel.Credentials) bool { return s.tokens.Load().authenticate(c) },
 		Exit:         func(user string) tunnel.Exit { return exits.For(user) },
 		Admit:        func(ctx context.Context, c *tunnel.Connection) (func(), error) { return admitted(ctx, room, c) },
@@ -148,9 +148,9 @@ func (s *Server) Serve(ctx context.Context) error {
 		Event:        func(user, sentence string) { s.events.Note(user + ": " + sentence) },
 		Log:          s.cfg.Log,
 	})
-	budget := tunnel.NewBudget(s.cfg.Memory, host.Sessions, s.cfg.Log)
+	budget := tunnel.NewBudget(s.cfg.Memory, registry.Sessions, s.cfg.Log)
 	defer budget.Close()
-	defer s.serveStatus(ls, host, exits, budget)()
+	defer s.serveStatus(ls, registry, exits, budget)()
 	if err := s.publish(id, advertised, port); err != nil {
 		return err
 	}
@@ -160,19 +160,19 @@ func (s *Server) Serve(ctx context.Context) error {
 	failed := make(chan error, len(ls.all))
 	for _, l := range ls.all {
 		wg.Go(func() {
-			if err := s.accept(accepting, l, host, &wg); err != nil {
+			if err := s.accept(accepting, l, registry, &wg); err != nil {
 				failed <- err
 				stop()
 			}
 		})
 	}
-	wg.Go(func() { s.awaitDrain(accepting, host) })
+	wg.Go(func() { s.awaitDrain(accepting, registry) })
 	relink := func() error { _, err := s.writeLink(id, advertised, port); return err }
-	wg.Go(func() { s.serveReload(accepting, id, host, relink) })
+	wg.Go(func() { s.serveReload(accepting, id, registry, relink) })
 	wg.Go(func() { room.Run(accepting) })
 	<-accepting.Done()
 	// First the sessions, which still can tell their clients, then the sockets.
-	host.Close(tunnel.CodeShutdown, "the server is shutting down")
+	registry.Close(tunnel.CodeShutdown, "the server is shutting down")
 	s.tcp.Close()
 	s.quic.Close()
 	ls.close()
@@ -195,7 +195,7 @@ func (s *Server) Drain() <-chan struct{} {
 }
 
 // awaitDrain waits for Drain, and then for the clients to go.
-func (s *Server) awaitDrain(ctx context.Context, host *tunnel.Host) {
+func (s *Server) awaitDrain(ctx context.Context, registry *tunnel.Registry) {
 	select {
 	case <-s.drain:
 	case <-ctx.Done():
@@ -203,7 +203,7 @@ func (s *Server) awaitDrain(ctx context.Context, host *tunnel.Host) {
 	}
 	defer close(s.drained)
 	s.cfg.Log.Info("draining: no new clients, and those that are here are told to go", slog.Duration("for", s.cfg.Drain))
-	host.Drain(s.cfg.Drain)
+	registry.Drain(s.cfg.Drain)
 	over := time.NewTimer(s.cfg.Drain)
 	defer over.Stop()
 	look := time.NewTicker(drainLook)
@@ -215,7 +215,7 @@ func (s *Server) awaitDrain(ctx context.Context, host *tunnel.Host) {
 		case <-over.C:
 			return
 		case <-look.C:
-			if host.Idle() {
+			if registry.Idle() {
 				return
 			}
 		}
@@ -241,7 +241,7 @@ type listeners struct {
 func (ls *listeners) isOwn(ap netip.AddrPort) bool { return ap.Port() == ls.port }
 
 // accept serves the connections of one listener until ctx ends.
-func (s *Server) accept(ctx context.Context, l listener, host *tunnel.Host, wg *sync.WaitGroup) error {
+func (s *Server) accept(ctx context.Context, l listener, registry *tunnel.Registry, wg *sync.WaitGroup) error {
 	for {
 		p, err := l.Accept(ctx)
 		if err != nil {
@@ -250,7 +250,7 @@ func (s *Server) accept(ctx context.Context, l listener, host *tunnel.Host, wg *
 			}
 			return fmt.Errorf("accepting connections: %w", err)
 		}
-		wg.Go(func() { s.admit(ctx, p, host) })
+		wg.Go(func() { s.admit(ctx, p, registry) })
 		// In a flood Accept never waits: without this, who has just come would be
 		// the oldest before it had its first turn.
 		runtime.Gosched()
@@ -258,7 +258,7 @@ func (s *Server) accept(ctx context.Context, l listener, host *tunnel.Host, wg *
 }
 
 // admit takes one connection through the handshake, as one of a bounded number.
-func (s *Server) admit(ctx context.Context, p tunnel.Pending, host *tunnel.Host) {
+func (s *Server) admit(ctx context.Context, p tunnel.Pending, registry *tunnel.Registry) {
 	remote := addrPort(p.RemoteAddr())
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -275,7 +275,7 @@ func (s *Server) admit(ctx context.Context, p tunnel.Pending, host *tunnel.Host)
 		return
 	}
 	defer leave()
-	a, err := host.Attach(ctx, p)
+	a, err := registry.Attach(ctx, p)
 	if err != nil {
 		s.refused(remote, p.Kind(), err)
 		return

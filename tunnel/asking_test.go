@@ -44,7 +44,7 @@ func (p *twoPaths) streamsLeft() (n int64) {
 	synctest.Wait()
 	for _, s := range append(p.host.Sessions(), p.session) {
 		n += s.streams.Load()
-		for _, a := range s.Attached() {
+		for _, a := range s.Paths() {
 			n += a.streams.Load()
 		}
 	}
@@ -207,12 +207,12 @@ func TestAStreamWhoseQUICConnectionEndsIsAskedForOverAnother(t *testing.T) {
 	defer ln.Close()
 	p := &twoPaths{world: &world{t: t, exit: &echoExit{}}}
 	exit := &slowExit{echoExit: p.exit, takes: 200 * time.Millisecond}
-	p.host = NewHost(HostConfig{Authenticate: func(Credentials) bool { return true }, Exit: func(string) Exit { return exit }})
+	p.host = NewRegistry(RegistryConfig{Authenticate: func(Credentials) bool { return true }, Exit: func(string) Exit { return exit }})
 	p.session = NewSession(SessionConfig{})
 	defer p.close()
-	far := make(map[*Attachment]*Attachment) // of the near ones
+	far := make(map[*Path]*Path) // of the near ones
 	for range 2 {
-		accepted := make(chan *Attachment, 1)
+		accepted := make(chan *Path, 1)
 		go func() {
 			pending, err := ln.Accept(ctx)
 			if err != nil {

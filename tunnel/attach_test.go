@@ -23,12 +23,12 @@ type tally struct {
 
 func (p *twoPaths) tally(clients ...*Session) (n tally) {
 	for _, s := range append(clients, p.session) {
-		n.carriers += len(s.Attached())
+		n.carriers += len(s.Paths())
 		n.flows += s.Flows()
 	}
 	for _, s := range p.host.Sessions() {
 		n.sessions++
-		n.served += len(s.Attached())
+		n.served += len(s.Paths())
 		n.farFlows += s.Flows()
 		s.mu.Lock()
 		n.attaching += s.holds
@@ -158,7 +158,7 @@ func TestAReplayedProofIsWorthNothing(t *testing.T) {
 
 		// Once the session is forgotten the first makes no other, and the later one
 		// meets the demand for a new one.
-		for _, a := range p.session.Attached() {
+		for _, a := range p.session.Paths() {
 			a.c.(pipeCarrier).Break(errors.New("cut"))
 		}
 		time.Sleep(2 * time.Minute)
@@ -217,8 +217,8 @@ func TestOfASessionTheIDIsNotEnough(t *testing.T) {
 		// They have sessions of their own, in which her flow is not.
 		p.expect("beside the others", tally{sessions: 3, carriers: 3, served: 3, flows: 1, farFlows: 1}, others...)
 		for _, s := range p.host.Sessions() {
-			if s.User() != "alice" && s.Flows() > 0 || s.User() == "alice" && len(s.Attached()) != 1 {
-				t.Errorf("%s has %d flows over %d carriers", s.User(), s.Flows(), len(s.Attached()))
+			if s.User() != "alice" && s.Flows() > 0 || s.User() == "alice" && len(s.Paths()) != 1 {
+				t.Errorf("%s has %d flows over %d carriers", s.User(), s.Flows(), len(s.Paths()))
 			}
 		}
 		if sent, back := v.run(time.Second); sent != back {
@@ -245,7 +245,7 @@ func TestAnExpiredSessionIsMadeAnewWithItsFlows(t *testing.T) {
 		p.expect("expired", tally{flows: 2})
 
 		p.join(orderedPath)
-		if a := p.session.Attached()[0]; a.Resumed() || p.session.current().id == id {
+		if a := p.session.Paths()[0]; a.Resumed() || p.session.current().id == id {
 			t.Errorf("resumed %v, the same id %v", a.Resumed(), p.session.current().id == id)
 		}
 		send(silent, "only now")
@@ -294,7 +294,7 @@ func (unheard) Close(ErrorCode, string) {}
 
 // loseWelcome has the client dial in vain: the server attaches it, and the welcome
 // and all that follows is lost.
-func (p *twoPaths) loseWelcome(cfg PipeConfig) (far *Attachment) {
+func (p *twoPaths) loseWelcome(cfg PipeConfig) (far *Path) {
 	p.t.Helper()
 	c, s := NewPipe(cfg, cfg)
 	s.Mute(true)
@@ -325,7 +325,7 @@ func TestALostWelcomeLeavesOneSession(t *testing.T) {
 				orphan := p.loseWelcome(lossyPath)
 				began := time.Now()
 				p.join(lossyPath)
-				if a := p.session.Attached()[0]; !a.Resumed() || p.session.current().id != id {
+				if a := p.session.Paths()[0]; !a.Resumed() || p.session.current().id != id {
 					t.Errorf("resumed %v, another id %v: the server made two sessions", a.Resumed(), p.session.current().id != id)
 				}
 				if sent, back := v.run(time.Second); sent != back {
@@ -570,7 +570,7 @@ func TestAWallClockThatJumpsHarmsNothing(t *testing.T) {
 					if sent, back := v.run(5 * time.Second); sent != back {
 						t.Errorf("after a jump by %v: %d of %d came back", jump, back, sent)
 					}
-					for _, a := range p.session.Attached() {
+					for _, a := range p.session.Paths() {
 						if good, why := a.good(); !good {
 							t.Errorf("after a jump by %v: %v %s", jump, a.Kind(), why)
 						}
@@ -631,7 +631,7 @@ func TestAProcessThatStoodStillJudgesNothingByIt(t *testing.T) {
 		p := newTwoPaths(t, time.Minute)
 		defer p.close()
 		_, far := p.join(lossyPath)
-		near := p.session.Attached()[0]
+		near := p.session.Paths()[0]
 		time.Sleep(time.Second)
 		far.Mute(true)
 		send(p.open(&sink{}), "in use")
@@ -658,7 +658,7 @@ func TestAProcessThatStoodStillJudgesNothingByIt(t *testing.T) {
 			t.Error("the carrier is kept though nothing was answered for 30 s since")
 		}
 
-		served := p.host.Sessions()[0].Attached()[0]
+		served := p.host.Sessions()[0].Paths()[0]
 		if left, err := served.signs(later, later-time.Hour); err != nil || left != 30*time.Second {
 			t.Errorf("the server gives its carrier %v more: %v", left, err)
 		}

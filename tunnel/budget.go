@@ -79,9 +79,9 @@ type Budget struct {
 
 	// Of the loop.
 	looks     int
-	streams   int           // at the last look
-	kernel    int64         // at the last sum
-	seen      []*Attachment // at the last sum
+	streams   int     // at the last look
+	kernel    int64   // at the last sum
+	seen      []*Path // at the last sum
 	collected time.Time
 	freed     time.Time // something was reset
 	penalties map[string]*penalty
@@ -329,26 +329,26 @@ func (b *Budget) sumHoldings(sessions []*Session) *holdings {
 	for _, s := range sessions {
 		h.of(s.user).bytes += int64(s.q.waiting())
 	}
-	b.seen = attachmentsOf(sessions, b.seen)
-	for _, a := range b.seen {
-		h.add(a)
+	b.seen = pathsOf(sessions, b.seen)
+	for _, p := range b.seen {
+		h.add(p)
 	}
 	return h
 }
 
-// attachmentsOf returns the attachments of the sessions, and those seen before that have ended but
+// pathsOf returns the paths of the sessions, and those seen before that have ended but
 // still have streams: data that has arrived on these can still be read.
-func attachmentsOf(sessions []*Session, before []*Attachment) (all []*Attachment) {
-	for _, a := range before {
-		if a.c.Err() != nil && a.streams.Load() > 0 {
-			all = append(all, a)
+func pathsOf(sessions []*Session, before []*Path) (all []*Path) {
+	for _, p := range before {
+		if p.c.Err() != nil && p.streams.Load() > 0 {
+			all = append(all, p)
 		}
 	}
 	ended := all
 	for _, s := range sessions {
-		for _, a := range s.Attached() {
-			if a.c.Err() == nil || !slices.Contains(ended, a) {
-				all = append(all, a)
+		for _, p := range s.Paths() {
+			if p.c.Err() == nil || !slices.Contains(ended, p) {
+				all = append(all, p)
 			}
 		}
 	}

@@ -25,7 +25,7 @@ const (
 // one alive, and what passes it shows that the carrier is in use.
 type carriedStream struct {
 	Stream
-	a     *Attachment
+	a     *Path
 	done  atomic.Bool
 	bytes atomic.Uint64 // read
 	since atomic.Int64  // when Read last brought something, on the session's clock; 0: one is under way, or none will be
@@ -34,50 +34,50 @@ type carriedStream struct {
 	beside  atomic.Pointer[func() int64] // see CountBeside; nil is nothing
 }
 
-// carriedStreams is those of an attachment.
+// carriedStreams is those of a path.
 type carriedStreams struct {
 	mu    sync.Mutex
 	all   map[*carriedStream]struct{}
 	check *time.Timer // nil: there are few
 }
 
-func (a *Attachment) carry(st Stream) *carriedStream {
-	s := &carriedStream{Stream: st, a: a}
-	a.streams.Add(1)
-	a.touch(a.s.now())
-	a.carried.mu.Lock()
-	defer a.carried.mu.Unlock()
-	if a.carried.all == nil {
-		a.carried.all = make(map[*carriedStream]struct{})
+func (p *Path) carry(st Stream) *carriedStream {
+	s := &carriedStream{Stream: st, a: p}
+	p.streams.Add(1)
+	p.touch(p.s.now())
+	p.carried.mu.Lock()
+	defer p.carried.mu.Unlock()
+	if p.carried.all == nil {
+		p.carried.all = make(map[*carriedStream]struct{})
 	}
-	a.carried.all[s] = struct{}{}
-	a.checkStalledLater()
+	p.carried.all[s] = struct{}{}
+	p.checkStalledLater()
 	return s
 }
 
 // checkStalledLater is called with carried.mu held.
-func (a *Attachment) checkStalledLater() {
-	if len(a.carried.all) > maxStalled && a.carried.check == nil && a.Kind() == KindQUIC {
-		a.carried.check = time.AfterFunc(stalledAfter/2, a.checkStalled)
+func (p *Path) checkStalledLater() {
+	if len(p.carried.all) > maxStalled && p.carried.check == nil && p.Kind() == KindQUIC {
+		p.carried.check = time.AfterFunc(stalledAfter/2, p.checkStalled)
 	}
 }
 
-func (a *Attachment) checkStalled() {
+func (p *Path) checkStalled() {
 	type still struct {
 		s     *carriedStream
 		since int64
 	}
-	now := a.s.now()
+	now := p.s.now()
 	var stalled []still
-	a.carried.mu.Lock()
-	for s := range a.carried.all {
+	p.carried.mu.Lock()
+	for s := range p.carried.all {
 		if since := s.stalled(now); since != 0 {
 			stalled = append(stalled, still{s, since})
 		}
 	}
-	a.carried.check = nil
-	a.checkStalledLater()
-	a.carried.mu.Unlock()
+	p.carried.check = nil
+	p.checkStalledLater()
+	p.carried.mu.Unlock()
 	if len(stalled) <= maxStalled {
 		return
 	}

@@ -31,40 +31,40 @@ func (k Kind) name() string {
 func (s *Session) chooseLocked() {
 	s.stirLocked()
 	if s.server {
-		s.datagrams = s.named(s.prefer.datagrams, KindQUIC)
-		s.streamsOn = s.named(s.prefer.streams, KindYamux)
+		s.datagramPath = s.named(s.prefer.datagrams, KindQUIC)
+		s.streamPath = s.named(s.prefer.streams, KindYamux)
 	} else {
 		s.decideLocked()
 	}
-	if s.datagrams != nil {
-		s.q.use(s.datagrams.snd)
+	if s.datagramPath != nil {
+		s.q.use(s.datagramPath.snd)
 	} else {
 		s.q.use(nil)
 	}
-	if s.streamsOn != nil {
-		s.streamsOn.out.kick() // it may have ends to send
+	if s.streamPath != nil {
+		s.streamPath.out.kick() // it may have ends to send
 	}
 }
 
 // decideLocked is the client's choice, which it tells the server.
 func (s *Session) decideLocked() {
-	d := s.best(KindQUIC, s.datagrams)
-	s.tellMove("datagrams", s.datagrams, d, s.reason(d, KindQUIC))
-	s.datagrams = d
+	d := s.best(KindQUIC, s.datagramPath)
+	s.tellMove("datagrams", s.datagramPath, d, s.reason(d, KindQUIC))
+	s.datagramPath = d
 	kind, _ := s.streamKind()
-	st := s.best(kind, s.streamsOn)
-	s.tellMove("streams", s.streamsOn, st, s.streamsWhy(st))
-	s.streamsOn = st
-	p := preference{epoch: s.prefer.epoch + 1}
+	st := s.best(kind, s.streamPath)
+	s.tellMove("streams", s.streamPath, st, s.streamsWhy(st))
+	s.streamPath = st
+	wants := preference{epoch: s.prefer.epoch + 1}
 	if d != nil {
-		p.datagrams = d.number
+		wants.datagrams = d.number
 	}
 	if st != nil {
-		p.streams = st.number
+		wants.streams = st.number
 	}
-	s.prefer = p
-	for _, a := range s.attached {
-		a.out.sendPrefer(p)
+	s.prefer = wants
+	for _, p := range s.paths {
+		p.out.sendPrefer(wants)
 	}
 }
 
@@ -74,8 +74,8 @@ func (s *Session) streamKind() (kind Kind, why string) {
 	if s.cfg.Streams != 0 {
 		return s.cfg.Streams, ""
 	}
-	for _, a := range s.attached {
-		if a.Kind() == KindYamux && a.resends() {
+	for _, p := range s.paths {
+		if p.Kind() == KindYamux && p.resends() {
 			return KindQUIC, "yamux has to send too much again"
 		}
 	}
@@ -83,7 +83,7 @@ func (s *Session) streamKind() (kind Kind, why string) {
 }
 
 // streamsWhy returns why st, and no other carrier, serves new streams.
-func (s *Session) streamsWhy(st *Attachment) string {
+func (s *Session) streamsWhy(st *Path) string {
 	kind, why := s.streamKind()
 	if why != "" && st != nil && st.Kind() == kind {
 		return why
@@ -93,42 +93,42 @@ func (s *Session) streamsWhy(st *Attachment) string {
 
 // best returns the carrier for a class that prefers kind and is now on current: a good one before one on probation before a suspect, then
 // the preferred kind, then the newest. Among suspects it stays where it is.
-func (s *Session) best(kind Kind, current *Attachment) (best *Attachment) {
+func (s *Session) best(kind Kind, current *Path) (best *Path) {
 	top := -1
-	for _, a := range s.attached {
-		if a.c.Err() != nil {
+	for _, p := range s.paths {
+		if p.c.Err() != nil {
 			continue
 		}
 		rank := 0
-		if good, _ := a.good(); good {
+		if good, _ := p.good(); good {
 			rank = 8
-		} else if a.serviceable() {
+		} else if p.serviceable() {
 			rank = 4
-		} else if a == current {
+		} else if p == current {
 			rank = 2
 		}
-		if a.Kind() == kind {
+		if p.Kind() == kind {
 			rank++
 		}
 		if rank >= top {
-			best, top = a, rank
+			best, top = p, rank
 		}
 	}
 	return best
 }
 
 // reason says why a, and not the newest carrier of the preferred kind, serves a class.
-func (s *Session) reason(a *Attachment, kind Kind) string {
+func (s *Session) reason(p *Path, kind Kind) string {
 	switch {
-	case a == nil:
+	case p == nil:
 		return "nothing is attached"
-	case a.Kind() == kind:
-		if good, why := a.good(); !good {
+	case p.Kind() == kind:
+		if good, why := p.good(); !good {
 			return fmt.Sprintf("%s, but nothing is better", why)
 		}
 		return "preferred"
 	}
-	for _, b := range slices.Backward(s.attached) {
+	for _, b := range slices.Backward(s.paths) {
 		if b.Kind() == kind && b.c.Err() == nil {
 			_, why := b.good()
 			return fmt.Sprintf("%s %s", kind.name(), why)
@@ -138,7 +138,7 @@ func (s *Session) reason(a *Attachment, kind Kind) string {
 }
 
 // tellMove makes an event of a class that moves from one kind of carrier to another.
-func (s *Session) tellMove(class string, from, to *Attachment, why string) {
+func (s *Session) tellMove(class string, from, to *Path, why string) {
 	if from == nil || to == nil || from.Kind() == to.Kind() || s.closed {
 		return
 	}
@@ -148,8 +148,8 @@ func (s *Session) tellMove(class string, from, to *Attachment, why string) {
 	s.event(slog.LevelInfo, "%s, %s moved to %s", why, class, to.Kind().name())
 }
 
-// saying is an event that has yet to be told, and the level that it is logged at.
-type saying struct {
+// pendingEvent is an event that has yet to be told, and the level that it is logged at.
+type pendingEvent struct {
 	level    slog.Level
 	sentence string
 }
@@ -157,22 +157,22 @@ type saying struct {
 // event has notify tell a sentence, which is not done with s.mu held: a log may wait
 // for whoever reads it.
 func (s *Session) event(level slog.Level, format string, args ...any) {
-	s.said = append(s.said, saying{level, fmt.Sprintf(format, args...)})
+	s.pendingEvents = append(s.pendingEvents, pendingEvent{level, fmt.Sprintf(format, args...)})
 }
 
 // named returns the carrier that the client asked for, where that is attached,
 // else the newest of the preferred kind, else the newest.
-func (s *Session) named(number uint64, kind Kind) *Attachment {
-	var best *Attachment
-	for _, a := range s.attached {
-		if a.c.Err() != nil {
+func (s *Session) named(number uint64, kind Kind) *Path {
+	var best *Path
+	for _, p := range s.paths {
+		if p.c.Err() != nil {
 			continue
 		}
-		if number != 0 && a.number == number {
-			return a
+		if number != 0 && p.number == number {
+			return p
 		}
-		if best == nil || a.Kind() == kind || best.Kind() != kind {
-			best = a
+		if best == nil || p.Kind() == kind || best.Kind() != kind {
+			best = p
 		}
 	}
 	return best
@@ -194,28 +194,28 @@ func (s *Session) retire() {
 	if s.server {
 		return
 	}
-	var retired []*Attachment
+	var retired []*Path
 	now := s.now()
 	s.mu.Lock()
 	newest := make(map[Kind]bool)
-	for _, a := range slices.Backward(s.attached) {
+	for _, p := range slices.Backward(s.paths) {
 		switch {
-		case !newest[a.Kind()]:
-			a.superseded = 0
-		case a.superseded == 0:
-			a.superseded = now
+		case !newest[p.Kind()]:
+			p.superseded = 0
+		case p.superseded == 0:
+			p.superseded = now
 			time.AfterFunc(retireGrace, s.retire)
-		case now-a.superseded >= retireGrace && a.streams.Load() == 0:
-			retired = append(retired, a)
+		case now-p.superseded >= retireGrace && p.streams.Load() == 0:
+			retired = append(retired, p)
 		}
-		if good, _ := a.good(); good && a.c.Err() == nil {
-			newest[a.Kind()] = true
+		if good, _ := p.good(); good && p.c.Err() == nil {
+			newest[p.Kind()] = true
 		}
 	}
 	if !s.closed {
-		for _, a := range retired {
+		for _, p := range retired {
 			// Not here: closing waits, and the caller may be what receives.
-			s.wg.Go(func() { a.closeFor(CodeReplaced, "a newer connection of the same kind took its place") })
+			s.wg.Go(func() { p.closeFor(CodeReplaced, "a newer connection of the same kind took its place") })
 		}
 	}
 	s.mu.Unlock()
@@ -223,24 +223,24 @@ func (s *Session) retire() {
 
 // surplusLocked is the carriers of c's kind that go when c is attached: the oldest
 // without streams beyond maxPerKind, and whatever is oldest beyond maxWithStreams.
-func (s *Session) surplusLocked(c Carrier) (surplus []*Attachment) {
+func (s *Session) surplusLocked(c Carrier) (surplus []*Path) {
 	n := 0
-	for _, a := range slices.Backward(s.attached) {
-		if a.Kind() != c.Kind() {
+	for _, p := range slices.Backward(s.paths) {
+		if p.Kind() != c.Kind() {
 			continue
 		}
-		if n++; n >= maxWithStreams || n >= maxPerKind && a.streams.Load() == 0 {
-			surplus = append(surplus, a)
+		if n++; n >= maxWithStreams || n >= maxPerKind && p.streams.Load() == 0 {
+			surplus = append(surplus, p)
 		}
 	}
 	return surplus
 }
 
 // Serving returns the carriers that serve datagrams and new streams; nil is none.
-func (s *Session) Serving() (datagrams, streams *Attachment) {
+func (s *Session) Serving() (datagrams, streams *Path) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.datagrams, s.streamsOn
+	return s.datagramPath, s.streamPath
 }
 
 // Healthy says whether a carrier of the kind is attached that is good or on
@@ -252,32 +252,32 @@ func (s *Session) Healthy(kind Kind) bool {
 }
 
 func (s *Session) healthyLocked(kind Kind) bool {
-	for _, a := range s.attached {
-		if kind != 0 && a.Kind() != kind || a.c.Err() != nil {
+	for _, p := range s.paths {
+		if kind != 0 && p.Kind() != kind || p.c.Err() != nil {
 			continue
 		}
-		if a.serviceable() {
+		if p.serviceable() {
 			return true
 		}
 	}
 	return false
 }
 
-// Proved is when a carrier was last proved to work in both directions: at its
+// ProvedAt returns when a carrier was last proved to work in both directions: at its
 // start, or when the last answered ping left. It is zero before the first.
-func (s *Session) Proved() (latest time.Time) {
-	for _, a := range s.Attached() {
-		if at := s.start.Add(a.proved()); at.After(latest) {
+func (s *Session) ProvedAt() (latest time.Time) {
+	for _, p := range s.Paths() {
+		if at := s.start.Add(p.provedAt()); at.After(latest) {
 			latest = at
 		}
 	}
 	return latest
 }
 
-// Nudge has every carrier prove at once that it works.
-func (s *Session) Nudge() {
-	for _, a := range s.Attached() {
-		a.nudge()
+// ProbeNow makes every carrier prove at once that it works.
+func (s *Session) ProbeNow() {
+	for _, p := range s.Paths() {
+		p.probeNow()
 	}
 }
 

@@ -2,7 +2,7 @@ package tunnel
 
 import "time"
 
-// Connection is a client's connection to a Host once the client has authenticated,
+// Connection is a client's connection to a Registry once the client has authenticated,
 // about to become a carrier or one already. Any goroutine may call its methods.
 type Connection struct {
 	session *Session
@@ -35,8 +35,8 @@ func (s *Session) lastUsed() time.Time {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var last time.Duration
-	for _, a := range s.attached {
-		last = max(last, a.began, time.Duration(a.beat.used.Load()))
+	for _, p := range s.paths {
+		last = max(last, p.began, time.Duration(p.beat.used.Load()))
 	}
 	return s.start.Add(last)
 }
@@ -50,11 +50,11 @@ func (c *Connection) Close(code ErrorCode, reason string) {
 }
 
 // await waits for the end of the carrier that c became, or for Close to end it.
-func (c *Connection) await(a *Attachment) {
+func (c *Connection) await(p *Path) {
 	select {
-	case <-a.Done():
+	case <-p.Done():
 	case e := <-c.closing:
-		a.closeFor(e.Code, e.Reason)
-		<-a.Done()
+		p.closeFor(e.Code, e.Reason)
+		<-p.Done()
 	}
 }

@@ -9,7 +9,7 @@ import (
 )
 
 // enter attaches a new session of the user and returns it and its carrier.
-func (p *twoPaths) enter(user string) (*Session, *Attachment, error) {
+func (p *twoPaths) enter(user string) (*Session, *Path, error) {
 	s := NewSession(SessionConfig{})
 	w := &world{t: p.t, host: p.host, session: s}
 	a, _, near, far := w.attach(s, Credentials{User: user, Token: "right"}, lossyPath)

@@ -75,7 +75,7 @@ type crowd struct {
 
 	t       *testing.T
 	exit    *crowdExit
-	host    *Host
+	host    *Registry
 	session *Session
 
 	sound *Flow
@@ -88,7 +88,7 @@ type crowd struct {
 func newCrowd(t *testing.T, client, server Pending, cfg SessionConfig) *crowd {
 	t.Helper()
 	c := &crowd{t: t, exit: &crowdExit{ended: make(map[uint64]time.Time)}, sent: make(map[uint32]time.Time)}
-	c.host = NewHost(HostConfig{
+	c.host = NewRegistry(RegistryConfig{
 		Authenticate: func(Credentials) bool { return true },
 		Exit:         func(string) Exit { return c.exit },
 	})

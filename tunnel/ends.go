@@ -27,7 +27,7 @@ type endList struct {
 	pending []flowEnd // numbers first, first+1, …
 	first   uint64
 	next    int // index of the next one to send
-	on      *Attachment
+	on      *Path
 }
 
 type flowEnd struct {
@@ -67,8 +67,8 @@ func (s *Session) sendEnd(in *incarnation, flow uint64, code EndCode) {
 		return
 	}
 	s.ends.add(flowEnd{flow, code})
-	if s.streamsOn != nil {
-		s.streamsOn.out.kick()
+	if s.streamPath != nil {
+		s.streamPath.out.kick()
 	}
 }
 
@@ -79,24 +79,24 @@ func (s *Session) endsAcked(next uint64) {
 }
 
 // appendEnds appends the ends that a has to send, if it is the carrier that does.
-func (s *Session) appendEnds(b []byte, a *Attachment) []byte {
+func (s *Session) appendEnds(b []byte, p *Path) []byte {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	l := &s.ends
-	if s.streamsOn != a {
+	if s.streamPath != p {
 		return b
 	}
-	if l.on != a {
-		l.on, l.next = a, 0
+	if l.on != p {
+		l.on, l.next = p, 0
 	}
 	n := min(len(l.pending)-l.next, maxEndsPerMessage)
 	if n == 0 {
 		return b
 	}
-	p := quicvarint.Append(make([]byte, 0, 16*n), l.first+uint64(l.next))
+	payload := quicvarint.Append(make([]byte, 0, 16*n), l.first+uint64(l.next))
 	for _, e := range l.pending[l.next : l.next+n] {
-		p = quicvarint.Append(quicvarint.Append(p, e.flow), uint64(e.code))
+		payload = quicvarint.Append(quicvarint.Append(payload, e.flow), uint64(e.code))
 	}
 	l.next += n
-	return appendMessage(b, msgEnd, p)
+	return appendMessage(b, msgEnd, payload)
 }

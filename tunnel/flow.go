@@ -18,9 +18,9 @@ const (
 	EndUnknown  EndCode = 2 // the receiver has no such flow
 	EndShutdown EndCode = 3 // the process or the session ends
 
-	// EndNone is not on the wire: an exit refuses a flow with it that the peer's next
+	// EndRetry is not on the wire: an exit refuses a flow with it that the peer's next
 	// datagram is to open again.
-	EndNone = ^EndCode(0)
+	EndRetry = ^EndCode(0)
 )
 
 func (c EndCode) String() string {
@@ -33,7 +33,7 @@ func (c EndCode) String() string {
 		return "unknown flow"
 	case EndShutdown:
 		return "shutdown"
-	case EndNone:
+	case EndRetry:
 		return "no room yet"
 	}
 	return fmt.Sprintf("end code %d", uint64(c))
@@ -237,7 +237,7 @@ func (s *Session) openIncoming(in *incarnation, id uint64, n uint64) *Flow {
 	}
 	if f.handler == nil {
 		s.drops.add(DropRefused, n)
-		if code == EndNone {
+		if code == EndRetry {
 			f.Forget()
 		} else {
 			f.End(code)

@@ -243,8 +243,8 @@ type oneByte struct{ r io.Reader }
 
 func (o oneByte) Read(p []byte) (int, error) { return o.r.Read(p[:min(1, len(p))]) }
 
-// hostHello is a Hello with what is needed to check and answer it.
-type hostHello struct {
+// clientHello is a Hello with what is needed to check and answer it.
+type clientHello struct {
 	*hello
 	exporter []byte
 	rw       io.ReadWriter // nil where there is nothing to answer on
@@ -252,22 +252,22 @@ type hostHello struct {
 
 // readHello waits for the client's Hello and checks everything but the session.
 // With an error, what it returns has rw alone, or not even that.
-func (h *Host) readHello(ctx context.Context, p Pending) (*hostHello, error) {
+func (r *Registry) readHello(ctx context.Context, p Pending) (*clientHello, error) {
 	rw, err := p.Handshake(ctx)
 	if err != nil {
-		return &hostHello{}, fmt.Errorf("%w: %w", ErrHandshake, err)
+		return &clientHello{}, fmt.Errorf("%w: %w", ErrHandshake, err)
 	}
-	hh := &hostHello{rw: rw}
+	hh := &clientHello{rw: rw}
 	if p.Protocol() != ALPN {
 		return hh, &CloseError{Code: CodeALPN, Reason: fmt.Sprintf("this server speaks %s; the client asked for %q", ALPN, p.Protocol())}
 	}
 	if hh.exporter, err = p.ExportKey(exporterLabel, 32); err != nil {
 		return hh, fmt.Errorf("%w: %w", ErrHandshake, err)
 	}
-	return hh, h.nextHello(hh)
+	return hh, r.nextHello(hh)
 }
 
-func (h *Host) nextHello(hh *hostHello) error {
+func (r *Registry) nextHello(hh *clientHello) error {
 	var buf []byte
 	t, payload, err := readHandshake(hh.rw, &buf)
 	if err != nil {
@@ -283,7 +283,7 @@ func (h *Host) nextHello(hh *hostHello) error {
 		return &CloseError{Code: CodeVersion, Reason: fmt.Sprintf(
 			"this server speaks protocol versions %d to %d, the client %d to %d", minVersion, maxVersion, hh.minVersion, hh.maxVersion)}
 	}
-	if !h.cfg.Authenticate(hh.Credentials) {
+	if !r.cfg.Authenticate(hh.Credentials) {
 		return errCredentials
 	}
 	return nil
@@ -293,18 +293,18 @@ var errCredentials = &CloseError{Code: CodeAuth, Reason: "unknown user or wrong 
 
 // join finds or makes the session that hh asks for. A nil session without an
 // error says that the client must come again with a new one.
-func (h *Host) join(hh *hostHello, kind Kind) (s *Session, resumed bool, err error) {
+func (r *Registry) join(hh *clientHello, kind Kind) (s *Session, resumed bool, err error) {
 	key := sessionKey{hh.User, hh.session}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.closed {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
 		return nil, false, &CloseError{Code: CodeShutdown, Reason: "the server is shutting down"}
 	}
 	// Again, with h.mu held: no session may appear after EndSessions has looked for it.
-	if !h.cfg.Authenticate(hh.Credentials) {
+	if !r.cfg.Authenticate(hh.Credentials) {
 		return nil, false, errCredentials
 	}
-	s = h.sessions[key]
+	s = r.sessions[key]
 	if s == nil && hh.secret == nil {
 		return nil, false, nil
 	}
@@ -319,7 +319,7 @@ func (h *Host) join(hh *hostHello, kind Kind) (s *Session, resumed bool, err err
 	if s != nil {
 		return s, true, s.hold()
 	}
-	if s, err = h.create(key, secret); err != nil {
+	if s, err = r.create(key, secret); err != nil {
 		return nil, false, err
 	}
 	return s, false, s.hold()

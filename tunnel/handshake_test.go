@@ -129,10 +129,10 @@ func FuzzControl(f *testing.F) {
 	f.Fuzz(func(t *testing.T, kind uint64, payload []byte) {
 		s := NewSession(SessionConfig{})
 		defer s.Close(CodeNone, "")
-		a := &Attachment{s: s, snd: newSender(false)}
-		a.out.wake = make(chan struct{}, 1)
-		_ = a.control(messageType(kind), payload)
-		_, _ = a.out.append(nil, 0)
+		p := &Path{s: s, snd: newSender(false)}
+		p.out.wake = make(chan struct{}, 1)
+		_ = p.control(messageType(kind), payload)
+		_, _ = p.out.append(nil, 0)
 	})
 }
 

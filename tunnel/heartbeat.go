@@ -18,7 +18,7 @@ const (
 	asleepAfter = 3 * time.Second
 )
 
-// heartbeats is what an attachment sends and knows of probes.
+// heartbeats is what a path sends and knows of probes.
 type heartbeats struct {
 	due      atomic.Bool // something is in the mailbox: ping or pongs
 	sent     [len(counts{})]atomic.Uint64
@@ -63,51 +63,51 @@ func count(c *[len(counts{})]atomic.Uint64, n int) {
 }
 
 // touch notes that the carrier is in use.
-func (a *Attachment) touch(now time.Duration) {
-	a.beat.used.Store(int64(now))
-	if a.beat.resting.Load() && a.beat.resting.CompareAndSwap(true, false) {
-		wake(a.beat.stir)
+func (p *Path) touch(now time.Duration) {
+	p.beat.used.Store(int64(now))
+	if p.beat.resting.Load() && p.beat.resting.CompareAndSwap(true, false) {
+		wake(p.beat.stir)
 	}
 }
 
 // inUse says whether something passed lately, or wants to.
-func (a *Attachment) inUse(now time.Duration) bool {
-	used := a.beat.used.Load()
-	return used != 0 && now-time.Duration(used) < a.s.cfg.Timers.Suspect
+func (p *Path) inUse(now time.Duration) bool {
+	used := p.beat.used.Load()
+	return used != 0 && now-time.Duration(used) < p.s.cfg.Timers.Suspect
 }
 
 // poke has the send loop look into the mailbox.
-func (a *Attachment) poke() {
-	a.beat.due.Store(true)
-	wake(a.snd.wake)
+func (p *Path) poke() {
+	p.beat.due.Store(true)
+	wake(p.snd.wake)
 }
 
 // heartbeat judges the carrier until it ends: on the client by pings, on the
 // server by whether anything comes at all.
-func (a *Attachment) heartbeat() {
-	if a.beat.h == nil {
-		a.awaitSigns()
+func (p *Path) heartbeat() {
+	if p.beat.h == nil {
+		p.awaitSigns()
 		return
 	}
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	c := clocks{steady: a.s.now(), wall: a.s.wall(), due: a.s.now()}
+	c := clocks{steady: p.s.now(), wall: p.s.wall(), due: p.s.now()}
 	for {
 		select {
 		case <-timer.C:
-		case <-a.beat.stir:
-		case <-a.c.Done():
+		case <-p.beat.stir:
+		case <-p.c.Done():
 			return
 		}
-		now := a.s.now()
-		slept, stood := c.look(now, a.s.wall())
-		next, changed, err := a.probe(now, slept, stood)
+		now := p.s.now()
+		slept, stood := c.look(now, p.s.wall())
+		next, changed, err := p.probe(now, slept, stood)
 		if err != nil {
-			a.fail(CodeTimeout, err)
+			p.fail(CodeTimeout, err)
 			return
 		}
 		if changed {
-			a.s.judged()
+			p.s.judged()
 		}
 		c.due = now + next
 		timer.Reset(next)
@@ -132,13 +132,13 @@ func (c *clocks) look(steady time.Duration, wall time.Time) (slept, stood bool) 
 }
 
 // probe asks for a ping where one is due, judges, and says when to look again.
-func (a *Attachment) probe(now time.Duration, slept, stood bool) (next time.Duration, changed bool, err error) {
-	loss := a.tcpStats()
-	b := &a.beat
+func (p *Path) probe(now time.Duration, slept, stood bool) (next time.Duration, changed bool, err error) {
+	loss := p.tcpStats()
+	b := &p.beat
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.resting.Store(false)
-	inUse := a.inUse(now)
+	inUse := p.inUse(now)
 	if stood {
 		b.h.excuse()
 		b.ping = 0 // it is excused too
@@ -146,10 +146,10 @@ func (a *Attachment) probe(now time.Duration, slept, stood bool) (next time.Dura
 	if slept || stood {
 		b.h.hurry()
 	}
-	if b.h.silent(now) >= a.s.cfg.Timers.Dead {
-		return 0, false, fmt.Errorf("no sign of life for %v", a.s.cfg.Timers.Dead)
+	if b.h.silent(now) >= p.s.cfg.Timers.Dead {
+		return 0, false, fmt.Errorf("no sign of life for %v", p.s.cfg.Timers.Dead)
 	}
-	changed = a.judgeLocked(now)
+	changed = p.judgeLocked(now)
 	changed = b.tcp.judge(now, loss) || changed
 	since := now - b.h.lastAsked()
 	every := b.h.interval(now, inUse)
@@ -157,15 +157,15 @@ func (a *Attachment) probe(now time.Duration, slept, stood bool) (next time.Dura
 		if b.ping == 0 { // else the send loop is stuck with the one before
 			b.ping = b.h.ask(now)
 			b.pingFull = b.h.full(b.ping, inUse)
-			a.poke()
+			p.poke()
 		}
 		since = 0
 	}
 	// Doubt and the verdict come between pings.
-	next = max(min(every-since, a.s.cfg.Timers.Suspect/4), time.Millisecond)
-	if every > a.s.cfg.Timers.Suspect && b.h.silent(now) == 0 {
+	next = max(min(every-since, p.s.cfg.Timers.Suspect/4), time.Millisecond)
+	if every > p.s.cfg.Timers.Suspect && b.h.silent(now) == 0 {
 		b.resting.Store(true)
-		if !a.inUse(a.s.now()) { // else it was touched before it rested
+		if !p.inUse(p.s.now()) { // else it was touched before it rested
 			next = max(every-since, time.Millisecond)
 		}
 	}
@@ -173,27 +173,27 @@ func (a *Attachment) probe(now time.Duration, slept, stood bool) (next time.Dura
 }
 
 // judgeLocked brings the verdict up to now; beat.mu is held.
-func (a *Attachment) judgeLocked(now time.Duration) (changed bool) {
-	changed = a.beat.h.judge(now)
-	a.beat.own.Store(int64(a.beat.h.limit))
+func (p *Path) judgeLocked(now time.Duration) (changed bool) {
+	changed = p.beat.h.judge(now)
+	p.beat.own.Store(int64(p.beat.h.limit))
 	return changed
 }
 
 // awaitSigns ends the carrier when nothing arrives any more.
-func (a *Attachment) awaitSigns() {
-	due := a.s.now() + a.s.cfg.Timers.Dead
-	timer := time.NewTimer(a.s.cfg.Timers.Dead)
+func (p *Path) awaitSigns() {
+	due := p.s.now() + p.s.cfg.Timers.Dead
+	timer := time.NewTimer(p.s.cfg.Timers.Dead)
 	defer timer.Stop()
 	for {
 		select {
 		case <-timer.C:
-		case <-a.c.Done():
+		case <-p.c.Done():
 			return
 		}
-		now := a.s.now()
-		left, err := a.signs(now, due)
+		now := p.s.now()
+		left, err := p.signs(now, due)
 		if err != nil {
-			a.fail(CodeTimeout, err)
+			p.fail(CodeTimeout, err)
 			return
 		}
 		due = now + left
@@ -203,34 +203,34 @@ func (a *Attachment) awaitSigns() {
 
 // signs says how long the carrier may stay silent yet, or that it is dead. due is
 // when it was to be asked.
-func (a *Attachment) signs(now, due time.Duration) (left time.Duration, err error) {
+func (p *Path) signs(now, due time.Duration) (left time.Duration, err error) {
 	if now-due > asleepAfter {
-		a.heard.Store(int64(now)) // the process stood still: what arrived has yet to be read
+		p.heard.Store(int64(now)) // the process stood still: what arrived has yet to be read
 	}
-	dead := a.s.cfg.Timers.Dead
-	if left = time.Duration(a.heard.Load()) + dead - now; left <= 0 {
+	dead := p.s.cfg.Timers.Dead
+	if left = time.Duration(p.heard.Load()) + dead - now; left <= 0 {
 		return 0, fmt.Errorf("nothing was received for %v", dead)
 	}
 	return left, nil
 }
 
 // receiveProbe takes the body of a record of flow 0 in a bundle of size bytes.
-func (a *Attachment) receiveProbe(body []byte, size int, now time.Duration) {
-	p, ok := parseProbe(body)
+func (p *Path) receiveProbe(body []byte, size int, now time.Duration) {
+	pr, ok := parseProbe(body)
 	if !ok {
 		return
 	}
-	received := load(&a.beat.received)
-	b := &a.beat
-	if !p.pong {
-		b.limit.Store(int64(min(p.limit, MaxBundleSize)))
+	received := load(&p.beat.received)
+	b := &p.beat
+	if !pr.pong {
+		b.limit.Store(int64(min(pr.limit, MaxBundleSize)))
 		b.mu.Lock()
 		if len(b.pongs) == maxPongs {
 			b.pongs = append(b.pongs[:0], b.pongs[1:]...)
 		}
-		b.pongs = append(b.pongs, pong{id: p.id, size: min(size, fullProbe), received: received})
+		b.pongs = append(b.pongs, pong{id: pr.id, size: min(size, fullProbe), received: received})
 		b.mu.Unlock()
-		a.poke()
+		p.poke()
 		return
 	}
 	if b.h == nil {
@@ -238,54 +238,54 @@ func (a *Attachment) receiveProbe(body []byte, size int, now time.Duration) {
 	}
 	b.mu.Lock()
 	changed := false
-	if b.h.answer(now, &p, received) {
-		a.rtt.Store(int64(b.h.rtt))
-		b.tcp.peer = tcpCounts{segments: p.segments, resent: p.resent}
-		changed = a.judgeLocked(now)
+	if b.h.answer(now, &pr, received) {
+		p.rtt.Store(int64(b.h.rtt))
+		b.tcp.peer = tcpCounts{segments: pr.segments, resent: pr.resent}
+		changed = p.judgeLocked(now)
 	}
 	b.mu.Unlock()
 	if changed {
-		a.s.judged()
+		p.s.judged()
 	}
 }
 
 // appendProbe begins a bundle with the probe that is due, if any. least is the
 // size that the whole bundle must have.
-func (a *Attachment) appendProbe(buf []byte, limit int) (_ []byte, least int) {
-	b := &a.beat
+func (p *Path) appendProbe(buf []byte, limit int) (_ []byte, least int) {
+	b := &p.beat
 	if !b.due.Load() {
 		return buf, 0
 	}
-	stats := a.tcpStats()
+	stats := p.tcpStats()
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	p := probe{sent: load(&b.sent), segments: stats.segments, resent: stats.resent}
+	pr := probe{sent: load(&b.sent), segments: stats.segments, resent: stats.resent}
 	switch {
 	case len(b.pongs) > 0:
-		p.pong, p.id, p.received, p.epoch = true, b.pongs[0].id, b.pongs[0].received, a.out.heardEpoch()
+		pr.pong, pr.id, pr.received, pr.epoch = true, b.pongs[0].id, b.pongs[0].received, p.out.heardEpoch()
 		least = b.pongs[0].size
 		b.pongs = append(b.pongs[:0], b.pongs[1:]...)
 	case b.ping != 0:
-		p.id, p.received, p.limit = b.ping, load(&b.received), uint64(b.h.limit)
-		b.h.sent(p.id, p.sent)
+		pr.id, pr.received, pr.limit = b.ping, load(&b.received), uint64(b.h.limit)
+		b.h.sent(pr.id, pr.sent)
 		if b.pingFull {
 			least = fullProbe
 		}
 		b.ping = 0
 	}
 	b.due.Store(len(b.pongs) > 0 || b.ping != 0)
-	if p.id == 0 {
+	if pr.id == 0 {
 		return buf, 0
 	}
-	return p.append(buf), min(least, limit)
+	return pr.append(buf), min(least, limit)
 }
 
 // bundleLimit is the largest bundle to send now in bytes, and the largest that the
 // transport takes, which probes may have.
-func (a *Attachment) bundleLimit() (limit, most int) {
-	most = min(a.c.MaxBundle(), MaxBundleSize)
+func (p *Path) bundleLimit() (limit, most int) {
+	most = min(p.c.MaxBundle(), MaxBundleSize)
 	limit = most
-	for _, n := range [...]int64{a.beat.own.Load(), a.beat.limit.Load()} {
+	for _, n := range [...]int64{p.beat.own.Load(), p.beat.limit.Load()} {
 		if n > 0 {
 			limit = min(limit, max(int(n), MinBundle))
 		}
@@ -294,51 +294,51 @@ func (a *Attachment) bundleLimit() (limit, most int) {
 }
 
 // good reports whether the carrier may be relied on, and returns the reason if it currently may not.
-func (a *Attachment) good() (good bool, why string) {
-	b := &a.beat
+func (p *Path) good() (good bool, why string) {
+	b := &p.beat
 	if b.h == nil {
 		return true, ""
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return !b.h.suspect, b.h.reason(a.s.now(), time.Duration(a.heard.Load()))
+	return !b.h.suspect, b.h.reason(p.s.now(), time.Duration(p.heard.Load()))
 }
 
 // openPing returns how long the oldest unanswered ping has been open; 0 is none.
-func (a *Attachment) openPing(now time.Duration) time.Duration {
-	if a.beat.h == nil {
+func (p *Path) openPing(now time.Duration) time.Duration {
+	if p.beat.h == nil {
 		return 0
 	}
-	a.beat.mu.Lock()
-	defer a.beat.mu.Unlock()
-	return a.beat.h.silent(now)
+	p.beat.mu.Lock()
+	defer p.beat.mu.Unlock()
+	return p.beat.h.silent(now)
 }
 
-// proved is when a ping left that was answered, or when the carrier began.
-func (a *Attachment) proved() time.Duration {
-	if a.beat.h == nil {
-		return a.began
+// provedAt returns when a ping left that was answered, or when the carrier began.
+func (p *Path) provedAt() time.Duration {
+	if p.beat.h == nil {
+		return p.began
 	}
-	a.beat.mu.Lock()
-	defer a.beat.mu.Unlock()
-	return max(a.began, a.beat.h.newest.at)
+	p.beat.mu.Lock()
+	defer p.beat.mu.Unlock()
+	return max(p.began, p.beat.h.newest.at)
 }
 
-// nudge has the carrier pinged at once and again until it answers.
-func (a *Attachment) nudge() {
-	if a.beat.h == nil {
+// probeNow has the carrier pinged at once and again until it answers.
+func (p *Path) probeNow() {
+	if p.beat.h == nil {
 		return
 	}
-	a.beat.mu.Lock()
-	a.beat.h.hurry()
-	a.beat.mu.Unlock()
-	wake(a.beat.stir)
+	p.beat.mu.Lock()
+	p.beat.h.hurry()
+	p.beat.mu.Unlock()
+	wake(p.beat.stir)
 }
 
 // serviceable says whether the carrier is worth keeping as the one of its kind:
 // good, or on probation.
-func (a *Attachment) serviceable() bool {
-	b := &a.beat
+func (p *Path) serviceable() bool {
+	b := &p.beat
 	if b.h == nil {
 		return true
 	}
@@ -348,26 +348,26 @@ func (a *Attachment) serviceable() bool {
 }
 
 // inherit puts the carrier on probation where before, of the same kind, is suspect.
-func (a *Attachment) inherit(before *Attachment) {
+func (p *Path) inherit(before *Path) {
 	b := &before.beat
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.h.suspect {
-		a.beat.h.succeed(b.h)
-		a.beat.own.Store(int64(b.h.limit))
+		p.beat.h.succeed(b.h)
+		p.beat.own.Store(int64(b.h.limit))
 	}
 }
 
 // resends says whether the TCP connection sends too much again.
-func (a *Attachment) resends() bool {
-	a.beat.mu.Lock()
-	defer a.beat.mu.Unlock()
-	return a.beat.tcp.lossy
+func (p *Path) resends() bool {
+	p.beat.mu.Lock()
+	defer p.beat.mu.Unlock()
+	return p.beat.tcp.lossy
 }
 
 // tcpStats is what the carrier's TCP connection counts; zero on others.
-func (a *Attachment) tcpStats() tcpCounts {
-	if y, ok := a.c.(*yamuxCarrier); ok {
+func (p *Path) tcpStats() tcpCounts {
+	if y, ok := p.c.(*yamuxCarrier); ok {
 		s := y.PathStats()
 		return tcpCounts{segments: s.PacketsUp, resent: s.PacketsLost}
 	}

@@ -138,7 +138,7 @@ type fullExit struct {
 func (e *fullExit) OpenFlow(f *Flow) (FlowHandler, EndCode) {
 	if e.full > 0 {
 		e.full--
-		return nil, EndNone
+		return nil, EndRetry
 	}
 	return e.echoExit.OpenFlow(f)
 }

@@ -56,22 +56,22 @@ func (s *chunkStream) held() (heap, kernel int64) {
 }
 
 // add adds the carrier of a and its streams to the holdings of their user.
-func (h *holdings) add(a *Attachment) {
-	u := h.of(a.s.user)
-	windows := a.addStreams(h, u)
-	if _, ok := a.c.(memoryHolder); !ok || !a.s.server {
+func (h *holdings) add(p *Path) {
+	u := h.of(p.s.user)
+	windows := p.addStreams(h, u)
+	if _, ok := p.c.(memoryHolder); !ok || !p.s.server {
 		return // a client's own, or the only one of a proxy
 	}
-	own := holding{user: a.s.user, carrier: true, free: func() {
-		a.s.spawn(func() { // else it closes by itself
-			a.closeFor(CodeLimit, "the server is short of memory, and this user holds most of it")
+	own := holding{user: p.s.user, carrier: true, free: func() {
+		p.s.spawn(func() { // else it closes by itself
+			p.closeFor(CodeLimit, "the server is short of memory, and this user holds most of it")
 		})
 	}}
-	own.count(h, a.c)
-	if c, ok := a.c.(*quicCarrier); ok {
+	own.count(h, p.c)
+	if c, ok := p.c.(*quicCarrier); ok {
 		own.unread = min(c.unread(), windows+c.abandoned.Load())
 	}
-	if a.c.Err() != nil {
+	if p.c.Err() != nil {
 		h.closing += own.bytes
 		return
 	}
@@ -80,16 +80,16 @@ func (h *holdings) add(a *Attachment) {
 }
 
 // addStreams adds the streams of a, and returns the windows of those over QUIC in bytes.
-func (a *Attachment) addStreams(h *holdings, u *holder) (windows int64) {
-	now := a.s.now()
+func (p *Path) addStreams(h *holdings, u *holder) (windows int64) {
+	now := p.s.now()
 	room := int64(math.MaxInt64) // for streams of QUIC
-	if c, ok := a.c.(*quicCarrier); ok {
+	if c, ok := p.c.(*quicCarrier); ok {
 		room = c.most()
 	}
-	a.carried.mu.Lock()
-	defer a.carried.mu.Unlock()
-	for s := range a.carried.all {
-		one := holding{user: a.s.user, bytes: streamCost, stalled: s.stoodStill(now), free: func() { s.Stream.Reset(CodeLimit) }}
+	p.carried.mu.Lock()
+	defer p.carried.mu.Unlock()
+	for s := range p.carried.all {
+		one := holding{user: p.s.user, bytes: streamCost, stalled: s.stoodStill(now), free: func() { s.Stream.Reset(CodeLimit) }}
 		if beside := s.beside.Load(); beside != nil {
 			kernel := kernelOverhead * (*beside)()
 			one.bytes += kernel

@@ -32,7 +32,7 @@ var (
 
 func newTwoPaths(t *testing.T, hold time.Duration) *twoPaths {
 	p := &twoPaths{world: &world{t: t, exit: &echoExit{}}}
-	p.host = NewHost(HostConfig{
+	p.host = NewRegistry(RegistryConfig{
 		Authenticate: func(c Credentials) bool { return c.Token == "right" },
 		Exit:         func(string) Exit { return p.exit },
 		Hold:         hold,
@@ -337,7 +337,7 @@ func TestStreamsLeaveASuspectAndOldOnesOutliveAPause(t *testing.T) {
 		if _, err := old.Write([]byte("a")); err != nil {
 			t.Fatal(err)
 		}
-		if n := len(p.session.Attached()); n != 3 {
+		if n := len(p.session.Paths()); n != 3 {
 			t.Errorf("%d carriers while a stream is open, want 3", n)
 		}
 		b := make([]byte, 1)
@@ -350,7 +350,7 @@ func TestStreamsLeaveASuspectAndOldOnesOutliveAPause(t *testing.T) {
 		}
 		old.Reset(CodeNone)
 		time.Sleep(time.Second)
-		if n := len(p.session.Attached()); n != 2 {
+		if n := len(p.session.Paths()); n != 2 {
 			t.Errorf("%d carriers once its stream has ended, want 2", n)
 		}
 	})
@@ -459,12 +459,12 @@ func TestAServerThatIsFullEndsTheSessionThatWasDetachedLongest(t *testing.T) {
 		for i := range maxSessions + 1 {
 			s := NewSession(SessionConfig{})
 			sessions = append(sessions, s)
-			a, _, errNear, errFar := w.attach(s, Credentials{User: fmt.Sprint("user", i), Token: "right"}, PipeConfig{})
+			p, _, errNear, errFar := w.attach(s, Credentials{User: fmt.Sprint("user", i), Token: "right"}, PipeConfig{})
 			if err := errors.Join(errNear, errFar); err != nil {
 				t.Fatal(err)
 			}
-			a.c.(pipeCarrier).Break(errors.New("cut"))
-			<-a.Done()
+			p.c.(pipeCarrier).Break(errors.New("cut"))
+			<-p.Done()
 			time.Sleep(time.Millisecond)
 		}
 		ids := make(map[SessionID]bool)
@@ -568,7 +568,7 @@ func randomEvents(t *testing.T, dice *rand.Rand) {
 	if opened, ended := p.exit.counts(); opened != 1 || ended != 0 {
 		t.Errorf("the exit opened %d flows and %d ended", opened, ended)
 	}
-	if n := len(p.session.Attached()); n > 4 {
+	if n := len(p.session.Paths()); n > 4 {
 		t.Errorf("%d carriers are attached", n)
 	}
 	v.flow.End(EndNormal)

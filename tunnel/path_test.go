@@ -50,18 +50,18 @@ func (c *counter) Ended(EndCode) {}
 func newPath(tb testing.TB, cfg PipeConfig) (f *Flow, back *counter) {
 	tb.Helper()
 	near, far := NewPipe(cfg, cfg)
-	host := NewHost(HostConfig{
+	registry := NewRegistry(RegistryConfig{
 		Authenticate: func(Credentials) bool { return true },
 		Exit:         func(string) Exit { return bounce{} },
 	})
 	s := NewSession(SessionConfig{})
 	tb.Cleanup(func() {
 		s.Close(CodeNone, "")
-		host.Close(CodeNone, "")
+		registry.Close(CodeNone, "")
 	})
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		if _, err := host.Attach(context.Background(), far); err != nil {
+		if _, err := registry.Attach(context.Background(), far); err != nil {
 			tb.Error(err)
 		}
 	})

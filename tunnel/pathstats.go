@@ -41,8 +41,8 @@ func (c *quicCarrier) PathStats() PathStats {
 func (c *yamuxCarrier) PathStats() PathStats { return tcpPathStats(c.conn.raw) }
 
 // PathStats is what the carrier's transport counts; zero where it does not.
-func (a *Attachment) PathStats() PathStats {
-	if c, ok := a.c.(pathStats); ok {
+func (p *Path) PathStats() PathStats {
+	if c, ok := p.c.(pathStats); ok {
 		return c.PathStats()
 	}
 	return PathStats{}

@@ -119,7 +119,7 @@ func TestOverQUICAStreamOutlivesWhatDeadAllowsAndNoMore(t *testing.T) {
 				}
 				defer ln.Close()
 				p := &twoPaths{world: &world{t: t, exit: &echoExit{}}}
-				p.host = NewHost(HostConfig{
+				p.host = NewRegistry(RegistryConfig{
 					Authenticate: func(Credentials) bool { return true },
 					Exit:         func(string) Exit { return p.exit },
 					Timers:       Timers{Dead: c.dead},
@@ -183,7 +183,7 @@ func TestAClientGivesASilentCarrierUpByItself(t *testing.T) {
 			near, far := p.join(lossyPath)
 			v := p.talk()
 			v.run(time.Second)
-			a := p.session.Attached()[0]
+			a := p.session.Paths()[0]
 			near.Mute(true)
 			far.Mute(true)
 			began := time.Now()

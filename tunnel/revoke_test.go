@@ -35,16 +35,16 @@ func TestEndedUsersAreToldAndOthersStay(t *testing.T) {
 func TestHandshakeWithRemovedTokenIsRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var asked atomic.Int32
-		host := NewHost(HostConfig{Authenticate: func(Credentials) bool { return asked.Add(1) == 1 }})
-		defer host.Close(CodeShutdown, "done")
+		registry := NewRegistry(RegistryConfig{Authenticate: func(Credentials) bool { return asked.Add(1) == 1 }})
+		defer registry.Close(CodeShutdown, "done")
 		session := NewSession(SessionConfig{})
 		defer session.Close(CodeShutdown, "done")
 		near, far := NewPipe(PipeConfig{}, PipeConfig{})
-		go func() { _, _ = host.Attach(context.Background(), far) }()
+		go func() { _, _ = registry.Attach(context.Background(), far) }()
 		_, err := session.Attach(context.Background(), near, alice)
 		var refusal *CloseError
-		if !errors.As(err, &refusal) || refusal.Code != CodeAuth || len(host.Sessions()) != 0 {
-			t.Errorf("got %v and %d sessions, want a refusal", err, len(host.Sessions()))
+		if !errors.As(err, &refusal) || refusal.Code != CodeAuth || len(registry.Sessions()) != 0 {
+			t.Errorf("got %v and %d sessions, want a refusal", err, len(registry.Sessions()))
 		}
 	})
 }

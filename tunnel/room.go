@@ -10,17 +10,17 @@ var ErrStreamLimit = errors.New("no more TCP streams may be open")
 
 // roomLocked returns the carrier for a new stream: the one that serves streams, or if that is full
 // another that works, rather of another kind; nil if there is none.
-func (s *Session) roomLocked(full []*Attachment) (room *Attachment) {
-	may := func(a *Attachment) bool { return a.c.Err() == nil && !slices.Contains(full, a) }
-	if a := s.streamsOn; a != nil && may(a) {
-		return a
+func (s *Session) roomLocked(full []*Path) (room *Path) {
+	may := func(p *Path) bool { return p.c.Err() == nil && !slices.Contains(full, p) }
+	if p := s.streamPath; p != nil && may(p) {
+		return p
 	}
 	if len(full) == 0 {
 		return nil // the ended carrier is about to be replaced
 	}
-	for _, a := range slices.Backward(s.attached) {
-		if may(a) && a.serviceable() && (room == nil || room.Kind() == full[0].Kind()) {
-			room = a
+	for _, p := range slices.Backward(s.paths) {
+		if may(p) && p.serviceable() && (room == nil || room.Kind() == full[0].Kind()) {
+			room = p
 		}
 	}
 	return room
@@ -28,8 +28,8 @@ func (s *Session) roomLocked(full []*Attachment) (room *Attachment) {
 
 // openLocked returns how many streams are open on all carriers.
 func (s *Session) openLocked() (n int64) {
-	for _, a := range s.attached {
-		n += a.streams.Load()
+	for _, p := range s.paths {
+		n += p.streams.Load()
 	}
 	return n
 }
@@ -37,7 +37,7 @@ func (s *Session) openLocked() (n int64) {
 // widenLocked asks for another carrier, unless there are as many as may be, and reports whether it
 // did. Then widened takes the request back.
 func (s *Session) widenLocked() bool {
-	if s.server || s.streamsOn == nil || !s.mayWidenLocked(s.streamsOn.Kind()) {
+	if s.server || s.streamPath == nil || !s.mayWidenLocked(s.streamPath.Kind()) {
 		return false
 	}
 	if s.widening++; s.widening == 1 {
@@ -54,8 +54,8 @@ func (s *Session) widened() {
 
 func (s *Session) mayWidenLocked(kind Kind) bool {
 	n := 0
-	for _, a := range s.attached {
-		if a.Kind() == kind && a.c.Err() == nil {
+	for _, p := range s.paths {
+		if p.Kind() == kind && p.c.Err() == nil {
 			n++
 		}
 	}
@@ -83,5 +83,5 @@ func (s *Session) Needs(kind Kind) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return !s.healthyLocked(kind) ||
-		s.widening > 0 && s.streamsOn != nil && s.streamsOn.Kind() == kind && s.mayWidenLocked(kind)
+		s.widening > 0 && s.streamPath != nil && s.streamPath.Kind() == kind && s.mayWidenLocked(kind)
 }

@@ -52,7 +52,7 @@ func (p *twoPaths) joinSmall(cfg PipeConfig, most int64) {
 }
 
 // keep opens a stream and keeps it until the test ends. It returns its carrier and how long opening took.
-func (p *twoPaths) keep() (over *Attachment, took time.Duration, err error) {
+func (p *twoPaths) keep() (over *Path, took time.Duration, err error) {
 	began := time.Now()
 	st, _, err := p.session.OpenStream(context.Background(), []byte("target"))
 	if err != nil {

@@ -91,27 +91,27 @@ type Session struct {
 
 	unknownAt atomic.Int64 // when we last answered an unknown flow
 
-	peer atomic.Uint64 // Features of the peer, from the newest attachment
+	peer atomic.Uint64 // Features of the peer, from the newest path
 
-	mu        sync.Mutex
-	inc       *incarnation
-	attached  []*Attachment // oldest first
-	attaches  uint64        // attach numbers given out, rising
-	changed   chan struct{} // closed and replaced when attached changes
-	prefer    preference
-	datagrams *Attachment // the carrier that serves datagrams; nil is none
-	streamsOn *Attachment // the same for streams, and for ends
-	ends      endList
-	closed    bool
-	said      []saying // see event
-	holds     int      // attaches under way (server)
-	orphaned  func()   // called without locks when the last carrier and hold are gone
-	detached  time.Time
-	gone      bool          // the client said that it will not come back
-	draining  time.Duration // on the server, what it told: 0 is not
-	leaving   bool          // on the client: the server drains
-	instance  [16]byte      // of the server process attached last
-	holding   *time.Timer   // ends a session that nothing is attached to
+	mu            sync.Mutex
+	inc           *incarnation
+	paths         []*Path       // oldest first
+	attaches      uint64        // attach numbers given out, rising
+	changed       chan struct{} // closed and replaced when attached changes
+	prefer        preference
+	datagramPath  *Path // the carrier that serves datagrams; nil is none
+	streamPath    *Path // the same for streams, and for ends
+	ends          endList
+	closed        bool
+	pendingEvents []pendingEvent // see event
+	holds         int            // attaches under way (server)
+	orphaned      func()         // called without locks when the last carrier and hold are gone
+	detached      time.Time
+	gone          bool          // the client said that it will not come back
+	draining      time.Duration // on the server, what it told: 0 is not
+	leaving       bool          // on the client: the server drains
+	instance      [16]byte      // of the server process attached last
+	holding       *time.Timer   // ends a session that nothing is attached to
 
 	streams    atomic.Int64 // that the peer opened
 	crowded    atomic.Bool  // the user holds too much memory for another
@@ -176,8 +176,8 @@ func (s *Session) PeerFeatures() Features { return Features(s.peer.Load()) }
 func (s *Session) openStreams() (n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, a := range s.attached {
-		n += int(a.streams.Load())
+	for _, p := range s.paths {
+		n += int(p.streams.Load())
 	}
 	return n
 }
@@ -189,11 +189,11 @@ func (s *Session) Flows() int {
 	return len(s.flows)
 }
 
-// Attached lists the carriers, oldest first.
-func (s *Session) Attached() []*Attachment {
+// Paths lists the carriers, oldest first.
+func (s *Session) Paths() []*Path {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return slices.Clone(s.attached)
+	return slices.Clone(s.paths)
 }
 
 func (s *Session) current() *incarnation {
@@ -218,11 +218,11 @@ func (s *Session) renew(old *incarnation) {
 	}
 	s.inc = newIncarnation()
 	s.ends.reset() // the new server process knows none of our flows
-	stale := slices.Clone(s.attached)
+	stale := slices.Clone(s.paths)
 	theirs := s.takePeerFlows(s.inc)
 	s.mu.Unlock()
-	for _, a := range stale {
-		a.closeFor(CodeReplaced, "the session was renewed")
+	for _, p := range stale {
+		p.closeFor(CodeReplaced, "the session was renewed")
 	}
 	endAll(theirs)
 }
@@ -230,7 +230,7 @@ func (s *Session) renew(old *incarnation) {
 // Attach authenticates on p and attaches it. The session keeps p, which it closes
 // on failure. A refusal is a *CloseError; other failures wrap ErrHandshake or are
 // ErrSessionClosed. ctx bounds the handshake alone.
-func (s *Session) Attach(ctx context.Context, p Pending, cred Credentials) (*Attachment, error) {
+func (s *Session) Attach(ctx context.Context, p Pending, cred Credentials) (*Path, error) {
 	ctx, cancel := context.WithTimeout(ctx, HandshakeTimeout)
 	defer cancel()
 	s.mu.Lock()
@@ -251,11 +251,11 @@ func (s *Session) Attach(ctx context.Context, p Pending, cred Credentials) (*Att
 		p.Close(CodeProtocol, "")
 		return nil, fmt.Errorf("%w: %w", ErrHandshake, err)
 	}
-	return s.attach(c, in, attachInfo{number: number, instance: w.instance, resumed: w.resumed, features: w.features})
+	return s.attach(c, in, handshakeResult{number: number, instance: w.instance, resumed: w.resumed, features: w.features})
 }
 
-// attachInfo is the outcome of a handshake.
-type attachInfo struct {
+// handshakeResult is the outcome of a handshake.
+type handshakeResult struct {
 	number   uint64   // the attach number
 	instance [16]byte // of the server process
 	resumed  bool     // the server knew the session already
@@ -263,18 +263,18 @@ type attachInfo struct {
 }
 
 // attach adds c to the session and serves it until it ends.
-func (s *Session) attach(c Carrier, in *incarnation, info attachInfo) (*Attachment, error) {
-	a := &Attachment{
-		s: s, c: c, in: in, attachInfo: info, began: s.now(),
+func (s *Session) attach(c Carrier, in *incarnation, info handshakeResult) (*Path, error) {
+	p := &Path{
+		s: s, c: c, in: in, handshakeResult: info, began: s.now(),
 		snd: newSender(c.Kind() == KindQUIC), done: make(chan struct{}),
 	}
-	a.snd.pads = a.snd.pads && !s.cfg.unpadded
-	a.out.wake = make(chan struct{}, 1)
-	a.beat.stir = make(chan struct{}, 1)
+	p.snd.pads = p.snd.pads && !s.cfg.unpadded
+	p.out.wake = make(chan struct{}, 1)
+	p.beat.stir = make(chan struct{}, 1)
 	if !s.server {
-		a.beat.h = newHealth(s.cfg.Timers, a.began)
+		p.beat.h = newHealth(s.cfg.Timers, p.began)
 	}
-	a.heard.Store(int64(a.began))
+	p.heard.Store(int64(p.began))
 	s.mu.Lock()
 	if s.closed || s.inc != in {
 		closed := s.closed
@@ -292,9 +292,9 @@ func (s *Session) attach(c Carrier, in *incarnation, info attachInfo) (*Attachme
 	}
 	s.peer.Store(uint64(info.features))
 	if !s.server {
-		for _, b := range slices.Backward(s.attached) {
+		for _, b := range slices.Backward(s.paths) {
 			if b.Kind() == c.Kind() && b.c.Err() == nil {
-				a.inherit(b)
+				p.inherit(b)
 				break
 			}
 		}
@@ -303,37 +303,37 @@ func (s *Session) attach(c Carrier, in *incarnation, info attachInfo) (*Attachme
 	if s.holding != nil {
 		s.holding.Stop()
 	}
-	s.attached = append(s.attached, a)
-	a.out.heard = s.prefer.epoch
+	s.paths = append(s.paths, p)
+	p.out.heard = s.prefer.epoch
 	if s.draining > 0 {
-		a.out.sendDrain(s.draining)
+		p.out.sendDrain(s.draining)
 	}
-	if a.smallSegments() {
+	if p.smallSegments() {
 		s.event(slog.LevelInfo, "%s attached to %v in small segments: nothing came back with larger ones", c.Kind().name(), c.RemoteAddr())
 	} else {
 		s.event(slog.LevelDebug, "%s attached to %v", c.Kind().name(), c.RemoteAddr())
 	}
 	s.chooseLocked()
-	s.wg.Go(a.execute)
+	s.wg.Go(p.execute)
 	s.mu.Unlock()
 	for _, b := range surplus {
 		b.closeFor(CodeReplaced, "newer connections of the same kind took its place")
 	}
 	s.retire()
 	s.notify()
-	return a, nil
+	return p, nil
 }
 
-func (s *Session) detach(a *Attachment) {
+func (s *Session) detach(p *Path) {
 	s.mu.Lock()
-	s.attached = slices.DeleteFunc(s.attached, func(b *Attachment) bool { return a == b })
-	if s.ends.on == a {
+	s.paths = slices.DeleteFunc(s.paths, func(b *Path) bool { return p == b })
+	if s.ends.on == p {
 		s.ends.on = nil // with all that its streams hold
 	}
-	s.event(slog.LevelDebug, "%s ended: %v", a.Kind().name(), a.Err())
+	s.event(slog.LevelDebug, "%s ended: %v", p.Kind().name(), p.Err())
 	s.chooseLocked()
 	s.detached = time.Now()
-	if e, ok := errors.AsType[*CloseError](a.Err()); ok && s.server && e.Code == CodeShutdown {
+	if e, ok := errors.AsType[*CloseError](p.Err()); ok && s.server && e.Code == CodeShutdown {
 		s.gone = true
 	}
 	orphaned := s.orphanedLocked()
@@ -347,8 +347,8 @@ func (s *Session) detach(a *Attachment) {
 // notify tells of what has happened. It is called without s.mu after each change.
 func (s *Session) notify() {
 	s.mu.Lock()
-	said := s.said
-	s.said = nil
+	said := s.pendingEvents
+	s.pendingEvents = nil
 	s.mu.Unlock()
 	for _, e := range said {
 		s.cfg.Log.Log(context.Background(), e.level, e.sentence)
@@ -370,30 +370,30 @@ func (s *Session) preferred(p preference) {
 	}
 	s.prefer = p
 	s.chooseLocked()
-	for _, a := range s.attached {
+	for _, a := range s.paths {
 		a.out.hear(p.epoch)
 	}
 }
 
 // streamCarrier returns the carrier for a new stream, waiting a bounded time while nothing is
 // attached, or while the client attaches another because all are full.
-func (s *Session) streamCarrier(ctx context.Context, r *streamRequest) (*Attachment, error) {
+func (s *Session) streamCarrier(ctx context.Context, r *streamRequest) (*Path, error) {
 	ctx, cancel := context.WithTimeout(ctx, r.life+attachWait-s.now())
 	defer cancel()
 	for {
 		s.mu.Lock()
-		a, full, open := s.roomLocked(r.full), len(r.full) > 0, s.openLocked()
+		p, full, open := s.roomLocked(r.full), len(r.full) > 0, s.openLocked()
 		if open >= s.mostStreams {
-			a, full = nil, true
+			p, full = nil, true
 		}
-		widening := a == nil && full && r.refused == nil && open < s.mostStreams && s.widenLocked()
+		widening := p == nil && full && r.refused == nil && open < s.mostStreams && s.widenLocked()
 		changed, closed := s.changed, s.closed
 		s.mu.Unlock()
 		switch {
 		case closed:
 			return nil, ErrSessionClosed
-		case a != nil:
-			return a, nil
+		case p != nil:
+			return p, nil
 		case full && r.refused != nil:
 			return nil, fmt.Errorf("%w: the server takes no more from this user now: %w", ErrStreamLimit, r.refused)
 		case full && !widening:
@@ -443,7 +443,7 @@ func (s *Session) release() {
 }
 
 func (s *Session) orphanedLocked() func() {
-	if len(s.attached) > 0 || s.holds > 0 || s.closed {
+	if len(s.paths) > 0 || s.holds > 0 || s.closed {
 		return nil
 	}
 	return s.orphaned
@@ -462,8 +462,8 @@ func (s *Session) tellDrain(left time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.draining = max(left, time.Millisecond)
-	for _, a := range s.attached {
-		a.out.sendDrain(s.draining)
+	for _, p := range s.paths {
+		p.out.sendDrain(s.draining)
 	}
 }
 
@@ -500,7 +500,7 @@ func (s *Session) leave() {
 func (s *Session) leaveUnused() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.holds == 1 && len(s.attached) == 0 && s.detached.IsZero() {
+	if s.holds == 1 && len(s.paths) == 0 && s.detached.IsZero() {
 		s.gone = true
 	}
 }
@@ -527,7 +527,7 @@ func (s *Session) spawn(f func()) bool {
 // and waits for all goroutines. Further calls wait as well.
 func (s *Session) Close(code ErrorCode, reason string) {
 	s.mu.Lock()
-	attached := slices.Clone(s.attached)
+	attached := slices.Clone(s.paths)
 	first := !s.closed
 	s.closed = true
 	if s.holding != nil {
@@ -539,10 +539,10 @@ func (s *Session) Close(code ErrorCode, reason string) {
 	s.mu.Unlock()
 	if first {
 		var told sync.WaitGroup
-		for _, a := range attached {
+		for _, p := range attached {
 			told.Go(func() {
-				a.goAway(&CloseError{Code: code, Reason: reason})
-				a.closeFor(code, reason)
+				p.goAway(&CloseError{Code: code, Reason: reason})
+				p.closeFor(code, reason)
 			})
 		}
 		s.cancel()

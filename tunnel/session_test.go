@@ -115,7 +115,7 @@ func (s *sink) snapshot() (got [][]byte, codes []EndCode) {
 type world struct {
 	t       *testing.T
 	exit    *echoExit
-	host    *Host
+	host    *Registry
 	session *Session
 }
 
@@ -128,15 +128,15 @@ func newWorld(t *testing.T) *world {
 	return w
 }
 
-func (w *world) newHost() *Host {
-	return NewHost(HostConfig{
+func (w *world) newHost() *Registry {
+	return NewRegistry(RegistryConfig{
 		Authenticate: func(c Credentials) bool { return c.Token == "right" },
 		Exit:         func(string) Exit { return w.exit },
 	})
 }
 
-// attach joins session and host by a pipe and returns both ends' attachments.
-func (w *world) attach(s *Session, cred Credentials, cfg PipeConfig) (near, far *Attachment, errNear, errFar error) {
+// attach joins session and host by a pipe and returns both ends' paths.
+func (w *world) attach(s *Session, cred Credentials, cfg PipeConfig) (near, far *Path, errNear, errFar error) {
 	c, srv := NewPipe(cfg, cfg)
 	var wg sync.WaitGroup
 	wg.Go(func() { far, errFar = w.host.Attach(context.Background(), srv) })
@@ -145,7 +145,7 @@ func (w *world) attach(s *Session, cred Credentials, cfg PipeConfig) (near, far 
 	return near, far, errNear, errFar
 }
 
-func (w *world) mustAttach(cfg PipeConfig) (near, far *Attachment) {
+func (w *world) mustAttach(cfg PipeConfig) (near, far *Path) {
 	w.t.Helper()
 	near, far, errNear, errFar := w.attach(w.session, alice, cfg)
 	if errNear != nil || errFar != nil {
@@ -493,7 +493,7 @@ func TestTwoRacingDialsMakeOneSession(t *testing.T) {
 		if n := len(w.host.Sessions()); n != 1 {
 			t.Errorf("%d sessions, want 1", n)
 		}
-		if n := len(w.session.Attached()); n != 1 {
+		if n := len(w.session.Paths()); n != 1 {
 			t.Errorf("%d carriers of one kind are attached, want 1", n)
 		}
 	})
@@ -537,7 +537,7 @@ func TestWhoIsNotLetInIsToldWhy(t *testing.T) {
 		if n := len(w.host.Sessions()); n != 2 {
 			t.Errorf("%d sessions, want alice's and mallory's", n)
 		}
-		if n := len(w.session.Attached()); n != 1 {
+		if n := len(w.session.Paths()); n != 1 {
 			t.Errorf("alice lost her carrier")
 		}
 	})

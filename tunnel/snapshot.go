@@ -75,20 +75,20 @@ type byteCount struct{ up, down atomic.Uint64 }
 // ID is the session's number; a session that the server no longer knew has a new one.
 func (s *Session) ID() SessionID { return s.current().id }
 
-// Doubt returns the problem if carriers are attached and none of them is good or on probation, else "". It
+// Problem returns the problem if carriers are attached and none of them is good or on probation, else "". It
 // stays the same as long as nothing arrives.
-func (s *Session) Doubt() string {
+func (s *Session) Problem() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.attached) == 0 || s.healthyLocked(0) {
+	if len(s.paths) == 0 || s.healthyLocked(0) {
 		return ""
 	}
 	var heard time.Duration
 	var reasons []string
-	for _, a := range s.attached {
-		heard = max(heard, time.Duration(a.heard.Load()))
-		_, why := a.good()
-		reasons = append(reasons, fmt.Sprintf("%s %s", a.Kind().name(), why))
+	for _, p := range s.paths {
+		heard = max(heard, time.Duration(p.heard.Load()))
+		_, why := p.good()
+		reasons = append(reasons, fmt.Sprintf("%s %s", p.Kind().name(), why))
 	}
 	if s.now()-heard >= s.cfg.Timers.Suspect {
 		return "nothing has come since " + s.start.Add(heard).Format(time.TimeOnly)
@@ -99,10 +99,10 @@ func (s *Session) Doubt() string {
 // Snapshot is the session now.
 func (s *Session) Snapshot() SessionStatus {
 	s.mu.Lock()
-	datagrams, streams := s.datagrams, s.streamsOn
+	datagrams, streams := s.datagramPath, s.streamPath
 	st := SessionStatus{
 		ID: s.inc.id.String(), User: s.user, Age: s.now(), Leaving: s.leaving,
-		Attached:  len(s.attached) > 0,
+		Attached:  len(s.paths) > 0,
 		Datagrams: s.choiceLocked(datagrams, s.reason(datagrams, KindQUIC), s.prefer.datagrams),
 		Streams:   s.choiceLocked(streams, s.streamsWhy(streams), s.prefer.streams),
 		Drops:     s.drops.snapshot(),
@@ -117,9 +117,9 @@ func (s *Session) Snapshot() SessionStatus {
 	s.mu.Unlock()
 
 	st.Flows = s.Flows()
-	for _, a := range s.Attached() {
-		c := a.snapshot()
-		c.Datagrams, c.Streams = a == datagrams, a == streams
+	for _, p := range s.Paths() {
+		c := p.snapshot()
+		c.Datagrams, c.Streams = p == datagrams, p == streams
 		st.Carriers = append(st.Carriers, c)
 		st.OpenStreams += c.OpenStreams
 	}
@@ -128,36 +128,36 @@ func (s *Session) Snapshot() SessionStatus {
 
 // choiceLocked says why a serves a class; asked is the carrier that the client
 // named, on the server.
-func (s *Session) choiceLocked(a *Attachment, why string, asked uint64) Choice {
+func (s *Session) choiceLocked(p *Path, why string, asked uint64) Choice {
 	switch {
-	case a == nil:
+	case p == nil:
 		return Choice{Why: "nothing is attached"}
 	case !s.server:
-	case a.number == asked:
+	case p.number == asked:
 		why = "the client asks for it"
 	default:
 		why = "the one that the client asks for is not attached"
 	}
-	return Choice{Carrier: a.number, Why: why}
+	return Choice{Carrier: p.number, Why: why}
 }
 
-func (a *Attachment) snapshot() CarrierStatus {
+func (p *Path) snapshot() CarrierStatus {
 	c := CarrierStatus{
-		Number: a.number, Kind: a.Kind(), Local: a.LocalAddr(), Remote: a.RemoteAddr(),
-		Age: a.s.now() - a.began, Heard: a.s.now() - time.Duration(a.heard.Load()), RTT: a.RTT(), Health: HealthGood,
-		BundlesUp: a.beat.sent[0].Load(), BundlesDown: a.beat.received[0].Load(),
-		BundleBytesUp: a.bytes.up.Load(), BundleBytesDown: a.bytes.down.Load(),
-		OpenStreams: int(a.streams.Load()), Path: a.PathStats(), SmallSegments: a.smallSegments(),
+		Number: p.number, Kind: p.Kind(), Local: p.LocalAddr(), Remote: p.RemoteAddr(),
+		Age: p.s.now() - p.began, Heard: p.s.now() - time.Duration(p.heard.Load()), RTT: p.RTT(), Health: HealthGood,
+		BundlesUp: p.beat.sent[0].Load(), BundlesDown: p.beat.received[0].Load(),
+		BundleBytesUp: p.bytes.up.Load(), BundleBytesDown: p.bytes.down.Load(),
+		OpenStreams: int(p.streams.Load()), Path: p.PathStats(), SmallSegments: p.smallSegments(),
 	}
 	if c.RTT == 0 {
 		c.RTT = c.Path.RTT
 	}
-	if good, why := a.good(); !good {
+	if good, why := p.good(); !good {
 		c.Health, c.Reason = HealthSuspect, why
 	}
-	a.beat.mu.Lock()
-	defer a.beat.mu.Unlock()
-	if h := a.beat.h; h != nil && h.n > 1 {
+	p.beat.mu.Lock()
+	defer p.beat.mu.Unlock()
+	if h := p.beat.h; h != nil && h.n > 1 {
 		loss := h.lost
 		c.Loss = &loss
 	}
@@ -165,16 +165,16 @@ func (a *Attachment) snapshot() CarrierStatus {
 }
 
 // smallSegments reports whether the carrier's TCP passed in small segments alone.
-func (a *Attachment) smallSegments() bool {
-	y, ok := a.c.(*yamuxCarrier)
+func (p *Path) smallSegments() bool {
+	y, ok := p.c.(*yamuxCarrier)
 	return ok && y.small
 }
 
 // SmallSegments reports whether a carrier is attached whose TCP passed in small segments alone: the
 // path loses large packets.
 func (s *Session) SmallSegments() bool {
-	for _, a := range s.Attached() {
-		if a.smallSegments() {
+	for _, p := range s.Paths() {
+		if p.smallSegments() {
 			return true
 		}
 	}

@@ -129,7 +129,7 @@ func TestSnapshotTellsSilenceAsItGrows(t *testing.T) {
 			if c.Health != HealthSuspect || c.Reason != want || st.Streams.Why != "QUIC "+want && st.Datagrams.Why != want+", but nothing is better" {
 				t.Errorf("%q, %q: %+v, %+v; want %q", c.Health, c.Reason, st.Datagrams, st.Streams, want)
 			}
-			if doubt := p.session.Doubt(); doubt != "nothing has come since "+time.Now().Add(-c.Heard).Format(time.TimeOnly) {
+			if doubt := p.session.Problem(); doubt != "nothing has come since "+time.Now().Add(-c.Heard).Format(time.TimeOnly) {
 				t.Errorf("the doubt is %q", doubt)
 			}
 		}
@@ -139,7 +139,7 @@ func TestSnapshotTellsSilenceAsItGrows(t *testing.T) {
 		if c := p.session.Snapshot().Carriers[0]; c.Health != HealthSuspect || !strings.HasPrefix(c.Reason, "was silent for ") {
 			t.Errorf("it answers again: %q, %q", c.Health, c.Reason)
 		}
-		if doubt := p.session.Doubt(); !strings.HasPrefix(doubt, "QUIC was silent for ") {
+		if doubt := p.session.Problem(); !strings.HasPrefix(doubt, "QUIC was silent for ") {
 			t.Errorf("the doubt is %q", doubt)
 		}
 	})

@@ -54,11 +54,11 @@ func (s *Session) OpenStream(ctx context.Context, addr []byte) (st Stream, bound
 	}
 	r := streamRequest{addr: addr, life: s.now()}
 	for asked := 1; ; {
-		a, err := s.streamCarrier(ctx, &r)
+		p, err := s.streamCarrier(ctx, &r)
 		if err != nil {
 			return nil, nil, err
 		}
-		st, bound, err := s.openOver(ctx, a, &r, asked < maxAsked)
+		st, bound, err := s.openOver(ctx, p, &r, asked < maxAsked)
 		if err == nil {
 			return st, bound, nil
 		}
@@ -67,18 +67,18 @@ func (s *Session) OpenStream(ctx context.Context, addr []byte) (st Stream, bound
 		case errors.Is(err, ErrUnanswered):
 			return nil, nil, err
 		case ctx.Err() != nil:
-			return nil, nil, a.unanswered(ctx, err)
+			return nil, nil, p.unanswered(ctx, err)
 		case limitReached(err):
-			r.full = append(r.full, a) // the peer has connected to nothing
+			r.full = append(r.full, p) // the peer has connected to nothing
 			if !errors.Is(err, ErrStreamLimit) {
 				r.refused = err
 			}
 			continue
-		case !errors.As(err, &failed) && a.c.Err() != nil:
+		case !errors.As(err, &failed) && p.c.Err() != nil:
 			continue // the peer was not asked
 		case !errors.As(err, &failed):
-			return nil, nil, fmt.Errorf("opening a stream over %v: %w", a.Kind(), err)
-		case asked == maxAsked || a.c.Err() == nil && !failed.left:
+			return nil, nil, fmt.Errorf("opening a stream over %v: %w", p.Kind(), err)
+		case asked == maxAsked || p.c.Err() == nil && !failed.left:
 			return nil, nil, failed.err
 		}
 		asked++
@@ -90,7 +90,7 @@ func (s *Session) OpenStream(ctx context.Context, addr []byte) (st Stream, bound
 type streamRequest struct {
 	addr []byte
 	life time.Duration // the last sign of life of a carrier that it was on, or its beginning
-	full []*Attachment // carriers that take no more streams
+	full []*Path       // carriers that take no more streams
 
 	refused error // the peer said so: another carrier would not help
 }
@@ -108,12 +108,12 @@ const maxAsked = 2
 var ErrUnanswered = errors.New("the far end did not answer")
 
 // unanswered is the error of a stream that waited on a for as long as ctx lived.
-func (a *Attachment) unanswered(ctx context.Context, err error) error {
-	if _, why := a.good(); why != "" {
-		return fmt.Errorf("%w: %s %s", ErrUnanswered, a.Kind().name(), why)
+func (p *Path) unanswered(ctx context.Context, err error) error {
+	if _, why := p.good(); why != "" {
+		return fmt.Errorf("%w: %s %s", ErrUnanswered, p.Kind().name(), why)
 	}
-	if ended := a.Err(); ended != nil {
-		return fmt.Errorf("%w: %s ended: %w", ErrUnanswered, a.Kind().name(), ended)
+	if ended := p.Err(); ended != nil {
+		return fmt.Errorf("%w: %s ended: %w", ErrUnanswered, p.Kind().name(), ended)
 	}
 	return fmt.Errorf("%w: %w", context.Cause(ctx), err)
 }
@@ -128,29 +128,29 @@ func (e *askedError) Error() string { return e.err.Error() }
 func (e *askedError) Unwrap() error { return e.err }
 
 // openOver is OpenStream over one carrier, which it may leave for a better one.
-func (s *Session) openOver(ctx context.Context, a *Attachment, r *streamRequest, mayLeave bool) (Stream, []byte, error) {
+func (s *Session) openOver(ctx context.Context, p *Path, r *streamRequest, mayLeave bool) (Stream, []byte, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	var why verdict
 	var watch sync.WaitGroup
 	watch.Go(func() {
-		if why = s.watchOpening(ctx, a, r, mayLeave); why != "" {
+		if why = s.watchOpening(ctx, p, r, mayLeave); why != "" {
 			cancel()
 		}
 	})
-	st, bound, err := a.open(ctx, r.addr)
+	st, bound, err := p.open(ctx, r.addr)
 	cancel()
 	watch.Wait()
 	if err == nil {
 		return st, bound, nil
 	}
-	r.life = max(r.life, time.Duration(a.heard.Load()))
+	r.life = max(r.life, time.Duration(p.heard.Load()))
 	failed := (*askedError)(nil)
 	refused := (*RefusedError)(nil)
 	switch {
 	case errors.As(err, &refused):
 	case why == isMute:
-		_, silent := a.good()
-		return nil, nil, fmt.Errorf("%w: %s %s", ErrUnanswered, a.Kind().name(), silent)
+		_, silent := p.good()
+		return nil, nil, fmt.Errorf("%w: %s %s", ErrUnanswered, p.Kind().name(), silent)
 	case why == isLeft && errors.As(err, &failed):
 		failed.left = true
 	case why == isLeft:
@@ -160,13 +160,13 @@ func (s *Session) openOver(ctx context.Context, a *Attachment, r *streamRequest,
 }
 
 // open asks the peer over a.
-func (a *Attachment) open(ctx context.Context, addr []byte) (Stream, []byte, error) {
-	a.touch(a.s.now()) // its silence counts from now on
-	opened, err := a.c.OpenStream(ctx)
+func (p *Path) open(ctx context.Context, addr []byte) (Stream, []byte, error) {
+	p.touch(p.s.now()) // its silence counts from now on
+	opened, err := p.c.OpenStream(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
-	st := a.carry(opened)
+	st := p.carry(opened)
 	stop := context.AfterFunc(ctx, func() { st.Reset(CodeTimeout) })
 	bound, err := request(st, addr)
 	if !stop() && err == nil {
@@ -192,24 +192,24 @@ const lookEvery = attachWait / 20
 
 // watchOpening waits until a is not worth waiting for, and returns why; "" is the end of ctx. Until
 // then a counts as in use, so that its silence shows.
-func (s *Session) watchOpening(ctx context.Context, a *Attachment, r *streamRequest, mayLeave bool) verdict {
+func (s *Session) watchOpening(ctx context.Context, p *Path, r *streamRequest, mayLeave bool) verdict {
 	look := time.NewTicker(lookEvery)
 	defer look.Stop()
 	for {
 		s.mu.Lock()
-		next, changed := s.streamsOn, s.changed
+		next, changed := s.streamPath, s.changed
 		s.mu.Unlock()
-		good, _ := a.good()
-		if mayLeave && (!good || a.c.Err() != nil) && next != nil && next != a && next.serviceable() && next.c.Err() == nil {
+		good, _ := p.good()
+		if mayLeave && (!good || p.c.Err() != nil) && next != nil && next != p && next.serviceable() && next.c.Err() == nil {
 			return isLeft
 		}
-		if a.mute(r.life) {
+		if p.mute(r.life) {
 			return isMute
 		}
 		select {
 		case <-changed:
 		case <-look.C:
-			a.touch(s.now())
+			p.touch(s.now())
 		case <-ctx.Done():
 			return ""
 		}
@@ -218,10 +218,10 @@ func (s *Session) watchOpening(ctx context.Context, a *Attachment, r *streamRequ
 
 // mute reports whether the carrier gave no sign of life for attachWait, since then at the earliest,
 // though it was asked for one.
-func (a *Attachment) mute(since time.Duration) bool {
-	now := a.s.now()
-	return a.c.Err() == nil && now-max(since, time.Duration(a.heard.Load())) >= attachWait &&
-		a.openPing(now) >= min(a.s.cfg.Timers.Suspect, attachWait/2)
+func (p *Path) mute(since time.Duration) bool {
+	now := p.s.now()
+	return p.c.Err() == nil && now-max(since, time.Duration(p.heard.Load())) >= attachWait &&
+		p.openPing(now) >= min(p.s.cfg.Timers.Suspect, attachWait/2)
 }
 
 func request(st Stream, addr []byte) (bound []byte, err error) {
@@ -272,7 +272,7 @@ func (o *oneByteReader) ReadByte() (byte, error) {
 // Exit is what a session calls when the peer opens something.
 type Exit interface {
 	// OpenFlow is called with the first datagram of a flow, before it is
-	// delivered. It must not wait. A nil handler refuses the flow with code; EndNone
+	// delivered. It must not wait. A nil handler refuses the flow with code; EndRetry
 	// is not told to the peer, whose next datagram opens the flow again.
 	OpenFlow(f *Flow) (h FlowHandler, code EndCode)
 

@@ -100,7 +100,7 @@ func (e *Exits) reserveFlow(u *UserExit) tunnel.EndCode {
 	if u.flows >= e.cfg.MaxUserFlows {
 		e.mu.Unlock()
 		if e.makeRoom(u) {
-			return tunnel.EndNone
+			return tunnel.EndRetry
 		}
 		e.refusedByLimit(u, "flow", errLimit)
 		return tunnel.EndLimit

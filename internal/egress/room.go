@@ -41,7 +41,7 @@ func (f *flow) openSocket() tunnel.EndCode {
 	f.passed.Store(e.cfg.Room.Now())
 	lease, err := e.cfg.Room.Take(u.name, share.Flow, e.each(), f)
 	if errors.Is(err, share.ErrBusy) {
-		return tunnel.EndNone
+		return tunnel.EndRetry
 	}
 	if err != nil {
 		e.refusedByLimit(u, "flow", err)
@@ -55,7 +55,7 @@ func (f *flow) openSocket() tunnel.EndCode {
 				sock, err = e.listen()
 			default: // soon
 				lease.Release()
-				return tunnel.EndNone
+				return tunnel.EndRetry
 			}
 		}
 	}
@@ -74,7 +74,7 @@ func (f *flow) openSocket() tunnel.EndCode {
 	// the socket, or it was earlier and we see it here.
 	if f.ended.Load() || lease.Taken() {
 		f.closeSocket(lease)
-		return tunnel.EndNone
+		return tunnel.EndRetry
 	}
 	return tunnel.EndNormal
 }

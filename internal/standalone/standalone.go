@@ -85,15 +85,15 @@ func Run(ctx context.Context, cfg Config) error {
 		Room: room, Counted: true, MaxUserFlows: tunnel.MaxFlows, MaxUserStreams: tunnel.MaxFlows,
 	})
 	defer exits.Close()
-	host, session, err := join(ctx, func(user string) tunnel.Exit { return exits.For(user) }, cfg.Log)
+	registry, session, err := join(ctx, func(user string) tunnel.Exit { return exits.For(user) }, cfg.Log)
 	if err != nil {
 		ln.Close()
 		return err
 	}
-	defer host.Close(tunnel.CodeShutdown, "the proxy is shutting down")
+	defer registry.Close(tunnel.CodeShutdown, "the proxy is shutting down")
 	defer session.Close(tunnel.CodeShutdown, "the proxy is shutting down")
 
-	budget := tunnel.NewBudget(cfg.Memory, func() []*tunnel.Session { return append(host.Sessions(), session) }, cfg.Log)
+	budget := tunnel.NewBudget(cfg.Memory, func() []*tunnel.Session { return append(registry.Sessions(), session) }, cfg.Log)
 	defer budget.Close()
 
 	route := ingress.NewRoute(session)
@@ -114,9 +114,9 @@ func Run(ctx context.Context, cfg Config) error {
 }
 
 // join makes the two sides of a session over an in-memory carrier.
-func join(ctx context.Context, exit func(string) tunnel.Exit, log *slog.Logger) (*tunnel.Host, *tunnel.Session, error) {
+func join(ctx context.Context, exit func(string) tunnel.Exit, log *slog.Logger) (*tunnel.Registry, *tunnel.Session, error) {
 	near, far := tunnel.NewPipe(tunnel.PipeConfig{}, tunnel.PipeConfig{})
-	host := tunnel.NewHost(tunnel.HostConfig{
+	registry := tunnel.NewRegistry(tunnel.RegistryConfig{
 		Authenticate: func(tunnel.Credentials) bool { return true }, // it is ourselves
 		Exit:         exit,
 		MaxStreams:   tunnel.MaxFlows, // the entrance has bounds
@@ -125,13 +125,13 @@ func join(ctx context.Context, exit func(string) tunnel.Exit, log *slog.Logger) 
 	session := tunnel.NewSession(tunnel.SessionConfig{Log: log})
 	var wg sync.WaitGroup
 	var errNear, errFar error
-	wg.Go(func() { _, errFar = host.Attach(ctx, far) })
+	wg.Go(func() { _, errFar = registry.Attach(ctx, far) })
 	wg.Go(func() { _, errNear = session.Attach(ctx, near, tunnel.Credentials{}) })
 	wg.Wait()
 	if err := errors.Join(errNear, errFar); err != nil {
 		session.Close(tunnel.CodeInternal, "")
-		host.Close(tunnel.CodeInternal, "")
+		registry.Close(tunnel.CodeInternal, "")
 		return nil, nil, fmt.Errorf("joining entrance and exit: %w", err)
 	}
-	return host, session, nil
+	return registry, session, nil
 }

@@ -22,10 +22,10 @@ const (
 	controlEvery = 8
 )
 
-// Attachment is a carrier that serves a session, from attach to detach. Its
+// Path is a carrier attached to a session. Its
 // goroutines belong to the session, which waits for them.
-type Attachment struct {
-	attachInfo
+type Path struct {
+	handshakeResult
 	s       *Session
 	c       Carrier
 	in      *incarnation
@@ -51,141 +51,141 @@ type Attachment struct {
 }
 
 // Kind is the carrier's transport.
-func (a *Attachment) Kind() Kind { return a.c.Kind() }
+func (p *Path) Kind() Kind { return p.c.Kind() }
 
 // RemoteAddr is the carrier's peer.
-func (a *Attachment) RemoteAddr() net.Addr { return a.c.RemoteAddr() }
+func (p *Path) RemoteAddr() net.Addr { return p.c.RemoteAddr() }
 
 // LocalAddr is the carrier's own address.
-func (a *Attachment) LocalAddr() net.Addr { return a.c.LocalAddr() }
+func (p *Path) LocalAddr() net.Addr { return p.c.LocalAddr() }
 
 // RTT is the last ping's round-trip time; 0 before the first.
-func (a *Attachment) RTT() time.Duration { return time.Duration(a.rtt.Load()) }
+func (p *Path) RTT() time.Duration { return time.Duration(p.rtt.Load()) }
 
 // Resumed says whether the server knew the session already.
-func (a *Attachment) Resumed() bool { return a.resumed }
+func (p *Path) Resumed() bool { return p.resumed }
 
 // Done is closed once the carrier has ended and its goroutines with it.
-func (a *Attachment) Done() <-chan struct{} { return a.done }
+func (p *Path) Done() <-chan struct{} { return p.done }
 
 // Err says why the carrier ended; nil while it lives. What the peer, or our own
 // checks, gave as the reason is a *CloseError.
-func (a *Attachment) Err() error {
-	if e := a.cause.Load(); e != nil && a.c.Err() != nil {
+func (p *Path) Err() error {
+	if e := p.cause.Load(); e != nil && p.c.Err() != nil {
 		return e
 	}
-	return a.c.Err()
+	return p.c.Err()
 }
 
 // Close ends the carrier.
-func (a *Attachment) Close(code ErrorCode, reason string) { a.c.Close(code, reason) }
+func (p *Path) Close(code ErrorCode, reason string) { p.c.Close(code, reason) }
 
-func (a *Attachment) execute() {
-	defer close(a.done)
-	defer a.s.detach(a)
+func (p *Path) execute() {
+	defer close(p.done)
+	defer p.s.detach(p)
 	var wg sync.WaitGroup
-	wg.Go(a.sendLoop)
-	wg.Go(a.receiveLoop)
-	wg.Go(a.controlReadLoop)
-	wg.Go(a.controlWriteLoop)
-	wg.Go(a.acceptLoop)
-	wg.Go(a.heartbeat)
-	<-a.c.Done()
-	a.s.judged()            // out of service before it is detached
-	a.c.Close(CodeNone, "") // wait for the carrier's own goroutines
+	wg.Go(p.sendLoop)
+	wg.Go(p.receiveLoop)
+	wg.Go(p.controlReadLoop)
+	wg.Go(p.controlWriteLoop)
+	wg.Go(p.acceptLoop)
+	wg.Go(p.heartbeat)
+	<-p.c.Done()
+	p.s.judged()            // out of service before it is detached
+	p.c.Close(CodeNone, "") // wait for the carrier's own goroutines
 	wg.Wait()
 }
 
 // fail ends the carrier because of what the peer did.
-func (a *Attachment) fail(code ErrorCode, err error) {
-	if a.c.Err() != nil {
+func (p *Path) fail(code ErrorCode, err error) {
+	if p.c.Err() != nil {
 		return
 	}
-	a.closeFor(code, err.Error())
+	p.closeFor(code, err.Error())
 }
 
 // closeFor closes the carrier and keeps the reason.
-func (a *Attachment) closeFor(code ErrorCode, reason string) {
-	a.cause.CompareAndSwap(nil, &CloseError{Code: code, Reason: reason, Own: true})
-	a.c.Close(code, reason)
+func (p *Path) closeFor(code ErrorCode, reason string) {
+	p.cause.CompareAndSwap(nil, &CloseError{Code: code, Reason: reason, Own: true})
+	p.c.Close(code, reason)
 }
 
 // sendLoop sends probes, and pulls bundles from the session's queue for as long
 // as this carrier serves it.
-func (a *Attachment) sendLoop() {
+func (p *Path) sendLoop() {
 	b := make([]byte, 0, MinBundle)
 	for bundles := 0; ; bundles++ {
-		limit, most := a.bundleLimit()
+		limit, most := p.bundleLimit()
 		if cap(b) < most {
 			b = make([]byte, 0, most)
 		}
-		if a.snd.exact && a.snd.late && (a.streams.Load() > 0 || bundles%controlEvery == 0) {
+		if p.snd.exact && p.snd.late && (p.streams.Load() > 0 || bundles%controlEvery == 0) {
 			limit -= limit / streamShare
 		}
-		now := a.s.now()
+		now := p.s.now()
 		var least int
-		b, least = a.appendProbe(b[:0], most)
+		b, least = p.appendProbe(b[:0], most)
 		probe := len(b)
-		b = a.s.q.fill(b, limit, a.snd, now)
+		b = p.s.q.fill(b, limit, p.snd, now)
 		if len(b) == 0 {
 			select {
-			case <-a.snd.wake:
-			case <-a.c.Done():
+			case <-p.snd.wake:
+			case <-p.c.Done():
 				return
 			}
 			continue
 		}
 		if len(b) > probe {
-			a.touch(now)
+			p.touch(now)
 		}
 		if len(b) < least {
 			b = pad(b, least)
 		}
-		if err := a.c.SendBundle(b); err != nil {
+		if err := p.c.SendBundle(b); err != nil {
 			if tooLarge := (*BundleTooLargeError)(nil); errors.As(err, &tooLarge) {
-				a.s.drops.add(DropPathShrank, 1)
+				p.s.drops.add(DropPathShrank, 1)
 				continue
 			}
 			return
 		}
-		count(&a.beat.sent, len(b))
-		a.bytes.up.Add(uint64(len(b)))
+		count(&p.beat.sent, len(b))
+		p.bytes.up.Add(uint64(len(b)))
 	}
 }
 
 // receiveLoop takes bundles from the carrier and hands out what is in them. It
 // never waits for anything else, since over QUIC waiting is losing.
-func (a *Attachment) receiveLoop() {
-	defer a.reassembler.close()
+func (p *Path) receiveLoop() {
+	defer p.reassembler.close()
 	bundles := make([][]byte, receiveBatch)
 	for {
-		n, err := a.c.ReceiveBundles(bundles)
+		n, err := p.c.ReceiveBundles(bundles)
 		if err != nil {
 			return
 		}
-		now := a.s.now()
-		a.heard.Store(int64(now))
-		a.reassembler.expire(now)
+		now := p.s.now()
+		p.heard.Store(int64(now))
+		p.reassembler.expire(now)
 		for _, b := range bundles[:n] {
-			a.receiveBundle(b, now)
-			count(&a.beat.received, len(b))
-			a.bytes.down.Add(uint64(len(b)))
+			p.receiveBundle(b, now)
+			count(&p.beat.received, len(b))
+			p.bytes.down.Add(uint64(len(b)))
 		}
-		a.flush()
-		if a.passed {
-			a.passed = false
-			a.touch(now)
+		p.flush()
+		if p.passed {
+			p.passed = false
+			p.touch(now)
 		}
 		clear(bundles[:n])
 	}
 }
 
-func (a *Attachment) receiveBundle(b []byte, now time.Duration) {
+func (p *Path) receiveBundle(b []byte, now time.Duration) {
 	size := len(b)
 	for len(b) > 0 {
 		rec, rest, err := parseRecord(b)
 		if err != nil {
-			a.s.drops.add(DropMalformed, 1)
+			p.s.drops.add(DropMalformed, 1)
 			return
 		}
 		if rec.padding() {
@@ -194,72 +194,72 @@ func (a *Attachment) receiveBundle(b []byte, now time.Duration) {
 		b = rest
 		switch {
 		case rec.flow == 0:
-			a.receiveProbe(rec.body, size, now)
+			p.receiveProbe(rec.body, size, now)
 		case rec.fragment:
-			a.receiveFragment(&rec, now)
+			p.receiveFragment(&rec, now)
 		case len(rec.body) > 0:
-			a.collect(rec.flow, rec.body)
+			p.collect(rec.flow, rec.body)
 		}
 	}
 }
 
-func (a *Attachment) receiveFragment(rec *record, now time.Duration) {
-	a.passed = true
-	before := a.reassembler.drops
-	whole := a.reassembler.add(rec, now)
-	if lost := a.reassembler.drops - before; lost > 0 {
-		a.s.drops.add(DropReassembly, lost)
+func (p *Path) receiveFragment(rec *record, now time.Duration) {
+	p.passed = true
+	before := p.reassembler.drops
+	whole := p.reassembler.add(rec, now)
+	if lost := p.reassembler.drops - before; lost > 0 {
+		p.s.drops.add(DropReassembly, lost)
 	}
 	if whole != nil {
-		a.collect(rec.flow, whole)
-		a.flush() // the buffer is the reassembler's
+		p.collect(rec.flow, whole)
+		p.flush() // the buffer is the reassembler's
 	}
 }
 
 // collect gathers datagrams of one flow that follow each other, so that the
 // handler can send them on with one system call.
-func (a *Attachment) collect(flow uint64, body []byte) {
-	a.passed = true
-	if flow != a.run {
-		a.flush()
-		a.run = flow
+func (p *Path) collect(flow uint64, body []byte) {
+	p.passed = true
+	if flow != p.run {
+		p.flush()
+		p.run = flow
 	}
-	a.bodies = append(a.bodies, body)
+	p.bodies = append(p.bodies, body)
 }
 
-func (a *Attachment) flush() {
-	if len(a.bodies) == 0 {
+func (p *Path) flush() {
+	if len(p.bodies) == 0 {
 		return
 	}
-	a.s.deliver(a.in, a.run, a.bodies)
-	clear(a.bodies)
-	a.bodies = a.bodies[:0]
+	p.s.deliver(p.in, p.run, p.bodies)
+	clear(p.bodies)
+	p.bodies = p.bodies[:0]
 }
 
 // controlReadLoop acts on the peer's control messages.
-func (a *Attachment) controlReadLoop() {
-	r := bufio.NewReaderSize(a.c.Control(), 1<<10)
+func (p *Path) controlReadLoop() {
+	r := bufio.NewReaderSize(p.c.Control(), 1<<10)
 	var buf []byte
 	for {
 		t, payload, err := readMessage(r, buf)
 		if err != nil {
 			if errors.Is(err, errMessageTooLong) {
-				a.fail(CodeProtocol, err)
+				p.fail(CodeProtocol, err)
 			}
 			// The end of the control stream is the end of the carrier.
-			a.c.Close(CodeNone, "")
+			p.c.Close(CodeNone, "")
 			return
 		}
 		buf = payload
-		a.heard.Store(int64(a.s.now()))
-		if err := a.control(t, payload); err != nil {
-			a.fail(CodeProtocol, err)
+		p.heard.Store(int64(p.s.now()))
+		if err := p.control(t, payload); err != nil {
+			p.fail(CodeProtocol, err)
 			return
 		}
 	}
 }
 
-func (a *Attachment) control(t messageType, payload []byte) error {
+func (p *Path) control(t messageType, payload []byte) error {
 	f := fields{b: payload}
 	switch t {
 	case msgEnd:
@@ -269,38 +269,38 @@ func (a *Attachment) control(t messageType, payload []byte) error {
 			if f.err != nil {
 				break
 			}
-			a.s.peerEnded(a.in, flow, code)
+			p.s.peerEnded(p.in, flow, code)
 			seq++
 		}
 		if f.err == nil && seq > maxEndNumber {
 			return errEndNumber
 		}
 		if f.err == nil {
-			a.out.sendAck(seq)
+			p.out.sendAck(seq)
 		}
 	case msgEndAck:
-		a.s.endsAcked(f.varint())
+		p.s.endsAcked(f.varint())
 	case msgPrefer:
-		p := preference{f.varint(), f.varint(), f.varint()}
+		wants := preference{f.varint(), f.varint(), f.varint()}
 		if f.err == nil {
-			a.s.preferred(p)
+			p.s.preferred(wants)
 		}
 	case msgPing:
 		if id := f.varint(); f.err == nil {
-			a.out.sendPong(id)
+			p.out.sendPong(id)
 		}
 	case msgDrain:
-		if left := f.varint(); f.err == nil && !a.s.server {
-			a.s.drain(time.Duration(min(left, 1<<40)) * time.Millisecond)
+		if left := f.varint(); f.err == nil && !p.s.server {
+			p.s.drain(time.Duration(min(left, 1<<40)) * time.Millisecond)
 		}
 	case msgGoAway:
 		e, err := parseSentence(payload)
 		if err != nil {
 			return err
 		}
-		a.cause.Store(e)
-		if a.s.server {
-			a.s.leave()
+		p.cause.Store(e)
+		if p.s.server {
+			p.s.leave()
 		}
 	default:
 		if t&1 == 1 {
@@ -311,45 +311,45 @@ func (a *Attachment) control(t messageType, payload []byte) error {
 }
 
 // controlWriteLoop writes what is due on the control stream.
-func (a *Attachment) controlWriteLoop() {
+func (p *Path) controlWriteLoop() {
 	var b []byte
 	for {
 		last := false
-		b, last = a.out.append(b[:0], a.beat.received[0].Load())
-		b = a.s.appendEnds(b, a)
+		b, last = p.out.append(b[:0], p.beat.received[0].Load())
+		b = p.s.appendEnds(b, p)
 		if len(b) > 0 {
-			if _, err := a.c.Control().Write(b); err != nil {
+			if _, err := p.c.Control().Write(b); err != nil {
 				return
 			}
 			if last {
-				a.out.told()
+				p.out.told()
 			}
 			continue
 		}
 		select {
-		case <-a.out.wake:
-		case <-a.c.Done():
+		case <-p.out.wake:
+		case <-p.c.Done():
 			return
 		}
 	}
 }
 
 // acceptLoop takes the streams that the peer opens.
-func (a *Attachment) acceptLoop() {
+func (p *Path) acceptLoop() {
 	ctx := context.Background() // the carrier's end ends AcceptStream
 	for {
-		st, err := a.c.AcceptStream(ctx)
+		st, err := p.c.AcceptStream(ctx)
 		if err != nil {
 			return
 		}
-		if a.s.streams.Add(1) > a.s.maxStreams || a.s.crowded.Load() {
-			a.s.streams.Add(-1)
-			a.s.cfg.Log.Warn("too many streams")
+		if p.s.streams.Add(1) > p.s.maxStreams || p.s.crowded.Load() {
+			p.s.streams.Add(-1)
+			p.s.cfg.Log.Warn("too many streams")
 			st.Reset(CodeLimit)
 			continue
 		}
-		carried := a.carry(st)
-		if !a.s.goStream(carried) {
+		carried := p.carry(st)
+		if !p.s.goStream(carried) {
 			carried.Reset(CodeShutdown)
 		}
 	}
@@ -357,13 +357,13 @@ func (a *Attachment) acceptLoop() {
 
 // goAway tells the peer why the session ends and waits a little for the message
 // to be written.
-func (a *Attachment) goAway(e *CloseError) {
+func (p *Path) goAway(e *CloseError) {
 	select {
-	case <-a.out.sendGoAway(e):
-	case <-a.c.Done():
+	case <-p.out.sendGoAway(e):
+	case <-p.c.Done():
 	case <-time.After(goAwayWait):
 	}
 }
 
 // User is the name the client authenticated with; "" on the client.
-func (a *Attachment) User() string { return a.s.user }
+func (p *Path) User() string { return p.s.user }

@@ -22,8 +22,8 @@ const (
 	maxUserSessions = maxSessions / 4
 )
 
-// HostConfig is how a server treats those who come in.
-type HostConfig struct {
+// RegistryConfig is how a server treats those who come in.
+type RegistryConfig struct {
 	// Authenticate says whether the credentials are good, in constant time.
 	Authenticate func(Credentials) bool
 
@@ -53,9 +53,9 @@ type HostConfig struct {
 	Log *slog.Logger
 }
 
-// Host is a server's sessions.
-type Host struct {
-	cfg      HostConfig
+// Registry is a server's sessions.
+type Registry struct {
+	cfg      RegistryConfig
 	instance [16]byte // names this process to clients
 	ending   sync.WaitGroup
 
@@ -71,30 +71,30 @@ type sessionKey struct {
 	id   SessionID
 }
 
-// NewHost returns a host without sessions.
-func NewHost(cfg HostConfig) *Host {
+// NewRegistry returns a registry without sessions.
+func NewRegistry(cfg RegistryConfig) *Registry {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	h := &Host{cfg: cfg, most: maxSessions, sessions: make(map[sessionKey]*Session)}
-	rand.Read(h.instance[:])
-	return h
+	r := &Registry{cfg: cfg, most: maxSessions, sessions: make(map[sessionKey]*Session)}
+	rand.Read(r.instance[:])
+	return r
 }
 
 // Attach authenticates the client behind p and attaches it to its session, which
-// it makes if need be. The host keeps p, which it closes on failure, having told
+// it makes if need be. The registry keeps p, which it closes on failure, having told
 // the client why. A refusal is a *CloseError. ctx bounds the handshake alone.
-func (h *Host) Attach(ctx context.Context, p Pending) (*Attachment, error) {
+func (r *Registry) Attach(ctx context.Context, p Pending) (*Path, error) {
 	ctx, cancel := context.WithTimeout(ctx, HandshakeTimeout)
 	defer cancel()
-	hh, err := h.readHello(ctx, p)
+	hh, err := r.readHello(ctx, p)
 	if err != nil {
 		refuse(p, hh.rw, err)
 		return nil, err
 	}
-	s, resumed, err := h.join(hh, p.Kind())
+	s, resumed, err := r.join(hh, p.Kind())
 	if s == nil && err == nil {
-		s, resumed, err = h.rejoin(hh, p.Kind())
+		s, resumed, err = r.rejoin(hh, p.Kind())
 	}
 	if err != nil {
 		refuse(p, hh.rw, err)
@@ -102,13 +102,13 @@ func (h *Host) Attach(ctx context.Context, p Pending) (*Attachment, error) {
 	}
 	defer s.release()
 	conn := newConnection(s, p.Kind())
-	left, err := h.admit(ctx, conn)
+	left, err := r.admit(ctx, conn)
 	if err != nil {
 		s.leaveUnused()
 		refuse(p, hh.rw, err)
 		return nil, err
 	}
-	a, err := h.welcome(ctx, hh, p, s, resumed)
+	a, err := r.welcome(ctx, hh, p, s, resumed)
 	if err != nil {
 		left()
 		return nil, err
@@ -123,18 +123,18 @@ func (h *Host) Attach(ctx context.Context, p Pending) (*Attachment, error) {
 	return a, nil
 }
 
-func (h *Host) admit(ctx context.Context, c *Connection) (left func(), err error) {
-	if h.cfg.Admit == nil {
+func (r *Registry) admit(ctx context.Context, c *Connection) (left func(), err error) {
+	if r.cfg.Admit == nil {
 		return func() {}, nil
 	}
-	return h.cfg.Admit(ctx, c)
+	return r.cfg.Admit(ctx, c)
 }
 
 // welcome answers the Hello and attaches the connection.
-func (h *Host) welcome(ctx context.Context, hh *hostHello, p Pending, s *Session, resumed bool) (*Attachment, error) {
+func (r *Registry) welcome(ctx context.Context, hh *clientHello, p Pending, s *Session, resumed bool) (*Path, error) {
 	w := welcome{
-		version: min(hh.maxVersion, maxVersion), instance: h.instance, resumed: resumed,
-		maxFlows: MaxFlows, maxStreams: uint64(s.maxStreams), hold: h.cfg.Hold, features: ownFeatures,
+		version: min(hh.maxVersion, maxVersion), instance: r.instance, resumed: resumed,
+		maxFlows: MaxFlows, maxStreams: uint64(s.maxStreams), hold: r.cfg.Hold, features: ownFeatures,
 	}
 	if _, err := hh.rw.Write(appendMessage(nil, msgWelcome, w.append(nil))); err != nil {
 		p.Close(CodeProtocol, "")
@@ -145,18 +145,18 @@ func (h *Host) welcome(ctx context.Context, hh *hostHello, p Pending, s *Session
 		p.Close(CodeProtocol, "the handshake failed")
 		return nil, fmt.Errorf("%w: %w", ErrHandshake, err)
 	}
-	return s.attach(c, s.inc, attachInfo{number: hh.attach, instance: h.instance, resumed: resumed, features: hh.features})
+	return s.attach(c, s.inc, handshakeResult{number: hh.attach, instance: r.instance, resumed: resumed, features: hh.features})
 }
 
 // rejoin asks a client whose session we do not know for a new one.
-func (h *Host) rejoin(hh *hostHello, kind Kind) (*Session, bool, error) {
+func (r *Registry) rejoin(hh *clientHello, kind Kind) (*Session, bool, error) {
 	if _, err := hh.rw.Write(appendMessage(nil, msgRenew, nil)); err != nil {
 		return nil, false, fmt.Errorf("%w: %w", ErrHandshake, err)
 	}
-	if err := h.nextHello(hh); err != nil {
+	if err := r.nextHello(hh); err != nil {
 		return nil, false, err
 	}
-	s, resumed, err := h.join(hh, kind)
+	s, resumed, err := r.join(hh, kind)
 	if s == nil && err == nil {
 		err = &CloseError{Code: CodeSession, Reason: "no such session"}
 	}
@@ -164,49 +164,49 @@ func (h *Host) rejoin(hh *hostHello, kind Kind) (*Session, bool, error) {
 }
 
 // create makes a session; h.mu is held.
-func (h *Host) create(key sessionKey, secret []byte) (*Session, error) {
-	if !h.draining.IsZero() {
+func (r *Registry) create(key sessionKey, secret []byte) (*Session, error) {
+	if !r.draining.IsZero() {
 		return nil, &CloseError{Code: CodeDraining, Reason: "the server is about to stop and takes no new clients"}
 	}
 	users := ofUser(key.user)
-	if h.countLocked(users) >= maxUserSessions && !h.makeWayLocked(users, "there are too many sessions") {
+	if r.countLocked(users) >= maxUserSessions && !r.makeWayLocked(users, "there are too many sessions") {
 		return nil, &CloseError{Code: CodeLimit, Reason: "this user has too many sessions"}
 	}
-	if len(h.sessions) >= h.most && !h.takePlaceLocked(key.user) {
+	if len(r.sessions) >= r.most && !r.takePlaceLocked(key.user) {
 		return nil, &CloseError{Code: CodeLimit, Reason: "the server has too many sessions"}
 	}
 	in := &incarnation{id: key.id, confirmed: true}
 	copy(in.secret[:], secret)
-	cfg := SessionConfig{Log: h.cfg.Log.With(slog.String("user", key.user)), Timers: h.cfg.Timers}
-	if h.cfg.Event != nil {
-		cfg.Event = func(sentence string) { h.cfg.Event(key.user, sentence) }
+	cfg := SessionConfig{Log: r.cfg.Log.With(slog.String("user", key.user)), Timers: r.cfg.Timers}
+	if r.cfg.Event != nil {
+		cfg.Event = func(sentence string) { r.cfg.Event(key.user, sentence) }
 	}
-	if h.cfg.Exit != nil {
-		cfg.Exit = h.cfg.Exit(key.user)
+	if r.cfg.Exit != nil {
+		cfg.Exit = r.cfg.Exit(key.user)
 	}
 	s := newSession(cfg, true, in)
 	s.user = key.user
-	if h.cfg.MaxStreams > 0 {
-		s.maxStreams = int64(h.cfg.MaxStreams)
+	if r.cfg.MaxStreams > 0 {
+		s.maxStreams = int64(r.cfg.MaxStreams)
 	}
-	s.orphaned = func() { h.orphaned(key, s) }
-	h.sessions[key] = s
+	s.orphaned = func() { r.orphaned(key, s) }
+	r.sessions[key] = s
 	return s, nil
 }
 
 // orphaned ends a session that nothing is attached to, at once or after Hold.
-func (h *Host) orphaned(key sessionKey, s *Session) {
-	if h.cfg.Hold == 0 || s.left() {
-		h.end(key, s)
+func (r *Registry) orphaned(key sessionKey, s *Session) {
+	if r.cfg.Hold == 0 || s.left() {
+		r.end(key, s)
 		return
 	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.closed || !h.startHold(key, s) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed || !r.startHold(key, s) {
 		return // or attached again
 	}
 	users := ofUser(key.user)
-	held := h.countLocked(func(k sessionKey, s *Session) bool {
+	held := r.countLocked(func(k sessionKey, s *Session) bool {
 		if !users(k, s) {
 			return false
 		}
@@ -214,7 +214,7 @@ func (h *Host) orphaned(key sessionKey, s *Session) {
 		return held
 	})
 	if held > maxHeld {
-		h.makeWayLocked(users, "the user has too many sessions without a connection")
+		r.makeWayLocked(users, "the user has too many sessions without a connection")
 	}
 }
 
@@ -224,7 +224,7 @@ func ofUser(user string) func(sessionKey, *Session) bool {
 }
 
 // startHold makes the session end after Hold, unless it is in use.
-func (h *Host) startHold(key sessionKey, s *Session) bool {
+func (r *Registry) startHold(key sessionKey, s *Session) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.orphanedLocked() == nil {
@@ -233,7 +233,7 @@ func (h *Host) startHold(key sessionKey, s *Session) bool {
 	if s.holding != nil {
 		s.holding.Stop()
 	}
-	s.holding = time.AfterFunc(h.cfg.Hold, func() { h.end(key, s) })
+	s.holding = time.AfterFunc(r.cfg.Hold, func() { r.end(key, s) })
 	return true
 }
 
@@ -241,36 +241,36 @@ func (h *Host) startHold(key sessionKey, s *Session) bool {
 // for longest and has flows: one of the user, or if there is none, one of another for
 // whom may is true; nil is nobody. It reports whether there was one; its flows have
 // ended by then. An exit without room calls it. It does not wait.
-func (h *Host) MakeRoom(user string, may func(other string) bool) bool {
-	h.mu.Lock()
-	if h.closed {
-		h.mu.Unlock()
+func (r *Registry) MakeRoom(user string, may func(other string) bool) bool {
+	r.mu.Lock()
+	if r.closed {
+		r.mu.Unlock()
 		return false
 	}
-	key, s := h.longestHeldLocked(func(k sessionKey, s *Session) bool { return k.user == user && s.Flows() > 0 })
+	key, s := r.longestHeldLocked(func(k sessionKey, s *Session) bool { return k.user == user && s.Flows() > 0 })
 	if s == nil && may != nil {
-		key, s = h.longestHeldLocked(func(k sessionKey, s *Session) bool { return s.Flows() > 0 && may(k.user) })
+		key, s = r.longestHeldLocked(func(k sessionKey, s *Session) bool { return s.Flows() > 0 && may(k.user) })
 	}
 	if s == nil {
-		h.mu.Unlock()
+		r.mu.Unlock()
 		return false
 	}
-	h.ending.Add(1)
-	defer h.ending.Done()
-	delete(h.sessions, key)
-	h.mu.Unlock()
+	r.ending.Add(1)
+	defer r.ending.Done()
+	delete(r.sessions, key)
+	r.mu.Unlock()
 	s.endFlows() // in time for the caller
-	h.mu.Lock()
-	h.dropLocked(key, s, "others need the room")
-	h.mu.Unlock()
+	r.mu.Lock()
+	r.dropLocked(key, s, "others need the room")
+	r.mu.Unlock()
 	return true
 }
 
 // longestHeldLocked returns the session that has had no carrier for longest, among
 // those that may go; nil is none. h.mu is held.
-func (h *Host) longestHeldLocked(may func(sessionKey, *Session) bool) (key sessionKey, longest *Session) {
+func (r *Registry) longestHeldLocked(may func(sessionKey, *Session) bool) (key sessionKey, longest *Session) {
 	var since time.Time
-	for k, s := range h.sessions {
+	for k, s := range r.sessions {
 		if !may(k, s) {
 			continue
 		}
@@ -283,10 +283,10 @@ func (h *Host) longestHeldLocked(may func(sessionKey, *Session) bool) (key sessi
 }
 
 // makeWayLocked ends that session, and says whether there was one. h.mu is held.
-func (h *Host) makeWayLocked(may func(sessionKey, *Session) bool, reason string) bool {
-	key, s := h.longestHeldLocked(may)
+func (r *Registry) makeWayLocked(may func(sessionKey, *Session) bool, reason string) bool {
+	key, s := r.longestHeldLocked(may)
 	if s != nil {
-		h.dropLocked(key, s, reason)
+		r.dropLocked(key, s, reason)
 	}
 	return s != nil
 }
@@ -294,13 +294,13 @@ func (h *Host) makeWayLocked(may func(sessionKey, *Session) bool, reason string)
 // takePlaceLocked ends a session to make room for user: a held one, of user or of a user with more
 // sessions, else the least used one of the user with most, if that user then still has as many as
 // user. It reports whether it ended one. h.mu is held.
-func (h *Host) takePlaceLocked(user string) bool {
+func (r *Registry) takePlaceLocked(user string) bool {
 	has := make(map[string]int)
-	for k := range h.sessions {
+	for k := range r.sessions {
 		has[k.user]++
 	}
 	mayGo := func(k sessionKey, _ *Session) bool { return k.user == user || has[k.user] > has[user] }
-	if h.makeWayLocked(mayGo, "there are too many sessions") {
+	if r.makeWayLocked(mayGo, "there are too many sessions") {
 		return true
 	}
 	greedy := ""
@@ -315,18 +315,18 @@ func (h *Host) takePlaceLocked(user string) bool {
 	var least *Session
 	var key sessionKey
 	var last time.Time
-	for k, s := range h.sessions {
+	for k, s := range r.sessions {
 		if used := s.lastUsed(); k.user == greedy && (least == nil || used.Before(last)) {
 			least, key, last = s, k, used
 		}
 	}
-	h.dropLocked(key, least, "others need the place, and of this user's many sessions it was the least used")
+	r.dropLocked(key, least, "others need the place, and of this user's many sessions it was the least used")
 	return true
 }
 
 // countLocked counts the sessions that are meant. h.mu is held.
-func (h *Host) countLocked(meant func(sessionKey, *Session) bool) (n int) {
-	for k, s := range h.sessions {
+func (r *Registry) countLocked(meant func(sessionKey, *Session) bool) (n int) {
+	for k, s := range r.sessions {
 		if meant(k, s) {
 			n++
 		}
@@ -335,30 +335,30 @@ func (h *Host) countLocked(meant func(sessionKey, *Session) bool) (n int) {
 }
 
 // dropLocked ends a session before its time. h.mu is held.
-func (h *Host) dropLocked(key sessionKey, s *Session, reason string) {
+func (r *Registry) dropLocked(key sessionKey, s *Session, reason string) {
 	what := "a session that was held is ended"
 	if _, held := s.heldSince(); !held {
 		what = "a session is ended"
 	}
-	h.cfg.Log.Info(what, slog.String("user", key.user), slog.String("reason", reason))
-	delete(h.sessions, key)
-	h.ending.Go(func() { s.Close(CodeLimit, reason) })
+	r.cfg.Log.Info(what, slog.String("user", key.user), slog.String("reason", reason))
+	delete(r.sessions, key)
+	r.ending.Go(func() { s.Close(CodeLimit, reason) })
 }
 
 // Drain tells every client that the server will be gone after left, and lets no
 // new session in. What is there goes on.
-func (h *Host) Drain(left time.Duration) {
-	h.mu.Lock()
-	h.draining = time.Now().Add(left)
-	h.mu.Unlock()
-	for _, s := range h.Sessions() {
+func (r *Registry) Drain(left time.Duration) {
+	r.mu.Lock()
+	r.draining = time.Now().Add(left)
+	r.mu.Unlock()
+	for _, s := range r.Sessions() {
 		s.tellDrain(left)
 	}
 }
 
 // Idle says whether no session has a flow or a stream.
-func (h *Host) Idle() bool {
-	for _, s := range h.Sessions() {
+func (r *Registry) Idle() bool {
+	for _, s := range r.Sessions() {
 		if s.Flows() > 0 || s.streams.Load() > 0 {
 			return false
 		}
@@ -366,69 +366,69 @@ func (h *Host) Idle() bool {
 	return true
 }
 
-func (h *Host) end(key sessionKey, s *Session) {
-	h.mu.Lock()
-	if h.sessions[key] != s {
-		h.mu.Unlock()
+func (r *Registry) end(key sessionKey, s *Session) {
+	r.mu.Lock()
+	if r.sessions[key] != s {
+		r.mu.Unlock()
 		return
 	}
 	// A hold taken since is let go with an error: see Session.hold.
 	s.mu.Lock()
 	held := s.orphanedLocked() == nil
 	s.mu.Unlock()
-	if held || h.closed {
-		h.mu.Unlock()
+	if held || r.closed {
+		r.mu.Unlock()
 		return
 	}
-	delete(h.sessions, key)
+	delete(r.sessions, key)
 	// Not here: the caller may be one of the goroutines that Close waits for.
-	h.ending.Go(func() { s.Close(CodeSession, "the session has ended") })
-	h.mu.Unlock()
+	r.ending.Go(func() { s.Close(CodeSession, "the session has ended") })
+	r.mu.Unlock()
 }
 
 // EndSessions ends the sessions of the users that of reports true for, telling
 // their clients why, and returns how many there were. A handshake that was under
 // way when Authenticate changed its mind is refused.
-func (h *Host) EndSessions(of func(user string) bool, code ErrorCode, reason string) (n int) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.closed {
+func (r *Registry) EndSessions(of func(user string) bool, code ErrorCode, reason string) (n int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
 		return 0
 	}
-	for key, s := range h.sessions {
+	for key, s := range r.sessions {
 		if !of(key.user) {
 			continue
 		}
 		n++
-		delete(h.sessions, key)
-		h.ending.Go(func() { s.Close(code, reason) })
+		delete(r.sessions, key)
+		r.ending.Go(func() { s.Close(code, reason) })
 	}
 	return n
 }
 
 // Sessions lists the sessions.
-func (h *Host) Sessions() []*Session {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	out := make([]*Session, 0, len(h.sessions))
-	for _, s := range h.sessions {
+func (r *Registry) Sessions() []*Session {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	out := make([]*Session, 0, len(r.sessions))
+	for _, s := range r.sessions {
 		out = append(out, s)
 	}
 	return out
 }
 
 // Close ends every session and waits for their goroutines.
-func (h *Host) Close(code ErrorCode, reason string) {
-	h.mu.Lock()
-	h.closed = true
-	h.mu.Unlock()
+func (r *Registry) Close(code ErrorCode, reason string) {
+	r.mu.Lock()
+	r.closed = true
+	r.mu.Unlock()
 	var wg sync.WaitGroup
-	for _, s := range slices.Clone(h.Sessions()) {
+	for _, s := range slices.Clone(r.Sessions()) {
 		wg.Go(func() { s.Close(code, reason) })
 	}
 	wg.Wait()
-	h.ending.Wait()
-	h.mu.Lock()
-	clear(h.sessions)
-	h.mu.Unlock()
+	r.ending.Wait()
+	r.mu.Lock()
+	clear(r.sessions)
+	r.mu.Unlock()
 }
