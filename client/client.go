@@ -24,7 +24,6 @@ type Client struct {
 	cfg       Config
 	kinds     []tunnel.Kind
 	upstreams []*upstream
-	turn      *udpio.Turn // of all sessions
 	route     *ingress.Route
 	steering  chan struct{} // one slot: something changed at a server
 	events    status.Events
@@ -46,11 +45,6 @@ func New(cfg Config) (*Client, error) {
 		return nil, err
 	}
 	c := &Client{cfg: cfg, kinds: kinds, steering: make(chan struct{}, 1)}
-	c.turn = udpio.NewTurn(func() {
-		for _, u := range c.upstreams {
-			u.session.Flush()
-		}
-	})
 	numbers := new(tunnel.FlowNumbers)
 	for _, l := range cfg.Links {
 		c.upstreams = append(c.upstreams, c.newUpstream(l, numbers))
@@ -74,7 +68,6 @@ func (c *Client) newUpstream(l link.Link, numbers *tunnel.FlowNumbers) *upstream
 		Streams: streamKind(c.cfg.Streams),
 		Timers:  c.cfg.Timers,
 		Numbers: numbers,
-		Turn:    c.turn,
 		Log:     log,
 		Changed: func() {
 			u.status.kick()
@@ -135,7 +128,6 @@ func (c *Client) Run(ctx context.Context) error {
 		NoOffload:    c.cfg.NoOffload,
 		Connect:      entrance.Connect,
 		Associate:    entrance.Associate,
-		Turn:         c.turn,
 		MaxHalfOpen:  room.HalfOpen(),
 		Log:          c.cfg.Log,
 		MakeRoom:     room.MakeRoom,

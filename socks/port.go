@@ -107,7 +107,7 @@ func (t *portTable) join(s *Server, local netip.AddrPort, cfg udpio.Config) (*sh
 			t.shared = make(map[netip.Addr]*sharedPort)
 		}
 		t.shared[p.ip] = p
-		s.start(sock, p.receive)
+		sock.Start(p.receive)
 	}
 	p.users++
 	return p, nil

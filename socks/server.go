@@ -60,9 +60,6 @@ type Server struct {
 	// NoOffload opens UDP sockets without segmentation and receive offload.
 	NoOffload bool
 
-	// Turn, if set, is given to every UDP socket (udpio.Socket.OnTurn).
-	Turn *udpio.Turn
-
 	// Connect serves a CONNECT. It runs in a goroutine of the connection's own and
 	// returns when the connection is done with; the server closes it then. ctx
 	// ends with Serve. Nil refuses the command.
@@ -216,14 +213,6 @@ func (s *Server) authenticates() bool { return s.Username != "" || s.Password !=
 func (s *Server) wanted() *credentials {
 	s.hashOnce.Do(func() { s.hashed = hashOf([]byte(s.Username), []byte(s.Password)) })
 	return &s.hashed
-}
-
-// start begins reading from a socket of an association.
-func (s *Server) start(sock *udpio.Socket, receive func([]udpio.Message)) {
-	if s.Turn != nil {
-		sock.OnTurn(s.Turn)
-	}
-	sock.Start(receive)
 }
 
 func (s *Server) log() *slog.Logger {

@@ -160,7 +160,7 @@ func (v *visit) associate(dst []byte) (*Association, error) {
 	if a.shared != nil {
 		a.shared.enter(a)
 	} else {
-		sv.start(a.sock, a.relayUp)
+		a.sock.Start(a.relayUp)
 	}
 	return a, v.say(nil, AppendReply(make([]byte, 0, MaxReplyLen), ReplySucceeded, a.bound)...)
 }

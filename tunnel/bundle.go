@@ -122,7 +122,7 @@ func putPacket(p *packet) {
 	}
 }
 
-// push queues datagrams of one flow, in order. It does not wake the sender: see kick.
+// push queues datagrams of one flow, in order, and wakes the sender.
 func (q *queue) push(f *flowQueue, ms []udpio.Message, now time.Duration) {
 	q.mu.Lock()
 	if q.closed {
@@ -141,6 +141,7 @@ func (q *queue) push(f *flowQueue, ms []udpio.Message, now time.Duration) {
 		q.append(f, p)
 	}
 	q.shrink(f)
+	q.wakeLocked()
 	q.mu.Unlock()
 }
 
@@ -159,13 +160,7 @@ func (q *queue) shrink(f *flowQueue) {
 	}
 }
 
-// kick wakes the sender if there is something to send.
-func (q *queue) kick() {
-	q.mu.Lock()
-	q.wakeLocked()
-	q.mu.Unlock()
-}
-
+// wakeLocked wakes the sender if it sleeps and there is something to send.
 func (q *queue) wakeLocked() {
 	if s := q.sender; s != nil && s.parked && q.flows > 0 {
 		s.parked = false

@@ -75,17 +75,6 @@ func (f *Flow) Session() *Session { return f.s }
 // the other; Addr is not looked at. It copies them and never waits. What the
 // bounded queue has no room for pushes out the oldest and is counted.
 func (f *Flow) Send(ms []udpio.Message) {
-	f.Queue(ms)
-	f.s.q.kick()
-}
-
-// Turn is what a socket whose callback uses Queue has to be given with OnTurn.
-func (f *Flow) Turn() *udpio.Turn { return f.s.turn }
-
-// Queue is Send for callers on a socket with the session's Turn: the datagrams of
-// all sockets that were ready at once are sent once the last one has been read,
-// so that they share bundles and one wake-up.
-func (f *Flow) Queue(ms []udpio.Message) {
 	if f.over.Load() {
 		f.s.drops.add(DropEnded, uint64(len(ms)))
 		return

@@ -9,8 +9,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"wmproxy/internal/udpio"
 )
 
 // Errors of a session.
@@ -49,10 +47,6 @@ type SessionConfig struct {
 	// nil is the session's own.
 	Numbers *FlowNumbers
 
-	// Turn is what sockets have to be given that serve several sessions at once: its
-	// end has to Flush each of them. nil makes one for this session.
-	Turn *udpio.Turn
-
 	// Changed, if set, is called after a carrier was attached or detached, or the
 	// verdict on one has changed. It must not wait.
 	Changed func()
@@ -77,7 +71,6 @@ type Session struct {
 	start  time.Time
 	wall   func() time.Time // the clock that an operator may set; not steady
 	q      queue
-	turn   *udpio.Turn
 	drops  dropCounters
 	ctx    context.Context // ends with the session
 	cancel context.CancelFunc
@@ -147,18 +140,9 @@ func newSession(cfg SessionConfig, server bool, in *incarnation) *Session {
 		s.numbers = new(FlowNumbers)
 	}
 	s.q.drops = &s.drops
-	if s.turn = cfg.Turn; s.turn == nil {
-		s.turn = udpio.NewTurn(s.Flush)
-	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	return s
 }
-
-// Turn is what a socket whose callback uses Flow.Queue has to be given with OnTurn.
-func (s *Session) Turn() *udpio.Turn { return s.turn }
-
-// Flush sends what Flow.Queue has queued.
-func (s *Session) Flush() { s.q.kick() }
 
 // now is the session's steady clock.
 func (s *Session) now() time.Duration { return time.Since(s.start) }

@@ -224,7 +224,6 @@ func TestAnEndedFlowIsFreedOnBothSidesAndRaisesNoGhost(t *testing.T) {
 		}
 		// A datagram that comes late, as it may after a switch of carriers.
 		w.session.q.push(&flowQueue{id: f.ID()}, message([]byte("late")), w.session.now())
-		w.session.q.kick()
 		synctest.Wait()
 		if opened, _ := w.exit.counts(); opened != 1 {
 			t.Errorf("the late datagram raised a ghost")

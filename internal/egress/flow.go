@@ -15,8 +15,7 @@ import (
 // downlink is the way back to the client.
 type downlink interface {
 	ID() uint64
-	Queue(ms []udpio.Message)
-	Turn() *udpio.Turn
+	Send(ms []udpio.Message)
 	End(code tunnel.EndCode)
 	Forget()
 	Drops() tunnel.Drops
@@ -361,7 +360,7 @@ func (f *flow) queue(ms []udpio.Message) {
 	}
 	f.counts.downDatagrams.Add(uint64(len(ms)))
 	f.counts.downBytes.Add(uint64(size))
-	f.link.Queue(ms)
+	f.link.Send(ms)
 	clear(ms)
 }
 

@@ -47,9 +47,7 @@ func (l *fakeLink) End(code tunnel.EndCode) { l.ended <- code }
 func (l *fakeLink) Forget()                 { l.forgotten <- struct{}{} }
 func (l *fakeLink) Drops() tunnel.Drops     { return tunnel.Drops{} }
 
-func (l *fakeLink) Turn() *udpio.Turn { return udpio.NewTurn(func() {}) }
-
-func (l *fakeLink) Queue(ms []udpio.Message) {
+func (l *fakeLink) Send(ms []udpio.Message) {
 	for _, m := range ms {
 		whole := slices.Concat(m.Head, m.Body)
 		a, n, err := socks.ParseAddr(whole)
@@ -692,7 +690,7 @@ func TestSteadyStateAllocatesNothing(t *testing.T) {
 
 type quietLink struct{ *fakeLink }
 
-func (quietLink) Queue([]udpio.Message) {}
+func (quietLink) Send([]udpio.Message) {}
 
 func FuzzReceive(f *testing.F) {
 	f.Add(to(netip.MustParseAddrPort("127.0.0.1:9"), "x"))

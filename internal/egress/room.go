@@ -64,7 +64,6 @@ func (f *flow) openSocket() tunnel.EndCode {
 		e.refusedByLimit(u, "flow", err)
 		return tunnel.EndLimit
 	}
-	sock.OnTurn(f.link.Turn())
 	sock.Start(f.replies)
 	f.mu.Lock()
 	f.lease = lease

@@ -70,7 +70,7 @@ func (a *association) move(from *leg, to *tunnel.Session) bool {
 	return true
 }
 
-// Send takes datagrams from the application. The socket has the sessions' Turn.
+// Send takes datagrams from the application.
 func (a *association) Send(ms []udpio.Message) {
 	a.use.note()
 	l := a.leg.Load()
@@ -80,7 +80,7 @@ func (a *association) Send(ms []udpio.Message) {
 	if a.byName && l.flow.Session().PeerFeatures().Has(tunnel.NamedAnswers) {
 		askForNames(ms)
 	}
-	l.flow.Queue(ms)
+	l.flow.Send(ms)
 }
 
 // askForNames has the answers to datagrams that are sent to a name carry that name. The

@@ -15,7 +15,7 @@ func TestAnAssociationSendsWithoutAllocating(t *testing.T) {
 	}
 	var numbers tunnel.FlowNumbers
 	here := tunnel.NewSession(tunnel.SessionConfig{Numbers: &numbers})
-	there := tunnel.NewSession(tunnel.SessionConfig{Numbers: &numbers, Turn: here.Turn()})
+	there := tunnel.NewSession(tunnel.SessionConfig{Numbers: &numbers})
 	defer here.Close(tunnel.CodeNone, "")
 	defer there.Close(tunnel.CodeNone, "")
 	route := NewRoute(here)

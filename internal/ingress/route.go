@@ -14,7 +14,7 @@ import (
 const idleReturn = 30 * time.Second
 
 // Route is where what applications open goes: a session for each server, one of
-// them preferred. Sessions of one Route share a Turn and their FlowNumbers.
+// them preferred. Sessions of one Route share their FlowNumbers.
 type Route struct {
 	preferred atomic.Pointer[tunnel.Session]
 

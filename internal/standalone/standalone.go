@@ -101,7 +101,7 @@ func Run(ctx context.Context, cfg Config) error {
 	proxy := &socks.Server{
 		Username: cfg.User, Password: cfg.Pass,
 		UDPAdvertise: cfg.UDPAdvertise, UDPPorts: cfg.UDPPorts, UDPFrom: cfg.UDPFrom, NoOffload: cfg.NoOffload,
-		Connect: entrance.Connect, Associate: entrance.Associate, Turn: session.Turn(),
+		Connect: entrance.Connect, Associate: entrance.Associate,
 		MaxHalfOpen: room.HalfOpen(), MakeRoom: entrance.Room.MakeRoom,
 		Log: cfg.Log,
 	}

@@ -22,7 +22,6 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // socket is what both paths have to be.
 type socket interface {
-	OnTurn(*Turn)
 	Start(func([]Message))
 	Write([]Message) (int, error)
 	LocalAddr() netip.AddrPort
@@ -473,29 +472,6 @@ func TestWhatCameBeforeStartIsReadAfterIt(t *testing.T) {
 			_, _ = s.Write([]Message{{Body: []byte("x"), Addr: s.LocalAddr()}, {Body: []byte("y"), Addr: other.LocalAddr()}})
 			flowing.wait(t, 1) // the loop has had its turn
 			collect(s).wait(t, 1)
-		}
-	})
-}
-
-func TestATurnIsOverAfterTheCallbacks(t *testing.T) {
-	onBothPaths(t, func(t *testing.T, listen listener) {
-		var delivered, told atomic.Int64
-		turn := NewTurn(func() { told.Store(delivered.Load()) })
-		from := listen.open(t, loopback4, Config{})
-		var ms []Message
-		for range 40 {
-			s := listen.open(t, loopback4, Config{})
-			s.OnTurn(turn)
-			s.Start(func(ms []Message) { delivered.Add(int64(len(ms))) })
-			ms = append(ms, Message{Body: []byte("x"), Addr: s.LocalAddr()})
-		}
-		for round := range 20 {
-			if n, err := from.Write(ms); n != len(ms) || err != nil {
-				t.Fatalf("Write = %d, %v", n, err)
-			}
-			eventually(t, "no turn after the last callback", func() bool {
-				return told.Load() == int64((round+1)*len(ms))
-			})
 		}
 	})
 }

@@ -14,6 +14,7 @@ import (
 )
 
 const (
+	maxLoops   = 4   // event loops of the process
 	eventBatch = 128 // ready sockets that one epoll_wait reports
 	// idleAfter is how long a loop keeps the memory of its buffers without
 	// traffic: between one and two of these.
@@ -37,8 +38,7 @@ var loops struct {
 // within the process took ten times as long (52 to 66 µs against 5), and about
 // 190 µs when that thread rested in nanosleep after small turns.
 //
-// A turn is: one look at epoll, one visit to each ready socket, one call of each
-// Turn that was touched.
+// A turn is: one look at epoll, one visit to each ready socket.
 type loop struct {
 	index   int
 	file    *os.File // the epoll descriptor
@@ -56,7 +56,6 @@ type loop struct {
 	events  [eventBatch]unix.EpollEvent
 	ready   []watched // of this turn
 	more    []watched // not read empty in the last one
-	turns   []*Turn   // touched in this turn
 	in      reader
 	words   [connRead]byte // what a Conn is read into
 	used    bool           // since the idle timer was last set
@@ -245,12 +244,6 @@ func (l *loop) turn() {
 		}
 	}
 	l.ready = l.ready[:0]
-	for i, t := range l.turns {
-		l.turns[i] = nil
-		t.pending[l.index].CompareAndSwap(l, nil)
-		t.over()
-	}
-	l.turns = l.turns[:0]
 	l.used = true
 	if !l.ticking {
 		l.tick()
@@ -273,14 +266,6 @@ func (l *loop) gather() {
 		if s.due(0) {
 			l.ready = append(l.ready, s)
 		}
-	}
-}
-
-// touch has t called at the end of this turn.
-func (l *loop) touch(t *Turn) {
-	if t.pending[l.index].Load() != l {
-		t.pending[l.index].Store(l)
-		l.turns = append(l.turns, t)
 	}
 }
 

@@ -29,7 +29,6 @@ var buffers = sync.Pool{New: func() any { return new([65536]byte) }}
 type portable struct {
 	conn    *net.UDPConn
 	local   netip.AddrPort
-	turn    *Turn
 	receive func([]Message)
 	started sync.Mutex // orders Start against Close
 	reader  sync.WaitGroup
@@ -62,10 +61,6 @@ func (s *portable) open(local netip.AddrPort, cfg Config) error {
 	s.local = netip.AddrPortFrom(got.Addr().Unmap(), got.Port())
 	return s.out.open(conn, got.Addr())
 }
-
-// OnTurn has t called after each time that s received something. It is called
-// before Start, at most once.
-func (s *portable) OnTurn(t *Turn) { s.turn = t }
 
 // Start begins reading. receive is called with what was read, by one goroutine
 // at a time; the messages are valid until it returns, and it must not wait.
@@ -120,9 +115,6 @@ func (s *portable) readUntilDeadline(buf []byte, ms []Message) (used, open bool)
 			failed, used = 0, true
 			ms[0] = Message{Body: buf[:n:n], Addr: netip.AddrPortFrom(from.Addr().Unmap(), from.Port())}
 			s.receive(ms)
-			if s.turn != nil {
-				s.turn.over()
-			}
 		case errors.Is(err, os.ErrDeadlineExceeded):
 			return used, true
 		default:
@@ -171,7 +163,7 @@ func (s *portable) LocalAddr() netip.AddrPort { return s.local }
 
 // Close closes the socket. Once it returns, receive is not running and will not
 // be called again; only when Close was called from the receive of this or
-// another socket, or from a Turn, it does not wait for one that is running. A
+// another socket it does not wait for one that is running. A
 // second Close returns net.ErrClosed.
 func (s *portable) Close() error {
 	s.started.Lock()

@@ -30,9 +30,8 @@ const (
 type Socket struct {
 	loop    *loop
 	receive func([]Message) // guarded by reading
-	turn    *Turn
-	local   netip.AddrPort // as bound: the port is 0 where the system chose it
-	port    atomic.Uint32  // the one it chose, once somebody has asked
+	local   netip.AddrPort  // as bound: the port is 0 where the system chose it
+	port    atomic.Uint32   // the one it chose, once somebody has asked
 	family  uint16
 
 	// queued, busy and early belong to the reading side. early: an event came
@@ -180,10 +179,6 @@ func (a *answer) get(ask func() bool) bool {
 	return a.v.Load() == 1
 }
 
-// OnTurn has t called after each turn of the event loop in which s received
-// something. It is called before Start, at most once.
-func (s *Socket) OnTurn(t *Turn) { s.turn = t }
-
 // Start begins reading. receive is called with what was read, by one goroutine
 // at a time; the messages are valid until it returns, and it must not wait.
 // Start is called once.
@@ -227,9 +222,6 @@ func (s *Socket) visit(l *loop) (more bool) {
 		if errno != 0 {
 			failed++ // interrupted, or an error that is gone once reported
 			continue
-		}
-		if s.turn != nil {
-			l.touch(s.turn)
 		}
 		l.many = l.many || n > 1
 		s.receive(l.in.ms)
@@ -315,7 +307,7 @@ func (s *Socket) LocalAddr() netip.AddrPort {
 
 // Close closes the socket. Once it returns, receive is not running and will not
 // be called again; only when Close was called from the receive of this or
-// another socket or of a Conn, or from a Turn, it does not wait for one that is running. A
+// another socket or of a Conn it does not wait for one that is running. A
 // second Close returns net.ErrClosed.
 func (s *Socket) Close() error {
 	s.fdmu.Lock()

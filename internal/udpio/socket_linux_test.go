@@ -225,24 +225,6 @@ func hold(t *testing.T) (release func()) {
 	return func() { close(leave) }
 }
 
-func TestATurnIsCalledOnceForAllSocketsThatWereReady(t *testing.T) {
-	sender := open(t, Config{})
-	var calls, callbacks atomic.Int32
-	turn := NewTurn(func() { calls.Add(1) })
-	release := hold(t)
-	for range 30 {
-		s := open(t, Config{})
-		s.OnTurn(turn)
-		s.Start(func([]Message) { callbacks.Add(1) })
-		_, _ = sender.Write([]Message{{Body: []byte("x"), Addr: s.LocalAddr()}})
-	}
-	release()
-	eventually(t, "no turn", func() bool { return callbacks.Load() == 30 && calls.Load() > 0 })
-	if calls.Load() != 1 {
-		t.Fatalf("%d calls for one turn", calls.Load())
-	}
-}
-
 func TestAnIdleLoopGivesItsMemoryBack(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes several seconds")
@@ -314,9 +296,7 @@ func TestReadingAndWritingDoNotAllocate(t *testing.T) {
 		t.Skip("the race detector makes sync.Pool forget")
 	}
 	from, to := open(t, Config{WriteBuffer: 4 << 20}), open(t, Config{})
-	turn := NewTurn(func() {})
 	var came atomic.Int64
-	to.OnTurn(turn)
 	to.Start(func(ms []Message) { came.Add(int64(len(ms))) })
 	var ms []Message
 	for i := range 120 {
