@@ -17,4 +17,4 @@ bench:
 # wmproxy beside other tunnels on this machine; writes docs/BENCHMARKS.md.
 # ARGS="-quick", ARGS="-only 64,rate -systems direct,quic,ss"
 bench-compare:
-	go run ./internal/benchcompare $(ARGS)
+	go run ./tools/benchcompare $(ARGS)

@@ -47,20 +47,20 @@ var mayImport = map[string][]string{
 	"internal/admit": {},
 	"internal/share": {},
 
-	"internal/probe":        {"socks"},
-	"internal/bench":        {"socks", "internal/udpio"},
-	"internal/floor":        {"internal/udpio"},
-	"internal/benchcompare": {"internal/bench", "internal/floor", "internal/cputime", "certs"},
-	"internal/demo":         {"client", "server", "internal/link", "internal/probe", "internal/state", "socks"},
-	"internal/e2e":          {}, // tests of processes, from outside
-	"internal/netlab":       {},
+	"internal/probe":     {"socks"},
+	"internal/bench":     {"socks", "internal/udpio"},
+	"tools/floor":        {"internal/udpio"},
+	"tools/benchcompare": {"internal/bench", "tools/floor", "internal/cputime", "certs"},
+	"internal/demo":      {"client", "server", "internal/link", "internal/probe", "internal/state", "socks"},
+	"internal/e2e":       {}, // tests of processes, from outside
+	"internal/netlab":    {},
 }
 
 // foreign is who alone may import the packages that everything stands on. A
 // second package that does has begun to know what it should not.
 var foreign = map[string][]string{
-	"github.com/quic-go/quic-go":              {"tunnel", "client", "internal/udpio", "internal/floor"}, // client: its errors; udpio: its socket; floor: nothing else
-	"github.com/hashicorp/yamux":              {"tunnel", "internal/floor"},
+	"github.com/quic-go/quic-go":              {"tunnel", "client", "internal/udpio", "tools/floor"}, // client: its errors; udpio: its socket; floor: nothing else
+	"github.com/hashicorp/yamux":              {"tunnel", "tools/floor"},
 	"github.com/urfave/cli/v2":                {"cmd/wmproxy"},
 	"github.com/lmittmann/tint":               {"cmd/wmproxy"},
 	"github.com/miekg/dns":                    {"internal/probe"},

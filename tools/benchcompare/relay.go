@@ -10,7 +10,7 @@ import (
 	"runtime"
 
 	"wmproxy/certs"
-	"wmproxy/internal/floor"
+	"wmproxy/tools/floor"
 )
 
 // relayCommand is the first word of a command line by which this program starts

@@ -3,7 +3,7 @@
 // through each in alternating rounds, and writes medians and ratios to
 // docs/BENCHMARKS.md. Only what the run measured is written.
 //
-//	go run ./internal/benchcompare [-quick] [-only LOAD,...] [-systems NAME,...]
+//	go run ./tools/benchcompare [-quick] [-only LOAD,...] [-systems NAME,...]
 package main
 
 import (
@@ -77,7 +77,7 @@ func parse(args []string, out io.Writer) (o options, err error) {
 	if f.NArg() > 0 {
 		return o, fmt.Errorf("%q is left over; lists have commas and no spaces", f.Arg(0))
 	}
-	o.command = strings.TrimSpace("go run ./internal/benchcompare " + strings.Join(args, " "))
+	o.command = strings.TrimSpace("go run ./tools/benchcompare " + strings.Join(args, " "))
 	o.defaults()
 	if o.only, err = words(only, loadNames()); err != nil {
 		return o, fmt.Errorf("-only: %w", err)
