@@ -62,21 +62,31 @@ type PacketConn struct {
 
 var _ net.PacketConn = (*PacketConn)(nil)
 
-// Associate asks the server for a UDP association (RFC 1928 section 4, UDP
-// ASSOCIATE) and opens the socket for it. Datagrams go to BND; where BND.ADDR
-// is unspecified or a name, to the server's own address and BND.PORT. The
-// context bounds the handshake only. Errors are *StepError.
-func (c *Client) Associate(ctx context.Context) (*PacketConn, error) {
-	// DST 0.0.0.0:0 says that the source port is not known yet.
-	control, bound, err := c.open(ctx, askAssociate, Addr{IP: netip.IPv4Unspecified()})
+// RequestAssociation asks the server for a UDP association (RFC 1928 section 4, UDP
+// ASSOCIATE), for callers with a socket of their own. It returns the control
+// connection, BND, and the address for datagrams: BND, or the server's own address
+// and BND.PORT if BND.ADDR is unspecified or a name. The context bounds the handshake
+// only. Errors are *StepError.
+func (c *Client) RequestAssociation(ctx context.Context) (control *net.TCPConn, bound Addr, relay netip.AddrPort, err error) {
+	// DST 0.0.0.0:0 means that the source port is not known yet.
+	control, bound, err = c.open(ctx, askAssociate, Addr{IP: netip.IPv4Unspecified()})
 	if err != nil {
-		return nil, err
+		return nil, Addr{}, netip.AddrPort{}, err
 	}
 	if bound.Port == 0 {
 		control.Close()
-		return nil, &StepError{StepReply, fmt.Errorf("%w: BND.PORT is 0", ErrMalformed)}
+		return nil, Addr{}, netip.AddrPort{}, &StepError{StepReply, fmt.Errorf("%w: BND.PORT is 0", ErrMalformed)}
 	}
-	relay := relayAddr(bound, udpio.AddrPortOf(control.RemoteAddr()).Addr())
+	return control, bound, relayAddr(bound, udpio.AddrPortOf(control.RemoteAddr()).Addr()), nil
+}
+
+// Associate asks the server for a UDP association as RequestAssociation does and
+// opens the socket for it.
+func (c *Client) Associate(ctx context.Context) (*PacketConn, error) {
+	control, bound, relay, err := c.RequestAssociation(ctx)
+	if err != nil {
+		return nil, err
+	}
 	udp, err := listenFor(udpio.AddrPortOf(control.LocalAddr()).Addr(), relay)
 	if err != nil {
 		control.Close()

@@ -51,7 +51,7 @@ var mayImport = map[string][]string{
 	"internal/bench":     {"socks", "internal/udpio"},
 	"tools/floor":        {"internal/udpio"},
 	"tools/benchcompare": {"internal/bench", "tools/floor", "internal/cputime", "certs"},
-	"internal/demo":      {"client", "server", "internal/link", "internal/probe", "internal/state", "socks"},
+	"internal/demo":      {"client", "server", "internal/bench", "internal/link", "internal/probe", "internal/state", "socks"},
 	"internal/e2e":       {}, // tests of processes, from outside
 	"internal/netlab":    {},
 }

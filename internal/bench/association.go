@@ -9,17 +9,18 @@ import (
 	"time"
 )
 
-// association is one of churn's and hold's: it asks and waits for the answer.
+// association is an association of the loads churn and hold, which send one datagram at
+// a time.
 type association struct {
 	control *net.TCPConn // nil without a proxy
 	udp     *net.UDPConn
 }
 
-// trips is how often a datagram is sent until its answer comes.
-const trips = 3
+// attempts bounds the datagrams sent for one round trip.
+const attempts = 3
 
-// traveller is what one goroutine needs to make round trips on associations.
-type traveller struct {
+// pinger makes round trips on associations, for one goroutine.
+type pinger struct {
 	header  int // bytes before the payload
 	stamp   stamp
 	packet  []byte
@@ -27,33 +28,55 @@ type traveller struct {
 	timeout time.Duration
 }
 
-func newTraveller(c *Common, size int, run uint32) *traveller {
-	t := &traveller{stamp: stamp{run: run}, timeout: c.timeout(), answer: make([]byte, 1<<16)}
+func newPinger(c *Common, size int, run uint32) *pinger {
+	p := &pinger{stamp: stamp{run: run}, timeout: c.timeout(), answer: make([]byte, 1<<16)}
 	if c.Socks != "" {
-		t.packet = udpHeader(c.Target)
+		p.packet = udpHeader(c.Target)
 	}
-	t.header = len(t.packet)
-	t.packet = append(append(t.packet, make([]byte, MinSize)...), filler(size)...)
-	return t
+	p.header = len(p.packet)
+	p.packet = append(append(p.packet, make([]byte, MinSize)...), filler(size)...)
+	return p
 }
 
-// openAssociation opens one.
+// openAssociation opens an association and its socket.
 func openAssociation(ctx context.Context, way *Way) (a association, err error) {
-	to := way.direct
-	var local *net.UDPAddr
-	if way.Socks != "" {
-		if a.control, to, err = associate(ctx, way); err != nil {
-			return a, err
-		}
-		// Servers take datagrams from where the request came from.
-		if ap := a.control.LocalAddr().(*net.TCPAddr).AddrPort(); ap.Addr().Unmap().Is4() == to.Addr().Is4() {
-			local = net.UDPAddrFromAddrPort(netip.AddrPortFrom(ap.Addr().Unmap(), 0))
-		}
+	control, to, err := way.associate(ctx)
+	if err != nil {
+		return a, err
 	}
+	a.control = control
+	local := net.UDPAddrFromAddrPort(localAddr(control, to))
 	if a.udp, err = net.DialUDP("udp", local, net.UDPAddrFromAddrPort(to)); err != nil {
 		a.close()
 	}
 	return a, err
+}
+
+// associate opens a UDP association and returns its control connection and the address
+// for datagrams. Without a proxy these are nil and the target. The caller opens the
+// socket: that of a socks.PacketConn costs a goroutine, which is too much for thousands.
+// Errors are *socks.StepError.
+func (w *Way) associate(ctx context.Context) (control *net.TCPConn, to netip.AddrPort, err error) {
+	if w.Socks == "" {
+		return nil, w.direct, nil
+	}
+	control, _, to, err = w.client().RequestAssociation(ctx)
+	return control, to, err
+}
+
+// localAddr returns the address for a socket that sends to an address: that of the
+// control connection, since servers take datagrams from there, or else a wildcard.
+func localAddr(control *net.TCPConn, to netip.AddrPort) netip.AddrPort {
+	ip := netip.IPv6Unspecified()
+	if to.Addr().Is4() {
+		ip = netip.IPv4Unspecified()
+	}
+	if control != nil {
+		if own := control.LocalAddr().(*net.TCPAddr).AddrPort().Addr().Unmap(); own.Is4() == to.Addr().Is4() {
+			ip = own
+		}
+	}
+	return netip.AddrPortFrom(ip, 0)
 }
 
 func (a *association) close() {
@@ -65,43 +88,41 @@ func (a *association) close() {
 	}
 }
 
-// trip makes one round trip on a. again counts the times that it had to be tried
-// again.
-func (t *traveller) trip(ctx context.Context, a association) (rtt time.Duration, again int, err error) {
-	for again = range trips {
-		if rtt, err = t.once(ctx, a); err == nil || !timedOut(err) || ctx.Err() != nil {
-			return rtt, again, err
+// ping makes a round trip on a and returns the number of datagrams sent again.
+func (p *pinger) ping(ctx context.Context, a association) (again int, err error) {
+	for again = range attempts {
+		if err = p.pingOnce(ctx, a); err == nil || !timedOut(err) || ctx.Err() != nil {
+			return again, err
 		}
 	}
-	return 0, again, fmt.Errorf("%w within %v, asked %d times", errNoAnswer, t.timeout, trips)
+	return again, fmt.Errorf("%w within %v to %d datagrams", errNoAnswer, p.timeout, attempts)
 }
 
-func (t *traveller) once(ctx context.Context, a association) (time.Duration, error) {
-	t.stamp.sequence++
-	t.stamp.put(t.packet[t.header:])
-	sent := time.Now()
-	_ = a.udp.SetReadDeadline(sent.Add(t.timeout))
-	if _, err := a.udp.Write(t.packet); err != nil {
-		return 0, err
+func (p *pinger) pingOnce(ctx context.Context, a association) error {
+	p.stamp.sequence++
+	p.stamp.put(p.packet[p.header:])
+	_ = a.udp.SetReadDeadline(time.Now().Add(p.timeout))
+	if _, err := a.udp.Write(p.packet); err != nil {
+		return err
 	}
 	for ctx.Err() == nil {
-		n, err := a.udp.Read(t.answer)
+		n, err := a.udp.Read(p.answer)
 		if err != nil {
-			return 0, err
+			return err
 		}
-		body := t.answer[:n]
+		body := p.answer[:n]
 		if a.control != nil {
 			body = payloadOf(body)
 		}
-		if s, ok := readStamp(body); ok && s == t.stamp && len(body) == len(t.packet)-t.header {
-			return time.Since(sent), nil
+		if s, ok := readStamp(body); ok && s == p.stamp && len(body) == len(p.packet)-p.header {
+			return nil
 		}
 	}
-	return 0, context.Cause(ctx)
+	return context.Cause(ctx)
 }
 
-// interrupted says whether err only means that the load is to end. A dial looks at
-// the deadline itself and may find it past before ctx does.
+// interrupted reports whether err is due to the end of ctx. A dial checks the deadline
+// itself and may return before ctx is done.
 func interrupted(ctx context.Context, err error) bool {
 	if end, ok := ctx.Deadline(); ok && !time.Now().Before(end) {
 		return true

@@ -1,23 +1,24 @@
-// Package bench loads any SOCKS5 server, or the bare network, and says what
-// passed: round trips, loss, reordering, latency, and what the processes in
-// between spent on it. It brings the far end too (Echo). It must not know whose
-// server it is.
+// Package bench loads any SOCKS5 server, or the bare network, and measures round trips,
+// loss, reordering, latency, and the CPU time and memory of the processes in between. It
+// also has the far end of the loads (Echo). It must not know the implementation of the
+// SOCKS5 server.
 //
-// What measures has to cost little: datagrams are read and written in batches,
-// associations share their payload, and no goroutine belongs to one of them.
+// To measure must cost little: datagrams are read and written in batches, associations
+// share their payload, and none has a goroutine of its own.
 package bench
 
 import (
 	"context"
 	"fmt"
 	"io"
+	"net"
 	"net/netip"
 	"time"
 
 	"wmproxy/socks"
 )
 
-// Bounds of what may be asked for.
+// Bounds of the configurations.
 const (
 	MaxAssociations = 60_000
 	MaxWindow       = 4096
@@ -28,20 +29,27 @@ const (
 	MaxTimeout      = time.Minute
 )
 
-// DefaultTimeout is after how long a datagram that did not come back is lost.
+// DefaultTimeout is the time after which a datagram that did not come back is lost.
 const DefaultTimeout = time.Second
 
-// Way is how a load gets to its target: through a SOCKS5 server or straight.
+// handshakeTimeout bounds the dial and the handshake of an association or a stream.
+const handshakeTimeout = 10 * time.Second
+
+// Way is the path of a load to its target: through a SOCKS5 server or direct.
 type Way struct {
-	Socks              string // the server's HOST:PORT; empty: straight to Target
+	Socks              string // HOST:PORT of the server; "" for the direct way
 	Username, Password string // for the server, up to 255 bytes each
 	Target             socks.Addr
 
-	// direct is Target as an IP address, when there is no server to resolve it.
+	// direct is the IP address of Target, if there is no server to resolve it.
 	direct netip.AddrPort
 }
 
-// String is how the way is named in results.
+func (w *Way) client() *socks.Client {
+	return &socks.Client{Server: w.Socks, Username: w.Username, Password: w.Password, Timeout: handshakeTimeout}
+}
+
+// String returns the name of the way in results.
 func (w *Way) String() string {
 	if w.Socks == "" {
 		return "direct"
@@ -49,15 +57,15 @@ func (w *Way) String() string {
 	return "socks " + w.Socks
 }
 
-// Common is what all loads are told.
+// Common is the part of the configuration that all loads have.
 type Common struct {
 	Way
 	Duration time.Duration
-	Timeout  time.Duration // of a datagram; 0: DefaultTimeout
-	Offload  bool          // hand the kernel several datagrams as one (UDP_SEGMENT), and take them so
-	PIDs     []int         // processes to account for
+	Timeout  time.Duration // of a datagram; 0 means DefaultTimeout
+	Offload  bool          // pass several datagrams to and from the kernel as one (UDP_SEGMENT)
+	PIDs     []int         // processes to measure
 
-	// Progress, when set, gets a line that is written over and over again.
+	// Progress, if set, gets a line that is overwritten again and again.
 	Progress io.Writer
 }
 
@@ -68,7 +76,7 @@ func (c *Common) timeout() time.Duration {
 	return c.Timeout
 }
 
-// prepare resolves what has to be resolved here.
+// prepare resolves the target for the direct way.
 func (c *Common) prepare(ctx context.Context) error {
 	if c.Socks != "" {
 		return nil
@@ -77,7 +85,7 @@ func (c *Common) prepare(ctx context.Context) error {
 	if c.Target.IP.IsValid() {
 		return nil
 	}
-	ips, err := resolver.LookupNetIP(ctx, "ip", c.Target.Name)
+	ips, err := net.DefaultResolver.LookupNetIP(ctx, "ip", c.Target.Name)
 	if err != nil {
 		return fmt.Errorf("%s; write an IP address in --target", dialFailure(c.Target.String(), err))
 	}
@@ -85,19 +93,19 @@ func (c *Common) prepare(ctx context.Context) error {
 	return nil
 }
 
-// Outcome is what all results begin with.
+// Outcome is the part of the result that all loads have.
 type Outcome struct {
 	Load        string  `json:"load"`
 	Way         string  `json:"way"`
 	Target      string  `json:"target"`
-	Seconds     float64 `json:"seconds"`     // that were measured
-	Interrupted bool    `json:"interrupted"` // ended before its time
+	Seconds     float64 `json:"seconds"`     // measured
+	Interrupted bool    `json:"interrupted"` // ended early
 
-	OwnCPU    float64 `json:"bench_cpu_seconds,omitempty"` // what measuring itself took
+	OwnCPU    float64 `json:"bench_cpu_seconds,omitempty"` // of this process
 	Processes []Usage `json:"processes,omitempty"`         // of Common.PIDs
 }
 
-// outcome is the beginning of a load's result.
+// outcome returns an Outcome without figures.
 func (c *Common) outcome(load string) Outcome {
 	return Outcome{Load: load, Way: c.Way.String(), Target: c.Target.String()}
 }

@@ -7,24 +7,26 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/dustin/go-humanize"
 )
 
-// ChurnConfig is a load of associations that are opened, used once and closed.
+// ChurnConfig configures a load of associations that are opened, used once and closed.
 type ChurnConfig struct {
 	Common
 	Workers int // associations at a time
 	Size    int // of the datagram, in bytes
 }
 
-// ChurnResult is how that went. RTT is of a whole life: open, one round trip,
-// close.
+// ChurnResult is the result of a ChurnConfig. Life is the time to open an association,
+// make a round trip and close it.
 type ChurnResult struct {
 	Outcome
 	Workers   int     `json:"workers"`
 	Size      int     `json:"size"`
 	Done      int64   `json:"associations"`
 	PerSecond float64 `json:"associations_per_second"`
-	Again     int64   `json:"datagrams_again"` // that had to be sent again
+	Again     int64   `json:"datagrams_again"` // sent again
 	Failed    int64   `json:"failed"`
 	Reason    string  `json:"first_failure,omitempty"`
 
@@ -43,11 +45,11 @@ type churn struct {
 	first               atomic.Pointer[error]
 }
 
-// failuresInRow is how many in a row end a worker: there is nothing to measure.
+// failuresInRow is the number of failures in a row after which a worker ends.
 const failuresInRow = 10
 
-// Churn runs the load. The end of ctx is no error: the result is then what was
-// measured until there. It is an error if not one association could be used.
+// Churn runs the load. If ctx ends early, it returns the figures so far and no error. It
+// returns an error if no association could be used.
 func Churn(ctx context.Context, cfg ChurnConfig) (ChurnResult, error) {
 	l := &churn{cfg: cfg, run: rand.Uint32(), recorder: newRecorder()}
 	if err := l.cfg.prepare(ctx); err != nil {
@@ -64,7 +66,7 @@ func Churn(ctx context.Context, cfg ChurnConfig) (ChurnResult, error) {
 	for range cfg.Workers {
 		workers.Go(func() { l.work(running) })
 	}
-	// When all workers have given up there is nothing left to wait for.
+	// The load ends early if all workers do.
 	var waiter sync.WaitGroup
 	waiter.Go(func() { workers.Wait(); stop() })
 	l.watch(running)
@@ -100,12 +102,12 @@ func (l *churn) result(o Outcome, done int64) (ChurnResult, error) {
 	return r, nil
 }
 
-// work opens, uses and closes until ctx ends.
+// work opens, uses and closes associations until ctx ends.
 func (l *churn) work(ctx context.Context) {
-	t := newTraveller(&l.cfg.Common, l.cfg.Size, l.run)
+	p := newPinger(&l.cfg.Common, l.cfg.Size, l.run)
 	for row := 0; row < failuresInRow && ctx.Err() == nil; {
 		began := time.Now()
-		again, err := l.live(ctx, t)
+		again, err := l.useOnce(ctx, p)
 		switch {
 		case err == nil:
 			row = 0
@@ -121,18 +123,17 @@ func (l *churn) work(ctx context.Context) {
 	}
 }
 
-// live is the life of one association.
-func (l *churn) live(ctx context.Context, t *traveller) (again int, err error) {
+// useOnce opens an association, makes a round trip and closes it.
+func (l *churn) useOnce(ctx context.Context, p *pinger) (again int, err error) {
 	a, err := openAssociation(ctx, &l.cfg.Way)
 	if err != nil {
 		return 0, err
 	}
 	defer a.close()
-	_, again, err = t.trip(ctx, a)
-	return again, err
+	return p.ping(ctx, a)
 }
 
-// watch shows how it goes until ctx ends.
+// watch records intervals and shows the progress until ctx ends.
 func (l *churn) watch(ctx context.Context) {
 	interval := max(l.cfg.Duration/points, 10*time.Millisecond)
 	tick := time.NewTicker(interval)
@@ -142,10 +143,10 @@ func (l *churn) watch(ctx context.Context) {
 	for {
 		select {
 		case <-tick.C:
-			p := l.recorder.turn()
+			p := l.recorder.endInterval()
 			line.show(func() string {
 				return fmt.Sprintf("%s of %s · %s associations/s · %s failed", time.Since(line.began).Round(100*time.Millisecond),
-					l.cfg.Duration, grouped(int64(float64(p.RoundTrips)/interval.Seconds())), grouped(l.failed.Load()))
+					l.cfg.Duration, humanize.Comma(int64(float64(p.RoundTrips)/interval.Seconds())), humanize.Comma(l.failed.Load()))
 			})
 		case <-ctx.Done():
 			return

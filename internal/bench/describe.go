@@ -10,8 +10,8 @@ import (
 	"wmproxy/socks"
 )
 
-// describe returns a sentence on why an association or a stream was refused, with
-// advice.
+// describe returns an error with the likely cause of err, an error of an association or
+// a stream, and advice.
 func describe(way *Way, err error) error {
 	var step *socks.StepError
 	var other *notEchoError
@@ -26,14 +26,14 @@ func describe(way *Way, err error) error {
 	case errors.As(err, &step):
 		return fmt.Errorf("cannot use the SOCKS5 server %s: %w; \"wmproxy test --socks %s\" says more", way.Socks, err, way.Socks)
 	case errors.As(err, &other):
-		return fmt.Errorf("what answers at %s is not \"wmproxy bench echo\" of this version: %w; run that there", way.Target, other)
+		return fmt.Errorf("%s is not \"wmproxy bench echo\" of this version: %w; run that there", way.Target, other)
 	case errors.As(err, &network):
 		return fmt.Errorf("%s; check --target, and that \"wmproxy bench echo\" runs there", dialFailure(way.Target.String(), err))
 	}
 	return err
 }
 
-// dialFailure returns a sentence on why dialing address failed.
+// dialFailure returns the cause of err, an error of dialing address, in words.
 func dialFailure(address string, err error) string {
 	var unknown *net.DNSError
 	var network net.Error

@@ -9,11 +9,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// discardChunk is the most that is thrown away at once, in bytes.
+// discardChunk bounds the bytes that are discarded at once.
 const discardChunk = 1 << 20
 
-// discarder reads a stream without copying it out of the kernel (MSG_TRUNC,
-// tcp(7)): the receiving end costs the load nearly nothing.
+// discarder reads a stream without copying it from the kernel (MSG_TRUNC, tcp(7)), so
+// that the receiving end of the load costs nearly nothing.
 type discarder struct {
 	raw syscall.RawConn
 	try func(fd uintptr) bool
@@ -41,7 +41,7 @@ func newDiscarder(c *net.TCPConn) *discarder {
 	return d
 }
 
-// discard waits for bytes and returns how many there were; io.EOF at the end.
+// discard blocks until there are bytes and returns their number, or io.EOF at the end.
 func (d *discarder) discard() (int, error) {
 	if d.err != nil {
 		return 0, d.err

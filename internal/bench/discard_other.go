@@ -4,7 +4,7 @@ package bench
 
 import "net"
 
-// discarder reads a stream and forgets it.
+// discarder reads a stream and discards the data.
 type discarder struct {
 	c   *net.TCPConn
 	buf []byte
@@ -14,5 +14,5 @@ func newDiscarder(c *net.TCPConn) *discarder {
 	return &discarder{c, make([]byte, streamChunk)}
 }
 
-// discard waits for bytes and returns how many there were; io.EOF at the end.
+// discard blocks until there are bytes and returns their number, or io.EOF at the end.
 func (d *discarder) discard() (int, error) { return d.c.Read(d.buf) }

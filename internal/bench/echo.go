@@ -14,32 +14,30 @@ import (
 const (
 	// echoBuffer is the size of the UDP socket's buffers in bytes.
 	echoBuffer = 16 << 20
-	// maxEchoConns bounds the TCP connections of an Echo; more wait to be accepted.
+	// maxEchoConns bounds the TCP connections of an Echo. More wait to be accepted.
 	maxEchoConns = 2 * MaxStreams
-	// echoIdle ends a TCP connection that moves nothing.
+	// echoIdle is the time without data after which a TCP connection is closed.
 	echoIdle = 2 * time.Minute
-	// acceptPause follows a failed accept, such as one without descriptors.
+	// acceptPause is the pause after a failed accept, such as for lack of descriptors.
 	acceptPause = 50 * time.Millisecond
 )
 
-// Echo is the far end of the loads. It sends each datagram back to its source;
-// TCP connections it echoes, drains or fills, as their first bytes say (see
-// mode).
+// Echo is the far end of the loads. It sends each datagram back to its source, and echoes
+// TCP connections unless their first bytes ask for a load (see preface).
 type Echo struct {
 	udp *udpio.Socket
 	tcp *net.TCPListener
 
 	wg     sync.WaitGroup
-	places chan struct{} // one taken by each connection
+	slots  chan struct{} // each connection takes one
 	closed chan struct{}
 
 	mu    sync.Mutex
 	conns map[*net.TCPConn]bool // nil once closed
 }
 
-// ListenEcho starts an echo on addr, UDP and TCP; port 0 lets the system choose
-// one that is free for both. With offload the kernel gets and hands over several
-// datagrams as one.
+// ListenEcho starts an echo on addr, UDP and TCP. The system chooses the port if it is 0.
+// With offload, several datagrams are passed to and from the kernel as one.
 func ListenEcho(addr netip.AddrPort, offload bool) (*Echo, error) {
 	cfg := udpio.Config{NoOffload: !offload, ReadBuffer: echoBuffer, WriteBuffer: echoBuffer}
 	udp, tcp, err := listenBoth(addr, cfg)
@@ -48,17 +46,18 @@ func ListenEcho(addr netip.AddrPort, offload bool) (*Echo, error) {
 	}
 	e := &Echo{
 		udp: udp, tcp: tcp,
-		places: make(chan struct{}, maxEchoConns), closed: make(chan struct{}),
+		slots: make(chan struct{}, maxEchoConns), closed: make(chan struct{}),
 		conns: make(map[*net.TCPConn]bool),
 	}
-	// Messages that were read are ready to be written: Addr is the source. What
-	// the system does not take is lost, as anywhere.
+	// A message that was read can be written back as it is: Addr is its source. Those
+	// that the system does not take are lost.
 	udp.Start(func(ms []udpio.Message) { _, _ = udp.Write(ms) })
 	e.wg.Go(e.accept)
 	return e, nil
 }
 
-// portTries is how many ports the system may choose until one is free for both.
+// portTries bounds the attempts if the system chooses a port for UDP that is in use for
+// TCP.
 const portTries = 10
 
 func listenBoth(addr netip.AddrPort, cfg udpio.Config) (*udpio.Socket, *net.TCPListener, error) {
@@ -78,11 +77,11 @@ func listenBoth(addr netip.AddrPort, cfg udpio.Config) (*udpio.Socket, *net.TCPL
 	}
 }
 
-// Addr is where the echo listens.
+// Addr returns the echo's address.
 func (e *Echo) Addr() netip.AddrPort { return e.udp.LocalAddr() }
 
-// Close ends the echo and its connections, and waits for their end. It must be
-// called once.
+// Close closes the echo and its connections, and waits for their end. It must be called
+// only once.
 func (e *Echo) Close() error {
 	close(e.closed)
 	err := errors.Join(e.udp.Close(), e.tcp.Close())
@@ -99,7 +98,7 @@ func (e *Echo) Close() error {
 func (e *Echo) accept() {
 	for {
 		select {
-		case e.places <- struct{}{}:
+		case e.slots <- struct{}{}:
 		case <-e.closed:
 			return
 		}
@@ -108,7 +107,7 @@ func (e *Echo) accept() {
 			e.wg.Go(func() { e.serve(c) })
 			continue
 		}
-		<-e.places
+		<-e.slots
 		select {
 		case <-e.closed:
 			return
@@ -123,7 +122,7 @@ func (e *Echo) serve(c *net.TCPConn) {
 		e.remove(c)
 	}
 	_ = c.Close()
-	<-e.places
+	<-e.slots
 }
 
 func (e *Echo) add(c *net.TCPConn) bool {

@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"context"
 	"net"
 	"net/netip"
 	"sync"
@@ -8,11 +9,11 @@ import (
 	"wmproxy/internal/udpio"
 )
 
-// socketBuffer is asked for each association, in bytes: a relay that answers in
-// bursts must not lose them here.
+// socketBuffer is the size of the buffers of each socket, in bytes, large enough for the
+// bursts of a relay.
 const socketBuffer = 4 << 20
 
-// flow is one association, or without a proxy one socket, and what it has sent.
+// flow is an association of a load of datagrams, or a socket without a proxy.
 type flow struct {
 	load    *udpLoad
 	index   uint16
@@ -31,13 +32,13 @@ type flow struct {
 	rtts     []int64
 }
 
-// slot is one place in the window.
+// slot is a place in the window.
 type slot struct {
-	sequence uint64 // that is in flight, 0 for none
+	sequence uint64 // of the datagram in flight; 0 if there is none
 	sent     int64  // ns
 }
 
-// counts is what became of datagrams.
+// counts counts datagrams.
 type counts struct {
 	sent, unsent                int64
 	inTime, late                int64
@@ -54,7 +55,7 @@ func (c *counts) add(d counts) {
 	c.alien += d.alien
 }
 
-// lost is what did not come back in time.
+// lost returns the number of datagrams that did not come back in time.
 func (c *counts) lost() int64 { return c.sent - c.inTime }
 
 // receive is the socket's callback.
@@ -70,7 +71,7 @@ func (f *flow) receive(ms []udpio.Message) {
 	f.load.recorder.add(f.rtts)
 }
 
-// arrived accounts for one datagram and puts what replaces it into out.
+// arrived counts a datagram and adds the one that replaces it to out.
 func (f *flow) arrived(m *udpio.Message, now int64) {
 	body := m.Body
 	if f.control != nil {
@@ -96,7 +97,7 @@ func (f *flow) arrived(m *udpio.Message, now int64) {
 	rtt := now - s.sent
 	if rtt > f.load.timeoutNS {
 		f.counts.late++
-		return // its place in the window has been given to another
+		return // another datagram has its place in the window
 	}
 	f.counts.inTime++
 	f.rtts = append(f.rtts, rtt)
@@ -108,7 +109,7 @@ func (f *flow) arrived(m *udpio.Message, now int64) {
 	}
 }
 
-// prime notes that the way is open: the first reply has come.
+// prime notes that the first reply has arrived.
 func (f *flow) prime() {
 	if !f.primed {
 		f.primed = true
@@ -116,7 +117,7 @@ func (f *flow) prime() {
 	}
 }
 
-// compose puts the next datagram, of a slot of the window, into out.
+// compose adds the next datagram, of a slot of the window, to out.
 func (f *flow) compose(at int, now int64) {
 	f.sequence++
 	if f.slots != nil {
@@ -125,7 +126,7 @@ func (f *flow) compose(at int, now int64) {
 	f.put(at, stamp{run: f.load.run, index: f.index, slot: uint16(at), sequence: f.sequence, sent: now})
 }
 
-// put makes a message of s with the head at a place of heads.
+// put adds a message with the stamp s to out. Its head is at this index in heads.
 func (f *flow) put(at int, s stamp) {
 	size := len(f.load.header) + MinSize
 	head := f.heads[at*size:][:size:size]
@@ -133,8 +134,8 @@ func (f *flow) put(at int, s stamp) {
 	f.out = append(f.out, udpio.Message{Head: head, Body: f.load.body, Addr: f.to})
 }
 
-// flush writes out. What the system did not take was never sent: its places stay
-// marked and are filled again when they time out.
+// flush writes out. The slots of messages that the system did not take stay in use until
+// they time out.
 func (f *flow) flush() {
 	if len(f.out) == 0 {
 		return
@@ -148,8 +149,7 @@ func (f *flow) flush() {
 	f.out = f.out[:0]
 }
 
-// fill gives the places of the window that are free, or whose datagram is lost,
-// to new ones.
+// fill sends a datagram for each slot that is free or has timed out.
 func (f *flow) fill(now int64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -162,7 +162,7 @@ func (f *flow) fill(now int64) {
 	f.flush()
 }
 
-// send sends n datagrams of a rate.
+// send sends n datagrams.
 func (f *flow) send(n int, now int64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -176,8 +176,8 @@ func (f *flow) send(n int, now int64) {
 	f.flush()
 }
 
-// knock sends the datagram that opens the way, unless it is open.
-func (f *flow) knock() {
+// sendPrimer sends a datagram with sequence number 0, unless one has come back.
+func (f *flow) sendPrimer() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.primed {
@@ -198,24 +198,12 @@ func (f *flow) read() counts {
 	return f.counts
 }
 
-// open makes the association and its socket.
-func (f *flow) open(way *Way, control *net.TCPConn, relay netip.AddrPort, cfg udpio.Config) error {
-	local := netip.AddrPort{}
-	f.control, f.to = control, relay
-	if control == nil {
-		f.to = way.direct
-	} else if ap := control.LocalAddr().(*net.TCPAddr).AddrPort(); ap.Addr().Unmap().Is4() == relay.Addr().Is4() {
-		// Servers take datagrams from where the request came from.
-		local = netip.AddrPortFrom(ap.Addr().Unmap(), 0)
+// open opens the association and its socket.
+func (f *flow) open(ctx context.Context, way *Way, cfg udpio.Config) (err error) {
+	if f.control, f.to, err = way.associate(ctx); err != nil {
+		return err
 	}
-	if !local.IsValid() {
-		local = netip.AddrPortFrom(netip.IPv6Unspecified(), 0)
-		if f.to.Addr().Is4() {
-			local = netip.AddrPortFrom(netip.IPv4Unspecified(), 0)
-		}
-	}
-	var err error
-	f.socket, err = udpio.Listen(local, cfg)
+	f.socket, err = udpio.Listen(localAddr(f.control, f.to), cfg)
 	return err
 }
 

@@ -8,12 +8,12 @@ import (
 	"testing/synctest"
 )
 
-func TestFarEndOfAnotherKindIsRecognised(t *testing.T) {
+func TestOtherFarEndsAreRecognized(t *testing.T) {
 	for _, test := range []struct {
 		name, why string
 		serve     func(net.Conn)
 	}{
-		{"an echo", "it sends back what it gets", func(c net.Conn) { _, _ = io.Copy(c, c) }},
+		{"an echo", "it echoes", func(c net.Conn) { _, _ = io.Copy(c, c) }},
 		{"a web server", "it answers with something else", func(c net.Conn) {
 			_, _ = io.ReadFull(c, make([]byte, prefaceLen))
 			_, _ = c.Write([]byte("HTTP/1.1 400 Bad Request\r\n\r\n"))

@@ -8,24 +8,25 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/dustin/go-humanize"
 )
 
-// HoldConfig is a load of associations that are held open.
+// HoldConfig configures a load of associations that stay open, for Duration.
 type HoldConfig struct {
-	Common       // Duration is how long they are held
+	Common
 	Associations int
 	Size         int           // of the datagrams, in bytes
-	Settle       time.Duration // from their end to the last look at the memory
+	Settle       time.Duration // from their end to the last measurement of memory
 }
 
-// HoldResult is how that went. Memory is of the processes of PIDs together, in
-// bytes.
+// HoldResult is the result of a HoldConfig. Memory is the sum over PIDs, in bytes.
 type HoldResult struct {
 	Outcome
 	Associations int    `json:"associations"`
 	Size         int    `json:"size"`
 	Opened       int64  `json:"opened"`
-	First        int64  `json:"answered_first"` // right after they were opened
+	First        int64  `json:"answered_first"` // just after they were opened
 	Again        int64  `json:"answered_again"` // before they were closed
 	Ended        int    `json:"ended_by_server"`
 	Reason       string `json:"first_failure,omitempty"`
@@ -34,19 +35,19 @@ type HoldResult struct {
 	Held    Memory  `json:"memory_held"`
 	After   Memory  `json:"memory_after"`                // Settle after the end
 	PerRSS  float64 `json:"bytes_per_association"`       // of RSS
-	PerPSS  float64 `json:"pss_bytes_per_association"`   // 0 where it may not be read
+	PerPSS  float64 `json:"pss_bytes_per_association"`   // 0 if it cannot be read
 	AfterOf float64 `json:"memory_after_percent_before"` // of RSS
 
 	OpenSeconds float64 `json:"open_seconds"`
 }
 
-// Memory is resident memory in bytes. PSS counts what processes share once.
+// Memory is resident memory in bytes. PSS counts memory that processes share only once.
 type Memory struct {
 	RSS int64 `json:"rss_bytes"`
 	PSS int64 `json:"pss_bytes,omitempty"`
 }
 
-// memoryOf is of all pids together.
+// memoryOf returns the sum over pids.
 func memoryOf(pids []int) (m Memory) {
 	for _, pid := range pids {
 		rss, pss := readMemory(pid)
@@ -64,8 +65,8 @@ type hold struct {
 	first atomic.Pointer[error]
 }
 
-// Hold runs the load. The end of ctx is no error: the result is then what was
-// measured until there. It is an error if not one association answered.
+// Hold runs the load. If ctx ends early, it returns the figures so far and no error. It
+// returns an error if no association was answered.
 func Hold(ctx context.Context, cfg HoldConfig) (HoldResult, error) {
 	l := &hold{cfg: cfg, run: rand.Uint32(), line: newProgress(cfg.Progress), all: make([]association, cfg.Associations)}
 	defer l.line.clear()
@@ -100,7 +101,7 @@ func Hold(ctx context.Context, cfg HoldConfig) (HoldResult, error) {
 	return r, err
 }
 
-// compare fills in what follows from the three looks at the memory.
+// compare sets the fields that follow from the memory before, during and after the load.
 func (r *HoldResult) compare() {
 	if r.Opened == 0 || r.Before.RSS == 0 {
 		return
@@ -112,15 +113,15 @@ func (r *HoldResult) compare() {
 	r.AfterOf = percent(r.After.RSS, r.Before.RSS)
 }
 
-// each calls visit for every association, on openers goroutines, until ctx ends.
-func (l *hold) each(ctx context.Context, doing string, visit func(*traveller, *association) error) {
+// each calls f for every association, on openers goroutines, until ctx ends.
+func (l *hold) each(ctx context.Context, doing string, f func(*pinger, *association) error) {
 	var next, done atomic.Int64
 	var workers sync.WaitGroup
 	for range openers {
 		workers.Go(func() {
-			t := newTraveller(&l.cfg.Common, l.cfg.Size, l.run)
+			p := newPinger(&l.cfg.Common, l.cfg.Size, l.run)
 			for i := next.Add(1) - 1; i < int64(len(l.all)) && ctx.Err() == nil; i = next.Add(1) - 1 {
-				err := visit(t, &l.all[i])
+				err := f(p, &l.all[i])
 				done.Add(1)
 				if err != nil && !interrupted(ctx, err) {
 					l.first.CompareAndSwap(nil, &err)
@@ -137,7 +138,7 @@ func (l *hold) each(ctx context.Context, doing string, visit func(*traveller, *a
 			select {
 			case <-tick.C:
 				l.line.show(func() string {
-					return fmt.Sprintf("%s %s of %s", doing, grouped(done.Load()), grouped(int64(len(l.all))))
+					return fmt.Sprintf("%s %s of %s", doing, humanize.Comma(done.Load()), humanize.Comma(int64(len(l.all))))
 				})
 			case <-finished:
 				return
@@ -149,16 +150,16 @@ func (l *hold) each(ctx context.Context, doing string, visit func(*traveller, *a
 	watcher.Wait()
 }
 
-// open opens all and makes a round trip on each.
+// open opens all associations and makes a round trip on each.
 func (l *hold) open(ctx context.Context) (opened, answered int64) {
 	var open, ok atomic.Int64
-	l.each(ctx, "opened", func(t *traveller, a *association) (err error) {
+	l.each(ctx, "opened", func(p *pinger, a *association) (err error) {
 		if *a, err = openAssociation(ctx, &l.cfg.Way); err != nil {
 			*a = association{}
 			return err
 		}
 		open.Add(1)
-		if _, _, err = t.trip(ctx, *a); err == nil {
+		if _, err = p.ping(ctx, *a); err == nil {
 			ok.Add(1)
 		}
 		return err
@@ -166,14 +167,14 @@ func (l *hold) open(ctx context.Context) (opened, answered int64) {
 	return open.Load(), ok.Load()
 }
 
-// ask makes a round trip on each that is open.
+// ask makes a round trip on each open association and returns the number of answers.
 func (l *hold) ask(ctx context.Context) int64 {
 	var ok atomic.Int64
-	l.each(ctx, "asked", func(t *traveller, a *association) error {
+	l.each(ctx, "asked", func(p *pinger, a *association) error {
 		if a.udp == nil {
 			return nil
 		}
-		_, _, err := t.trip(ctx, *a)
+		_, err := p.ping(ctx, *a)
 		if err == nil {
 			ok.Add(1)
 		}
@@ -182,7 +183,7 @@ func (l *hold) ask(ctx context.Context) int64 {
 	return ok.Load()
 }
 
-// ended counts the associations that the server has ended.
+// ended returns the number of associations that the server has ended.
 func (l *hold) ended() int {
 	var controls []*net.TCPConn
 	for i := range l.all {
@@ -200,10 +201,10 @@ func (l *hold) close() {
 	}
 }
 
-// pause waits for d, or less if ctx ends.
+// pause waits until d has passed or ctx ends.
 func (l *hold) pause(ctx context.Context, doing string, d time.Duration) {
-	over := time.NewTimer(d)
-	defer over.Stop()
+	timer := time.NewTimer(d)
+	defer timer.Stop()
 	tick := time.NewTicker(progressEvery)
 	defer tick.Stop()
 	began := time.Now()
@@ -213,7 +214,7 @@ func (l *hold) pause(ctx context.Context, doing string, d time.Duration) {
 			l.line.show(func() string {
 				return fmt.Sprintf("%s %s of %s", doing, time.Since(began).Round(100*time.Millisecond), d)
 			})
-		case <-over.C:
+		case <-timer.C:
 			return
 		case <-ctx.Done():
 			return

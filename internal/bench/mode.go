@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// A TCP connection to an Echo that begins with these bytes carries a load:
+// A TCP connection to an Echo carries a load if it begins with
 //
 //	+-------------------+------+
 //	| "wmproxy-bench/2" | mode |
@@ -19,12 +19,11 @@ import (
 //	|        15         |  1   |
 //	+-------------------+------+
 //
-// The far end answers with "wmproxy-echo/2 " and the mode, which no echo does, so
-// that nothing else is measured by mistake. Then, 'U': the rest is discarded; the
-// total so far goes back, 8 bytes big-endian, every 20 ms and
-// at the end of the stream. 'D': pseudo-random bytes come back until the
-// connection ends. On any other beginning all bytes are echoed, so that the same
-// port serves "wmproxy test --echo".
+// The Echo answers with "wmproxy-echo/2 " and the mode. Other echoes do not, so that none
+// is measured by mistake. If the mode is 'U', the Echo discards the rest and sends the
+// number of bytes so far, 8 bytes big-endian, every 20 ms and at the end of the stream. If
+// it is 'D', it sends pseudo-random bytes until the connection ends. Connections that
+// begin with other bytes are echoed, so that the same port serves "wmproxy test --echo".
 const (
 	preface     = "wmproxy-bench/2"
 	greeting    = "wmproxy-echo/2 "
@@ -39,12 +38,12 @@ func appendPreface(b []byte, mode byte) []byte { return append(append(b, preface
 
 func appendGreeting(b []byte, mode byte) []byte { return append(append(b, greeting...), mode) }
 
-// notEchoError means that the far end of a stream is not an Echo.
+// notEchoError is the reason to believe that the far end of a stream is not an Echo.
 type notEchoError struct{ why string }
 
 func (e *notEchoError) Error() string { return e.why }
 
-// greet sends the mode on c and waits for the far end's greeting.
+// greet sends the mode on c and reads the far end's greeting.
 func greet(c net.Conn, mode byte) error {
 	_ = c.SetDeadline(time.Now().Add(handshakeTimeout))
 	sent := appendPreface(nil, mode)
@@ -59,17 +58,17 @@ func greet(c net.Conn, mode byte) error {
 	case n == 0 && err != nil:
 		return &notEchoError{"it closes the connection"}
 	case bytes.Equal(got[:n], sent[:n]):
-		return &notEchoError{"it sends back what it gets"}
+		return &notEchoError{"it echoes"}
 	case !bytes.Equal(got, appendGreeting(nil, mode)):
 		return &notEchoError{"it answers with something else"}
 	}
 	return c.SetDeadline(time.Time{})
 }
 
-// streamChunk is written to a socket at once, in bytes.
+// streamChunk is the size of a write to a stream, in bytes.
 const streamChunk = 256 << 10
 
-// serveStream serves one connection of an Echo until its end.
+// serveStream serves a connection of an Echo until its end.
 func serveStream(c *net.TCPConn) {
 	var b [prefaceLen]byte
 	n, isLoad := readPreface(c, b[:])
@@ -88,8 +87,8 @@ func serveStream(c *net.TCPConn) {
 	}
 }
 
-// readPreface reads as long as what it reads is a preface. n bytes of b are then
-// filled, and isLoad says whether they are a whole one.
+// readPreface reads into b until it has a preface, or bytes that do not begin one. It
+// returns the number of bytes read and whether they are a preface.
 func readPreface(c net.Conn, b []byte) (n int, isLoad bool) {
 	for n < prefaceLen {
 		_ = c.SetReadDeadline(time.Now().Add(echoIdle))
@@ -102,8 +101,8 @@ func readPreface(c net.Conn, b []byte) (n int, isLoad bool) {
 	return n, b[n-1] == modeUp || b[n-1] == modeDown
 }
 
-// echoStream returns at the stream's end; the caller's Close then sends ours,
-// after everything that was written.
+// echoStream sends first and then all that it reads back until the end of the stream,
+// after which the caller must close c.
 func echoStream(c net.Conn, first []byte) {
 	buf := make([]byte, 32<<10)
 	n := copy(buf, first)
@@ -121,38 +120,38 @@ func echoStream(c net.Conn, first []byte) {
 	}
 }
 
-// sink throws away what comes and reports the totals.
+// sink discards the data of c and sends the totals.
 func sink(c *net.TCPConn) {
 	d := newDiscarder(c)
 	var total uint64
-	var report [totalLen]byte
-	tell := func() error {
-		binary.BigEndian.PutUint64(report[:], total)
-		_, err := c.Write(report[:])
+	var b [totalLen]byte
+	report := func() error {
+		binary.BigEndian.PutUint64(b[:], total)
+		_, err := c.Write(b[:])
 		return err
 	}
-	told := time.Now()
+	reported := time.Now()
 	for {
 		now := time.Now()
 		_ = c.SetDeadline(now.Add(echoIdle))
 		n, err := d.discard()
 		total += uint64(n)
 		if errors.Is(err, io.EOF) {
-			_ = tell()
+			_ = report()
 		}
 		if err != nil {
 			return
 		}
-		if now.Sub(told) >= totalsEvery {
-			told = now
-			if tell() != nil {
+		if now.Sub(reported) >= totalsEvery {
+			reported = now
+			if report() != nil {
 				return
 			}
 		}
 	}
 }
 
-// source writes until the connection ends.
+// source writes pseudo-random data until the connection ends.
 func source(c *net.TCPConn) {
 	chunk := filler(streamChunk)
 	for {

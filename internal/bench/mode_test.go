@@ -1,12 +1,16 @@
 package bench
 
 import (
+	"bytes"
 	"encoding/binary"
 	"io"
 	"net"
 	"net/netip"
 	"sync"
 	"testing"
+	"time"
+
+	"wmproxy/internal/udpio"
 )
 
 var loopback = netip.MustParseAddrPort("127.0.0.1:0")
@@ -35,7 +39,7 @@ func dialEcho(t *testing.T, e *Echo) *net.TCPConn {
 	return c
 }
 
-// dialLoad opens a stream of a load.
+// dialLoad opens a stream and sends the preface of the mode.
 func dialLoad(t *testing.T, e *Echo, mode byte) *net.TCPConn {
 	t.Helper()
 	c := dialEcho(t, e)
@@ -51,7 +55,7 @@ func TestOtherStreamsAreEchoed(t *testing.T) {
 		"", "x", "hello, world", preface[:5], preface, preface + "X", preface + "?more", "wmproxy-bunch/2U and so on",
 	} {
 		c := dialEcho(t, e)
-		for i := range len(text) { // byte by byte, as the network may cut it
+		for i := range len(text) { // byte by byte, as it may arrive
 			if _, err := c.Write([]byte{text[i]}); err != nil {
 				t.Fatal(err)
 			}
@@ -65,7 +69,38 @@ func TestOtherStreamsAreEchoed(t *testing.T) {
 	}
 }
 
-func TestTheSinkTellsHowMuchItGot(t *testing.T) {
+func TestDatagramsOfAnySizeAreEchoed(t *testing.T) {
+	conn, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(listenEcho(t).Addr()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
+	buf := make([]byte, 1<<16)
+	for _, size := range []int{0, 1, 1472, 9000, udpio.MaxDatagram} {
+		sent := bytes.Repeat([]byte{byte(size)}, size)
+		if _, err := conn.Write(sent); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := conn.Read(buf); err != nil || !bytes.Equal(buf[:n], sent) {
+			t.Errorf("%d bytes: %d came back, %v", size, n, err)
+		}
+	}
+}
+
+func TestPortInUseForTCPIsAnError(t *testing.T) {
+	tcp, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(loopback))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tcp.Close()
+	if e, err := ListenEcho(tcp.Addr().(*net.TCPAddr).AddrPort(), false); err == nil {
+		e.Close()
+		t.Error("the echo listens on UDP alone")
+	}
+}
+
+func TestSinkReportsItsTotal(t *testing.T) {
 	c := dialLoad(t, listenEcho(t), modeUp)
 	const total = 3_000_001
 	if _, err := c.Write(make([]byte, total)); err != nil {
@@ -79,18 +114,18 @@ func TestTheSinkTellsHowMuchItGot(t *testing.T) {
 		t.Fatalf("%d bytes of totals, %v", len(got), err)
 	}
 	if last := binary.BigEndian.Uint64(got[len(got)-totalLen:]); last != total {
-		t.Errorf("it got %d of %d bytes", last, total)
+		t.Errorf("total %d, want %d", last, total)
 	}
 }
 
-func TestTheSourceSendsUntilTheEnd(t *testing.T) {
+func TestSourceSendsUntilTheEnd(t *testing.T) {
 	c := dialLoad(t, listenEcho(t), modeDown)
 	if n, err := io.CopyN(io.Discard, c, 10<<20); err != nil {
 		t.Fatalf("%d bytes, %v", n, err)
 	}
 }
 
-func TestDiscardCountsWhatReadWouldReturn(t *testing.T) {
+func TestDiscardCountsAllBytes(t *testing.T) {
 	c := dialEcho(t, listenEcho(t))
 	const total = 100_003
 	var writer sync.WaitGroup
@@ -116,7 +151,7 @@ func TestDiscardCountsWhatReadWouldReturn(t *testing.T) {
 	}
 }
 
-func TestAnEchoEndsWithItsConnections(t *testing.T) {
+func TestCloseOfEchoEndsItsConnections(t *testing.T) {
 	e, err := ListenEcho(loopback, false)
 	if err != nil {
 		t.Fatal(err)
@@ -129,6 +164,6 @@ func TestAnEchoEndsWithItsConnections(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := io.Copy(io.Discard, c); err == nil {
-		return // an orderly end
+		return // a clean end
 	}
 }

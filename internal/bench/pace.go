@@ -4,24 +4,24 @@ import "time"
 
 // Bounds of the pacing.
 const (
-	// minStep is the shortest pause between two sends: above 20,000 datagrams/s
-	// several go at once.
+	// minStep is the shortest pause between two sends. Above 20,000 datagrams/s several
+	// are sent at once.
 	minStep = 50 * time.Microsecond
-	// maxDebt is how far a sender that was held up may be behind; what it owes
-	// beyond that is not sent, since a burst would be another load.
+	// maxDebt bounds the time by which a delayed sender catches up. The datagrams of
+	// longer delays are skipped, since a burst would be another load.
 	maxDebt = 5 * time.Millisecond
 )
 
-// pace says when how many datagrams are due so that there are rate of them per
-// second. It is pure: times are ns since the start.
+// pace computes the number of datagrams that are due at a time, to send rate of them per
+// second. It has no clock: times are in ns since the start.
 type pace struct {
 	rate int64 // per second
-	sent int64 // due so far, those skipped included
+	sent int64 // due so far, including those skipped
 
 	skipped int64
 }
 
-// due returns how many to send at now.
+// due returns the number of datagrams to send now.
 func (p *pace) due(now int64) int {
 	// In two parts, because now*rate overflows after half an hour at 5 million.
 	second := int64(time.Second)
@@ -37,7 +37,7 @@ func (p *pace) due(now int64) int {
 	return int(owed)
 }
 
-// next is when the next one is due, at least minStep after now.
+// next returns the time at which the next one is due, at least minStep after now.
 func (p *pace) next(now int64) int64 {
 	second := int64(time.Second)
 	n := p.sent + 1

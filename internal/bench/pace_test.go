@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// run steps a pace as a sender that always wakes in time.
+// run advances a pace as a sender without delays does.
 func run(p *pace, from, to int64) (sent int64, largest int) {
 	for now := from; now < to; now = p.next(now) {
 		n := p.due(now)
@@ -15,7 +15,7 @@ func run(p *pace, from, to int64) (sent int64, largest int) {
 	return sent, largest
 }
 
-func TestThePaceIsTheRateInSmallSteps(t *testing.T) {
+func TestPaceKeepsRateInSmallSteps(t *testing.T) {
 	for _, test := range []struct {
 		rate    int64
 		largest int
@@ -36,11 +36,11 @@ func TestThePaceIsTheRateInSmallSteps(t *testing.T) {
 	}
 }
 
-func TestASenderThatWasHeldUpDoesNotBurst(t *testing.T) {
+func TestDelayedSenderDoesNotBurst(t *testing.T) {
 	p := pace{rate: 10_000}
 	run(&p, 0, int64(100*time.Millisecond))
 	if n := p.due(int64(200 * time.Millisecond)); n != 50 {
-		t.Errorf("%d at once after 100 ms, want the 50 of 5 ms", n)
+		t.Errorf("%d at once after 100 ms, want 50, for 5 ms", n)
 	}
 	if p.skipped < 940 || p.skipped > 960 {
 		t.Errorf("%d skipped, want the rest of 1,000", p.skipped)
@@ -50,18 +50,18 @@ func TestASenderThatWasHeldUpDoesNotBurst(t *testing.T) {
 	}
 }
 
-func TestASlowRateThatWasHeldUpStillSends(t *testing.T) {
+func TestDelayedSlowSenderStillSends(t *testing.T) {
 	p := pace{rate: 1}
 	if n := p.due(int64(3 * time.Second)); n != 1 || p.skipped != 2 {
 		t.Errorf("%d due and %d skipped after three seconds", n, p.skipped)
 	}
 }
 
-func TestThePaceDoesNotOverflow(t *testing.T) {
+func TestPaceDoesNotOverflow(t *testing.T) {
 	p := pace{rate: MaxRate}
 	day := int64(24 * time.Hour)
 	if n := p.due(day); n <= 0 || p.sent != day/int64(time.Second)*MaxRate {
-		t.Errorf("%d due, %d in all after a day", n, p.sent)
+		t.Errorf("%d due, %d in total after a day", n, p.sent)
 	}
 	if next := p.next(day); next <= day || next > day+int64(time.Millisecond) {
 		t.Errorf("the next is due %v later", time.Duration(next-day))

@@ -8,7 +8,7 @@ import (
 	"wmproxy/socks"
 )
 
-// What a datagram of a load carries, big-endian:
+// The payload of a datagram, big-endian:
 //
 //	+-----+-------------+------+----------+------------+---------------+
 //	| run | association | slot | sequence | sent at    | pseudo-random |
@@ -16,8 +16,8 @@ import (
 //	|  4  |      2      |  2   |    8     | 8 (ns)     |      0…       |
 //	+-----+-------------+------+----------+------------+---------------+
 //
-// run tells one run's datagrams from another's that come late; slot is the place
-// in the window; sent at counts from the start of the run.
+// run distinguishes the datagrams of this run from late ones of another; slot is the place
+// in the window; sent at is the time since the start of the run.
 const (
 	offRun      = 0
 	offIndex    = 4
@@ -29,8 +29,8 @@ const (
 	MinSize = 24
 )
 
-// MaxSize is the largest, in bytes: what fits through an IPv4 association with
-// the header of an IPv4 target.
+// MaxSize is the largest datagram of a load, in bytes: an IPv4 association carries it to
+// an IPv4 target.
 const MaxSize = udpio.MaxDatagram - 10
 
 type stamp struct {
@@ -41,7 +41,7 @@ type stamp struct {
 	sent     int64 // ns
 }
 
-// put writes s over the first MinSize bytes of b.
+// put writes s to the first MinSize bytes of b.
 func (s *stamp) put(b []byte) {
 	_ = b[MinSize-1]
 	binary.BigEndian.PutUint32(b[offRun:], s.run)
@@ -51,7 +51,7 @@ func (s *stamp) put(b []byte) {
 	binary.BigEndian.PutUint64(b[offSent:], uint64(s.sent))
 }
 
-// readStamp is the inverse of put; ok is false for b of less than MinSize bytes.
+// readStamp returns the stamp in b. ok is false if b has less than MinSize bytes.
 func readStamp(b []byte) (s stamp, ok bool) {
 	if len(b) < MinSize {
 		return s, false
@@ -65,24 +65,24 @@ func readStamp(b []byte) (s stamp, ok bool) {
 	}, true
 }
 
-// filler is the pseudo-random rest of every datagram: what cannot be compressed,
-// and the same in each run.
+// filler returns the pseudo-random rest of a datagram, which cannot be compressed and is
+// the same in each run.
 func filler(size int) []byte {
 	b := make([]byte, size-MinSize)
 	rand.NewChaCha8([32]byte{}).Read(b)
 	return b
 }
 
-// udpHeaderLen is RSV and FRAG, before the address (RFC 1928 section 7).
+// udpHeaderLen is the length of RSV and FRAG, before the address (RFC 1928 section 7).
 const udpHeaderLen = 3
 
-// udpHeader is what goes before each payload to dst.
+// udpHeader returns the header of a datagram to dst.
 func udpHeader(dst socks.Addr) []byte {
 	return socks.AppendAddr(make([]byte, udpHeaderLen, udpHeaderLen+socks.MaxAddrLen), dst)
 }
 
-// payloadOf is the payload of a datagram from a SOCKS5 server, nil if there is
-// none: fragments are not put together again.
+// payloadOf returns the payload of a datagram from a SOCKS5 server, or nil if it is
+// malformed or a fragment.
 func payloadOf(b []byte) []byte {
 	if len(b) < udpHeaderLen || b[2] != 0 {
 		return nil

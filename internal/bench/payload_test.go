@@ -8,7 +8,7 @@ import (
 	"wmproxy/socks"
 )
 
-func TestAStampIsReadAsItWasWritten(t *testing.T) {
+func TestStampSurvivesTheWire(t *testing.T) {
 	want := stamp{run: 0xfedcba98, index: 59_999, slot: MaxWindow - 1, sequence: 1<<63 + 5, sent: 1<<62 + 7}
 	var b [MinSize]byte
 	want.put(b[:])
@@ -16,26 +16,26 @@ func TestAStampIsReadAsItWasWritten(t *testing.T) {
 		t.Errorf("got %+v %v", got, ok)
 	}
 	if _, ok := readStamp(b[:MinSize-1]); ok {
-		t.Error("a short one was read")
+		t.Error("a short payload has a stamp")
 	}
 }
 
-func TestThePayloadOfADatagramFromTheServer(t *testing.T) {
+func TestPayloadIsFoundInDatagram(t *testing.T) {
 	payload := []byte("payload")
 	v4 := socks.Addr{IP: netip.MustParseAddr("192.0.2.1"), Port: 7}
 	for _, test := range []struct {
 		name string
 		b    []byte
-		want []byte // nil: none
+		want []byte // nil if there is none
 	}{
 		{"IPv4", append(udpHeader(v4), payload...), payload},
 		{"IPv6", append(udpHeader(socks.Addr{IP: netip.MustParseAddr("2001:db8::1"), Port: 7}), payload...), payload},
 		{"a name", append(udpHeader(socks.Addr{Name: "a.example", Port: 7}), payload...), payload},
-		{"nothing in it", udpHeader(v4), []byte{}},
-		{"RSV is not judged", append([]byte{1, 2, 0}, append(udpHeader(v4)[3:], payload...)...), payload},
+		{"no payload", udpHeader(v4), []byte{}},
+		{"RSV is ignored", append([]byte{1, 2, 0}, append(udpHeader(v4)[3:], payload...)...), payload},
 		{"a fragment", append([]byte{0, 0, 1}, append(udpHeader(v4)[3:], payload...)...), nil},
 		{"cut in the address", udpHeader(v4)[:8], nil},
-		{"cut before it", []byte{0, 0}, nil},
+		{"cut before the address", []byte{0, 0}, nil},
 		{"empty", nil, nil},
 		{"unknown type", []byte{0, 0, 0, 9, 1, 2, 3, 4, 5, 6}, nil},
 	} {
@@ -68,12 +68,12 @@ func FuzzPayload(f *testing.F) {
 	})
 }
 
-func TestTheFillerIsTheSameInEachRunAndNotEmpty(t *testing.T) {
+func TestFillerIsReproducible(t *testing.T) {
 	a, b := filler(1200), filler(1200)
 	if !bytes.Equal(a, b) || len(a) != 1200-MinSize || bytes.Count(a, []byte{0}) > 50 {
 		t.Errorf("%d bytes, %d of them zero", len(a), bytes.Count(a, []byte{0}))
 	}
 	if len(filler(MinSize)) != 0 {
-		t.Error("the smallest datagram has more than its stamp")
+		t.Error("the smallest datagram has a filler")
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"io"
 	"strings"
 
+	"github.com/dustin/go-humanize"
 	"github.com/guptarohit/asciigraph"
 )
 
@@ -32,7 +33,7 @@ func pss(u Usage) string {
 
 func mebibytes(n int64) float64 { return float64(n) / (1 << 20) }
 
-// row writes a name and what it is.
+// row writes a name and its value.
 func row(b *strings.Builder, name, format string, args ...any) {
 	fmt.Fprintf(b, "%-14s %s\n", name, fmt.Sprintf(format, args...))
 }
@@ -40,7 +41,7 @@ func row(b *strings.Builder, name, format string, args ...any) {
 const chartHeight = 8
 
 // chart draws the latency over the time of the run.
-func chart(b *strings.Builder, series []Point, what string) {
+func chart(b *strings.Builder, series []Point, name string) {
 	var p50, p99 []float64
 	for _, p := range series {
 		if p.RoundTrips > 0 {
@@ -53,7 +54,7 @@ func chart(b *strings.Builder, series []Point, what string) {
 	b.WriteString("\n" + asciigraph.PlotMany([][]float64{p99, p50},
 		asciigraph.Height(chartHeight), asciigraph.LowerBound(0), asciigraph.Precision(2),
 		asciigraph.SeriesChars(asciigraph.CreateCharSet("·"), asciigraph.DefaultCharSet),
-		asciigraph.Caption(what+" in ms over the run: line p50, dots p99")) + "\n")
+		asciigraph.Caption(name+" in ms over the run: line p50, dots p99")) + "\n")
 }
 
 // Print writes the result for people.
@@ -61,10 +62,10 @@ func (r TCPResult) Print(out io.Writer) error {
 	b := new(strings.Builder)
 	r.head(b, fmt.Sprintf("%d streams each way that is used", r.Streams))
 	if r.UpBytes > 0 {
-		row(b, "up", "%.2f Gbit/s  (%s MB)", r.UpGbit, grouped(r.UpBytes/1e6))
+		row(b, "up", "%.2f Gbit/s  (%s MB)", r.UpGbit, humanize.Comma(r.UpBytes/1e6))
 	}
 	if r.DownBytes > 0 {
-		row(b, "down", "%.2f Gbit/s  (%s MB)", r.DownGbit, grouped(r.DownBytes/1e6))
+		row(b, "down", "%.2f Gbit/s  (%s MB)", r.DownGbit, humanize.Comma(r.DownBytes/1e6))
 	}
 	if r.Broken > 0 {
 		row(b, "note", "%d streams ended before their time", r.Broken)
@@ -85,13 +86,13 @@ func (r TCPResult) Print(out io.Writer) error {
 func (r ChurnResult) Print(out io.Writer) error {
 	b := new(strings.Builder)
 	r.head(b, fmt.Sprintf("%d associations at a time, %d B", r.Workers, r.Size))
-	row(b, "associations/s", "%s  (%s in all, opened, used once and closed)", grouped(int64(r.PerSecond)), grouped(r.Done))
+	row(b, "associations/s", "%s  (%s in all, opened, used once and closed)", humanize.Comma(int64(r.PerSecond)), humanize.Comma(r.Done))
 	row(b, "life", "p50 %s · p90 %s · p99 %s · max %s", microseconds(r.Life.P50), microseconds(r.Life.P90), microseconds(r.Life.P99), microseconds(r.Life.Max))
 	if r.Again > 0 {
-		row(b, "note", "%s datagrams had to be sent again", grouped(r.Again))
+		row(b, "note", "%s datagrams had to be sent again", humanize.Comma(r.Again))
 	}
 	if r.Failed > 0 {
-		row(b, "note", "%s failed; the first: %s", grouped(r.Failed), r.Reason)
+		row(b, "note", "%s failed; the first: %s", humanize.Comma(r.Failed), r.Reason)
 	}
 	if len(r.Processes) > 0 {
 		row(b, "CPU", "%.3f ms per association", r.CPUMillis)
@@ -105,9 +106,9 @@ func (r ChurnResult) Print(out io.Writer) error {
 // Print writes the result for people.
 func (r HoldResult) Print(out io.Writer) error {
 	b := new(strings.Builder)
-	r.head(b, fmt.Sprintf("%s associations, %d B", grouped(int64(r.Associations)), r.Size))
-	row(b, "opened", "%s in %.2f s, of which %s answered", grouped(r.Opened), r.OpenSeconds, grouped(r.First))
-	row(b, "at the end", "%s answered once more, %d had been ended by the server", grouped(r.Again), r.Ended)
+	r.head(b, fmt.Sprintf("%s associations, %d B", humanize.Comma(int64(r.Associations)), r.Size))
+	row(b, "opened", "%s in %.2f s, of which %s answered", humanize.Comma(r.Opened), r.OpenSeconds, humanize.Comma(r.First))
+	row(b, "at the end", "%s answered once more, %d had been ended by the server", humanize.Comma(r.Again), r.Ended)
 	if r.Reason != "" {
 		row(b, "note", "the first failure: %s", r.Reason)
 	}

@@ -3,16 +3,15 @@ package bench
 import (
 	"fmt"
 	"io"
-	"strconv"
 	"time"
 )
 
-// progressEvery is how often the line is written.
+// progressEvery is the interval at which the line is written.
 const progressEvery = 200 * time.Millisecond
 
-// progress is one line on a terminal that is written over and over.
+// progress is a line on a terminal that is overwritten again and again.
 type progress struct {
-	out   io.Writer // nil: none
+	out   io.Writer // may be nil
 	began time.Time
 	last  time.Time
 }
@@ -22,10 +21,10 @@ func newProgress(out io.Writer) *progress {
 	return &progress{out: out, began: now, last: now}
 }
 
-// eraseLine returns to the line's start and clears it (ECMA-48 EL).
+// eraseLine moves to the start of the line and clears it (ECMA-48 EL).
 const eraseLine = "\r\x1b[K"
 
-// show writes the line that text makes, if it is time for one.
+// show writes the line that text returns, unless it has written one just before.
 func (p *progress) show(text func() string) {
 	if p.out == nil || time.Since(p.last) < progressEvery {
 		return
@@ -40,20 +39,7 @@ func (p *progress) clear() {
 	}
 }
 
-// grouped writes n with commas between groups of three digits.
-func grouped(n int64) string {
-	s := strconv.FormatInt(n, 10)
-	first := 0
-	if n < 0 {
-		first = 1
-	}
-	for i := len(s) - 3; i > first; i -= 3 {
-		s = s[:i] + "," + s[i:]
-	}
-	return s
-}
-
-// microseconds writes a time in the unit that suits it.
+// microseconds formats a time in a unit that suits it.
 func microseconds(us float64) string {
 	switch {
 	case us >= 1e6:

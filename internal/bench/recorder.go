@@ -7,15 +7,14 @@ import (
 	"github.com/HdrHistogram/hdrhistogram-go"
 )
 
-// What latencies are told apart: 1 µs to a minute, to three digits.
+// Range and precision of the histograms.
 const (
 	lowestRTT  = int64(time.Microsecond)
 	highestRTT = int64(time.Minute)
 	rttDigits  = 3
 )
 
-// recorder collects round-trip times. Those of the current interval are kept
-// apart until it ends, for the chart.
+// recorder collects round-trip times, for the whole run and for each interval.
 type recorder struct {
 	mu       sync.Mutex
 	interval *hdrhistogram.Histogram
@@ -23,7 +22,7 @@ type recorder struct {
 	series   []Point
 }
 
-// Point is one interval of a run.
+// Point is an interval of a run.
 type Point struct {
 	RoundTrips int64   `json:"round_trips"`
 	P50        float64 `json:"p50_us"`
@@ -42,13 +41,12 @@ func (r *recorder) add(rtts []int64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, rtt := range rtts {
-		// Out of range is impossible after the clamp, which is the only error.
-		_ = r.interval.RecordValue(min(max(rtt, lowestRTT), highestRTT))
+		_ = r.interval.RecordValue(min(max(rtt, lowestRTT), highestRTT)) // fails only out of range
 	}
 }
 
-// turn ends the interval.
-func (r *recorder) turn() Point {
+// endInterval ends the interval and begins the next.
+func (r *recorder) endInterval() Point {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	p := Point{
@@ -73,7 +71,7 @@ type RTT struct {
 	Max  float64 `json:"max_us"`
 }
 
-// rtt is the distribution of all that was added.
+// rtt returns the distribution of all round-trip times.
 func (r *recorder) rtt() RTT {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -6,13 +6,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// sleeper sleeps to within some microseconds, which time.Sleep does not: an
-// otherwise idle Go process rounds up to a millisecond. It belongs to the
-// goroutine that made it.
+// sleeper sleeps with a precision of some microseconds. time.Sleep does not: in an
+// otherwise idle Go process it rounds up to a millisecond. Only the goroutine that made
+// it may use it.
 type sleeper struct{}
 
-// newSleeper takes the goroutine's thread for itself, since the precision is a
-// property of the thread.
+// newSleeper locks the goroutine to its thread, since the precision is a property of the
+// thread, which ends with the goroutine.
 func newSleeper() sleeper {
 	runtime.LockOSThread()
 	_ = unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0)
@@ -24,10 +24,6 @@ func (sleeper) sleep(ns int64) {
 		return
 	}
 	ts := unix.NsecToTimespec(ns)
-	// A signal ends it early; the caller looks at the clock again anyway.
+	// A signal ends it early; the caller reads the clock again anyway.
 	_ = unix.ClockNanosleep(unix.CLOCK_MONOTONIC, 0, &ts, nil)
 }
-
-// close gives the thread back to the system: it does not go to other goroutines
-// with its precision.
-func (sleeper) close() {}

@@ -4,11 +4,9 @@ package bench
 
 import "time"
 
-// sleeper sleeps as precisely as the system lets it.
+// sleeper sleeps with the precision of time.Sleep.
 type sleeper struct{}
 
 func newSleeper() sleeper { return sleeper{} }
 
 func (sleeper) sleep(ns int64) { time.Sleep(time.Duration(ns)) }
-
-func (sleeper) close() {}

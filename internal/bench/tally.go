@@ -1,29 +1,28 @@
 package bench
 
-// seenWindow is how many sequence numbers of an association are remembered to
-// tell duplicates, a power of two: two seconds of 32,768 datagrams each.
+// seenWindow is the number of sequence numbers of an association that are remembered to
+// detect duplicates, a power of two: two seconds at 32,768 datagrams/s.
 const seenWindow = 1 << 16
 
-// tally follows the sequence numbers of one association, which count up from 1.
-// It has no clock. The zero value works; its memory comes with the first
-// datagram that arrives, and grows with the numbers up to seenWindow bits.
+// tally classifies the sequence numbers of an association, which begin with 1. The zero
+// value is ready to use. It grows with the numbers up to seenWindow bits.
 type tally struct {
 	highest uint64   // that arrived
 	seen    []uint64 // bit sequence%size for those after highest-size
 }
 
-// arrival is what a datagram is to those before it.
+// arrival is the class of a datagram.
 type arrival uint8
 
 const (
 	inOrder   arrival = iota
-	reordered         // a later one arrived before it
-	duplicate         // it arrived before, or is too old to tell
+	reordered         // a later one arrived first
+	duplicate         // or too old to tell
 )
 
 func (t *tally) size() uint64 { return uint64(len(t.seen)) * 64 }
 
-// arrived notes a sequence number.
+// arrived adds a sequence number and returns its class.
 func (t *tally) arrived(sequence uint64) arrival {
 	if sequence > t.highest {
 		t.advance(sequence)
@@ -37,7 +36,7 @@ func (t *tally) arrived(sequence uint64) arrival {
 	return reordered
 }
 
-// advance makes sequence the highest and forgets what leaves the window.
+// advance makes sequence the highest and moves the window.
 func (t *tally) advance(sequence uint64) {
 	for t.size() < seenWindow && sequence >= t.size() {
 		t.grow()
@@ -52,8 +51,8 @@ func (t *tally) advance(sequence uint64) {
 	t.highest = sequence
 }
 
-// grow doubles the window. Until it has its full size no number has left it, so
-// that the places of those in it stay the same.
+// grow doubles the window. Until it has its full size no number has left it, so that the
+// bits keep their places.
 func (t *tally) grow() {
 	words := max(2*len(t.seen), 4)
 	t.seen = append(t.seen, make([]uint64, words-len(t.seen))...)

@@ -5,20 +5,20 @@ import (
 	"testing"
 )
 
-func TestArrivalsAreToldApart(t *testing.T) {
+func TestArrivalsAreClassified(t *testing.T) {
 	for _, test := range []struct {
 		name     string
 		sequence []uint64
 		want     []arrival
 	}{
-		{"one after the other", []uint64{1, 2, 3}, []arrival{inOrder, inOrder, inOrder}},
-		{"a gap is no disorder", []uint64{1, 5, 9}, []arrival{inOrder, inOrder, inOrder}},
-		{"overtaken", []uint64{1, 3, 2, 4}, []arrival{inOrder, inOrder, reordered, inOrder}},
-		{"twice", []uint64{1, 1, 2, 1, 2}, []arrival{inOrder, duplicate, inOrder, duplicate, duplicate}},
-		{"overtaken and twice", []uint64{2, 1, 1}, []arrival{inOrder, reordered, duplicate}},
+		{"in sequence", []uint64{1, 2, 3}, []arrival{inOrder, inOrder, inOrder}},
+		{"a gap", []uint64{1, 5, 9}, []arrival{inOrder, inOrder, inOrder}},
+		{"reordered", []uint64{1, 3, 2, 4}, []arrival{inOrder, inOrder, reordered, inOrder}},
+		{"duplicates", []uint64{1, 1, 2, 1, 2}, []arrival{inOrder, duplicate, inOrder, duplicate, duplicate}},
+		{"reordered and duplicate", []uint64{2, 1, 1}, []arrival{inOrder, reordered, duplicate}},
 		{"the window grows", []uint64{1, 255, 256, 1, 255, 40_000, 2, 256}, []arrival{inOrder, inOrder, inOrder, duplicate, duplicate, inOrder, reordered, duplicate}},
-		{"too old to tell", []uint64{1, seenWindow + 2, 2, 3}, []arrival{inOrder, inOrder, duplicate, reordered}},
-		{"a place is free again", []uint64{5, 5 + seenWindow, 5 + seenWindow, 6}, []arrival{inOrder, inOrder, duplicate, reordered}},
+		{"too old", []uint64{1, seenWindow + 2, 2, 3}, []arrival{inOrder, inOrder, duplicate, reordered}},
+		{"a bit is used again", []uint64{5, 5 + seenWindow, 5 + seenWindow, 6}, []arrival{inOrder, inOrder, duplicate, reordered}},
 		{"far ahead", []uint64{1, 1 << 60, 1<<60 - 1, 1}, []arrival{inOrder, inOrder, reordered, duplicate}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -32,8 +32,8 @@ func TestArrivalsAreToldApart(t *testing.T) {
 	}
 }
 
-// A plain set knows the truth.
-func TestTheTallyAgreesWithASet(t *testing.T) {
+// A set has no bound and no bits.
+func TestTallyAgreesWithASet(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
 	var ta tally
 	seen := make(map[uint64]bool)

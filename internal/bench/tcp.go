@@ -11,19 +11,17 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
-
-	"wmproxy/socks"
 )
 
-// TCPConfig is a load of streams at full speed.
+// TCPConfig configures a load of streams at full speed.
 type TCPConfig struct {
 	Common
 	Streams  int // connections in each direction
 	Up, Down bool
 }
 
-// TCPResult is what they moved. Up is what arrived at the target, Down what
-// arrived here.
+// TCPResult is the result of a TCPConfig. Up counts the bytes that arrived at the target,
+// Down those that arrived here.
 type TCPResult struct {
 	Outcome
 	Streams   int     `json:"streams"`
@@ -31,28 +29,28 @@ type TCPResult struct {
 	DownBytes int64   `json:"down_bytes"`
 	UpGbit    float64 `json:"up_gbit_per_second"`
 	DownGbit  float64 `json:"down_gbit_per_second"`
-	Broken    int     `json:"streams_broken"` // ended before their time
+	Broken    int     `json:"streams_broken"` // ended early
 
 	CPUPerGB float64   `json:"cpu_seconds_per_gb,omitempty"`
 	Series   []float64 `json:"series_gbit"` // up and down together
 }
 
-// tcpWarm is how long streams run before they are measured: windows open, and
-// what fills the buffers does not count.
-const tcpWarm = 300 * time.Millisecond
+// tcpWarmup is the time before streams are measured, in which windows open and buffers
+// fill.
+const tcpWarmup = 300 * time.Millisecond
 
 // tcpLoad is a running load.
 type tcpLoad struct {
 	cfg    TCPConfig
 	conns  []*net.TCPConn
-	ups    []*atomic.Int64 // what the target said that it got
+	ups    []*atomic.Int64 // the target's totals
 	down   atomic.Int64
 	broken atomic.Int64
 	ending atomic.Bool
 }
 
-// TCP runs a load of streams. The end of ctx is no error: the result is then
-// what was measured until there.
+// TCP runs a load of streams. If ctx ends early, it returns the figures so far and no
+// error.
 func TCP(ctx context.Context, cfg TCPConfig) (TCPResult, error) {
 	l := &tcpLoad{cfg: cfg}
 	if err := l.cfg.prepare(ctx); err != nil {
@@ -89,7 +87,7 @@ func (l *tcpLoad) dial(ctx context.Context, modes []byte) error {
 			if l.conns[i], err = l.cfg.connect(dialing); err != nil {
 				return err
 			}
-			// The end of ctx reaches the wait for the greeting through the close.
+			// greet returns when the connection is closed.
 			defer context.AfterFunc(dialing, func() { _ = l.conns[i].Close() })()
 			return greet(l.conns[i], modes[i])
 		})
@@ -97,7 +95,7 @@ func (l *tcpLoad) dial(ctx context.Context, modes []byte) error {
 	if err := work.Wait(); err != nil {
 		l.close()
 		if ctx.Err() != nil {
-			err = context.Cause(ctx) // not the errors that streams had from it
+			err = context.Cause(ctx) // streams return other errors because of it
 		}
 		return describe(&l.cfg.Way, err)
 	}
@@ -109,12 +107,10 @@ func (w *Way) connect(ctx context.Context) (*net.TCPConn, error) {
 	var conn net.Conn
 	var err error
 	if w.Socks == "" {
-		ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
-		defer cancel()
+		dialer := net.Dialer{Timeout: handshakeTimeout}
 		conn, err = dialer.DialContext(ctx, "tcp", w.direct.String())
 	} else {
-		client := socks.Client{Server: w.Socks, Username: w.Username, Password: w.Password, Timeout: handshakeTimeout}
-		conn, err = client.Connect(ctx, w.Target)
+		conn, err = w.client().Connect(ctx, w.Target)
 	}
 	if err != nil {
 		return nil, err
@@ -139,7 +135,7 @@ func (l *tcpLoad) run(streams *sync.WaitGroup, c *net.TCPConn, mode byte) {
 	streams.Go(func() { readTotals(c, total); end() })
 }
 
-// readTotals follows what the target got of a stream.
+// readTotals stores the totals that the target sends.
 func readTotals(c net.Conn, total *atomic.Int64) {
 	var b [totalLen]byte
 	for {
@@ -150,7 +146,7 @@ func readTotals(c net.Conn, total *atomic.Int64) {
 	}
 }
 
-// drain counts what comes down.
+// drain reads a stream and counts its bytes.
 func (l *tcpLoad) drain(c *net.TCPConn) {
 	d := newDiscarder(c)
 	for {
@@ -162,7 +158,7 @@ func (l *tcpLoad) drain(c *net.TCPConn) {
 	}
 }
 
-// moved is what arrived so far, in bytes.
+// moved returns the number of bytes that have arrived.
 func (l *tcpLoad) moved() (up, down int64) {
 	for _, total := range l.ups {
 		up += total.Load()
@@ -171,10 +167,10 @@ func (l *tcpLoad) moved() (up, down int64) {
 }
 
 func (l *tcpLoad) measure(ctx context.Context) (TCPResult, error) {
-	warm := time.NewTimer(tcpWarm)
-	defer warm.Stop()
+	warmup := time.NewTimer(tcpWarmup)
+	defer warmup.Stop()
 	select {
-	case <-warm.C:
+	case <-warmup.C:
 	case <-ctx.Done():
 	}
 	m, err := newMeter(l.cfg.PIDs)
@@ -201,8 +197,8 @@ func (l *tcpLoad) measure(ctx context.Context) (TCPResult, error) {
 	return r, nil
 }
 
-// watch shows how it goes until the time is over or ctx ends, and returns the
-// rate in each interval.
+// watch shows the progress until the load's duration has passed or ctx ends, and returns
+// the rate in each interval.
 func (l *tcpLoad) watch(ctx context.Context) (series []float64) {
 	ctx, stop := context.WithTimeout(ctx, l.cfg.Duration)
 	defer stop()
@@ -234,8 +230,7 @@ func (l *tcpLoad) close() {
 	l.ending.Store(true)
 	for _, c := range l.conns {
 		if c != nil {
-			// What is on the way is of no use to anyone any more.
-			_ = c.SetLinger(0)
+			_ = c.SetLinger(0) // drop the data in flight
 			_ = c.Close()
 		}
 	}

@@ -10,12 +10,13 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/dustin/go-humanize"
 	"golang.org/x/sync/errgroup"
 
 	"wmproxy/internal/udpio"
 )
 
-// UDPConfig is a load of datagrams. Exactly one of Window and Rate is set.
+// UDPConfig configures a load of datagrams. Exactly one of Window and Rate must be set.
 type UDPConfig struct {
 	Common
 	Associations int
@@ -24,7 +25,7 @@ type UDPConfig struct {
 	Size         int // bytes of payload, MinSize to MaxSize
 }
 
-// UDPResult is what became of it.
+// UDPResult is the result of a UDPConfig.
 type UDPResult struct {
 	Outcome
 	Associations int `json:"associations"`
@@ -36,13 +37,13 @@ type UDPResult struct {
 	Mbit      float64 `json:"mbit_per_second"` // of payload, each way
 	Sent      int64   `json:"sent"`
 	InTime    int64   `json:"round_trips"`
-	Lost      int64   `json:"lost"` // not back within the timeout; Late ones included
+	Lost      int64   `json:"lost"` // not back within the timeout, including Late
 	Late      int64   `json:"late"`
 	Reordered int64   `json:"reordered"`
 	Duplicate int64   `json:"duplicates"`
-	Alien     int64   `json:"unexpected"` // datagrams that are none of ours, or of the wrong size
-	Unsent    int64   `json:"unsent"`     // this machine had no room for them
-	Skipped   int64   `json:"skipped"`    // not sent because the sender was held up
+	Alien     int64   `json:"unexpected"` // not of this run, or of the wrong size
+	Unsent    int64   `json:"unsent"`     // refused by this machine's socket buffers
+	Skipped   int64   `json:"skipped"`    // not sent because the sender was delayed
 	Ended     int     `json:"associations_ended"`
 
 	LossPercent   float64 `json:"loss_percent"`
@@ -53,19 +54,18 @@ type UDPResult struct {
 }
 
 const (
-	// openers is how many associations are opened at once.
+	// openers is the number of associations that are opened at once.
 	openers = 16
-	// knocks and knockWait are how often and how long the target is asked to
-	// answer before the load begins.
-	knocks    = 20
-	knockWait = 250 * time.Millisecond
-	// rateBatch is the most that is handed to the system at once.
+	// primers and primerInterval bound the wait for the target's first answer.
+	primers        = 20
+	primerInterval = 250 * time.Millisecond
+	// rateBatch bounds the datagrams that are passed to the system at once.
 	rateBatch = 64
-	// drainStep is how often the end looks whether all have come back.
+	// drainStep is the interval of checks for outstanding datagrams at the end.
 	drainStep = 5 * time.Millisecond
-	// interruptedPatience bounds the wait for what is outstanding after Ctrl-C.
-	interruptedPatience = time.Second
-	// points is how many intervals a run has.
+	// interruptedWait bounds the wait for outstanding datagrams after Ctrl-C.
+	interruptedWait = time.Second
+	// points is the number of intervals of a run.
 	points = 48
 )
 
@@ -98,8 +98,8 @@ func (l *udpLoad) err() error {
 	return nil
 }
 
-// UDP runs a load of datagrams. The end of ctx is no error: the result is then
-// what was measured until there.
+// UDP runs a load of datagrams. If ctx ends early, it returns the figures so far and no
+// error.
 func UDP(ctx context.Context, cfg UDPConfig) (UDPResult, error) {
 	l := &udpLoad{
 		cfg: cfg, run: rand.Uint32(), size: cfg.Size, body: filler(cfg.Size),
@@ -137,25 +137,17 @@ func (l *udpLoad) openFlow(ctx context.Context, i int) (err error) {
 		return err
 	}
 	f := &flow{load: l, index: uint16(i)}
-	places := min(max(l.cfg.Window, 1), MaxWindow)
+	heads := rateBatch
 	if l.cfg.Window > 0 {
-		f.slots = make([]slot, places)
-	} else {
-		places = rateBatch
+		heads = min(l.cfg.Window, MaxWindow)
+		f.slots = make([]slot, heads)
 	}
-	for range places {
+	for range heads {
 		f.heads = append(append(f.heads, l.header...), make([]byte, MinSize)...)
 	}
 	l.flows[i] = f
-	var control *net.TCPConn
-	relay := l.cfg.direct
-	if l.cfg.Socks != "" {
-		if control, relay, err = associate(ctx, &l.cfg.Way); err != nil {
-			return err
-		}
-	}
 	cfg := udpio.Config{NoOffload: !l.cfg.Offload, ReadBuffer: socketBuffer, WriteBuffer: socketBuffer}
-	if err := f.open(&l.cfg.Way, control, relay, cfg); err != nil {
+	if err := f.open(ctx, &l.cfg.Way, cfg); err != nil {
 		return err
 	}
 	l.unprimed.Add(1)
@@ -163,20 +155,20 @@ func (l *udpLoad) openFlow(ctx context.Context, i int) (err error) {
 	return nil
 }
 
-// errNoAnswer is a target that did not echo.
+// errNoAnswer is returned if the target echoes nothing.
 var errNoAnswer = errors.New("the target does not answer")
 
-// prime knocks until all flows have been answered.
+// prime sends primers until all flows have been answered.
 func (l *udpLoad) prime(ctx context.Context) error {
 	answered := make(chan struct{})
 	var waiter sync.WaitGroup
 	waiter.Go(func() { l.unprimed.Wait(); close(answered) })
 	defer waiter.Wait()
-	retry := time.NewTicker(knockWait)
+	retry := time.NewTicker(primerInterval)
 	defer retry.Stop()
-	for range knocks {
+	for range primers {
 		for _, f := range l.flows {
-			f.knock()
+			f.sendPrimer()
 		}
 		select {
 		case <-answered:
@@ -195,7 +187,7 @@ func (l *udpLoad) prime(ctx context.Context) error {
 		errNoAnswer, missing, len(l.flows), &l.cfg.Way, l.size, l.cfg.Target)
 }
 
-// giveUp counts the unanswered and ends the wait for them.
+// giveUp ends the wait for unanswered flows and returns their number.
 func (l *udpLoad) giveUp() (missing int) {
 	for _, f := range l.flows {
 		f.mu.Lock()
@@ -208,7 +200,7 @@ func (l *udpLoad) giveUp() (missing int) {
 	return missing
 }
 
-// measure runs the load for its time.
+// measure runs the load for its duration.
 func (l *udpLoad) measure(ctx context.Context) (UDPResult, error) {
 	m, err := newMeter(l.cfg.PIDs)
 	if err != nil {
@@ -237,16 +229,15 @@ func (l *udpLoad) measure(ctx context.Context) (UDPResult, error) {
 	if err != nil {
 		return UDPResult{}, err
 	}
-	// The deadline of running is the regular end.
-	patience := l.cfg.timeout()
+	wait := l.cfg.timeout()
 	if o.Interrupted = ctx.Err() != nil; o.Interrupted {
-		patience = min(patience, interruptedPatience)
+		wait = min(wait, interruptedWait)
 	}
-	l.drain(patience)
+	l.drain(wait)
 	return l.result(o, atEnd), nil
 }
 
-// keepWindow fills the windows and replaces what is lost.
+// keepWindow fills the windows and replaces lost datagrams until ctx ends.
 func (l *udpLoad) keepWindow(ctx context.Context) {
 	step := time.NewTicker(max(l.cfg.timeout()/10, 10*time.Millisecond))
 	defer step.Stop()
@@ -262,12 +253,11 @@ func (l *udpLoad) keepWindow(ctx context.Context) {
 	}
 }
 
-// sendRate sends at the rate, one association after the other.
+// sendRate sends at the rate, on one association after the other, until ctx ends.
 func (l *udpLoad) sendRate(ctx context.Context, begin int64) {
 	s := newSleeper()
-	defer s.close()
 	p := pace{rate: int64(l.cfg.Rate)}
-	turn := 0
+	next := 0
 	for ctx.Err() == nil {
 		n := p.due(l.now() - begin)
 		each, rest := n/len(l.flows), n%len(l.flows)
@@ -276,12 +266,12 @@ func (l *udpLoad) sendRate(ctx context.Context, begin int64) {
 			if i < rest {
 				count++
 			}
-			l.flows[turn].send(count, l.now())
-			turn = (turn + 1) % len(l.flows)
+			l.flows[next].send(count, l.now())
+			next = (next + 1) % len(l.flows)
 		}
-		// After a whole round and a part, the next one begins behind the part.
+		// After a whole round, go on behind those that sent one more.
 		if each > 0 {
-			turn = (turn + rest) % len(l.flows)
+			next = (next + rest) % len(l.flows)
 		}
 		l.skipped.Store(p.skipped)
 		now := l.now() - begin
@@ -289,7 +279,7 @@ func (l *udpLoad) sendRate(ctx context.Context, begin int64) {
 	}
 }
 
-// watch shows how it goes until ctx ends.
+// watch records intervals and shows the progress until ctx ends.
 func (l *udpLoad) watch(ctx context.Context) {
 	interval := max(l.cfg.Duration/points, 10*time.Millisecond)
 	tick := time.NewTicker(interval)
@@ -299,12 +289,12 @@ func (l *udpLoad) watch(ctx context.Context) {
 	for {
 		select {
 		case <-tick.C:
-			p := l.recorder.turn()
+			p := l.recorder.endInterval()
 			line.show(func() string {
 				c := l.total()
 				return fmt.Sprintf("%s of %s · %s round trips/s · RTT p50 %s p99 %s · %s outstanding",
 					time.Since(line.began).Round(100*time.Millisecond), l.cfg.Duration,
-					grouped(int64(float64(p.RoundTrips)/interval.Seconds())), microseconds(p.P50), microseconds(p.P99), grouped(c.lost()))
+					humanize.Comma(int64(float64(p.RoundTrips)/interval.Seconds())), microseconds(p.P50), microseconds(p.P99), humanize.Comma(c.lost()))
 			})
 		case <-ctx.Done():
 			return
@@ -312,11 +302,11 @@ func (l *udpLoad) watch(ctx context.Context) {
 	}
 }
 
-// drain waits until nothing is outstanding, or what is has to count as lost.
-func (l *udpLoad) drain(patience time.Duration) {
+// drain waits until no datagram is outstanding, but not longer than wait.
+func (l *udpLoad) drain(wait time.Duration) {
 	step := time.NewTicker(drainStep)
 	defer step.Stop()
-	lost := time.NewTimer(patience)
+	lost := time.NewTimer(wait)
 	defer lost.Stop()
 	for {
 		if c := l.total(); c.lost() <= c.late {
@@ -357,7 +347,7 @@ func (l *udpLoad) result(o Outcome, atEnd counts) UDPResult {
 	return r
 }
 
-// ended counts the associations that the server has ended.
+// ended returns the number of associations that the server has ended.
 func (l *udpLoad) ended() int {
 	var controls []*net.TCPConn
 	for _, f := range l.flows {
@@ -368,8 +358,8 @@ func (l *udpLoad) ended() int {
 	return hungUp(controls)
 }
 
-// hungUp counts the connections that the other side has closed; it has nothing
-// to say on them.
+// hungUp returns the number of connections that the server has closed. It sends nothing
+// on them.
 func hungUp(controls []*net.TCPConn) int {
 	var n atomic.Int64
 	var looking errgroup.Group
@@ -377,7 +367,7 @@ func hungUp(controls []*net.TCPConn) int {
 	for _, c := range controls {
 		looking.Go(func() error {
 			var b [1]byte
-			// A deadline in the past would not even look.
+			// With a deadline in the past, Read would not try.
 			_ = c.SetReadDeadline(time.Now().Add(time.Millisecond))
 			if _, err := c.Read(b[:]); err != nil && !timedOut(err) {
 				n.Add(1)
@@ -402,7 +392,7 @@ func (l *udpLoad) close() {
 	}
 }
 
-// percent is part of whole, 0 of nothing.
+// percent returns part in percent of whole, or 0 if whole is.
 func percent(part, whole int64) float64 {
 	if whole == 0 {
 		return 0

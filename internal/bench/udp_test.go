@@ -16,14 +16,14 @@ import (
 	"wmproxy/socks"
 )
 
-// target is an echo that treats the nth datagram of the load as it is told.
+// target is an echo that counts the datagrams of the load.
 type target struct {
 	addr netip.AddrPort
 	n    atomic.Int64
 }
 
-// answer is called with the number of a datagram, from 1, and sends what is to
-// come back.
+// listenTarget starts a target. It calls answer with the number of each datagram, from 1,
+// and a function that sends the echo.
 func listenTarget(t *testing.T, answer func(n int64, send func())) *target {
 	t.Helper()
 	conn, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
@@ -68,7 +68,7 @@ func runUDP(t *testing.T, cfg UDPConfig) UDPResult {
 	return r
 }
 
-func TestEachLostDatagramIsCounted(t *testing.T) {
+func TestLostDatagramsAreCounted(t *testing.T) {
 	tg := listenTarget(t, func(n int64, send func()) {
 		if n%10 != 0 {
 			send()
@@ -105,7 +105,7 @@ func TestReorderingIsCounted(t *testing.T) {
 	tg := listenTarget(t, func(n int64, send func()) {
 		switch n % 4 {
 		case 1:
-			held = send // overtaken by the next
+			held = send // until after the next
 		case 2:
 			send()
 			held()
@@ -116,14 +116,14 @@ func TestReorderingIsCounted(t *testing.T) {
 	cfg := tg.load(200 * time.Millisecond)
 	cfg.Rate, cfg.Timeout = 2000, 500*time.Millisecond
 	r := runUDP(t, cfg)
-	if got := tg.n.Load(); r.Reordered != got/4 && r.Reordered != got/4+1 || r.Lost > 1 { // the last may still be held
+	if got := tg.n.Load(); r.Reordered != got/4 && r.Reordered != got/4+1 || r.Lost > 1 { // the last may not have been sent
 		t.Errorf("%d sent, %d lost, %d reordered", r.Sent, r.Lost, r.Reordered)
 	}
 }
 
-func TestALossDoesNotStallTheWindow(t *testing.T) {
+func TestLossDoesNotStallTheWindow(t *testing.T) {
 	tg := listenTarget(t, func(n int64, send func()) {
-		if n > 2 { // both places of the window lose their first
+		if n > 2 { // both slots lose their first
 			send()
 		}
 	})
@@ -135,7 +135,7 @@ func TestALossDoesNotStallTheWindow(t *testing.T) {
 	}
 }
 
-func TestTheWindowIsNeverExceeded(t *testing.T) {
+func TestWindowIsNotExceeded(t *testing.T) {
 	var flying, most atomic.Int64
 	var mu sync.Mutex
 	var waiting []func()
@@ -155,7 +155,7 @@ func TestTheWindowIsNeverExceeded(t *testing.T) {
 	cfg.Window = 8
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
-	r, err := UDP(ctx, cfg) // interrupted, so that it does not wait for those held
+	r, err := UDP(ctx, cfg) // interrupted, so that it does not wait for the waiting ones
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -164,7 +164,7 @@ func TestTheWindowIsNeverExceeded(t *testing.T) {
 	}
 }
 
-func TestWhatComesAfterTheTimeoutIsLateAndLost(t *testing.T) {
+func TestReplyAfterTimeoutIsLateAndLost(t *testing.T) {
 	held := make(chan func(), 100)
 	tg := listenTarget(t, func(n int64, send func()) {
 		if n == 1 {
@@ -173,7 +173,7 @@ func TestWhatComesAfterTheTimeoutIsLateAndLost(t *testing.T) {
 		}
 		select {
 		case late := <-held:
-			late() // replaced, so its time was over
+			late() // this datagram replaces it, so its timeout has passed
 		default:
 		}
 		send()
@@ -189,7 +189,7 @@ func TestWhatComesAfterTheTimeoutIsLateAndLost(t *testing.T) {
 	}
 }
 
-func TestATargetThatDoesNotAnswerIsAnError(t *testing.T) {
+func TestSilentTargetIsAnError(t *testing.T) {
 	t.Parallel()
 	silent, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {
@@ -205,7 +205,7 @@ func TestATargetThatDoesNotAnswerIsAnError(t *testing.T) {
 	}
 }
 
-func TestAnInterruptedLoadTellsWhatItHas(t *testing.T) {
+func TestInterruptedLoadReturnsItsFigures(t *testing.T) {
 	e := listenEcho(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
@@ -215,7 +215,7 @@ func TestAnInterruptedLoadTellsWhatItHas(t *testing.T) {
 	}
 }
 
-// startProxy runs a whole proxy in this process.
+// startProxy runs a proxy in this process and returns its address.
 func startProxy(t *testing.T) string {
 	t.Helper()
 	started := make(chan net.Addr, 1)
@@ -243,7 +243,7 @@ func throughProxy(t *testing.T) Common {
 	}
 }
 
-func TestEveryLoadPassesAProxy(t *testing.T) {
+func TestLoadsPassAProxy(t *testing.T) {
 	common := throughProxy(t)
 	var printed bytes.Buffer
 	t.Run("window", func(t *testing.T) {
@@ -256,7 +256,7 @@ func TestEveryLoadPassesAProxy(t *testing.T) {
 		}
 	})
 	t.Run("rate", func(t *testing.T) {
-		// Ten times as long as a stall that other tests on the machine may cause.
+		// Ten times as long as a delay by other tests on the machine.
 		longer := common
 		longer.Duration = time.Second
 		r := runUDP(t, UDPConfig{Common: longer, Associations: 3, Rate: 1000, Size: 160})
@@ -272,7 +272,7 @@ func TestEveryLoadPassesAProxy(t *testing.T) {
 	})
 	t.Run("tcp", func(t *testing.T) {
 		longer := common
-		longer.Duration = time.Second // on a busy machine one direction starts late
+		longer.Duration = time.Second // one direction starts late if the machine is busy
 		r, err := TCP(t.Context(), TCPConfig{Common: longer, Streams: 2, Up: true, Down: true})
 		if err != nil || r.UpBytes < 1<<20 || r.DownBytes < 1<<20 || r.Broken != 0 {
 			t.Errorf("got %+v and %v", r, err)
@@ -303,12 +303,12 @@ func TestEveryLoadPassesAProxy(t *testing.T) {
 	})
 	for _, want := range []string{"round trips/s", "Gbit/s", "associations/s", "answered once more", "RTT in ms over the run"} {
 		if !strings.Contains(printed.String(), want) {
-			t.Errorf("nothing printed says %q", want)
+			t.Errorf("missing %q in the output", want)
 		}
 	}
 }
 
-func TestAWrongPasswordIsToldAtOnce(t *testing.T) {
+func TestWrongPasswordIsAnErrorAtOnce(t *testing.T) {
 	common := throughProxy(t)
 	common.Password = "wrong"
 	_, udp := UDP(t.Context(), UDPConfig{Common: common, Associations: 2, Window: 1, Size: 64})
@@ -322,13 +322,13 @@ func TestAWrongPasswordIsToldAtOnce(t *testing.T) {
 	}
 }
 
-func TestAnAssociationThatTheServerEndedIsSeen(t *testing.T) {
+func TestEndedAssociationIsCounted(t *testing.T) {
 	ln, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(loopback))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer ln.Close()
-	var mine []*net.TCPConn
+	var controls []*net.TCPConn
 	for i := range 4 {
 		c, err := net.DialTCP("tcp", nil, ln.Addr().(*net.TCPAddr))
 		if err != nil {
@@ -342,13 +342,13 @@ func TestAnAssociationThatTheServerEndedIsSeen(t *testing.T) {
 		defer theirs.Close()
 		if i == 1 {
 			_ = theirs.CloseWrite()
-			// The end has arrived once the next read of another kind would see it.
+			// Give the end time to arrive.
 			_, _ = c.Write([]byte("x"))
 			_, _ = theirs.Read(make([]byte, 1))
 		}
-		mine = append(mine, c)
+		controls = append(controls, c)
 	}
-	if n := hungUp(mine); n != 1 {
+	if n := hungUp(controls); n != 1 {
 		t.Errorf("%d ended, want 1", n)
 	}
 }

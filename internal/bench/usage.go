@@ -9,29 +9,29 @@ import (
 	"strings"
 )
 
-// Usage is what one process spent while a load ran, and its memory.
+// Usage is the CPU time of a process during a load, and its memory.
 type Usage struct {
 	PID        int     `json:"pid"`
 	Name       string  `json:"name"`
 	CPUSeconds float64 `json:"cpu_seconds"`         // user and system
 	RSS        int64   `json:"rss_bytes"`           // at the end
-	PSS        int64   `json:"pss_bytes,omitempty"` // at the end, where it may be read
+	PSS        int64   `json:"pss_bytes,omitempty"` // at the end; 0 if it cannot be read
 }
 
 // clockTicks is the unit of CPU times in /proc, per second: 100 on all
 // architectures that Go supports (USER_HZ).
 const clockTicks = 100
 
-// errStat is a /proc/PID/stat that is not as proc(5) says.
+// errStat is returned if /proc/PID/stat is not as in proc(5).
 var errStat = errors.New("unexpected contents of /proc/PID/stat")
 
-// sample is a process at one moment.
+// sample is the state of a process.
 type sample struct {
 	name string
 	cpu  float64 // seconds since its start
 }
 
-// parseStat reads the name and utime + stime out of /proc/PID/stat:
+// parseStat returns the name and utime + stime in /proc/PID/stat:
 //
 //	pid (name) state ppid … utime stime …
 //	1    2      3     4      14    15
@@ -55,7 +55,7 @@ func parseStat(b []byte) (sample, error) {
 	return sample{string(b[open+1 : shut]), float64(user+system) / clockTicks}, nil
 }
 
-// readSample samples one process.
+// readSample returns the state of a process.
 func readSample(pid int) (sample, error) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
@@ -64,7 +64,7 @@ func readSample(pid int) (sample, error) {
 	return parseStat(b)
 }
 
-// parseKilobytes finds a line "key: N kB" as in /proc/PID/status, in bytes; 0 if
+// parseKilobytes returns the bytes in a line "key: N kB" as in /proc/PID/status, or 0 if
 // there is none.
 func parseKilobytes(text, key string) int64 {
 	for line := range strings.Lines(text) {
@@ -81,7 +81,7 @@ func parseKilobytes(text, key string) int64 {
 	return 0
 }
 
-// readMemory reads a process's memory, in bytes; what may not be read is 0.
+// readMemory returns a process's memory in bytes, or 0 if it cannot be read.
 func readMemory(pid int) (rss, pss int64) {
 	if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid)); err == nil {
 		rss = parseKilobytes(string(b), "VmRSS")
@@ -92,7 +92,7 @@ func readMemory(pid int) (rss, pss int64) {
 	return rss, pss
 }
 
-// meter measures what processes spend from when it is made.
+// meter measures the CPU time of processes since it was made.
 type meter struct {
 	pids   []int
 	before []sample
@@ -111,7 +111,7 @@ func newMeter(pids []int) (*meter, error) {
 	return m, nil
 }
 
-// ownCPU is this process's, 0 where that cannot be learned.
+// ownCPU returns the CPU seconds of this process, or 0 if they cannot be read.
 func ownCPU() float64 {
 	s, err := readSample(os.Getpid())
 	if err != nil {
@@ -120,7 +120,7 @@ func ownCPU() float64 {
 	return s.cpu
 }
 
-// read puts what was spent until now into o. A process that is gone is an error.
+// read sets the usage in o. It returns an error if a process is gone.
 func (m *meter) read(o *Outcome) error {
 	o.OwnCPU = ownCPU() - m.own
 	for i, pid := range m.pids {
@@ -135,7 +135,7 @@ func (m *meter) read(o *Outcome) error {
 	return nil
 }
 
-// cpu is the CPU seconds of the named processes together.
+// cpu returns the CPU seconds of all processes.
 func (o *Outcome) cpu() (seconds float64) {
 	for _, u := range o.Processes {
 		seconds += u.CPUSeconds

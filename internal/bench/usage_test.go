@@ -9,7 +9,7 @@ import (
 
 const goodStat = "4242 (wmproxy) S 1 4242 4242 0 -1 4194560 2154 0 0 0 137 63 0 0 20 0 9 0 99887 1275269120 3333 18446744073709551615"
 
-func TestCPUTimesAreReadFromStat(t *testing.T) {
+func TestCPUTimesAreParsed(t *testing.T) {
 	for _, test := range []struct {
 		name, stat string
 		want       sample
@@ -19,7 +19,7 @@ func TestCPUTimesAreReadFromStat(t *testing.T) {
 		{name: "a name with parentheses and spaces", stat: "7 (a) (b c) R 1 1 1 0 -1 0 0 0 0 0 5 0 0 0", want: sample{"a) (b c", 0.05}},
 		{name: "cut", stat: "7 (a) R 1 1 1 0 -1 0 0 0 0 0 5", wrong: true},
 		{name: "no name", stat: "7 a R 1 1 1 0 -1 0 0 0 0 0 5 0", wrong: true},
-		{name: "parentheses the wrong way round", stat: ") (", wrong: true},
+		{name: "parentheses in the wrong order", stat: ") (", wrong: true},
 		{name: "no numbers", stat: "7 (a) R 1 1 1 0 -1 0 0 0 0 0 x y", wrong: true},
 		{name: "negative", stat: "7 (a) R 1 1 1 0 -1 0 0 0 0 0 -5 0", wrong: true},
 		{name: "empty", wrong: true},
@@ -42,7 +42,7 @@ func FuzzParseStat(f *testing.F) {
 	})
 }
 
-func TestMemoryIsReadFromStatus(t *testing.T) {
+func TestMemoryIsParsed(t *testing.T) {
 	const status = "Name:\tx\nVmPeak:\t  999 kB\nVmRSS:\t   1234 kB\nPss:   7 kB\nPss_Dirty:    3 kB\nVmSwap:\tmany kB\n"
 	for key, want := range map[string]int64{"VmRSS": 1234 << 10, "Pss": 7 << 10, "VmSwap": 0, "Name": 0, "absent": 0} {
 		if got := parseKilobytes(status, key); got != want {
@@ -51,7 +51,7 @@ func TestMemoryIsReadFromStatus(t *testing.T) {
 	}
 }
 
-func TestAMeterMeasuresThisProcess(t *testing.T) {
+func TestMeterMeasuresThisProcess(t *testing.T) {
 	if runtime.GOOS != "linux" {
 		t.Skip("it needs /proc")
 	}
@@ -74,8 +74,8 @@ func TestAMeterMeasuresThisProcess(t *testing.T) {
 	}
 }
 
-func TestAProcessThatIsNotThereIsAnError(t *testing.T) {
+func TestMissingProcessIsAnError(t *testing.T) {
 	if _, err := newMeter([]int{1 << 30}); err == nil {
-		t.Error("it was measured")
+		t.Error("no error")
 	}
 }

@@ -1,5 +1,5 @@
-// Package demo shows the whole of wmproxy on one machine, without a network: a
-// real server, a real client for each transport, and targets, all on loopback.
+// Package demo runs wmproxy on one machine, without a network: a server, a client for
+// each transport, and targets, all on loopback.
 package demo
 
 import (
@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"wmproxy/client"
+	"wmproxy/internal/bench"
 	"wmproxy/internal/link"
 	"wmproxy/internal/probe"
 	"wmproxy/internal/state"
@@ -25,7 +26,7 @@ import (
 )
 
 const (
-	// domain is the name that the demo's DNS server answers for.
+	// domain is the name that the demo's DNS server knows.
 	domain = "demo.wmproxy.test"
 
 	// startTimeout bounds the start of everything.
@@ -34,14 +35,14 @@ const (
 	streamBytes = 4 << 20
 )
 
-// sizes are the payloads in bytes: nothing, one, the usual, the largest that an
-// unfragmented Ethernet frame holds, jumbo, and the largest through SOCKS5.
+// sizes are the payloads in bytes: 0, 1, two common ones, the largest in an Ethernet frame
+// without fragmentation, a jumbo one, and the largest through SOCKS5.
 var sizes = []int{0, 1, 512, 1200, 1472, 9000, 65497}
 
-var expect = netip.MustParseAddr("192.0.2.53") // documentation, RFC 5737
+var expect = netip.MustParseAddr("192.0.2.53") // for documentation, RFC 5737
 
-// Run prints a table of what passed to out and says whether all of it did.
-// Unless once is set it then stays up until ctx ends.
+// Run prints a table of measurements to out and reports whether all passed. Unless once
+// is set it then stays up until ctx ends.
 func Run(ctx context.Context, once bool, out io.Writer) (ok bool, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
@@ -105,7 +106,7 @@ func Run(ctx context.Context, once bool, out io.Writer) (ok bool, err error) {
 	}
 }
 
-// demo is the processes of a real use, as goroutines of one.
+// demo is the server and the clients, which run as goroutines of this process.
 type demo struct {
 	ctx  context.Context
 	dir  string
@@ -114,7 +115,7 @@ type demo struct {
 }
 
 func listenTargets() (t probe.Targets, closeAll func(), err error) {
-	echo, err := probe.ListenEcho("127.0.0.1:0")
+	echo, err := bench.ListenEcho(netip.MustParseAddrPort("127.0.0.1:0"), false)
 	if err != nil {
 		return t, nil, err
 	}
@@ -124,7 +125,7 @@ func listenTargets() (t probe.Targets, closeAll func(), err error) {
 		return t, nil, err
 	}
 	return probe.Targets{
-		Echo: echo.Addr(), DNS: dns.Addr(),
+		Echo: socks.AddrFrom(echo.Addr()), DNS: dns.Addr(),
 		Domain: domain, Expect: expect, Sizes: sizes, Stream: streamBytes,
 	}, func() { echo.Close(); dns.Close() }, nil
 }
@@ -182,7 +183,8 @@ func (d *demo) serve(run func(context.Context) error) {
 	})
 }
 
-// await returns what a started process says, or why it did not start.
+// await returns the value that a server or client sends when it has started, or an error
+// if it does not start.
 func await[T any](d *demo, started <-chan T) (v T, err error) {
 	select {
 	case v = <-started:

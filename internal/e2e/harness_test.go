@@ -20,6 +20,7 @@ import (
 	"testing"
 	"time"
 
+	"wmproxy/internal/bench"
 	"wmproxy/internal/link"
 	"wmproxy/internal/probe"
 	"wmproxy/socks"
@@ -533,12 +534,12 @@ func startEcho(t testing.TB) socks.Addr {
 
 func startEchoAt(t testing.TB, addr string) socks.Addr {
 	t.Helper()
-	echo, err := probe.ListenEcho(addr)
+	echo, err := bench.ListenEcho(netip.MustParseAddrPort(addr), false)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { echo.Close() })
-	return echo.Addr()
+	return socks.AddrFrom(echo.Addr())
 }
 
 // ping sends a datagram to an echo until it comes back, which a tunnel that is

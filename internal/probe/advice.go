@@ -12,8 +12,8 @@ import (
 	"wmproxy/socks"
 )
 
-// failure is the step that failed and a sentence, without its full stop: what
-// happened, the likely cause and what to do.
+// failure is the step that failed and a sentence, without its full stop, with the
+// error, its likely cause and advice.
 type failure struct {
 	step     string
 	sentence string
@@ -23,17 +23,17 @@ func failAt(step, format string, args ...any) *failure {
 	return &failure{step, fmt.Sprintf(format, args...)}
 }
 
-// Flags of wmproxy that help, with the commands that have them: the tested port
+// Flags of wmproxy for the advice, with the commands that have them: the tested port
 // belongs to a client or a proxy, the rules about targets to a server or a proxy.
 const (
 	udpFlag   = "wmproxy client or proxy: --udp ADDR"
 	allowFlag = "wmproxy server or proxy: --allow"
 )
 
-// plain is err without the package's name in front, for a sentence.
+// plain returns the text of err without the package's name in front.
 func plain(err error) string { return strings.TrimPrefix(err.Error(), "socks: ") }
 
-// handshakeFailure explains why Connect or Associate failed. request is the
+// handshakeFailure returns the failure of Connect or Associate. request is the
 // command's name.
 func (c *checker) handshakeFailure(request string, err error) *failure {
 	var at *socks.StepError
@@ -74,7 +74,7 @@ func (c *checker) greetingFailure(server string, err error) *failure {
 	const step = "greeting"
 	switch {
 	case errors.Is(err, socks.ErrNotSOCKS5):
-		return failAt(step, "what listens on %s is not a SOCKS5 server; check the port", server)
+		return failAt(step, "%s is not a SOCKS5 server; check the port", server)
 	case errors.Is(err, socks.ErrNoMethod) && c.Username == "" && c.Password == "":
 		return failAt(step, "the server demands authentication; give a user name and a password with -u and -p")
 	case errors.Is(err, socks.ErrNoMethod):
@@ -82,7 +82,7 @@ func (c *checker) greetingFailure(server string, err error) *failure {
 	case errors.Is(err, socks.ErrHungUp):
 		return failAt(step, "the server closed the connection; it is not a SOCKS5 server, or does not serve this client's address")
 	case timedOut(err):
-		return failAt(step, "the server says nothing; what listens on %s is probably not a SOCKS5 server, or is overloaded", server)
+		return failAt(step, "the server does not answer; %s is probably not a SOCKS5 server, or is overloaded", server)
 	}
 	return failAt(step, "%s", plain(err))
 }
@@ -119,7 +119,7 @@ func (c *checker) replyFailure(request string, err error) *failure {
 	return failAt(step, "%s", plain(err))
 }
 
-// replyAdvice says what to do about a reply code, RFC 1928 section 6.
+// replyAdvice returns advice for a reply code, RFC 1928 section 6.
 func (c *checker) replyAdvice(request string, code byte) string {
 	target := visible(c.target)
 	switch code {
@@ -142,7 +142,7 @@ func (c *checker) replyAdvice(request string, code byte) string {
 	return "see the server's log for the cause"
 }
 
-// noWay returns the text for a target that the server cannot reach.
+// noWay returns the cause if the server cannot reach the target.
 func (c *checker) noWay() string {
 	if c.target.IP.IsValid() {
 		return "the server has no way to " + visible(c.target)
@@ -150,21 +150,21 @@ func (c *checker) noWay() string {
 	return fmt.Sprintf("the server has no way to %s, or cannot resolve the name", visible(c.target))
 }
 
-// answerFailure explains an answer that is wrong, or that broke off.
+// answerFailure returns the failure for a wrong or incomplete answer.
 func (c *checker) answerFailure(step string, err error) *failure {
 	target := visible(c.target)
 	switch {
 	case errors.Is(err, context.Canceled):
 		return failAt(step, "interrupted")
-	case errors.Is(err, ErrUnexpected):
-		return failAt(step, "%v; something answers in the place of %s, or the expectation is out of date", err, target)
-	case errors.Is(err, ErrNoRecord):
+	case errors.Is(err, errUnexpected):
+		return failAt(step, "%v; something answers in place of %s, or the expectation is out of date", err, target)
+	case errors.Is(err, errNoRecord):
 		return failAt(step, "%v; check the domain, and that %s resolves names for the server's address", err, target)
-	case errors.Is(err, ErrNotDNS):
+	case errors.Is(err, errNotDNS):
 		return failAt(step, "%v; check that %s is a DNS server", err, target)
-	case errors.Is(err, ErrCutShort):
-		return failAt(step, "%v; the server drops what comes after a half-close, or %s is not an echo", err, target)
-	case errors.Is(err, ErrChanged):
+	case errors.Is(err, errCutShort):
+		return failAt(step, "%v; the server drops data that arrives after a half-close, or %s is not an echo", err, target)
+	case errors.Is(err, errChanged):
 		return failAt(step, "%v; check that %s is an echo", err, target)
 	case timedOut(err):
 		return failAt(step, "the connection stands and no answer came; check that %s answers over TCP", target)
@@ -172,14 +172,14 @@ func (c *checker) answerFailure(step string, err error) *failure {
 	return failAt(step, "the connection broke off (%v); the server or %s closed it", err, target)
 }
 
-// hintAboutBound warns of a BND that works here and will not everywhere.
+// hintAboutBound prints a hint if BND works from here but not from everywhere.
 func (c *checker) hintAboutBound(conn *socks.PacketConn) {
 	bound, relay := conn.BoundAddr(), conn.RelayAddr()
 	switch {
 	case bound.Name != "":
-		c.hint("the server told a name as BND.ADDR, which many applications cannot use; used its address %s instead", relay.Addr())
+		c.hint("the server sent a name as BND.ADDR, which many applications cannot use; used its address %s instead", relay.Addr())
 	case bound.IP.IsUnspecified():
-		c.hint("the server told BND.ADDR %s; used its address %s instead, but applications that take it literally fail: let the server tell its address ("+udpFlag+")", bound.IP, relay.Addr())
+		c.hint("the server sent BND.ADDR %s; used its address %s instead, but applications that take it literally fail: let the server tell its address ("+udpFlag+")", bound.IP, relay.Addr())
 	default:
 		if why := misled(relay.Addr(), conn.ServerAddr().Addr()); why != "" {
 			c.hint("%s", why)
@@ -187,8 +187,8 @@ func (c *checker) hintAboutBound(conn *socks.PacketConn) {
 	}
 }
 
-// misled says why datagrams to relay are unlikely to reach the server at this
-// address, or nothing.
+// misled returns the reason if datagrams to relay are unlikely to reach the server at
+// this address, or else "".
 func misled(relay, server netip.Addr) string {
 	const advice = "let the server tell the address that clients reach it by (" + udpFlag + ")"
 	switch {
@@ -222,8 +222,8 @@ func (c *checker) receiveFailure(ctx context.Context, err error) *failure {
 	return failAt(step, "%s", plain(err))
 }
 
-// namedSourceFailure is for an answer whose header tells another source than
-// the target.
+// namedSourceFailure returns the failure for an answer with another source in its
+// header than the target.
 func (c *checker) namedSourceFailure(from socks.Addr) *failure {
 	return failAt("reply", "wrong source: the header says that it comes from %s, not from %s, and applications drop such replies; the server must tell the true source",
 		visible(from), visible(c.target))
@@ -238,7 +238,7 @@ func (c *checker) noReplyFailure(ctx context.Context, conn *socks.PacketConn) *f
 		return failAt(step, "wrong source: %s came from %s, not from BND %s, and applications drop them; the server has several addresses or is behind NAT: let it send from the address that it tells", datagrams(int(n)), from, relay)
 	}
 	if n := conn.Malformed() + conn.Fragments(); n > 0 {
-		return failAt(step, "%v: %s came back and no whole SOCKS5 datagram; the server breaks RFC 1928", errReplyForm, datagrams(int(n)))
+		return failAt(step, "malformed or fragmented reply: %s came back and no whole SOCKS5 datagram; the server breaks RFC 1928", datagrams(int(n)))
 	}
 	if refused(relay, c.Interval) {
 		if why == "" {
@@ -263,8 +263,8 @@ func (c *checker) noReplyFailure(ctx context.Context, conn *socks.PacketConn) *f
 		datagrams(c.Attempts), relay, udpFlag, visible(c.target))
 }
 
-// refusedAsStream returns why no datagram can pass if CONNECT was refused; "" if it
-// was not. Servers drop refused UDP silently.
+// refusedAsStream returns the cause if CONNECT was refused, or else "". Servers drop
+// refused datagrams silently.
 func (c *checker) refusedAsStream() string {
 	target := visible(c.target)
 	switch c.refusal {
@@ -282,7 +282,6 @@ func (c *checker) refusedAsStream() string {
 	return "CONNECT failed as well; see the server's log for the cause"
 }
 
-// datagrams counts them.
 func datagrams(n int) string {
 	if n == 1 {
 		return "one datagram"

@@ -19,44 +19,42 @@ import (
 
 // Defaults of Config.
 const (
-	DefaultDNS      = "8.8.8.8:53"
-	DefaultDomain   = "example.com"
-	DefaultTimeout  = 10 * time.Second
-	DefaultAttempts = 3
-	DefaultInterval = 1500 * time.Millisecond
+	defaultDNS      = "8.8.8.8:53"
+	defaultDomain   = "example.com"
+	defaultTimeout  = 10 * time.Second
+	defaultAttempts = 3
+	defaultInterval = 1500 * time.Millisecond
 )
 
-// Config says what Check checks.
+// Config is the configuration of Check.
 type Config struct {
-	Socks              string // the SOCKS5 server, HOST:PORT
-	Username, Password string // up to 255 bytes each; both empty: no authentication
+	Socks              string // HOST:PORT of the SOCKS5 server
+	Username, Password string // up to 255 bytes each; both empty for no authentication
 
-	DNS    string     // a DNS server, HOST:PORT; empty: DefaultDNS
-	Domain string     // whose A record is asked for; empty: DefaultDomain
-	Expect netip.Addr // what it must be; invalid: any will do
-	Echo   string     // an echo on UDP and TCP, HOST:PORT, to use in place of DNS
+	DNS    string     // HOST:PORT of a DNS server; "" means 8.8.8.8:53
+	Domain string     // the name to look up; "" means example.com
+	Expect netip.Addr // its expected address; invalid to accept any
+	Echo   string     // HOST:PORT of an echo on UDP and TCP, to use instead of DNS
 
-	Timeout  time.Duration // for each handshake and each answer over TCP; 0: DefaultTimeout
-	Attempts int           // datagrams sent before there is "no reply"; 0: DefaultAttempts
-	Interval time.Duration // between them; 0: DefaultInterval
+	Timeout  time.Duration // of each handshake and each answer over TCP; 0 means 10 s
+	Attempts int           // datagrams to send before giving up; 0 means 3
+	Interval time.Duration // between datagrams; 0 means 1.5 s
 }
 
-// Validate says what is wrong with c, in a sentence, before anything is tried.
+// Validate returns an error if Check cannot start with c.
 func (c Config) Validate() error {
 	_, err := newChecker(c, io.Discard)
 	return err
 }
 
-// echoBytes is what Check sends to an echo: over UDP small enough for any path.
+// Payloads that Check sends to an echo, in bytes. The datagram is small enough for any
+// path.
 const (
 	echoDatagramBytes = 64
 	echoStreamBytes   = 4096
 )
 
-// errReplyForm is a datagram from the server that is none of SOCKS5's.
-var errReplyForm = errors.New("malformed or fragmented reply")
-
-// checker runs the two checks and prints as it goes.
+// checker runs the two checks and prints their steps.
 type checker struct {
 	Config
 	socksAddr socks.Addr
@@ -64,27 +62,27 @@ type checker struct {
 	out       io.Writer
 	last      time.Time // when the previous step ended
 
-	// refusal is the reply code that CONNECT got, 0 if it was let through. Datagrams
-	// get no reply code, so that it stands for them too.
+	// refusal is the reply code of CONNECT, 0 if it succeeded. It helps to explain lost
+	// datagrams too, which get no reply code.
 	refusal byte
 }
 
 func newChecker(cfg Config, out io.Writer) (*checker, error) {
 	c := &checker{Config: cfg, out: out}
 	if c.DNS == "" {
-		c.DNS = DefaultDNS
+		c.DNS = defaultDNS
 	}
 	if c.Domain == "" {
-		c.Domain = DefaultDomain
+		c.Domain = defaultDomain
 	}
 	if c.Timeout <= 0 {
-		c.Timeout = DefaultTimeout
+		c.Timeout = defaultTimeout
 	}
 	if c.Attempts <= 0 {
-		c.Attempts = DefaultAttempts
+		c.Attempts = defaultAttempts
 	}
 	if c.Interval <= 0 {
-		c.Interval = DefaultInterval
+		c.Interval = defaultInterval
 	}
 	var err error
 	if c.socksAddr, err = ParseTarget(c.Socks); err != nil {
@@ -106,17 +104,17 @@ func newChecker(cfg Config, out io.Writer) (*checker, error) {
 	return c, nil
 }
 
-// Check tries TCP CONNECT and UDP ASSOCIATE through a SOCKS5 server, each with
-// one DNS query or echo, and prints every step with its time, then "TCP: OK" and
-// "UDP: OK" or the step that failed, the likely cause and what to do. It takes
-// at most four Timeouts and Attempts+1 Intervals. ok means that both passed.
+// Check tries CONNECT and UDP ASSOCIATE through a SOCKS5 server, each with one DNS
+// query or echo. It prints every step with its time, then "TCP: OK" and "UDP: OK" or
+// the step that failed, the likely cause and advice, and reports whether both passed.
+// It takes at most four Timeouts and Attempts+1 Intervals.
 func Check(ctx context.Context, cfg Config, out io.Writer) (ok bool) {
 	c, err := newChecker(cfg, out)
 	if err != nil {
 		fmt.Fprintf(out, "Cannot start: %v.\n", err)
 		return false
 	}
-	// Each wait has its own bound; this one holds whatever those add up to.
+	// A bound for the sum of the waits, each of which has its own.
 	ctx, cancel := context.WithTimeout(ctx, 4*c.Timeout+time.Duration(c.Attempts+1)*c.Interval)
 	defer cancel()
 	tcp := c.verdict("TCP", c.checkTCP(ctx))
@@ -124,21 +122,21 @@ func Check(ctx context.Context, cfg Config, out io.Writer) (ok bool) {
 	return tcp && udp
 }
 
-func (c *checker) verdict(what string, failed *failure) bool {
+func (c *checker) verdict(protocol string, failed *failure) bool {
 	if failed == nil {
-		fmt.Fprintf(c.out, "%s: OK\n", what)
+		fmt.Fprintf(c.out, "%s: OK\n", protocol)
 		return true
 	}
-	fmt.Fprintf(c.out, "%s: FAILED at %s: %s.\n", what, failed.step, failed.sentence)
+	fmt.Fprintf(c.out, "%s: FAILED at %s: %s.\n", protocol, failed.step, failed.sentence)
 	return false
 }
 
-func (c *checker) begin(what string) {
-	fmt.Fprintf(c.out, "%s to %s through %s\n", what, visible(c.target), visible(c.socksAddr))
+func (c *checker) begin(request string) {
+	fmt.Fprintf(c.out, "%s to %s through %s\n", request, visible(c.target), visible(c.socksAddr))
 	c.last = time.Now()
 }
 
-// step prints one that was passed, with the time since the one before it.
+// step prints a step that succeeded, with the time since the one before it.
 func (c *checker) step(name, detail string) {
 	now := time.Now()
 	fmt.Fprintf(c.out, "  %10s  %s", milliseconds(max(now.Sub(c.last), 1)), name)
@@ -153,7 +151,7 @@ func (c *checker) hint(format string, args ...any) {
 	fmt.Fprintf(c.out, "  hint: "+format+".\n", args...)
 }
 
-// client prints its steps; request names the last one's command.
+// client returns a client that prints its steps. request is the command of the last one.
 func (c *checker) client(request string) *socks.Client {
 	return &socks.Client{
 		Server:   c.Socks,
@@ -218,11 +216,11 @@ func askOverTCP(ctx context.Context, conn net.Conn, q question) ([]netip.Addr, e
 		}
 		var m dns.Msg
 		if err := m.Unpack(b); err != nil {
-			return nil, fmt.Errorf("%w (%v)", ErrNotDNS, err)
+			return nil, fmt.Errorf("%w (%v)", errNotDNS, err)
 		}
 		ips, ours, err := q.judge(&m)
 		if !ours {
-			return nil, fmt.Errorf("%w to this query", ErrNotDNS)
+			return nil, fmt.Errorf("%w to this query", errNotDNS)
 		}
 		return ips, err
 	}()
@@ -262,17 +260,17 @@ func (c *checker) checkUDP(ctx context.Context) *failure {
 	return c.noReplyFailure(ctx, conn)
 }
 
-// datagram is what to send over UDP, and the judge of what comes back: the text
-// to print, and whether it answers this datagram at all.
+// datagram returns the payload to send over UDP, and a function that judges a payload
+// that arrives: it returns the text to print and whether that is an answer to this one.
 func (c *checker) datagram() ([]byte, func([]byte) (string, bool, error), error) {
 	if c.Echo != "" {
 		sent := make([]byte, echoDatagramBytes)
 		rand.Read(sent)
 		return sent, func(got []byte) (string, bool, error) {
-			// The first bytes tell a changed echo from something else.
+			// The first bytes show whether it is an echo, which may have changed, or not.
 			ours := len(got) >= pingSeqLen && bytes.Equal(got[:pingSeqLen], sent[:pingSeqLen])
 			if ours && !bytes.Equal(got, sent) {
-				return "", true, fmt.Errorf("%w: %d bytes came back for %d", ErrChanged, len(got), len(sent))
+				return "", true, fmt.Errorf("%w: %d bytes came back for %d", errChanged, len(got), len(sent))
 			}
 			return fmt.Sprintf("echo: %d bytes unchanged", len(got)), ours, nil
 		}, nil
@@ -289,8 +287,8 @@ func (c *checker) datagram() ([]byte, func([]byte) (string, bool, error), error)
 	}, err
 }
 
-// awaitDatagram reads until the answer or the deadline, at which it returns
-// neither.
+// awaitDatagram reads until the answer arrives or the deadline passes, which is no
+// failure.
 func (c *checker) awaitDatagram(ctx context.Context, conn *socks.PacketConn, judge func([]byte) (string, bool, error)) (failed *failure, answered bool) {
 	buf := make([]byte, 1<<16)
 	for {
@@ -317,11 +315,12 @@ func (c *checker) awaitDatagram(ctx context.Context, conn *socks.PacketConn, jud
 	}
 }
 
-// refusedPayload is dropped by every server: a FRAG of 1 and no address.
+// refusedPayload is dropped by every server: it has a FRAG of 1 and no address.
 var refusedPayload = []byte{0, 0, 1}
 
-// refused asks the system whether the relay's address answers with ICMP "port
-// unreachable". The association's own socket, being unconnected, is not told.
+// refused reports whether the relay's address answers with ICMP "port unreachable". It
+// needs a socket of its own, because the association's is unconnected and so gets no
+// such error.
 func refused(relay netip.AddrPort, wait time.Duration) bool {
 	conn, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(relay))
 	if err != nil {

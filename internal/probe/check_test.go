@@ -2,7 +2,6 @@ package probe
 
 import (
 	"context"
-	"net"
 	"net/netip"
 	"strings"
 	"testing"
@@ -10,19 +9,20 @@ import (
 
 	"go.uber.org/goleak"
 
+	"wmproxy/internal/bench"
 	"wmproxy/socks"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-func startEcho(t *testing.T) *Echo {
+func startEcho(t *testing.T) socks.Addr {
 	t.Helper()
-	e, err := ListenEcho("127.0.0.1:0")
+	e, err := bench.ListenEcho(netip.MustParseAddrPort("127.0.0.1:0"), false)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { e.Close() })
-	return e
+	return socks.AddrFrom(e.Addr())
 }
 
 var testNames = map[string]Records{
@@ -44,7 +44,7 @@ func startDNS(t *testing.T) *DNS {
 	return d
 }
 
-// hasLines reports each of want that is no part of a line of got.
+// hasLines fails the test for each of want that got does not contain.
 func hasLines(t *testing.T, got string, want ...string) {
 	t.Helper()
 	for _, w := range want {
@@ -54,7 +54,7 @@ func hasLines(t *testing.T, got string, want ...string) {
 	}
 }
 
-func TestCheckPassesThroughAGoodServer(t *testing.T) {
+func TestCheckPassesWithGoodServer(t *testing.T) {
 	echo, dns := startEcho(t), startDNS(t)
 	tests := []struct {
 		name  string
@@ -70,19 +70,19 @@ func TestCheckPassesThroughAGoodServer(t *testing.T) {
 		}},
 		{"the expected address", &fakeSocks{}, Config{DNS: dns.Addr().String(), Domain: "DEMO.test.", Expect: netip.MustParseAddr("192.0.2.2")}, []string{"TCP: OK\n", "UDP: OK\n"}},
 		{"a named target", &fakeSocks{}, Config{DNS: socks.Addr{Name: "dns.example", Port: dns.Addr().Port}.String(), Domain: "demo.test"}, []string{"TCP: OK\n", "UDP: OK\n"}},
-		{"authentication", &fakeSocks{user: "u", pass: "p"}, Config{Username: "u", Password: "p", Echo: echo.Addr().String()}, []string{
+		{"authentication", &fakeSocks{user: "u", pass: "p"}, Config{Username: "u", Password: "p", Echo: echo.String()}, []string{
 			"authentication: accepted", "echo: 4096 bytes and the end came back", "TCP: OK\n", "echo: 64 bytes unchanged", "UDP: OK\n",
 		}},
-		{"the first datagram lost", &fakeSocks{lose: 1}, Config{Echo: echo.Addr().String()}, []string{"datagram 2 of 3 sent", "UDP: OK\n"}},
+		{"the first datagram lost", &fakeSocks{lose: 1}, Config{Echo: echo.String()}, []string{"datagram 2 of 3 sent", "UDP: OK\n"}},
 		{"BND unspecified", &fakeSocks{bound: func(real netip.AddrPort) socks.Addr {
 			return socks.Addr{IP: netip.IPv4Unspecified(), Port: real.Port()}
-		}}, Config{Echo: echo.Addr().String()}, []string{
-			"ASSOCIATE reply: BND 0.0.0.0:", "hint: the server told BND.ADDR 0.0.0.0; used its address 127.0.0.1 instead", "--udp ADDR", "UDP: OK\n",
+		}}, Config{Echo: echo.String()}, []string{
+			"ASSOCIATE reply: BND 0.0.0.0:", "hint: the server sent BND.ADDR 0.0.0.0; used its address 127.0.0.1 instead", "--udp ADDR", "UDP: OK\n",
 		}},
 		{"BND a name, with control characters", &fakeSocks{bound: func(real netip.AddrPort) socks.Addr {
 			return socks.Addr{Name: "so\x1b[31mcks", Port: real.Port()}
-		}}, Config{Echo: echo.Addr().String()}, []string{
-			`BND so\x1b[31mcks:`, "hint: the server told a name as BND.ADDR", "UDP: OK\n",
+		}}, Config{Echo: echo.String()}, []string{
+			`BND so\x1b[31mcks:`, "hint: the server sent a name as BND.ADDR", "UDP: OK\n",
 		}},
 	}
 	for _, tt := range tests {
@@ -95,7 +95,7 @@ func TestCheckPassesThroughAGoodServer(t *testing.T) {
 			}
 			var out strings.Builder
 			if !Check(t.Context(), tt.cfg, &out) {
-				t.Error("Check says no")
+				t.Error("Check returned false")
 			}
 			hasLines(t, out.String(), tt.lines...)
 			if strings.Contains(out.String(), "\x1b") {
@@ -105,9 +105,9 @@ func TestCheckPassesThroughAGoodServer(t *testing.T) {
 	}
 }
 
-func TestCheckNamesTheFailedStepAndTheCause(t *testing.T) {
+func TestCheckNamesFailedStepAndCause(t *testing.T) {
 	echo, dns := startEcho(t), startDNS(t)
-	// A port where nothing listens.
+	// A port on which nothing listens.
 	closed := func() string {
 		udp, tcp, err := listenBoth("127.0.0.1:0")
 		if err != nil {
@@ -117,7 +117,7 @@ func TestCheckNamesTheFailedStepAndTheCause(t *testing.T) {
 		defer tcp.Close()
 		return tcp.Addr().String()
 	}()
-	viaEcho := Config{Echo: echo.Addr().String()}
+	viaEcho := Config{Echo: echo.String()}
 	viaDNS := Config{DNS: dns.Addr().String(), Domain: "demo.test"}
 	with := func(c Config, change func(*Config)) Config {
 		change(&c)
@@ -130,8 +130,8 @@ func TestCheckNamesTheFailedStepAndTheCause(t *testing.T) {
 		name     string
 		fake     *fakeSocks
 		cfg      Config
-		tcp, udp string // "" is OK
-		sent     int32  // datagrams the server must have seen
+		tcp, udp string // "" for OK
+		sent     int32  // datagrams that the server must get
 	}{
 		{
 			"nothing listens", &fakeSocks{}, with(viaEcho, func(c *Config) { c.Socks = closed }),
@@ -139,7 +139,7 @@ func TestCheckNamesTheFailedStepAndTheCause(t *testing.T) {
 		},
 		{
 			"not SOCKS5", &fakeSocks{greeting: []byte("HTTP/1.1 400\r\n")}, viaEcho,
-			"greeting: what listens on 127.0.0.1:", "greeting: what listens on 127.0.0.1:", 0,
+			"greeting: 127.0.0.1:", "greeting: 127.0.0.1:", 0,
 		},
 		{
 			"closed at the greeting", &fakeSocks{greeting: []byte{}}, viaEcho,
@@ -147,7 +147,7 @@ func TestCheckNamesTheFailedStepAndTheCause(t *testing.T) {
 		},
 		{
 			"silent at the greeting", &fakeSocks{silent: true}, with(viaEcho, func(c *Config) { c.Timeout = 30 * time.Millisecond }),
-			"greeting: the server says nothing", "greeting: the server says nothing", 0,
+			"greeting: the server does not answer", "greeting: the server does not answer", 0,
 		},
 		{
 			"authentication demanded", &fakeSocks{user: "u", pass: "p"}, viaEcho,
@@ -163,7 +163,7 @@ func TestCheckNamesTheFailedStepAndTheCause(t *testing.T) {
 		},
 		{
 			"refused by rule", &fakeSocks{reply: socks.ReplyNotAllowed}, viaEcho,
-			"CONNECT reply: the server replied 2 (not allowed by its rules); the server's rules forbid " + echo.Addr().String(),
+			"CONNECT reply: the server replied 2 (not allowed by its rules); the server's rules forbid " + echo.String(),
 			"ASSOCIATE reply: the server replied 2 (not allowed by its rules); the server's rules forbid UDP", 0,
 		},
 		{
@@ -184,17 +184,17 @@ func TestCheckNamesTheFailedStepAndTheCause(t *testing.T) {
 		},
 		{
 			"no UDP reply", &fakeSocks{dropUDP: true}, viaEcho,
-			"", "reply: no reply to 2 datagrams; UDP is lost behind the server, at a firewall or on its way out (wmproxy client: that of its server), or " + echo.Addr().String() + " does not answer over UDP", 2,
+			"", "reply: no reply to 2 datagrams; UDP is lost behind the server, at a firewall or on its way out (wmproxy client: that of its server), or " + echo.String() + " does not answer over UDP", 2,
 		},
 		{
 			"rules forbid the target", &fakeSocks{refuse: socks.ReplyNotAllowed, dropUDP: true}, viaEcho,
-			"the server's rules forbid " + echo.Addr().String() + "; choose another target, or allow it there (wmproxy server or proxy: --allow).",
-			"reply: no reply to 2 datagrams: the server's rules forbid " + echo.Addr().String() + ", as it told CONNECT, and it drops such datagrams without a word; choose another target, or allow it there (wmproxy server or proxy: --allow).", 2,
+			"the server's rules forbid " + echo.String() + "; choose another target, or allow it there (wmproxy server or proxy: --allow).",
+			"reply: no reply to 2 datagrams: the server's rules forbid " + echo.String() + ", as it told CONNECT, and it drops such datagrams without a word; choose another target, or allow it there (wmproxy server or proxy: --allow).", 2,
 		},
 		{
 			"no way to the target", &fakeSocks{refuse: socks.ReplyHostUnreachable, dropUDP: true}, viaEcho,
-			"the server has no way to " + echo.Addr().String() + "; check its network",
-			"reply: no reply to 2 datagrams: the server has no way to " + echo.Addr().String() + ", as it told CONNECT; check its network and the target.", 2,
+			"the server has no way to " + echo.String() + "; check its network",
+			"reply: no reply to 2 datagrams: the server has no way to " + echo.String() + ", as it told CONNECT; check its network and the target.", 2,
 		},
 		{
 			"target silent", &fakeSocks{refuse: socks.ReplyTTLExpired, dropUDP: true}, viaEcho,
@@ -205,7 +205,7 @@ func TestCheckNamesTheFailedStepAndTheCause(t *testing.T) {
 			"see the server's log for the cause", "no reply to 2 datagrams: CONNECT failed as well", 2,
 		},
 		{
-			"BND refuses", &fakeSocks{deafUDP: true}, viaEcho,
+			"BND refuses", &fakeSocks{closedUDP: true}, viaEcho,
 			"", "reply: BND.ADDR unreachable: nothing takes datagrams at 127.0.0.1:", 0,
 		},
 		{
@@ -230,7 +230,7 @@ func TestCheckNamesTheFailedStepAndTheCause(t *testing.T) {
 		},
 		{
 			"half-close closes all", &fakeSocks{cutStream: true, dropUDP: true}, with(viaEcho, func(c *Config) { c.Timeout = time.Second }),
-			"echo: the stream was cut short: 0 of 4096 bytes came back; the server drops what comes after a half-close", "no reply", 2,
+			"echo: the stream was cut short: 0 of 4096 bytes came back; the server drops data that arrives after a half-close", "no reply", 2,
 		},
 		{
 			"not the expected address", &fakeSocks{}, with(viaDNS, func(c *Config) { c.Expect = netip.MustParseAddr("192.0.2.3") }),
@@ -256,31 +256,32 @@ func TestCheckNamesTheFailedStepAndTheCause(t *testing.T) {
 			tt.cfg.Interval = 250 * time.Millisecond
 			var out strings.Builder
 			if Check(t.Context(), tt.cfg, &out) {
-				t.Error("Check says yes")
+				t.Error("Check returned true")
 			}
 			t.Log("\n" + out.String())
 			hasVerdict(t, out.String(), "TCP", tt.tcp)
 			hasVerdict(t, out.String(), "UDP", tt.udp)
 			if got := tt.fake.received.Load(); got != tt.sent {
-				t.Errorf("the server saw %d datagrams, want %d", got, tt.sent)
+				t.Errorf("the server got %d datagrams, want %d", got, tt.sent)
 			}
 		})
 	}
 }
 
-// hasVerdict wants one line of verdict on what: OK, or a failure with this text.
-func hasVerdict(t *testing.T, got, what, failure string) {
+// hasVerdict fails the test unless got has one verdict on the protocol: OK, or a failure with
+// this text.
+func hasVerdict(t *testing.T, got, protocol, failure string) {
 	t.Helper()
 	var verdicts []string
 	for line := range strings.Lines(got) {
-		if strings.HasPrefix(line, what+": ") {
+		if strings.HasPrefix(line, protocol+": ") {
 			verdicts = append(verdicts, line)
 		}
 	}
 	if len(verdicts) != 1 {
-		t.Fatalf("%d verdicts on %s in:\n%s", len(verdicts), what, got)
+		t.Fatalf("%d verdicts on %s in:\n%s", len(verdicts), protocol, got)
 	}
-	ok := verdicts[0] == what+": OK\n"
+	ok := verdicts[0] == protocol+": OK\n"
 	if failure == "" && !ok || failure != "" && (ok || !strings.Contains(verdicts[0], failure)) {
 		t.Errorf("verdict %q, want %q", verdicts[0], failure)
 	}
@@ -292,16 +293,16 @@ func TestCheckEndsWithItsContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	out := &cancelAt{text: "datagram 1 of 3", cancel: cancel}
 	start := time.Now()
-	if Check(ctx, Config{Socks: fake.addr(), Echo: echo.Addr().String(), Interval: time.Minute}, out) {
-		t.Error("Check says yes")
+	if Check(ctx, Config{Socks: fake.addr(), Echo: echo.String(), Interval: time.Minute}, out) {
+		t.Error("Check returned true")
 	}
 	hasVerdict(t, out.String(), "UDP", "reply: interrupted")
 	if took := time.Since(start); took > 10*time.Second {
-		t.Errorf("it took %v", took)
+		t.Errorf("took %v", took)
 	}
 }
 
-// cancelAt calls cancel once it has been written text.
+// cancelAt is a writer that calls cancel once text has been written.
 type cancelAt struct {
 	strings.Builder
 	text   string
@@ -316,7 +317,7 @@ func (c *cancelAt) Write(b []byte) (int, error) {
 	return n, err
 }
 
-func TestAConfigurationThatCannotWorkIsRefused(t *testing.T) {
+func TestInvalidConfigurationIsRefused(t *testing.T) {
 	good := Config{Socks: "127.0.0.1:1080"}
 	if err := good.Validate(); err != nil {
 		t.Errorf("the defaults are refused: %v", err)
@@ -346,7 +347,7 @@ func TestAConfigurationThatCannotWorkIsRefused(t *testing.T) {
 	}
 }
 
-func TestABNDThatIsUnlikelyToBeReachedIsExplained(t *testing.T) {
+func TestUnreachableBNDIsExplained(t *testing.T) {
 	for _, tt := range []struct{ relay, server, want string }{
 		{"127.0.0.1", "127.0.0.1", ""},
 		{"127.0.0.1", "198.51.100.1", "BND.ADDR 127.0.0.1 is loopback"},
@@ -358,20 +359,8 @@ func TestABNDThatIsUnlikelyToBeReachedIsExplained(t *testing.T) {
 	} {
 		got := misled(netip.MustParseAddr(tt.relay), netip.MustParseAddr(tt.server))
 		if got != tt.want && (tt.want == "" || !strings.HasPrefix(got, tt.want)) {
-			t.Errorf("%s told by %s: %q, want %q", tt.relay, tt.server, got, tt.want)
+			t.Errorf("%s of %s: %q, want %q", tt.relay, tt.server, got, tt.want)
 		}
-	}
-}
-
-func TestAPortTakenForTCPAloneIsNotUsedForUDPEither(t *testing.T) {
-	tcp, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer tcp.Close()
-	if e, err := ListenEcho(tcp.Addr().String()); err == nil {
-		e.Close()
-		t.Error("the echo listens on half a port")
 	}
 }
 

@@ -14,16 +14,16 @@ import (
 )
 
 const (
-	// dnsTTL is the TTL of every answer in seconds: short, since names are fixed
-	// only as long as the process lives.
+	// dnsTTL is the TTL of every answer in seconds. It is short, because another process
+	// may answer next.
 	dnsTTL = 30
-	// maxDNSConns bounds the TCP connections; more wait to be accepted.
+	// maxDNSConns bounds the TCP connections. More wait to be accepted.
 	maxDNSConns = 64
-	// dnsIdle ends a TCP connection that asks nothing.
+	// dnsIdle is the time after which an unused TCP connection is closed.
 	dnsIdle = 10 * time.Second
 )
 
-// Records are what a DNS answers for one name. A text has at most 255 bytes.
+// Records are the records of a name. A text has at most 255 bytes.
 type Records struct {
 	A, AAAA []netip.Addr
 	TXT     []string
@@ -37,15 +37,14 @@ type DNS struct {
 	wg      sync.WaitGroup
 }
 
-// ListenDNS starts a DNS server on addr, HOST:PORT, that knows names and
-// nothing else. Port 0 lets the system choose one. The map must not change
-// afterwards.
+// ListenDNS starts a DNS server on addr, HOST:PORT, that knows these names alone. The
+// system chooses the port if it is 0.
 func ListenDNS(addr string, names map[string]Records) (*DNS, error) {
 	udp, tcp, err := listenBoth(addr)
 	if err != nil {
 		return nil, err
 	}
-	d := &DNS{addr: localAddr(udp), names: make(map[string]Records, len(names))}
+	d := &DNS{addr: socks.AddrFrom(udp.LocalAddr().(*net.UDPAddr).AddrPort()), names: make(map[string]Records, len(names))}
 	for name, records := range names {
 		d.names[dns.CanonicalName(name)] = records
 	}
@@ -62,7 +61,7 @@ func ListenDNS(addr string, names map[string]Records) (*DNS, error) {
 			}
 		})
 	}
-	// Shutdown works only on servers that have started.
+	// Shutdown works on started servers only.
 	for range d.servers {
 		select {
 		case <-started:
@@ -76,11 +75,11 @@ func ListenDNS(addr string, names map[string]Records) (*DNS, error) {
 	return d, nil
 }
 
-// Addr is where the server listens.
+// Addr returns the server's address.
 func (d *DNS) Addr() socks.Addr { return d.addr }
 
-// Close ends the server and waits for the queries in progress. It must be
-// called once.
+// Close stops the server and waits for the queries in progress. It must be called
+// only once.
 func (d *DNS) Close() error {
 	var errs []error
 	for _, s := range d.servers {
@@ -103,11 +102,10 @@ func (d *DNS) answer(w dns.ResponseWriter, query *dns.Msg) {
 	}
 	d.fill(reply)
 	reply.Truncate(limit)
-	// An answer that cannot be sent is asked for again.
-	_ = w.WriteMsg(reply)
+	_ = w.WriteMsg(reply) // the client asks again if it fails
 }
 
-// fill answers the question in m.
+// fill adds the answer to the question in m.
 func (d *DNS) fill(m *dns.Msg) {
 	if len(m.Question) != 1 || m.Question[0].Qclass != dns.ClassINET {
 		m.Rcode = dns.RcodeRefused

@@ -12,27 +12,27 @@ import (
 	"wmproxy/socks"
 )
 
-// fakeSocks is a SOCKS5 server that really relays, unless told to misbehave.
-// Names resolve to 127.0.0.1.
+// fakeSocks is a SOCKS5 server that relays, unless its fields make it misbehave. Names
+// resolve to 127.0.0.1.
 type fakeSocks struct {
-	user, pass string // demanded if set
+	user, pass string // required if set
 
-	greeting  []byte                               // said instead of the method, before it closes
+	greeting  []byte                               // sent instead of the method, before it closes
 	silent    bool                                 // never answers the greeting
 	hangUpAt  string                               // "authentication" or "reply"
 	reply     byte                                 // the reply's code
 	refuse    byte                                 // the reply's code to CONNECT alone
 	rawReply  []byte                               // the reply as a whole
-	bound     func(netip.AddrPort) socks.Addr      // what BND tells
+	bound     func(netip.AddrPort) socks.Addr      // BND
 	dropUDP   bool                                 // datagrams vanish
-	deafUDP   bool                                 // the relay's socket is closed
-	lose      int32                                // so many datagrams vanish first
+	closedUDP bool                                 // the relay's socket is closed
+	lose      int32                                // datagrams that vanish first
 	stranger  bool                                 // replies leave another socket
-	source    func(netip.AddrPort) socks.Addr      // what the reply's header tells
+	source    func(netip.AddrPort) socks.Addr      // the source in the reply's header
 	frag      byte                                 // FRAG of replies
 	spoil     func(seq int, payload []byte) []byte // changes a reply's payload
 	endUDP    bool                                 // the first datagram ends the association
-	cutStream bool                                 // a half-close closes both directions, with the answer still on its way
+	cutStream bool                                 // a half-close closes both directions before the answer has arrived
 
 	ln       *net.TCPListener
 	wg       sync.WaitGroup
@@ -79,7 +79,8 @@ func (f *fakeSocks) client() *socks.Client {
 	return &socks.Client{Server: f.addr(), Username: f.user, Password: f.pass}
 }
 
-// track keeps c for the test's end; the function that it returns closes it.
+// track registers c to be closed at the end of the test. The function that it returns closes
+// c earlier.
 func (f *fakeSocks) track(c io.Closer) func() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -192,14 +193,14 @@ func (f *fakeSocks) associate(c *net.TCPConn) {
 	defer f.track(relay)()
 	defer f.track(out)()
 	defer f.track(stranger)()
-	told := socks.AddrFrom(relay.LocalAddr().(*net.UDPAddr).AddrPort())
+	bound := socks.AddrFrom(relay.LocalAddr().(*net.UDPAddr).AddrPort())
 	if f.bound != nil {
-		told = f.bound(told.AddrPort())
+		bound = f.bound(bound.AddrPort())
 	}
-	if f.deafUDP {
+	if f.closedUDP {
 		relay.Close()
 	}
-	c.Write(socks.AppendAddr([]byte{5, 0, 0}, told))
+	c.Write(socks.AppendAddr([]byte{5, 0, 0}, bound))
 
 	var from atomic.Pointer[netip.AddrPort]
 	var loops sync.WaitGroup

@@ -14,26 +14,23 @@ import (
 
 // Errors of a look-up.
 var (
-	// ErrNoRecord: the server answered, with no A record for the name.
-	ErrNoRecord = errors.New("the DNS server knows no A record")
-	// ErrUnexpected: the answer lacks the expected address.
-	ErrUnexpected = errors.New("the answer is not the expected address")
-	// ErrNotDNS: what came back is no DNS answer.
-	ErrNotDNS = errors.New("the reply is not a DNS answer")
+	errNoRecord   = errors.New("the DNS server knows no A record")
+	errUnexpected = errors.New("the answer is not the expected address")
+	errNotDNS     = errors.New("the reply is not a DNS answer")
 )
 
-// question asks a DNS server for the A records of one name.
+// question is a query for the A records of a name.
 type question struct {
 	query  *dns.Msg
-	expect netip.Addr // invalid: any will do
+	expect netip.Addr // invalid to accept any
 }
 
 func newQuestion(domain string, expect netip.Addr) question {
 	return question{new(dns.Msg).SetQuestion(dns.Fqdn(domain), dns.TypeA), expect.Unmap()}
 }
 
-// judge reads an answer's addresses; ours is false for a message that answers
-// another question, which is passed over.
+// judge returns the addresses in an answer. ours is false if m does not answer this
+// question.
 func (q question) judge(m *dns.Msg) (ips []netip.Addr, ours bool, err error) {
 	asked := q.query.Question[0]
 	if m.Id != q.query.Id || !m.Response || len(m.Question) != 1 ||
@@ -41,7 +38,7 @@ func (q question) judge(m *dns.Msg) (ips []netip.Addr, ours bool, err error) {
 		return nil, false, nil
 	}
 	if m.Rcode != dns.RcodeSuccess {
-		return nil, true, fmt.Errorf("%w of %s (%s)", ErrNoRecord, asked.Name, dns.RcodeToString[m.Rcode])
+		return nil, true, fmt.Errorf("%w of %s (%s)", errNoRecord, asked.Name, dns.RcodeToString[m.Rcode])
 	}
 	expected := !q.expect.IsValid()
 	for _, rr := range m.Answer {
@@ -55,30 +52,29 @@ func (q question) judge(m *dns.Msg) (ips []netip.Addr, ours bool, err error) {
 		}
 	}
 	if len(ips) == 0 {
-		return nil, true, fmt.Errorf("%w of %s", ErrNoRecord, asked.Name)
+		return nil, true, fmt.Errorf("%w of %s", errNoRecord, asked.Name)
 	}
 	if !expected {
-		return ips, true, fmt.Errorf("%w: %v instead of %v", ErrUnexpected, ips, q.expect)
+		return ips, true, fmt.Errorf("%w: %v instead of %v", errUnexpected, ips, q.expect)
 	}
 	return ips, true, nil
 }
 
-// LookupResult is the answer to one look-up.
+// LookupResult is the outcome of a look-up.
 type LookupResult struct {
 	Addrs []netip.Addr
 	RTT   time.Duration // of the attempt that was answered
 	Err   error
 }
 
-// How often and how long Lookup asks.
 const (
 	lookupAttempts = 3
-	lookupWait     = time.Second
+	lookupWait     = time.Second // after each attempt
 )
 
-// Lookup asks a DNS server for the A records of domain through an association
-// of its own. An answer without expect, if that is valid, is ErrUnexpected.
-func Lookup(ctx context.Context, client *socks.Client, server socks.Addr, domain string, expect netip.Addr) LookupResult {
+// lookup asks a DNS server for the A records of domain through an association of its
+// own. If expect is valid, an answer without it is errUnexpected.
+func lookup(ctx context.Context, client *socks.Client, server socks.Addr, domain string, expect netip.Addr) LookupResult {
 	conn, err := client.Associate(ctx)
 	if err != nil {
 		return LookupResult{Err: err}
@@ -100,7 +96,7 @@ func Lookup(ctx context.Context, client *socks.Client, server socks.Addr, domain
 	return LookupResult{Err: fmt.Errorf("%w from %s to %d queries", ErrNoReply, visible(server), lookupAttempts)}
 }
 
-// ask sends the question once and waits for its answer.
+// ask sends the question once and returns the answer.
 func (q question) ask(conn *socks.PacketConn, server socks.Addr, deadline time.Time) ([]netip.Addr, error) {
 	query, err := q.query.Pack()
 	if err != nil {

@@ -18,19 +18,17 @@ import (
 // an IPv4 association its SOCKS5 header counts too, 10 bytes for an IPv4 target.
 const MaxDatagram = 65507
 
-// Errors of a round trip.
+// ErrNoReply is returned if no reply arrives in time.
+var ErrNoReply = errors.New("no reply")
+
+// Errors of a reply.
 var (
-	// ErrNoReply: nothing intact came back in time.
-	ErrNoReply = errors.New("no reply")
-	// ErrChanged: the reply is not what was sent.
-	ErrChanged = errors.New("the reply differs from what was sent")
-	// ErrWrongSource: the reply names another source than the target.
-	ErrWrongSource = errors.New("the reply comes from the wrong source")
+	errChanged     = errors.New("the reply differs from what was sent")
+	errWrongSource = errors.New("the reply comes from the wrong source")
 )
 
-// Pinger sends datagrams to an echo through one association and compares what
-// comes back. It must not be used by two goroutines at once, nor the association
-// be read by another.
+// Pinger sends datagrams to an echo through an association and compares the replies. It
+// must not be used by two goroutines at once, and nothing else may read the association.
 type Pinger struct {
 	conn    *socks.PacketConn
 	echo    socks.Addr
@@ -39,11 +37,11 @@ type Pinger struct {
 	out, in []byte
 }
 
-// patternShift is how far a payload's bytes can be shifted from those of its
-// neighbours in sequence, so that no two look the same.
+// patternShift is the number of offsets in the pattern at which payloads begin, in turn,
+// so that neighbours in the sequence differ.
 const patternShift = 251
 
-// NewPinger returns a Pinger on conn, which stays the caller's.
+// NewPinger returns a Pinger on conn, which the caller must close.
 func NewPinger(conn *socks.PacketConn, echo socks.Addr) *Pinger {
 	p := &Pinger{
 		conn:    conn,
@@ -52,16 +50,15 @@ func NewPinger(conn *socks.PacketConn, echo socks.Addr) *Pinger {
 		out:     make([]byte, MaxDatagram),
 		in:      make([]byte, 1<<16),
 	}
-	// A fixed seed: what fails once fails again.
-	rand.NewChaCha8([32]byte{}).Read(p.pattern)
+	rand.NewChaCha8([32]byte{}).Read(p.pattern) // a fixed seed, so that failures can be repeated
 	return p
 }
 
-// A payload: as much as fits of a sequence number, least significant byte
-// first, then pseudo-random bytes.
+// pingSeqLen is the length of the sequence number, little-endian, at the start of a
+// payload. A shorter payload has its first bytes only.
 const pingSeqLen = 8
 
-// payload returns the next datagram of size bytes; it is valid until the next call.
+// payload returns the next datagram of size bytes. It is valid until the next call.
 func (p *Pinger) payload(size int) []byte {
 	p.seq++
 	b := p.out[:size]
@@ -72,9 +69,8 @@ func (p *Pinger) payload(size int) []byte {
 	return b
 }
 
-// Ping sends one datagram of size bytes, 0 to MaxDatagram, and waits up to wait
-// for its echo. Late echoes of earlier datagrams are passed over. The error
-// wraps ErrNoReply, ErrChanged, ErrWrongSource or one of package socks.
+// Ping sends a datagram of size bytes, 0 to MaxDatagram, waits up to wait for its echo,
+// and returns the round-trip time. It skips late echoes of earlier datagrams.
 func (p *Pinger) Ping(size int, wait time.Duration) (time.Duration, error) {
 	if size < 0 || size > MaxDatagram {
 		return 0, fmt.Errorf("%w: %d bytes", socks.ErrDatagramSize, size)
@@ -99,16 +95,16 @@ func (p *Pinger) Ping(size int, wait time.Duration) (time.Duration, error) {
 		case late(sent, got):
 			continue
 		case !bytes.Equal(got, sent):
-			return 0, fmt.Errorf("%w: %d bytes came back for %d", ErrChanged, n, size)
+			return 0, fmt.Errorf("%w: %d bytes came back for %d", errChanged, n, size)
 		case p.echo.IP.IsValid() && from != p.echo:
-			return 0, fmt.Errorf("%w: %s instead of %s", ErrWrongSource, visible(from), p.echo)
+			return 0, fmt.Errorf("%w: %s instead of %s", errWrongSource, visible(from), p.echo)
 		}
 		return took, nil
 	}
 }
 
-// late says whether got is no echo of sent at all: it carries another sequence
-// number, or, where there is no room for one, something else.
+// late reports whether got is the echo of another datagram than sent: its sequence number
+// differs, or its content if it is too short for one.
 func late(sent, got []byte) bool {
 	n := min(len(sent), len(got), pingSeqLen)
 	if n < pingSeqLen {
@@ -122,35 +118,35 @@ func timedOut(err error) bool {
 	return errors.As(err, &timeout) && timeout.Timeout()
 }
 
-// SizeResult is what happened to datagrams of one size.
+// SizeResult is the outcome for datagrams of one size.
 type SizeResult struct {
 	Size     int // bytes of payload
 	Sent     int
-	Received int           // came back intact and in time
-	Min      time.Duration // of the round trips; 0 if none
+	Received int           // intact and in time
+	Min      time.Duration // of the round trips; 0 if there were none
 	Median   time.Duration
 	Err      error // the last failure; nil if every datagram came back
 }
 
-// OK says whether datagrams of this size pass: some came back, and none was
-// changed. Single losses are in the nature of UDP.
+// OK reports whether datagrams of this size pass: some came back, and none was changed.
+// UDP may lose single ones.
 func (r SizeResult) OK() bool {
 	return r.Received > 0 && (r.Err == nil || errors.Is(r.Err, ErrNoReply))
 }
 
-// pace is how patiently datagrams of one size are measured.
+// pace bounds the measurement of a size.
 type pace struct {
 	rounds  int           // round trips
-	wait    time.Duration // for each
-	giveUp  int           // after so many losses from the start
-	perSize time.Duration // all of it together
+	wait    time.Duration // for each reply
+	giveUp  int           // losses from the start after which it ends
+	perSize time.Duration // for all round trips
 }
 
 var sizePace = pace{rounds: 9, wait: time.Second, giveUp: 3, perSize: 10 * time.Second}
 
-// Sizes measures round trips to an echo for each of sizes, in bytes, through
-// one association of client. The error is that of the association or of the
-// context; the results measured until then come with it.
+// Sizes measures round trips to an echo for each of sizes, in bytes, through an
+// association of client. If the association fails or ctx ends, it returns the results
+// so far and an error.
 func Sizes(ctx context.Context, client *socks.Client, echo socks.Addr, sizes []int) ([]SizeResult, error) {
 	return measureSizes(ctx, client, echo, sizes, sizePace)
 }

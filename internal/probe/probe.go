@@ -1,8 +1,7 @@
-// Package probe measures what passes through a SOCKS5 server, whoever made it:
-// the steps of one DNS query or echo over CONNECT and UDP ASSOCIATE, with the
-// likely cause where one fails (Check), and round trips by datagram size, a
-// stream and a look-up (Measure). It brings the targets for that, an echo and a
-// DNS server. It knows nothing of what stands behind the SOCKS5 server.
+// Package probe tests any SOCKS5 server: the steps of a DNS query or echo over CONNECT
+// and UDP ASSOCIATE, with the likely cause of a failure (Check), and round trips by
+// datagram size, a stream and a look-up (Measure). It also has a DNS server as their
+// target. It must not know the implementation of the SOCKS5 server.
 package probe
 
 import (
@@ -15,8 +14,8 @@ import (
 	"wmproxy/socks"
 )
 
-// ParseTarget reads HOST:PORT, with a port from 1 to 65535, as a destination. A
-// name stays a name, for the SOCKS5 server to resolve.
+// ParseTarget parses HOST:PORT, with a port from 1 to 65535, as a destination. It does
+// not resolve a name, which the SOCKS5 server does.
 func ParseTarget(s string) (socks.Addr, error) {
 	host, service, err := net.SplitHostPort(s)
 	if err != nil || host == "" {
@@ -35,12 +34,12 @@ func ParseTarget(s string) (socks.Addr, error) {
 	return socks.Addr{Name: host, Port: uint16(port)}, nil
 }
 
-// listenAttempts is how often a port that is free for UDP and taken for TCP is
-// tried again, when the system chooses it.
+// listenAttempts bounds the attempts if the system chooses a port for UDP that is in use
+// for TCP.
 const listenAttempts = 16
 
-// listenBoth opens UDP and TCP on one address, HOST:PORT, and one port number;
-// port 0 lets the system choose it.
+// listenBoth listens on UDP and TCP on the same address, HOST:PORT. The system chooses
+// the port if it is 0.
 func listenBoth(addr string) (*net.UDPConn, *net.TCPListener, error) {
 	uaddr, err := net.ResolveUDPAddr("udp", addr)
 	if err != nil {
@@ -63,15 +62,7 @@ func listenBoth(addr string) (*net.UDPConn, *net.TCPListener, error) {
 	}
 }
 
-// bufferBytes is asked of the system for the sockets of the targets, so that a
-// burst of the largest datagrams fits. Getting less is no error.
-const bufferBytes = 4 << 20
-
-func localAddr(udp *net.UDPConn) socks.Addr {
-	return socks.AddrFrom(udp.LocalAddr().(*net.UDPAddr).AddrPort())
-}
-
-// visible is a for a terminal: a name comes from the network and could carry
+// visible formats a for a terminal: a name comes from the network and may contain
 // control characters.
 func visible(a socks.Addr) string {
 	if a.IP.IsValid() {

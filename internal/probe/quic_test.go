@@ -17,7 +17,7 @@ import (
 	"github.com/quic-go/quic-go"
 )
 
-// selfSigned is a TLS configuration for tests, for both ends.
+// selfSigned returns a TLS configuration for both ends.
 func selfSigned(t *testing.T) *tls.Config {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -43,7 +43,7 @@ func selfSigned(t *testing.T) *tls.Config {
 	}
 }
 
-func TestQUICRunsThroughAnAssociation(t *testing.T) {
+func TestQUICRunsThroughAssociation(t *testing.T) {
 	const size = 4 << 20
 	conf := selfSigned(t)
 	ln, err := quic.ListenAddr("127.0.0.1:0", conf, nil)
@@ -74,7 +74,7 @@ func TestQUICRunsThroughAnAssociation(t *testing.T) {
 	}
 	got, err := io.ReadAll(stream)
 	if err != nil || !bytes.Equal(got, bytes.Repeat([]byte{7}, size)) {
-		t.Errorf("%d bytes came, %v", len(got), err)
+		t.Errorf("%d bytes arrived, %v", len(got), err)
 	}
 	conn.CloseWithError(0, "")
 }

@@ -15,44 +15,35 @@ import (
 	"wmproxy/socks"
 )
 
-// streamTimeout bounds one Stream, connecting included.
+// streamTimeout bounds Stream, connecting included.
 const streamTimeout = 60 * time.Second
 
-// ErrCutShort is a stream that ended before everything had come back.
-var ErrCutShort = errors.New("the stream was cut short")
+// errCutShort is returned if a stream ends before everything has come back.
+var errCutShort = errors.New("the stream was cut short")
 
-// ErrNoHalfClose is a connection whose writing side cannot be closed alone.
-var ErrNoHalfClose = errors.New("the connection cannot be half-closed")
-
-// StreamResult is what happened to one stream there and back.
+// StreamResult is the outcome of a stream to an echo and back.
 type StreamResult struct {
 	Bytes    int64         // sent, and received if Err is nil
-	Connect  time.Duration // dial, handshake and reply
 	Duration time.Duration // from the first byte sent to the end received
 	Err      error
 }
 
-// Stream sends n pseudo-random bytes to an echo through CONNECT, half-closes,
-// reads until the end and compares the hashes. It takes a minute at most.
+// Stream sends n pseudo-random bytes to an echo through CONNECT, half-closes, reads
+// until the end and compares the hashes. It takes at most a minute.
 func Stream(ctx context.Context, client *socks.Client, echo socks.Addr, n int64) StreamResult {
 	ctx, cancel := context.WithTimeout(ctx, streamTimeout)
 	defer cancel()
-	r := StreamResult{Bytes: n}
-	start := time.Now()
 	conn, err := client.Connect(ctx, echo)
 	if err != nil {
-		r.Err = err
-		return r
+		return StreamResult{Bytes: n, Err: err}
 	}
-	r.Connect = time.Since(start)
-	start = time.Now()
-	r.Err = thereAndBack(ctx, conn, n)
-	r.Duration = time.Since(start)
-	return r
+	start := time.Now()
+	err = thereAndBack(ctx, conn, n)
+	return StreamResult{Bytes: n, Duration: time.Since(start), Err: err}
 }
 
-// thereAndBack sends n bytes and the end, and expects both back. It closes conn.
-// The echo may answer while it is still being sent to.
+// thereAndBack sends n bytes and the end of the stream, and returns an error unless both
+// come back. It closes conn.
 func thereAndBack(ctx context.Context, conn net.Conn, n int64) error {
 	defer conn.Close()
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
@@ -63,8 +54,7 @@ func thereAndBack(ctx context.Context, conn net.Conn, n int64) error {
 	var sender sync.WaitGroup
 	sender.Go(func() { sendErr = sendPattern(io.MultiWriter(conn, sent), conn, n) })
 	got, err := io.Copy(received, io.LimitReader(conn, n+1))
-	// A sender that the echo no longer listens to must not wait for it.
-	conn.Close()
+	conn.Close() // or the sender may block, if the echo does not read any more
 	sender.Wait()
 
 	switch {
@@ -73,25 +63,22 @@ func thereAndBack(ctx context.Context, conn net.Conn, n int64) error {
 	case err != nil:
 		return fmt.Errorf("after %d of %d bytes: %w", got, n, err)
 	case got > n:
-		return fmt.Errorf("%w: more than %d bytes came back", ErrChanged, n)
+		return fmt.Errorf("%w: more than %d bytes came back", errChanged, n)
 	case got < n:
-		return fmt.Errorf("%w: %d of %d bytes came back", ErrCutShort, got, n)
+		return fmt.Errorf("%w: %d of %d bytes came back", errCutShort, got, n)
 	case sendErr != nil:
 		return fmt.Errorf("while sending: %w", sendErr)
 	case !bytes.Equal(sent.Sum(nil), received.Sum(nil)):
-		return fmt.Errorf("%w: the hashes of %d bytes differ", ErrChanged, n)
+		return fmt.Errorf("%w: the hashes of %d bytes differ", errChanged, n)
 	}
 	return nil
 }
 
-// sendPattern writes n pseudo-random bytes to w and half-closes conn below it.
+// sendPattern writes n pseudo-random bytes to w, which writes to conn, and half-closes
+// conn.
 func sendPattern(w io.Writer, conn net.Conn, n int64) error {
 	if _, err := io.CopyN(w, rand.NewChaCha8([32]byte{1}), n); err != nil {
 		return err
 	}
-	half, ok := conn.(interface{ CloseWrite() error })
-	if !ok {
-		return ErrNoHalfClose
-	}
-	return half.CloseWrite()
+	return conn.(*net.TCPConn).CloseWrite()
 }

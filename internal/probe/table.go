@@ -8,30 +8,32 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/dustin/go-humanize"
+
 	"wmproxy/socks"
 )
 
-// Targets are what Measure measures against.
+// Targets are the targets of Measure and the loads for them.
 type Targets struct {
 	Echo   socks.Addr // UDP and TCP
 	DNS    socks.Addr
-	Domain string     // a name that DNS answers for
-	Expect netip.Addr // its address; invalid: any will do
+	Domain string     // a name that the DNS server knows
+	Expect netip.Addr // its expected address; invalid to accept any
 
 	Sizes  []int // bytes of payload of the datagrams
 	Stream int64 // bytes there and back
 }
 
-// Measurement is what passed through one SOCKS5 server.
+// Measurement is the results for a SOCKS5 server.
 type Measurement struct {
-	Label  string // the first column: what the datagrams travelled over
+	Label  string // for the first column
 	Sizes  []SizeResult
 	Lookup LookupResult
 	Stream StreamResult
-	Err    error // of the association of Sizes; nil if it lasted
+	Err    error // of Sizes
 }
 
-// OK says whether everything passed.
+// OK reports whether everything passed.
 func (m Measurement) OK() bool {
 	for _, r := range m.Sizes {
 		if !r.OK() {
@@ -41,24 +43,24 @@ func (m Measurement) OK() bool {
 	return m.Err == nil && m.Lookup.Err == nil && m.Stream.Err == nil
 }
 
-// Measure sends datagrams of each size, a DNS query and a stream through
-// client's server. A failure does not keep it from trying the rest.
+// Measure sends datagrams of each size, a DNS query and a stream through the client's
+// server. It tries all of them even if one fails.
 func Measure(ctx context.Context, label string, client *socks.Client, t Targets) Measurement {
 	m := Measurement{Label: label}
 	m.Sizes, m.Err = Sizes(ctx, client, t.Echo, t.Sizes)
-	m.Lookup = Lookup(ctx, client, t.DNS, t.Domain, t.Expect)
+	m.Lookup = lookup(ctx, client, t.DNS, t.Domain, t.Expect)
 	m.Stream = Stream(ctx, client, t.Echo, t.Stream)
 	return m
 }
 
-// PrintTable prints measurements one below the other, a line for each thing
-// that was sent. Times are round trips.
+// PrintTable prints the measurements, with a line for each size of datagrams, look-up
+// and stream. Times are round trips.
 func PrintTable(out io.Writer, ms ...Measurement) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "over\twhat\tpassed\tfastest\tmedian\t")
 	for _, m := range ms {
 		for _, r := range m.Sizes {
-			fmt.Fprintf(w, "%s\tdatagram, %s bytes\t%d of %d\t%s\t%s\t%s\n", m.Label, thousands(int64(r.Size)),
+			fmt.Fprintf(w, "%s\tdatagram, %s bytes\t%d of %d\t%s\t%s\t%s\n", m.Label, humanize.Comma(int64(r.Size)),
 				r.Received, r.Sent, milliseconds(r.Min), milliseconds(r.Median), note(r.Err))
 		}
 		if m.Err != nil {
@@ -70,7 +72,7 @@ func PrintTable(out io.Writer, ms ...Measurement) error {
 		}
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t\t%s\n", m.Label, answer,
 			yes(m.Lookup.Err), milliseconds(m.Lookup.RTT), note(m.Lookup.Err))
-		fmt.Fprintf(w, "%s\tstream, %s bytes\t%s\t%s\t\t%s\n", m.Label, thousands(m.Stream.Bytes),
+		fmt.Fprintf(w, "%s\tstream, %s bytes\t%s\t%s\t\t%s\n", m.Label, humanize.Comma(m.Stream.Bytes),
 			yes(m.Stream.Err), milliseconds(m.Stream.Duration), m.Stream.note())
 	}
 	return w.Flush()
@@ -97,18 +99,10 @@ func yes(err error) string {
 	return "yes"
 }
 
-// milliseconds prints a duration with hundredths, and none at all as a dash.
+// milliseconds formats a duration in hundredths of a millisecond, or 0 as a dash.
 func milliseconds(d time.Duration) string {
 	if d <= 0 {
 		return "-"
 	}
 	return fmt.Sprintf("%.2f ms", float64(d)/float64(time.Millisecond))
-}
-
-// thousands prints n with a comma before each three digits.
-func thousands(n int64) string {
-	if n < 1000 {
-		return fmt.Sprint(n)
-	}
-	return thousands(n/1000) + fmt.Sprintf(",%03d", n%1000)
 }

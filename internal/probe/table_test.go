@@ -12,17 +12,17 @@ import (
 	"wmproxy/socks"
 )
 
-// impatient is for servers that lose datagrams on purpose.
+// impatient is a pace for servers that lose datagrams on purpose.
 var impatient = pace{rounds: 5, wait: 30 * time.Millisecond, giveUp: 2, perSize: 10 * time.Second}
 
-// The largest datagram that an IPv4 association carries to an IPv4 target.
+// largest is the largest datagram that an IPv4 association carries to an IPv4 target.
 const largest = MaxDatagram - 10
 
-func TestEverySizePassesThroughAGoodServer(t *testing.T) {
+func TestEverySizePassesWithGoodServer(t *testing.T) {
 	echo := startEcho(t)
 	fake := (&fakeSocks{}).start(t)
 	sizes := []int{0, 1, 7, 8, 512, 1200, 1472, 9000, largest}
-	results, err := Sizes(t.Context(), fake.client(), echo.Addr(), sizes)
+	results, err := Sizes(t.Context(), fake.client(), echo, sizes)
 	if err != nil || len(results) != len(sizes) {
 		t.Fatalf("%d results, %v", len(results), err)
 	}
@@ -34,7 +34,7 @@ func TestEverySizePassesThroughAGoodServer(t *testing.T) {
 	}
 }
 
-func TestEachFaultShowsInTheResultOfItsSize(t *testing.T) {
+func TestFaultsAreReportedBySize(t *testing.T) {
 	echo := startEcho(t)
 	flip := func(_ int, b []byte) []byte {
 		if len(b) > 0 {
@@ -58,15 +58,15 @@ func TestEachFaultShowsInTheResultOfItsSize(t *testing.T) {
 	}{
 		{"all lost", &fakeSocks{dropUDP: true}, 100, 2, 0, false, ErrNoReply},
 		{"one lost", &fakeSocks{lose: 1}, 100, 5, 4, true, ErrNoReply},
-		{"a byte changed", &fakeSocks{spoil: flip}, 100, 1, 0, false, ErrChanged},
-		{"cut", &fakeSocks{spoil: func(_ int, b []byte) []byte { return b[:50] }}, 100, 1, 0, false, ErrChanged},
+		{"a byte changed", &fakeSocks{spoil: flip}, 100, 1, 0, false, errChanged},
+		{"cut", &fakeSocks{spoil: func(_ int, b []byte) []byte { return b[:50] }}, 100, 1, 0, false, errChanged},
 		{"a foreign datagram first", &fakeSocks{spoil: first}, 100, 5, 4, true, ErrNoReply},
-		{"the wrong source", &fakeSocks{source: func(netip.AddrPort) socks.Addr { return socks.Addr{Name: "x", Port: 1} }}, 100, 1, 0, false, ErrWrongSource},
+		{"the wrong source", &fakeSocks{source: func(netip.AddrPort) socks.Addr { return socks.Addr{Name: "x", Port: 1} }}, 100, 1, 0, false, errWrongSource},
 		{"more than UDP carries", &fakeSocks{}, largest + 1, 1, 0, false, socks.ErrDatagramSize},
 		{"no such size", &fakeSocks{}, MaxDatagram + 1, 1, 0, false, socks.ErrDatagramSize},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			results, err := measureSizes(t.Context(), tt.fake.start(t).client(), echo.Addr(), []int{tt.size}, impatient)
+			results, err := measureSizes(t.Context(), tt.fake.start(t).client(), echo, []int{tt.size}, impatient)
 			if err != nil || len(results) != 1 {
 				t.Fatalf("%v, %v", results, err)
 			}
@@ -78,21 +78,21 @@ func TestEachFaultShowsInTheResultOfItsSize(t *testing.T) {
 	}
 }
 
-func TestSizesStopsWhenTheAssociationEnds(t *testing.T) {
+func TestSizesStopsWithTheAssociation(t *testing.T) {
 	echo := startEcho(t)
 	fake := (&fakeSocks{endUDP: true}).start(t)
-	results, err := Sizes(t.Context(), fake.client(), echo.Addr(), []int{1, 2, 3})
+	results, err := Sizes(t.Context(), fake.client(), echo, []int{1, 2, 3})
 	if !errors.Is(err, socks.ErrAssociationEnded) || len(results) != 1 || results[0].OK() {
 		t.Errorf("%v, %v", results, err)
 	}
 }
 
-func TestMeasuringEndsWithItsContext(t *testing.T) {
+func TestMeasureEndsWithItsContext(t *testing.T) {
 	echo := startEcho(t)
 	fake := (&fakeSocks{dropUDP: true}).start(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
-	m := Measure(ctx, "x", fake.client(), Targets{Echo: echo.Addr(), DNS: echo.Addr(), Domain: "x.test", Sizes: []int{1, 2}, Stream: 1})
+	m := Measure(ctx, "x", fake.client(), Targets{Echo: echo, DNS: echo, Domain: "x.test", Sizes: []int{1, 2}, Stream: 1})
 	for _, err := range []error{m.Err, m.Lookup.Err, m.Stream.Err} {
 		if !timedOut(err) && !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("error %v, want the deadline's", err)
@@ -100,50 +100,50 @@ func TestMeasuringEndsWithItsContext(t *testing.T) {
 	}
 }
 
-func TestAStreamComesBackWhole(t *testing.T) {
+func TestStreamComesBackWhole(t *testing.T) {
 	echo := startEcho(t)
 	fake := (&fakeSocks{}).start(t)
 	for _, n := range []int64{0, 1, 4 << 20} {
-		if r := Stream(t.Context(), fake.client(), echo.Addr(), n); r.Err != nil || r.Bytes != n || r.Connect <= 0 || r.Duration <= 0 {
+		if r := Stream(t.Context(), fake.client(), echo, n); r.Err != nil || r.Bytes != n || r.Duration <= 0 {
 			t.Errorf("%d bytes: %+v", n, r)
 		}
 	}
 }
 
-func TestAStreamThatIsCutOrRefusedIsAnError(t *testing.T) {
+func TestCutOrRefusedStreamIsAnError(t *testing.T) {
 	echo := startEcho(t)
 	cut := (&fakeSocks{cutStream: true}).start(t)
-	if r := Stream(t.Context(), cut.client(), echo.Addr(), 1000); !errors.Is(r.Err, ErrCutShort) {
+	if r := Stream(t.Context(), cut.client(), echo, 1000); !errors.Is(r.Err, errCutShort) {
 		t.Errorf("cut: %v", r.Err)
 	}
 	refusing := (&fakeSocks{reply: socks.ReplyHostUnreachable}).start(t)
 	var reply *socks.ReplyError
-	if r := Stream(t.Context(), refusing.client(), echo.Addr(), 1000); !errors.As(r.Err, &reply) {
+	if r := Stream(t.Context(), refusing.client(), echo, 1000); !errors.As(r.Err, &reply) {
 		t.Errorf("refused: %v", r.Err)
 	}
 }
 
-func TestLookupAsksAgainAndJudgesTheAnswer(t *testing.T) {
+func TestLookupChecksTheAnswer(t *testing.T) {
 	server := startDNS(t)
 	good := (&fakeSocks{}).start(t)
 	want := netip.MustParseAddr("192.0.2.1")
-	r := Lookup(t.Context(), good.client(), server.Addr(), "demo.test", want)
+	r := lookup(t.Context(), good.client(), server.Addr(), "demo.test", want)
 	if r.Err != nil || len(r.Addrs) != 2 || r.Addrs[0] != want || r.RTT <= 0 {
 		t.Errorf("%+v", r)
 	}
-	if r := Lookup(t.Context(), good.client(), server.Addr(), "demo.test", netip.MustParseAddr("192.0.2.3")); !errors.Is(r.Err, ErrUnexpected) {
+	if r := lookup(t.Context(), good.client(), server.Addr(), "demo.test", netip.MustParseAddr("192.0.2.3")); !errors.Is(r.Err, errUnexpected) {
 		t.Errorf("%+v", r)
 	}
-	if r := Lookup(t.Context(), good.client(), server.Addr(), "other.test", netip.Addr{}); !errors.Is(r.Err, ErrNoRecord) {
+	if r := lookup(t.Context(), good.client(), server.Addr(), "other.test", netip.Addr{}); !errors.Is(r.Err, errNoRecord) {
 		t.Errorf("%+v", r)
 	}
 }
 
-func TestATableOfRealMeasurementsSaysWhatPassed(t *testing.T) {
+func TestTableShowsMeasurements(t *testing.T) {
 	echo, server := startEcho(t), startDNS(t)
 	fake := (&fakeSocks{user: "u", pass: "p"}).start(t)
 	m := Measure(t.Context(), "QUIC", fake.client(), Targets{
-		Echo: echo.Addr(), DNS: server.Addr(), Domain: "demo.test", Expect: netip.MustParseAddr("192.0.2.1"),
+		Echo: echo, DNS: server.Addr(), Domain: "demo.test", Expect: netip.MustParseAddr("192.0.2.1"),
 		Sizes: []int{0, 1, 512, 1200, 1472, 9000, largest}, Stream: 4 << 20,
 	})
 	if !m.OK() {
@@ -157,7 +157,7 @@ func TestATableOfRealMeasurementsSaysWhatPassed(t *testing.T) {
 	hasLines(t, out.String(), "datagram, 0 bytes ", "datagram, 65,497 bytes   9 of 9 ", "DNS look-up, 192.0.2.1 ", "stream, 4,194,304 bytes ", "MB/s")
 }
 
-func TestTheTableIsAlignedAndNamesFailures(t *testing.T) {
+func TestTableIsAlignedAndNamesFailures(t *testing.T) {
 	m := Measurement{
 		Label: "yamux",
 		Sizes: []SizeResult{
@@ -165,7 +165,7 @@ func TestTheTableIsAlignedAndNamesFailures(t *testing.T) {
 			{Size: 65497, Sent: 3, Err: ErrNoReply},
 		},
 		Err:    socks.ErrAssociationEnded,
-		Lookup: LookupResult{Err: fmt.Errorf("%w of x.test.", ErrNoRecord)},
+		Lookup: LookupResult{Err: fmt.Errorf("%w of x.test.", errNoRecord)},
 		Stream: StreamResult{Bytes: 4 << 20, Duration: 40 * time.Millisecond},
 	}
 	var out strings.Builder
@@ -187,6 +187,6 @@ yamux  stream, 4,194,304 bytes  yes     40.00 ms           105 MB/s there and ba
 		t.Errorf("printed\n%s\nwant\n%s", got, want)
 	}
 	if m.OK() {
-		t.Error("it says OK")
+		t.Error("OK returned true")
 	}
 }

@@ -9,6 +9,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"wmproxy/internal/bench"
 	"wmproxy/internal/probe"
 	"wmproxy/socks"
 )
@@ -16,7 +17,7 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func TestTheProxyCarriesDatagramsOfEverySizeAndAStream(t *testing.T) {
-	echo, err := probe.ListenEcho("127.0.0.1:0")
+	echo, err := bench.ListenEcho(netip.MustParseAddrPort("127.0.0.1:0"), false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -32,7 +33,7 @@ func TestTheProxyCarriesDatagramsOfEverySizeAndAStream(t *testing.T) {
 		})
 	}()
 	client := &socks.Client{Server: (<-started).String(), Username: "u", Password: "p"}
-	results, err := probe.Sizes(ctx, client, echo.Addr(), []int{0, 1, 1472, 65497})
+	results, err := probe.Sizes(ctx, client, socks.AddrFrom(echo.Addr()), []int{0, 1, 1472, 65497})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -41,7 +42,7 @@ func TestTheProxyCarriesDatagramsOfEverySizeAndAStream(t *testing.T) {
 			t.Errorf("%d bytes: %d of %d came back, %v", r.Size, r.Received, r.Sent, r.Err)
 		}
 	}
-	if r := probe.Stream(ctx, client, echo.Addr(), 1<<20); r.Err != nil {
+	if r := probe.Stream(ctx, client, socks.AddrFrom(echo.Addr()), 1<<20); r.Err != nil {
 		t.Errorf("stream: %v", r.Err)
 	}
 	cancel()

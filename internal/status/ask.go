@@ -14,18 +14,18 @@ import (
 )
 
 const (
-	// askTime bounds the whole of asking.
+	// askTime bounds Ask.
 	askTime = 10 * time.Second
 
-	// maxDocument bounds what is read, in bytes.
+	// maxDocument bounds the document, in bytes.
 	maxDocument = 64 << 20
 )
 
-// ErrNobody says that no process answers in a state directory.
+// ErrNobody is returned by Ask if no process answers in the state directory.
 var ErrNobody = errors.New("nobody answers")
 
-// Ask asks the process that has the state directory dir open and returns its
-// report, also as the JSON that it was.
+// Ask returns the report of the process that has the state directory dir open, and
+// the JSON document that it was parsed from.
 func Ask(ctx context.Context, dir string) (r Report, document []byte, err error) {
 	path := filepath.Join(dir, SocketName)
 	if err := checkPath(path); err != nil {
@@ -61,10 +61,10 @@ func Ask(ctx context.Context, dir string) (r Report, document []byte, err error)
 		return r, nil, err
 	}
 	if len(document) == 0 {
-		return r, nil, ErrNobody // it was just ending
+		return r, nil, ErrNobody // the process was about to end
 	}
 	if err := json.Unmarshal(document, &r); err != nil {
-		return r, nil, fmt.Errorf("what answers on %s is not a report: %w", path, err)
+		return r, nil, fmt.Errorf("the answer on %s is not a report: %w", path, err)
 	}
 	return r, document, nil
 }

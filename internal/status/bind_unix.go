@@ -11,26 +11,26 @@ import (
 
 const errRefused = syscall.ECONNREFUSED
 
-// bind makes the socket in a directory that is closed to others, since its mode can be set
-// only once it is there, and then moves it to path, over what is left there.
+// bind makes the socket in a private directory, because its mode can only be changed
+// afterwards, and then renames it to path, replacing an old socket.
 func bind(path string) (net.Listener, error) {
-	nest := filepath.Join(filepath.Dir(path), ".status")
-	if err := os.RemoveAll(nest); err != nil { // of a process that was killed
+	private := filepath.Join(filepath.Dir(path), ".status")
+	if err := os.RemoveAll(private); err != nil { // left behind by a process that was killed
 		return nil, err
 	}
-	if err := os.Mkdir(nest, 0o700); err != nil {
+	if err := os.Mkdir(private, 0o700); err != nil {
 		return nil, err
 	}
-	defer os.RemoveAll(nest)
-	inside := filepath.Join(nest, "s") // no longer than path
-	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: inside, Net: "unix"})
+	defer os.RemoveAll(private)
+	name := filepath.Join(private, "s") // not longer than path
+	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: name, Net: "unix"})
 	if err != nil {
 		return nil, err
 	}
 	ln.SetUnlinkOnClose(false)
-	err = os.Chmod(inside, 0o600)
+	err = os.Chmod(name, 0o600)
 	if err == nil {
-		err = os.Rename(inside, path)
+		err = os.Rename(name, path)
 	}
 	if err != nil {
 		ln.Close()

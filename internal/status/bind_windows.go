@@ -9,7 +9,7 @@ import (
 
 const errRefused = windows.WSAECONNREFUSED
 
-// bind makes the socket; whom the state directory lets in, it lets in too.
+// bind makes the socket. The users that may open it are those of the directory.
 func bind(path string) (net.Listener, error) {
 	_ = os.Remove(path)
 	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})

@@ -7,21 +7,21 @@ import (
 )
 
 const (
-	// keptEvents is how many events are remembered.
-	keptEvents = 10
+	// maxEvents bounds the events in a list.
+	maxEvents = 10
 
-	// maxEvent bounds an event in bytes: a part of it may be the peer's words.
+	// maxEvent bounds an event in bytes: it may quote the peer.
 	maxEvent = 400
 )
 
-// Events is the last events. The zero value works, from any goroutine; no method waits.
+// Events is the last events. The zero value is ready to use, by many goroutines.
 type Events struct {
 	mu   sync.Mutex
-	ring [keptEvents]Event
-	n    int // all there ever were
+	ring [maxEvents]Event
+	n    int // events so far
 }
 
-// Note adds an event of now.
+// Note adds an event with the current time.
 func (e *Events) Note(what string) { e.Add(time.Now(), what) }
 
 // Add adds an event.
@@ -31,7 +31,7 @@ func (e *Events) Add(at time.Time, what string) {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.ring[e.n%keptEvents] = Event{At: at, What: what}
+	e.ring[e.n%maxEvents] = Event{At: at, What: what}
 	e.n++
 }
 
@@ -39,9 +39,9 @@ func (e *Events) Add(at time.Time, what string) {
 func (e *Events) List() []Event {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	list := make([]Event, 0, keptEvents)
-	for i := max(0, e.n-keptEvents); i < e.n; i++ {
-		list = append(list, e.ring[i%keptEvents])
+	list := make([]Event, 0, maxEvents)
+	for i := max(0, e.n-maxEvents); i < e.n; i++ {
+		list = append(list, e.ring[i%maxEvents])
 	}
 	return list
 }

@@ -11,7 +11,7 @@ import (
 
 var noon = time.Date(2025, 3, 4, 12, 4, 7, 0, time.UTC)
 
-func TestTheLastTenEventsAreKeptInOrder(t *testing.T) {
+func TestLastTenEventsAreListedInOrder(t *testing.T) {
 	var e Events
 	if list := e.List(); list == nil || len(list) != 0 {
 		t.Errorf("before any: %v", list)
@@ -30,7 +30,7 @@ func TestTheLastTenEventsAreKeptInOrder(t *testing.T) {
 	}
 }
 
-func TestALongEventIsCutBetweenCharacters(t *testing.T) {
+func TestLongEventIsCutBetweenCharacters(t *testing.T) {
 	var e Events
 	e.Add(noon, "x"+strings.Repeat("é", 1000))
 	got := e.List()[0].What
@@ -39,14 +39,14 @@ func TestALongEventIsCutBetweenCharacters(t *testing.T) {
 	}
 }
 
-func TestEventsComeFromManyGoroutines(t *testing.T) {
+func TestEventsMayBeAddedConcurrently(t *testing.T) {
 	var e Events
 	var note func(string) = e.Note
 	var wg sync.WaitGroup
 	for range 8 {
 		wg.Go(func() {
 			for range 1000 {
-				note("said")
+				note("happened")
 				if n := len(e.List()); n == 0 || n > 10 {
 					t.Errorf("%d events", n)
 				}
@@ -55,7 +55,7 @@ func TestEventsComeFromManyGoroutines(t *testing.T) {
 	}
 	wg.Wait()
 	for _, got := range e.List() {
-		if got.What != "said" || time.Since(got.At) > time.Minute {
+		if got.What != "happened" || time.Since(got.At) > time.Minute {
 			t.Errorf("%v", got)
 		}
 	}

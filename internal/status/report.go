@@ -1,6 +1,6 @@
-// Package status is what a running client, server or proxy tells its operator: the
-// document, the socket in the state directory that it is asked for on, and its
-// rendering for people. It must not know how anything in it came about.
+// Package status reports the state of a running client, server or proxy to its operator:
+// the report, the socket in the state directory that serves it, and its text for people.
+// It must not know how the figures came about.
 package status
 
 import (
@@ -9,18 +9,18 @@ import (
 	"time"
 )
 
-// What Report.Role may be.
+// Values of Report.Role.
 const (
 	Client = "client"
 	Server = "server"
 	Proxy  = "proxy"
 )
 
-// MaxListed bounds each list of a report. The totals count all.
-const MaxListed = 1000
+// maxListed bounds each list of a report. The totals are not bounded.
+const maxListed = 1000
 
-// Report is a process at one moment. It holds no secrets. Its parts are read one
-// after the other, so they may disagree by what happened meanwhile.
+// Report is the state of a process. It contains no secrets. Its parts are read one
+// after the other, so they may disagree slightly.
 type Report struct {
 	Role    string    `json:"role"`
 	PID     int       `json:"pid"`
@@ -28,42 +28,42 @@ type Report struct {
 	Started time.Time `json:"started"`
 	Listen  string    `json:"listen"` // for applications, or on the server for clients
 
-	Memory *Memory `json:"memory,omitempty"` // held for peers; nil if it has no bound
+	Memory *Memory `json:"memory,omitempty"` // nil if there is no limit
 
-	Sessions      []Session `json:"sessions"` // none for a proxy
+	Sessions      []Session `json:"sessions"` // empty on a proxy
 	SessionsTotal int       `json:"sessions_total"`
 
-	Associations      []Association `json:"associations"` // the busiest first
+	Associations      []Association `json:"associations"` // busiest first
 	AssociationsTotal int           `json:"associations_total"`
 
 	Events []Event `json:"events"` // the last ones, oldest first
 }
 
-// Memory is the memory a process holds for its peers, in bytes.
+// Memory is the memory that a process uses for its peers, in bytes.
 type Memory struct {
 	Used   int64  `json:"used"`
 	Limit  int64  `json:"limit"`
-	Resets uint64 `json:"resets"` // streams and connections that had to go
+	Resets uint64 `json:"resets"` // streams and connections reset to free memory
 }
 
-// Session is one client with one server.
+// Session is a session of a client with a server.
 type Session struct {
 	ID     string `json:"id"`               // the same on both sides
-	Server string `json:"server,omitempty"` // on the client, as its link names it
+	Server string `json:"server,omitempty"` // on the client, as in its link
 	User   string `json:"user"`
 
-	// Preferred says, on the client, that new associations and streams go here.
+	// Preferred is set, on the client, if new associations and streams use this session.
 	Preferred bool `json:"preferred,omitempty"`
-	// Leaving says that the server is about to stop.
+	// Leaving is set if the server is about to stop.
 	Leaving bool `json:"leaving,omitempty"`
 
 	AgeSeconds      float64 `json:"age_seconds"`
 	Attached        bool    `json:"attached"`
-	DetachedSeconds float64 `json:"detached_seconds,omitempty"` // how long nothing has been attached
+	DetachedSeconds float64 `json:"detached_seconds,omitempty"` // since the last carrier ended
 	State           string  `json:"state,omitempty"`            // on the client, in words
 
 	Datagrams Choice    `json:"datagrams"`
-	Streams   Choice    `json:"streams"` // new ones: those that are open stay where they are
+	Streams   Choice    `json:"streams"` // for new streams; open ones do not move
 	Carriers  []Carrier `json:"carriers"`
 
 	Associations int               `json:"associations"`
@@ -73,86 +73,87 @@ type Session struct {
 
 // Choice is the carrier that serves a class of traffic.
 type Choice struct {
-	Carrier   uint64 `json:"carrier"` // its number; 0 is none
+	Carrier   uint64 `json:"carrier"` // its number; 0 if there is none
 	Transport string `json:"transport,omitempty"`
 	Why       string `json:"why"`
 }
 
-// Carrier is one connection of a session.
+// Carrier is a connection of a session.
 type Carrier struct {
 	Number     uint64  `json:"number"`
 	Transport  string  `json:"transport"` // quic or yamux
 	Local      string  `json:"local"`
 	Remote     string  `json:"remote"`
 	AgeSeconds float64 `json:"age_seconds"`
-	// HeardSeconds is how long ago anything last arrived.
+	// HeardSeconds is the time since anything arrived.
 	HeardSeconds float64 `json:"heard_seconds"`
-	RTTMillis    float64 `json:"rtt_ms,omitempty"` // milliseconds
+	RTTMillis    float64 `json:"rtt_ms,omitempty"`
 
 	Health           string `json:"health"`           // good or suspect
-	Reason           string `json:"reason,omitempty"` // why it is suspect
+	Reason           string `json:"reason,omitempty"` // for being suspect
 	ServesDatagrams  bool   `json:"serves_datagrams"`
 	ServesNewStreams bool   `json:"serves_new_streams"`
 	OpenStreams      int    `json:"open_streams"`
 
-	// SmallSegments is set, on the client, if TCP passed in small segments alone.
+	// SmallSegments is set, on the client, if TCP needed small segments to connect.
 	SmallSegments bool `json:"small_segments,omitempty"`
 
-	// Loss is the share, 0 to 1, of bundles that got lost lately, in the worse of the
-	// two directions; the client judges it.
+	// Loss is the share, 0 to 1, of bundles lost recently in the worse direction, as
+	// measured by the client.
 	Loss *float64 `json:"loss,omitempty"`
 
-	// Of the whole connection, as the transport counts: QUIC packets or TCP segments
-	// with data, and how many of them were lost or had to be sent again.
+	// Counters of the transport: bytes, QUIC packets or TCP segments with data, and how
+	// many of those were lost or retransmitted.
 	BytesUp     uint64 `json:"bytes_up"`
 	BytesDown   uint64 `json:"bytes_down"`
 	PacketsUp   uint64 `json:"packets_up,omitempty"`
 	PacketsLost uint64 `json:"packets_lost,omitempty"`
 
-	// Of datagrams alone: what holds several of them, or a part of one.
+	// Counters of datagrams alone. A bundle is several datagrams or a part of one.
 	BundlesUp       uint64 `json:"bundles_up"`
 	BundlesDown     uint64 `json:"bundles_down"`
 	BundleBytesUp   uint64 `json:"bundle_bytes_up"`
 	BundleBytesDown uint64 `json:"bundle_bytes_down"`
 }
 
-// Association is a UDP association: on the client its entrance, on the server its
-// exit, on a proxy both.
+// Association is a UDP association: its entrance on the client, its exit on the
+// server, both on a proxy.
 type Association struct {
 	User        string            `json:"user"`
-	Client      string            `json:"client,omitempty"`  // where the application asks from
-	Exit        string            `json:"exit,omitempty"`    // the socket that targets see; its port counts
-	Session     string            `json:"session,omitempty"` // the id of the one it uses
+	Client      string            `json:"client,omitempty"`  // the application's address
+	Exit        string            `json:"exit,omitempty"`    // the socket that targets see; its address may be a wildcard
+	Session     string            `json:"session,omitempty"` // the id of its session
 	Flow        uint64            `json:"flow"`              // its number in the session
 	AgeSeconds  float64           `json:"age_seconds"`
-	IdleSeconds *float64          `json:"idle_seconds,omitempty"` // roughly, since the application last sent
+	IdleSeconds *float64          `json:"idle_seconds,omitempty"` // since the application last sent, roughly
 	Up          Traffic           `json:"up"`
 	Down        Traffic           `json:"down"`
 	Drops       map[string]uint64 `json:"drops,omitempty"` // datagrams dropped here, by reason
 }
 
-// Traffic is what passed: datagrams and the bytes of their payloads.
+// Traffic is a number of datagrams and the bytes of their payloads.
 type Traffic struct {
 	Datagrams uint64 `json:"datagrams"`
 	Bytes     uint64 `json:"bytes"`
 }
 
-// Event is something that an operator may want to know of.
+// Event is a line of the list of events for the operator.
 type Event struct {
 	At   time.Time `json:"at"`
 	What string    `json:"what"`
 }
 
-// SetSessions sets the sessions, as many as a report lists.
+// SetSessions sets the sessions, at most as many as a report lists.
 func (r *Report) SetSessions(all []Session) {
 	r.SessionsTotal = len(all)
-	r.Sessions = all[:min(len(all), MaxListed)]
+	r.Sessions = all[:min(len(all), maxListed)]
 	if r.Sessions == nil {
 		r.Sessions = []Session{} // no null in JSON
 	}
 }
 
-// SetAssociations sets the associations: the busiest, as many as a report lists.
+// SetAssociations sets the busiest associations, at most as many as a report lists.
+// It sorts all.
 func (r *Report) SetAssociations(all []Association) {
 	slices.SortFunc(all, func(a, b Association) int {
 		return cmp.Or(
@@ -162,16 +163,16 @@ func (r *Report) SetAssociations(all []Association) {
 		)
 	})
 	r.AssociationsTotal = len(all)
-	r.Associations = all[:min(len(all), MaxListed)]
+	r.Associations = all[:min(len(all), maxListed)]
 	if r.Associations == nil {
 		r.Associations = []Association{}
 	}
 }
 
-// Seconds is d for the document, to the millisecond.
+// Seconds returns d in seconds, rounded to milliseconds.
 func Seconds(d time.Duration) float64 { return d.Round(time.Millisecond).Seconds() }
 
-// Add adds counts by reason to drops, which it makes where it has to.
+// Add adds counts by reason to drops and returns drops, which it makes if it is nil.
 func Add(drops, more map[string]uint64) map[string]uint64 {
 	for reason, n := range more {
 		if drops == nil {

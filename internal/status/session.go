@@ -2,7 +2,7 @@ package status
 
 import "wmproxy/tunnel"
 
-// FromSession is a session as the document has it.
+// FromSession returns the form of s in a report.
 func FromSession(s tunnel.SessionStatus) Session {
 	out := Session{
 		ID: s.ID, User: s.User, Leaving: s.Leaving,
@@ -39,7 +39,7 @@ func fromCarrier(c tunnel.CarrierStatus) Carrier {
 	}
 }
 
-// FromBudget returns b in a report's form; nil if there is no limit.
+// FromBudget returns the form of b in a report, or nil if there is no limit.
 func FromBudget(b tunnel.BudgetStatus) *Memory {
 	if b.Limit == 0 {
 		return nil

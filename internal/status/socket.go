@@ -21,25 +21,25 @@ const (
 	// SocketName is the socket's name in the state directory.
 	SocketName = "status.sock"
 
-	// maxConns bounds the connections that still read their answer; beyond it the
-	// oldest is closed. answerTime is how long one may take: people take milliseconds.
+	// maxConns bounds the connections that have not read their answer; beyond it the
+	// oldest is closed. answerTime bounds the time to read it, which takes milliseconds.
 	maxConns   = 8
 	answerTime = 2 * time.Second
 
-	// acceptPause is the wait after an error such as a lack of descriptors.
+	// acceptPause is the pause after an error of accept, such as a lack of descriptors.
 	acceptPause = 100 * time.Millisecond
 
-	// probeTime bounds the look whether anybody answers on a socket that is there.
+	// probeTime bounds the attempt to connect to an existing socket.
 	probeTime = time.Second
 
-	// maxPath is the longest path of a socket in bytes; a NUL follows.
+	// maxPath bounds the path of a socket, in bytes without the final NUL.
 	maxPath = len(syscall.RawSockaddrUnix{}.Path) - 1
 )
 
-// Serve answers on the socket in the state directory dir until stop is called,
-// which waits. Whoever connects gets the report as one JSON document and then the
-// end; nothing is read. Without a socket the process works as well: what stands in
-// the way is a warning, and an empty dir is no wish for one.
+// Serve serves the socket in the state directory dir, if that is not empty, until stop is
+// called, which waits for the end. It reads nothing and sends the report as one JSON
+// document to each connection before it closes it. If the socket cannot be made, Serve
+// logs a warning, and the process goes on without it.
 func Serve(dir string, report func() Report, log *slog.Logger) (stop func()) {
 	if dir == "" {
 		return func() {}
@@ -67,7 +67,7 @@ func Serve(dir string, report func() Report, log *slog.Logger) (stop func()) {
 	})
 }
 
-// server answers on one socket.
+// server serves one socket.
 type server struct {
 	ctx    context.Context
 	ln     net.Listener
@@ -75,11 +75,10 @@ type server struct {
 	wg     sync.WaitGroup
 
 	mu    sync.Mutex
-	conns []net.Conn // that read their answer, oldest first
+	conns []net.Conn // that have not read their answer, oldest first
 }
 
-// accept makes one report at a time, so that asking often costs no more than
-// one processor.
+// accept makes one report at a time, so that many requests use at most one processor.
 func (s *server) accept() {
 	for {
 		conn, err := s.ln.Accept()
@@ -89,7 +88,7 @@ func (s *server) accept() {
 			}
 			return
 		}
-		if err != nil { // such as no descriptors left
+		if err != nil {
 			select {
 			case <-time.After(acceptPause):
 			case <-s.ctx.Done():
@@ -107,7 +106,7 @@ func (s *server) accept() {
 			_ = conn.SetDeadline(time.Now().Add(answerTime))
 			_, _ = conn.Write(append(document, '\n'))
 		})
-		runtime.Gosched() // or, in a flood, it would be the oldest before its first turn
+		runtime.Gosched() // so that the write begins before a flood makes this the oldest connection
 	}
 }
 
@@ -128,7 +127,7 @@ func (s *server) leave(conn net.Conn) {
 	s.conns = slices.DeleteFunc(s.conns, func(c net.Conn) bool { return c == conn })
 }
 
-// closeAll closes the connections; accept has been told to end.
+// closeAll closes the connections after accept has returned.
 func (s *server) closeAll() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -137,7 +136,7 @@ func (s *server) closeAll() {
 	}
 }
 
-// listen makes the socket at path, which nobody but its owner can use at any time.
+// listen makes the socket at path. Only its owner can use it, at any time.
 func listen(path string) (net.Listener, error) {
 	if err := checkPath(path); err != nil {
 		return nil, err
@@ -159,8 +158,8 @@ func checkPath(path string) error {
 	return nil
 }
 
-// checkFree lets a socket be replaced that a process left which was killed, and
-// nothing else.
+// checkFree returns an error unless path is free or a socket left behind by a process
+// that was killed.
 func checkFree(path string) error {
 	info, err := os.Lstat(path)
 	if errors.Is(err, fs.ErrNotExist) {

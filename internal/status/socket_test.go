@@ -26,7 +26,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// stateDir is a directory whose path is short enough for a socket.
+// stateDir returns a temporary directory with a path that is short enough for a socket.
 func stateDir(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "wmproxy-")
@@ -41,7 +41,7 @@ func ofPID(pid int) func() Report {
 	return func() Report { return Report{Role: Client, PID: pid} }
 }
 
-// serve is Serve, whose log it returns.
+// serve calls Serve and returns its log.
 func serve(t *testing.T, dir string, report func() Report) (stop func(), log *bytes.Buffer) {
 	t.Helper()
 	log = new(bytes.Buffer)
@@ -65,7 +65,7 @@ func wantNobody(t *testing.T, dir string) {
 	}
 }
 
-func TestWhoeverAsksGetsTheReport(t *testing.T) {
+func TestAskReturnsTheReport(t *testing.T) {
 	dir := stateDir(t)
 	wantNobody(t, dir)
 	wantNobody(t, filepath.Join(dir, "absent"))
@@ -80,14 +80,14 @@ func TestWhoeverAsksGetsTheReport(t *testing.T) {
 	}
 }
 
-func TestWithoutADirectoryThereIsNoSocket(t *testing.T) {
+func TestEmptyDirectoryMakesNoSocket(t *testing.T) {
 	_, log := serve(t, "", func() Report { t.Error("asked"); return Report{} })
 	if log.Len() != 0 {
-		t.Errorf("it says %s", log)
+		t.Errorf("logged %s", log)
 	}
 }
 
-func TestTheSocketIsForItsOwnerAloneWhateverTheUmask(t *testing.T) {
+func TestSocketIsPrivateWhateverTheUmask(t *testing.T) {
 	dir := stateDir(t)
 	if err := os.Chmod(dir, 0o755); err != nil {
 		t.Fatal(err)
@@ -98,11 +98,11 @@ func TestTheSocketIsForItsOwnerAloneWhateverTheUmask(t *testing.T) {
 		t.Errorf("%v, %v", info.Mode(), err)
 	}
 	if _, err := os.Lstat(filepath.Join(dir, ".status")); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("the directory it was made in is left: %v", err)
+		t.Errorf("the private directory remains: %v", err)
 	}
 }
 
-// leaveSocket leaves a socket as a process does that was killed.
+// leaveSocket leaves a socket behind as a killed process does.
 func leaveSocket(t *testing.T, path string) {
 	t.Helper()
 	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
@@ -113,7 +113,7 @@ func leaveSocket(t *testing.T, path string) {
 	ln.Close()
 }
 
-func TestASocketThatNobodyAnswersOnIsReplaced(t *testing.T) {
+func TestUnansweredSocketIsReplaced(t *testing.T) {
 	dir := stateDir(t)
 	leaveSocket(t, filepath.Join(dir, SocketName))
 	if err := os.Mkdir(filepath.Join(dir, ".status"), 0o700); err != nil {
@@ -124,11 +124,11 @@ func TestASocketThatNobodyAnswersOnIsReplaced(t *testing.T) {
 	_, log := serve(t, dir, ofPID(2))
 	wantPID(t, dir, 2)
 	if log.Len() != 0 {
-		t.Errorf("it says %s", log)
+		t.Errorf("logged %s", log)
 	}
 }
 
-func TestWhatStandsInTheWayIsAWarningAndStays(t *testing.T) {
+func TestObstacleIsLoggedAndStays(t *testing.T) {
 	t.Run("another process", func(t *testing.T) {
 		dir := stateDir(t)
 		serve(t, dir, ofPID(1))
@@ -137,7 +137,7 @@ func TestWhatStandsInTheWayIsAWarningAndStays(t *testing.T) {
 		stop()
 		wantPID(t, dir, 1)
 		if !strings.Contains(log.String(), "level=WARN") || !strings.Contains(log.String(), "another process answers on") {
-			t.Errorf("it says %s", log)
+			t.Errorf("logged %s", log)
 		}
 	})
 	t.Run("a file", func(t *testing.T) {
@@ -149,7 +149,7 @@ func TestWhatStandsInTheWayIsAWarningAndStays(t *testing.T) {
 		stop, log := serve(t, dir, ofPID(1))
 		stop()
 		if b, err := os.ReadFile(path); err != nil || string(b) != "mine" || !strings.Contains(log.String(), "is not a socket; move it away") {
-			t.Errorf("%q, %v, it says %s", b, err, log)
+			t.Errorf("%q, %v, logged %s", b, err, log)
 		}
 	})
 	t.Run("a long path", func(t *testing.T) {
@@ -159,15 +159,15 @@ func TestWhatStandsInTheWayIsAWarningAndStays(t *testing.T) {
 		}
 		_, log := serve(t, dir, ofPID(1))
 		if !strings.Contains(log.String(), "choose a shorter --state-dir") {
-			t.Errorf("it says %s", log)
+			t.Errorf("logged %s", log)
 		}
 		if _, _, err := Ask(t.Context(), dir); err == nil || !strings.Contains(err.Error(), "choose a shorter --state-dir") {
-			t.Errorf("asking says %v", err)
+			t.Errorf("Ask returned %v", err)
 		}
 	})
 }
 
-func TestThePathMayBeAsLongAsTheSystemTakes(t *testing.T) {
+func TestPathMayHaveSystemsMaximalLength(t *testing.T) {
 	dir := stateDir(t)
 	for _, test := range []struct {
 		length int
@@ -187,12 +187,12 @@ func TestThePathMayBeAsLongAsTheSystemTakes(t *testing.T) {
 	}
 }
 
-// A report of this size does not fit into what the system keeps for a reader.
+// large returns a report that does not fit into the socket's buffers.
 func large() Report {
 	return Report{PID: 4, Listen: strings.Repeat("x", 300<<10)}
 }
 
-func TestHostileConnectionsHoldNothingUp(t *testing.T) {
+func TestSilentReadersDelayNobody(t *testing.T) {
 	dir := stateDir(t)
 	stop, log := serve(t, dir, large)
 	path := filepath.Join(dir, SocketName)
@@ -205,7 +205,7 @@ func TestHostileConnectionsHoldNothingUp(t *testing.T) {
 		return conn
 	}
 	for range 3 * maxConns {
-		dial() // and never reads
+		dial() // never reads
 	}
 	junk := make([]byte, 1<<16)
 	rand.Read(junk)
@@ -217,19 +217,19 @@ func TestHostileConnectionsHoldNothingUp(t *testing.T) {
 	}
 	began := time.Now()
 	wantPID(t, dir, 4)
-	// Milliseconds, but for a busy machine; waiting for all of them would be three answerTimes.
+	// It takes milliseconds unless the machine is busy. To wait for all of them would take three answerTimes.
 	if took := time.Since(began); took > 2*answerTime {
-		t.Errorf("it took %v behind %d silent readers", took, 3*maxConns)
+		t.Errorf("took %v behind %d silent readers", took, 3*maxConns)
 	}
 	dial()
 	began = time.Now()
-	stop() // does not wait for those who do not read
+	stop() // must not wait for silent readers
 	if took := time.Since(began); took > time.Second || log.Len() > 0 {
-		t.Errorf("the end took %v, it says %s", took, log)
+		t.Errorf("stop took %v, logged %s", took, log)
 	}
 }
 
-func TestOneReportIsMadeAtATime(t *testing.T) {
+func TestReportsAreMadeOneAtATime(t *testing.T) {
 	dir := stateDir(t)
 	var making atomic.Int32
 	serve(t, dir, func() Report {
@@ -247,7 +247,7 @@ func TestOneReportIsMadeAtATime(t *testing.T) {
 	wg.Wait()
 }
 
-func TestWhatIsNotAReportIsNotTakenForOne(t *testing.T) {
+func TestMalformedReportIsAnError(t *testing.T) {
 	for _, answer := range []string{"hello\n", "{", "[1]", `{"pid":"x"}`} {
 		dir := stateDir(t)
 		ln, err := net.Listen("unix", filepath.Join(dir, SocketName))
@@ -270,9 +270,9 @@ func TestWhatIsNotAReportIsNotTakenForOne(t *testing.T) {
 	}
 }
 
-func TestProcessThatDoesNotAnswerIsSaidToBeStopped(t *testing.T) {
+func TestSilentProcessIsReportedAsStopped(t *testing.T) {
 	dir := stateDir(t)
-	ln, err := net.Listen("unix", filepath.Join(dir, SocketName)) // the system accepts, nobody answers
+	ln, err := net.Listen("unix", filepath.Join(dir, SocketName)) // the system accepts connections, nobody answers
 	if err != nil {
 		t.Fatal(err)
 	}

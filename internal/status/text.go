@@ -2,6 +2,7 @@ package status
 
 import (
 	"bufio"
+	"cmp"
 	"fmt"
 	"io"
 	"maps"
@@ -17,7 +18,7 @@ import (
 // maxRows bounds the rows of a table for people.
 const maxRows = 20
 
-// WriteText writes the report for people.
+// WriteText writes the report as text for people.
 func (r *Report) WriteText(w io.Writer) error {
 	b := bufio.NewWriter(w)
 	t := &text{Writer: b}
@@ -46,11 +47,10 @@ func (r *Report) WriteText(w io.Writer) error {
 	return b.Flush()
 }
 
-// text writes lines; the writer keeps the first error.
+// text writes lines. Its writer keeps the first error.
 type text struct{ io.Writer }
 
-// linef writes one line, in which nothing can steer a terminal: some of the words
-// are a peer's.
+// linef writes one line without control characters, because it may quote a peer.
 func (t *text) linef(format string, args ...any) {
 	line := strings.Map(func(r rune) rune {
 		if r == '\n' || r == '\t' || unicode.IsPrint(r) {
@@ -128,8 +128,8 @@ func (c *Carrier) rtt() string {
 	return fmt.Sprintf("%.1f ms", c.RTTMillis)
 }
 
-// loss is the client's judgement of late; else what the transport lost on the way
-// there since the beginning.
+// loss returns the recent loss as measured by the client, or else the loss of what this
+// side has sent, as counted by the transport since the beginning.
 func (c *Carrier) loss() string {
 	share := 0.0
 	switch {
@@ -160,7 +160,7 @@ func (t *text) associations(r *Report) {
 	row("CLIENT", "EXIT", "USER", "AGE", "UP", "DOWN", "DROPPED")
 	for i := range r.Associations[:min(len(r.Associations), maxRows)] {
 		a := &r.Associations[i]
-		row(a.Client, a.Exit, or(a.User), span(a.AgeSeconds), a.Up.String(), a.Down.String(), or(reasons(a.Drops)))
+		row(a.Client, a.Exit, orDash(a.User), span(a.AgeSeconds), a.Up.String(), a.Down.String(), orDash(reasons(a.Drops)))
 	}
 	table.end()
 	t.more(r.AssociationsTotal, "associations")
@@ -168,15 +168,15 @@ func (t *text) associations(r *Report) {
 
 func (t Traffic) String() string { return fmt.Sprintf("%d (%s)", t.Datagrams, size(t.Bytes)) }
 
-// or is s, or a dash where there is none.
-func or(s string) string {
+// orDash returns s, or a dash if it is empty.
+func orDash(s string) string {
 	if s == "" {
 		return "-"
 	}
 	return s
 }
 
-// table is text whose tabs become columns.
+// table is text with columns that are separated by tabs.
 type table struct {
 	text
 	w *tabwriter.Writer
@@ -187,18 +187,12 @@ func (t *text) table() *table {
 	return &table{text{w}, w}
 }
 
-func (t *table) end() { _ = t.w.Flush() } // into memory or a writer that keeps its error
+func (t *table) end() { _ = t.w.Flush() } // the writer keeps the error
 
-// reasons lists counts by reason, the most frequent first.
+// reasons returns a list of counts by reason, most frequent first.
 func reasons(drops map[string]uint64) string {
-	keys := slices.Sorted(maps.Keys(drops))
-	slices.SortStableFunc(keys, func(a, b string) int {
-		if drops[a] > drops[b] {
-			return -1
-		} else if drops[a] < drops[b] {
-			return 1
-		}
-		return 0
+	keys := slices.SortedFunc(maps.Keys(drops), func(a, b string) int {
+		return cmp.Or(cmp.Compare(drops[b], drops[a]), cmp.Compare(a, b))
 	})
 	for i, key := range keys {
 		keys[i] = fmt.Sprintf("%s %d", key, drops[key])
@@ -206,7 +200,7 @@ func reasons(drops map[string]uint64) string {
 	return strings.Join(keys, ", ")
 }
 
-// span is a time in seconds for people.
+// span formats a time in seconds for people.
 func span(seconds float64) string {
 	d := time.Duration(seconds * float64(time.Second))
 	switch {
@@ -220,7 +214,7 @@ func span(seconds float64) string {
 	return fmt.Sprintf("%dd", d/(24*time.Hour))
 }
 
-// size is a number of bytes for people.
+// size formats a number of bytes for people.
 func size(n uint64) string {
 	units := [...]string{"B", "KiB", "MiB", "GiB", "TiB"}
 	f, i := float64(n), 0

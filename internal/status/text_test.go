@@ -75,7 +75,7 @@ func serverReport() Report {
 	return r
 }
 
-func TestPeopleGetShortTables(t *testing.T) {
+func TestTextHasShortTables(t *testing.T) {
 	for _, test := range []struct {
 		name   string
 		report Report
@@ -108,14 +108,14 @@ var errFull = errors.New("full")
 
 func (full) Write([]byte) (int, error) { return 0, errFull }
 
-func TestAnErrorOfTheOutputIsReturned(t *testing.T) {
+func TestWriteErrorIsReturned(t *testing.T) {
 	r := serverReport()
 	if err := r.WriteText(full{}); !errors.Is(err, errFull) {
 		t.Errorf("got %v", err)
 	}
 }
 
-func TestAReportPassesThroughJSONUnchanged(t *testing.T) {
+func TestReportSurvivesJSON(t *testing.T) {
 	want := clientReport()
 	b, err := json.Marshal(want)
 	if err != nil {
@@ -132,7 +132,7 @@ func TestAReportPassesThroughJSONUnchanged(t *testing.T) {
 
 func TestListsAreBoundedAndNeverNull(t *testing.T) {
 	r := serverReport()
-	if len(r.Associations) != MaxListed || r.AssociationsTotal != 1500 {
+	if len(r.Associations) != maxListed || r.AssociationsTotal != 1500 {
 		t.Errorf("%d of %d associations", len(r.Associations), r.AssociationsTotal)
 	}
 	if busiest := r.Associations[0].Flow; busiest != 1499 {
@@ -148,7 +148,7 @@ func TestListsAreBoundedAndNeverNull(t *testing.T) {
 	}
 }
 
-func TestASessionIsTakenOverWhole(t *testing.T) {
+func TestWholeSessionIsReported(t *testing.T) {
 	address := &net.UDPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 9}
 	loss := 0.125
 	in := tunnel.SessionStatus{
