@@ -71,7 +71,7 @@ func (e *crowdExit) ServeStream(_ context.Context, in *IncomingStream) {
 
 // crowd is a session over one carrier, with a call on it.
 type crowd struct {
-	real bool // in real time, where a busy machine is late
+	real bool // in real time, in which a busy machine is late and does not fill the line
 
 	t       *testing.T
 	exit    *crowdExit
@@ -157,7 +157,8 @@ func percentile(d []time.Duration, p int) time.Duration {
 	return d[(len(d)-1)*p/100]
 }
 
-// flood sends bytes per second in datagrams of size bytes until ctx ends.
+// flood sends bytes per second in datagrams of size bytes until ctx ends. A tick
+// that comes late brings the datagrams of the ticks it missed.
 func (c *crowd) flood(ctx context.Context, perSecond, size int) {
 	f, err := c.session.OpenFlow(&sink{})
 	if err != nil {
@@ -171,10 +172,12 @@ func (c *crowd) flood(ctx context.Context, perSecond, size int) {
 	c.wg.Go(func() {
 		tick := time.NewTicker(every)
 		defer tick.Stop()
-		for {
+		for due := time.Now().Add(every); ; {
 			select {
-			case <-tick.C:
-				f.Send(ms)
+			case now := <-tick.C:
+				for ; !due.After(now); due = due.Add(every) {
+					f.Send(ms)
+				}
 			case <-ctx.Done():
 				f.End(EndNormal)
 				return
@@ -288,15 +291,19 @@ func TestAFloodOfDatagramsStarvesNeitherStreamsNorControl(t *testing.T) {
 		flooded, moved := ofLine(c.exit.large.Load()-large), ofLine(c.exit.streamed.Load()-streamed)
 		t.Logf("of the line's bytes the flood has %.0f %%, a stream %.0f %%; the far end hears of an end after %v (p99), without the stream %v",
 			flooded, moved, percentile(delays, 99), percentile(alone, 99))
-		least, slowest := 80.0, 400*time.Millisecond
-		if c.real {
-			least, slowest = 40, 2*time.Second
+		control, slowest := max(percentile(delays, 99), percentile(alone, 99)), 400*time.Millisecond
+		if c.real { // of the bytes that were carried, and in the median, whatever the machine does meanwhile
+			all := flooded + moved
+			flooded, moved = 100*flooded/all, 100*moved/all
+			if !(flooded >= 10 && moved >= 5) {
+				t.Errorf("of the bytes carried the flood has %.0f %% and a stream %.0f %%, want at least 10 and 5", flooded, moved)
+			}
+			control, slowest = max(percentile(delays, 50), percentile(alone, 50)), 2*time.Second
+		} else if moved < 5 || flooded < 25 || flooded+moved < 80 {
+			t.Errorf("the flood has %.0f %% of the line and a stream %.0f %%, want at least 25, 5 and 80 in all", flooded, moved)
 		}
-		if moved < 5 || flooded < 25*least/80 || flooded+moved < least {
-			t.Errorf("the flood has %.0f %% of the line and a stream %.0f %%; want at least %.0f, 5 and %.0f in all", flooded, moved, 25*least/80, least)
-		}
-		if p := max(percentile(delays, 99), percentile(alone, 99)); p > slowest {
-			t.Errorf("control takes %v", p)
+		if control > slowest {
+			t.Errorf("control takes %v, want at most %v", control, slowest)
 		}
 	})
 }
@@ -328,8 +335,8 @@ func TestACallBesideAFloodOrADownloadLosesNothingInOurQueues(t *testing.T) {
 				for _, n := range drops {
 					ours += n
 				}
-				t.Logf("RTT p99 %v alone, p50 %v and p99 %v beside, max %v; %d lost, %d of them by our queue, the line drops %.2f %%; the neighbour has %.0f %% of the line",
-					percentile(alone, 99), percentile(rtts, 50), percentile(rtts, 99), percentile(rtts, 100), lost, ours, 100*lineDrops(), 100*speed)
+				t.Logf("RTT p99 %v alone, p10 %v, p50 %v and p99 %v beside, max %v; %d lost, %d of them by our queue, the line drops %.2f %%; the neighbour has %.0f %% of the line",
+					percentile(alone, 99), percentile(rtts, 10), percentile(rtts, 50), percentile(rtts, 99), percentile(rtts, 100), lost, ours, 100*lineDrops(), 100*speed)
 				sent := lost + len(rtts)
 				most, mostOurs := int(3*lineDrops()*float64(sent)), 0
 				if lineDrops() > 0 {
@@ -342,14 +349,18 @@ func TestACallBesideAFloodOrADownloadLosesNothingInOurQueues(t *testing.T) {
 					t.Errorf("%d of %d are lost, %d of them by our queue, and the line drops %.2f %%", lost, sent, ours, 100*lineDrops())
 				}
 				// Beyond the line's 20 ms: on QUIC its buffer and 32 packets in quic-go, on
-				// yamux TCP's 57 KiB and ours. In real time a busy machine delays a few.
-				if quick := percentile(rtts, 50); quick > 110*time.Millisecond && !raceEnabled {
-					t.Errorf("RTT p50 is %v, want at most 110 ms", quick)
+				// yamux TCP's 57 KiB and ours. A busy machine delays many, but not all.
+				part, least := 50, 0.5
+				if c.real {
+					part, least = 10, 0.1
+				}
+				if quick := percentile(rtts, part); quick > 110*time.Millisecond {
+					t.Errorf("RTT p%d is %v, want at most 110 ms", part, quick)
 				}
 				if p := percentile(rtts, 99); lineDrops() > 0 && p > 90*time.Millisecond {
 					t.Errorf("RTT p99 is %v, want at most 90 ms", p)
 				}
-				if speed < 0.5 {
+				if speed < least {
 					t.Errorf("the neighbour has %.0f %% of the line only", 100*speed)
 				}
 			})
