@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"wmproxy/internal/entrance"
 	"wmproxy/internal/ingress"
 	"wmproxy/internal/link"
 	"wmproxy/internal/share"
@@ -112,25 +113,27 @@ func transports(name string) ([]tunnel.Kind, error) {
 // Run listens for applications and keeps the tunnel until ctx ends, which is no
 // error. A server that refuses us for good before we ever got in is one.
 func (c *Client) Run(ctx context.Context) error {
-	ln, err := socks.Listen(ctx, c.cfg.Listen)
+	ln, err := entrance.Listen(ctx, c.cfg.Listen)
 	if err != nil {
 		return fmt.Errorf("listening on %s: %w", c.cfg.Listen, err)
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	room := &ingress.Room{Pool: share.For(c.cfg.Descriptors), Streams: share.New(tunnel.MaxStreams-streamSlack, streamSlack)}
-	entrance := &ingress.SOCKS{Route: c.route, Room: room, Log: c.cfg.Log, AddressAnswers: c.cfg.AddressAnswers}
-	proxy := &socks.Server{
-		Username: c.cfg.User, Password: c.cfg.Pass,
-		UDPAdvertise: c.cfg.UDPAdvertise,
-		UDPPorts:     c.cfg.UDPPorts,
-		UDPFrom:      c.cfg.UDPFrom,
-		NoOffload:    c.cfg.NoOffload,
-		Connect:      entrance.Connect,
-		Associate:    entrance.Associate,
-		MaxHalfOpen:  room.HalfOpen(),
-		Log:          c.cfg.Log,
-		MakeRoom:     room.MakeRoom,
+	handler := &ingress.Handler{Route: c.route, Room: room, Log: c.cfg.Log, AddressAnswers: c.cfg.AddressAnswers}
+	proxy := &entrance.Server{
+		Protocols: []entrance.Protocol{&socks.Server{
+			Authenticate: entrance.OneUser(c.cfg.User, c.cfg.Pass),
+			UDPAdvertise: c.cfg.UDPAdvertise,
+			UDPPorts:     c.cfg.UDPPorts,
+			UDPFrom:      c.cfg.UDPFrom,
+			NoOffload:    c.cfg.NoOffload,
+			Handler:      handler,
+			Log:          c.cfg.Log,
+		}},
+		MaxHalfOpen: room.HalfOpen(),
+		MakeRoom:    room.MakeRoom,
+		Log:         c.cfg.Log,
 	}
 	budget := tunnel.NewBudget(c.cfg.Memory, c.sessions, c.cfg.Log)
 	defer budget.Close()

@@ -1,16 +1,19 @@
 // Package socks is SOCKS version 5 (RFC 1928) with username/password
-// authentication (RFC 1929): the address codec, a server with CONNECT and UDP
-// ASSOCIATE, reassembly of fragmented datagrams, and a client. It knows nothing
+// authentication (RFC 1929): the address codec, CONNECT and UDP
+// ASSOCIATE at an entrance, reassembly of fragmented datagrams, and a client. It knows nothing
 // of tunnels.
 package socks
 
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"strconv"
 	"strings"
+
+	"wmproxy/internal/entrance"
 )
 
 // Address types, RFC 1928 section 5.
@@ -46,7 +49,15 @@ func AddrFrom(ap netip.AddrPort) Addr {
 // AddrPort returns the IP address and port; it is invalid when a is a name.
 func (a Addr) AddrPort() netip.AddrPort { return netip.AddrPortFrom(a.IP, a.Port) }
 
-// String is host:port, with brackets around an IPv6 address.
+// target returns a as an entrance names it.
+func (a Addr) target() entrance.Target {
+	if a.IP.IsValid() {
+		return entrance.Target{Host: a.IP.String(), Port: a.Port}
+	}
+	return entrance.Target{Host: a.Name, Port: a.Port}
+}
+
+// String returns host:port, with brackets around an IPv6 address.
 func (a Addr) String() string {
 	if a.IP.IsValid() {
 		return a.AddrPort().String()
@@ -119,10 +130,18 @@ func ParseAddr(b []byte) (Addr, int, error) {
 	if name == nil {
 		return AddrFrom(ap), n, nil
 	}
-	if ip, ok := ParseLiteral(string(name)); ok {
-		return Addr{IP: ip, Port: ap.Port()}, n, nil
+	a, err := AddrOf(string(name), ap.Port())
+	return a, n, err
+}
+
+// AddrOf returns the address of a host and a port. A host that ParseLiteral knows becomes its address; any other is
+// a name of 1 to 255 bytes.
+func AddrOf(host string, port uint16) (Addr, error) {
+	if ip, ok := ParseLiteral(host); ok {
+		return Addr{IP: ip, Port: port}, nil
 	}
-	return Addr{Name: string(name), Port: ap.Port()}, n, nil
+	a := Addr{Name: host, Port: port}
+	return a, a.encodable()
 }
 
 // ParseLiteral reports whether name is an IP address in text form, and returns it
@@ -142,6 +161,19 @@ func ParseLiteral(name string) (netip.Addr, bool) {
 		return netip.Addr{}, false
 	}
 	return ip.Unmap(), true
+}
+
+// encodable returns why a has no form on the wire, nil if it has one.
+func (a Addr) encodable() error {
+	switch {
+	case a.IP.IsValid():
+		return nil
+	case a.Name == "":
+		return ErrEmptyName
+	case len(a.Name) > 255:
+		return fmt.Errorf("domain name: %w", ErrLongName)
+	}
+	return nil
 }
 
 // AppendAddrPort appends ap as it stands on the wire. The zero AddrPort is

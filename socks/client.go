@@ -353,16 +353,3 @@ func hungUp(err error) error {
 	}
 	return err
 }
-
-// encodable says why a has no form on the wire, if it has none.
-func (a Addr) encodable() error {
-	switch {
-	case a.IP.IsValid():
-		return nil
-	case a.Name == "":
-		return ErrEmptyName
-	case len(a.Name) > 255:
-		return fmt.Errorf("domain name: %w", ErrLongName)
-	}
-	return nil
-}

@@ -111,3 +111,70 @@ func (q *fragmentQueue) empty() bool { return q.position == 0 }
 
 // size is the memory q holds, in bytes.
 func (q *fragmentQueue) size() int { return cap(q.buf) }
+
+// reassembly is a fragment queue in use.
+type reassembly struct {
+	fragmentQueue
+	timer *time.Timer
+}
+
+// reassemble adds a fragment and returns the whole datagram if it was the last.
+func (a *Association) reassemble(frag byte, body []byte, addrLen int) []byte {
+	a.reassemblyMu.Lock()
+	defer a.reassemblyMu.Unlock()
+	if frag&fragPosition == 0 || a.server.reassembling.Load() > maxReassembling {
+		a.drop(DropFragment, 1)
+		return nil
+	}
+	q := a.reassembly
+	if q == nil {
+		if frag&fragPosition != 1 {
+			a.drop(DropFragment, 1)
+			return nil
+		}
+		q = &reassembly{timer: time.AfterFunc(ReassemblyTime, a.expireFragments)}
+		a.reassembly = q
+	}
+	before := q.size()
+	started := q.deadline
+	whole, dropped := q.add(frag, body, addrLen, time.Now())
+	a.server.reassembling.Add(int64(q.size() - before))
+	if dropped > 0 {
+		a.drop(DropFragment, dropped)
+	}
+	if q.empty() {
+		q.timer.Stop()
+		a.reassembly = nil
+	} else if q.deadline != started {
+		q.timer.Reset(time.Until(q.deadline))
+	}
+	return whole
+}
+
+// expireFragments frees a sequence whose time is over.
+func (a *Association) expireFragments() {
+	a.reassemblyMu.Lock()
+	defer a.reassemblyMu.Unlock()
+	q := a.reassembly
+	if q == nil {
+		return
+	}
+	before := q.size()
+	if n := q.expire(time.Now()); n > 0 {
+		a.drop(DropFragment, n)
+		a.server.reassembling.Add(-int64(before))
+		a.reassembly = nil
+	}
+}
+
+// dropFragments frees what is waiting when the association ends.
+func (a *Association) dropFragments() {
+	a.reassemblyMu.Lock()
+	defer a.reassemblyMu.Unlock()
+	if q := a.reassembly; q != nil {
+		q.timer.Stop()
+		a.server.reassembling.Add(-int64(q.size()))
+		a.drop(DropFragment, q.abandon())
+		a.reassembly = nil
+	}
+}

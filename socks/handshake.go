@@ -1,10 +1,7 @@
 package socks
 
 import (
-	"crypto/sha256"
-	"crypto/subtle"
 	"errors"
-	"fmt"
 	"net/netip"
 )
 
@@ -31,13 +28,11 @@ const MaxReplyLen = 3 + MaxAddrLen
 // Errors of the handshake. Those that a client is told about are answered before
 // the connection is closed; after the others it is closed without a word.
 var (
-	errVersion      = errors.New("socks: not SOCKS version 5")
+	errVersion      = errors.New("socks: the request is not of SOCKS version 5")
 	errAuthVersion  = errors.New("socks: unknown version of the password negotiation")
 	errNoMethod     = errors.New("socks: the client offers no authentication method that fits")
-	errCredentials  = errors.New("socks: wrong user name or password")
 	errCommand      = errors.New("socks: command not supported")
 	errNoConnect    = errors.New("socks: CONNECT needs a destination")
-	errReplied      = errors.New("socks: the request has been replied to")
 	errPortsInUse   = errors.New("socks: every UDP port of the range is in use")
 	errControlLocal = errors.New("socks: the control connection has no IP address to bind a UDP socket to")
 )
@@ -54,29 +49,13 @@ var (
 // many bytes it has: 0 while it is not whole, as far as they can tell. What they
 // return is in b.
 
-// parseGreeting returns the methods that a greeting offers.
+// parseGreeting returns the methods that a greeting offers. It ignores the version.
 func parseGreeting(b []byte) (methods []byte, n int, err error) {
-	if len(b) > 0 && b[0] != version {
-		return nil, 0, versionError(b[0])
-	}
 	if len(b) < 2 || len(b) < 2+int(b[1]) {
 		return nil, 0, nil
 	}
 	n = 2 + int(b[1])
 	return b[2:n], n, nil
-}
-
-// versionError names the protocols that people point at a SOCKS5 port by mistake.
-func versionError(b byte) error {
-	switch b {
-	case 4:
-		return fmt.Errorf("%w: the client speaks SOCKS version 4", errVersion)
-	case 'C', 'D', 'G', 'H', 'O', 'P', 'T':
-		return fmt.Errorf("%w: the client seems to speak HTTP", errVersion)
-	case 22:
-		return fmt.Errorf("%w: the client seems to speak TLS", errVersion)
-	}
-	return fmt.Errorf("%w: the first byte is %d", errVersion, b)
 }
 
 // chooseMethod picks from what a client offers. With a password only the
@@ -105,38 +84,21 @@ func chooseMethod(offered []byte, passwordSet bool) byte {
 //	|  1  |  1   | 0 … 255 |  1   | 0 … 255 |        |  1  |   1    |
 //	+-----+------+---------+------+---------+        +-----+--------+
 
-// credentials are a user name and a password, hashed so that comparing them
-// takes the same time whatever they are.
-type credentials struct {
-	user, password [sha256.Size]byte
-}
-
-// hashOf returns the credentials of a user name and a password.
-func hashOf(user, password []byte) credentials {
-	return credentials{sha256.Sum256(user), sha256.Sum256(password)}
-}
-
-// equal compares in constant time.
-func (c *credentials) equal(d *credentials) bool {
-	return subtle.ConstantTimeCompare(c.user[:], d.user[:])&
-		subtle.ConstantTimeCompare(c.password[:], d.password[:]) == 1
-}
-
-// parsePassword returns the hashes of a name and a password. Empty ones, which RFC
+// parsePassword returns a name and a password. Empty ones, which RFC
 // 1929 does not have, are taken as they are.
-func parsePassword(b []byte) (c credentials, n int, err error) {
+func parsePassword(b []byte) (user, password []byte, n int, err error) {
 	if len(b) > 0 && b[0] != authVersion {
-		return c, 0, errAuthVersion
+		return nil, nil, 0, errAuthVersion
 	}
 	if len(b) < 2 || len(b) < 2+int(b[1])+1 {
-		return c, 0, nil
+		return nil, nil, 0, nil
 	}
 	user, rest := b[2:2+int(b[1])], b[2+int(b[1]):]
 	if len(rest) < 1+int(rest[0]) {
-		return c, 0, nil
+		return nil, nil, 0, nil
 	}
-	password := rest[1 : 1+int(rest[0])]
-	return hashOf(user, password), 2 + len(user) + 1 + len(password), nil
+	password = rest[1 : 1+int(rest[0])]
+	return user, password, 2 + len(user) + 1 + len(password), nil
 }
 
 // The request and the reply (RFC 1928 sections 4 and 6):
@@ -159,7 +121,7 @@ type request struct {
 // ErrAddrType, and the command is returned.
 func parseRequest(b []byte) (r request, n int, err error) {
 	if len(b) > 0 && b[0] != version {
-		return r, 0, versionError(b[0])
+		return r, 0, errVersion
 	}
 	if len(b) < 5 {
 		return r, 0, nil

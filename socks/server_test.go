@@ -8,16 +8,14 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"os"
 	"strings"
 	"sync"
-	"sync/atomic"
-	"syscall"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"go.uber.org/goleak"
+
+	"wmproxy/internal/entrance"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -25,16 +23,37 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // patience bounds what a test waits for; nothing takes as long.
 const patience = 10 * time.Second
 
+// handler is an entrance.Handler of functions.
+type handler struct {
+	connect   func(ctx context.Context, r *entrance.Request)
+	associate func(a *Association) (entrance.Uplink, entrance.Result)
+}
+
+func (h handler) Connect(ctx context.Context, r *entrance.Request) { h.connect(ctx, r) }
+
+func (h handler) Associate(a entrance.Association) (entrance.Uplink, entrance.Result) {
+	return h.associate(a.(*Association))
+}
+
+func (h handler) Dial(context.Context, entrance.Origin, entrance.Target) (net.Conn, error) {
+	panic("SOCKS does not dial")
+}
+
+// at returns an entrance for s.
+func at(s *Server) *entrance.Server {
+	return &entrance.Server{Protocols: []entrance.Protocol{s}, Log: s.Log}
+}
+
 // startServer serves s on a loopback address and ends with the test.
 func startServer(t testing.TB, s *Server, listen string) string {
 	t.Helper()
-	ln, err := Listen(t.Context(), listen)
+	ln, err := entrance.Listen(t.Context(), listen)
 	if err != nil {
 		t.Skipf("this host cannot listen on %s: %v", listen, err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	served := make(chan error, 1)
-	go func() { served <- s.Serve(ctx, ln) }()
+	go func() { served <- at(s).Serve(ctx, ln) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-served; err != nil {
@@ -89,10 +108,10 @@ func expectEnd(t testing.TB, c net.Conn) []byte {
 // connectTo is a CONNECT request.
 func connectTo(addr []byte) []byte { return append([]byte{5, commandConnect, 0}, addr...) }
 
-// refuseAll is a Connect that replies with a code of its own.
-func refuseAll(_ context.Context, r *ConnectRequest) {
-	_ = r.Reply(ReplyHostUnreachable, netip.AddrPort{})
-}
+// refusing refuses each CONNECT with a result of its own.
+var refusing = handler{connect: func(_ context.Context, r *entrance.Request) {
+	_ = r.Reply(entrance.HostUnreachable, netip.AddrPort{})
+}}
 
 // logBuffer collects log lines from any goroutine.
 type logBuffer struct {
@@ -143,7 +162,7 @@ func TestTheMethodIsTheOneThatFitsBoth(t *testing.T) {
 		{"password, all 255", "p", bytes.Repeat([]byte{0x80, 2, 0}, 85), 2},
 		{"password, none of 255", "p", bytes.Repeat([]byte{0x80}, 255), 0xff},
 	} {
-		addr := startServer(t, &Server{Password: c.password, Connect: refuseAll}, "127.0.0.1:0")
+		addr := startServer(t, &Server{Authenticate: entrance.OneUser("", c.password), Handler: refusing}, "127.0.0.1:0")
 		conn := dialServer(t, addr)
 		send(t, conn, append([]byte{5, byte(len(c.offered))}, c.offered...)...)
 		expect(t, conn, 5, c.want)
@@ -156,9 +175,9 @@ func TestTheMethodIsTheOneThatFitsBoth(t *testing.T) {
 }
 
 func TestOnlyTheRightPasswordPasses(t *testing.T) {
-	s := &Server{Username: "user", Password: "pass", Connect: refuseAll}
+	s := &Server{Authenticate: entrance.OneUser("user", "pass"), Handler: refusing}
 	addr := startServer(t, s, "127.0.0.1:0")
-	open := startServer(t, &Server{Connect: refuseAll}, "127.0.0.1:0")
+	open := startServer(t, &Server{Handler: refusing}, "127.0.0.1:0")
 	long := strings.Repeat("x", 255)
 	for _, c := range []struct {
 		addr, user, password string
@@ -194,12 +213,10 @@ func TestOnlyTheRightPasswordPasses(t *testing.T) {
 }
 
 func TestMalformedInputEndsTheConnectionWithoutAWord(t *testing.T) {
-	s := &Server{Username: "u", Connect: refuseAll}
+	s := &Server{Authenticate: entrance.OneUser("u", ""), Handler: refusing}
 	addr := startServer(t, s, "127.0.0.1:0")
 	for what, c := range map[string]struct{ in, out []byte }{
-		"SOCKS4":               {[]byte{4, 1, 0, 80, 1, 2, 3, 4, 0}, nil},
-		"HTTP":                 {[]byte("GET / HTTP/1.1\r\n\r\n"), nil},
-		"TLS":                  {[]byte{22, 3, 1, 2, 0}, nil},
+		"another protocol":     {[]byte{22, 3, 1, 2, 0}, nil},
 		"half a greeting":      {[]byte{5, 3, 0}, nil},
 		"version of password":  {[]byte{5, 1, 2, 5, 1, 'u', 0}, []byte{5, 2}},
 		"half a password":      {[]byte{5, 1, 2, 1, 9, 'u', 0}, []byte{5, 2}},
@@ -219,7 +236,7 @@ func TestMalformedInputEndsTheConnectionWithoutAWord(t *testing.T) {
 }
 
 func TestARequestThatCannotBeServedIsToldWhy(t *testing.T) {
-	s := &Server{Connect: refuseAll}
+	s := &Server{Handler: refusing}
 	addr := startServer(t, s, "127.0.0.1:0")
 	for what, c := range map[string]struct {
 		request []byte
@@ -228,7 +245,6 @@ func TestARequestThatCannotBeServedIsToldWhy(t *testing.T) {
 		"BIND":                     {append([]byte{5, commandBind, 0}, target4...), ReplyCommandUnsupported},
 		"command 0":                {append([]byte{5, 0, 0}, target4...), ReplyCommandUnsupported},
 		"Tor's RESOLVE":            {append([]byte{5, 0xf0, 0}, target4...), ReplyCommandUnsupported},
-		"an entrance without UDP":  {append([]byte{5, commandAssociate, 0}, target4...), ReplyCommandUnsupported},
 		"address type 0":           {[]byte{5, 1, 0, 0, 1, 2, 3, 4, 0, 80}, ReplyAddrUnsupported},
 		"address type 2":           {[]byte{5, 1, 0, 2, 1, 2, 3, 4, 0, 80}, ReplyAddrUnsupported},
 		"an empty name":            {connectTo([]byte{3, 0, 0, 80}), ReplyGeneralFailure},
@@ -251,26 +267,19 @@ func TestARequestThatCannotBeServedIsToldWhy(t *testing.T) {
 	}
 }
 
-func TestAConnectThatNobodyAnsweredIsAGeneralFailure(t *testing.T) {
-	s := &Server{Connect: func(context.Context, *ConnectRequest) {}}
-	conn := dialServer(t, startServer(t, s, "127.0.0.1:0"))
-	send(t, conn, append([]byte{5, 1, 0}, connectTo(target4)...)...)
-	expect(t, conn, 5, 0, 5, ReplyGeneralFailure, 0, 1, 0, 0, 0, 0, 0, 0)
-}
-
 func TestConnectGetsTheRequestAndWhateverTheClientSentAhead(t *testing.T) {
 	for what, dst := range map[string][]byte{
 		"IPv4": target4,
 		"IPv6": append(append([]byte{4}, make([]byte, 16)...), 0, 80),
 		"name": wireName("example.org", 443),
 	} {
-		requests := make(chan ConnectRequest, 1)
-		s := &Server{Username: "user", Password: "pass", Connect: func(ctx context.Context, r *ConnectRequest) {
+		requests := make(chan entrance.Request, 1)
+		s := &Server{Authenticate: entrance.OneUser("user", "pass"), Handler: handler{connect: func(ctx context.Context, r *entrance.Request) {
 			requests <- *r
-			if err := r.Reply(ReplySucceeded, netip.MustParseAddrPort("192.0.2.1:4000")); err != nil {
+			if err := r.Reply(entrance.OK, netip.MustParseAddrPort("192.0.2.1:4000")); err != nil {
 				t.Errorf("%s: Reply: %v", what, err)
 			}
-			if err := r.Reply(ReplySucceeded, netip.AddrPort{}); err == nil {
+			if err := r.Reply(entrance.OK, netip.AddrPort{}); err == nil {
 				t.Errorf("%s: a second Reply succeeded", what)
 			}
 			in, err := io.ReadAll(io.MultiReader(bytes.NewReader(r.Ahead), r.Conn)) // to the client's half-close
@@ -281,7 +290,7 @@ func TestConnectGetsTheRequestAndWhateverTheClientSentAhead(t *testing.T) {
 			if err := r.Conn.(*net.TCPConn).CloseWrite(); err != nil {
 				t.Errorf("%s: %v", what, err)
 			}
-		}}
+		}}}
 		conn := dialServer(t, startServer(t, s, "127.0.0.1:0"))
 		// Everything in one piece, without waiting for any answer.
 		b := append([]byte{5, 2, 0, 2, 1, 4}, "user\x04pass"...)
@@ -296,231 +305,33 @@ func TestConnectGetsTheRequestAndWhateverTheClientSentAhead(t *testing.T) {
 		}
 		r := <-requests
 		want, _, _ := ParseAddr(dst)
-		if r.User != "user" || r.Dst != want || !bytes.Equal(r.DstWire, dst) || r.Client.String() != conn.LocalAddr().String() {
+		if r.User != "user" || r.Target != want.target() || r.Client.String() != conn.LocalAddr().String() {
 			t.Errorf("%s: got %+v", what, r)
 		}
-	}
-}
-
-// pipeListener is a listener in memory; addresses are not IP addresses.
-type pipeListener struct {
-	conns  chan net.Conn
-	errs   chan error
-	closed chan struct{}
-	once   sync.Once
-}
-
-func newPipeListener() *pipeListener {
-	return &pipeListener{conns: make(chan net.Conn), errs: make(chan error), closed: make(chan struct{})}
-}
-
-func (l *pipeListener) Accept() (net.Conn, error) {
-	select {
-	case c := <-l.conns:
-		return c, nil
-	case err := <-l.errs:
-		return nil, err
-	case <-l.closed:
-		return nil, net.ErrClosed
-	}
-}
-
-func (l *pipeListener) Close() error {
-	l.once.Do(func() { close(l.closed) })
-	return nil
-}
-
-func (l *pipeListener) Addr() net.Addr { return &net.UnixAddr{} }
-
-// dial makes a connection that the server has accepted.
-func (l *pipeListener) dial() net.Conn {
-	near, far := net.Pipe()
-	l.conns <- far
-	return near
-}
-
-// inBubble serves s in memory with a clock of its own.
-func inBubble(t *testing.T, s *Server, f func(t *testing.T, ln *pipeListener)) {
-	synctest.Test(t, func(t *testing.T) {
-		ln := newPipeListener()
-		ctx, cancel := context.WithCancel(t.Context())
-		served := make(chan error, 1)
-		go func() { served <- s.Serve(ctx, ln) }()
-		f(t, ln)
-		cancel()
-		if err := <-served; err != nil {
-			t.Errorf("Serve: %v", err)
-		}
-	})
-}
-
-func TestAHandshakeEndsAtItsDeadlineHoweverBusyTheClientIs(t *testing.T) {
-	inBubble(t, &Server{Connect: refuseAll}, func(t *testing.T, ln *pipeListener) {
-		for what, script := range map[string]func(c net.Conn) error{
-			"silent": func(net.Conn) error { return nil },
-			"byte by byte": func(c net.Conn) error {
-				_, err := c.Write([]byte{5, 255})
-				for err == nil {
-					time.Sleep(700 * time.Millisecond)
-					_, err = c.Write([]byte{0})
-				}
-				return nil
-			},
-			"silent after the greeting": func(c net.Conn) error {
-				if _, err := c.Write([]byte{5, 1, 0}); err != nil {
-					return err
-				}
-				_, err := io.ReadFull(c, make([]byte, 2))
-				return err
-			},
-		} {
-			start := time.Now()
-			c := ln.dial()
-			if err := script(c); err != nil {
-				t.Errorf("%s: %v", what, err)
-			}
-			if _, err := c.Read(make([]byte, 1)); err != io.EOF {
-				t.Errorf("%s: read %v", what, err)
-			}
-			if took := time.Since(start); took < DefaultHandshakeTimeout || took > DefaultHandshakeTimeout+time.Second {
-				t.Errorf("%s: closed after %v", what, took)
-			}
-			c.Close()
-		}
-	})
-}
-
-func TestTheDeadlineIsOffOnceTheRequestIsThere(t *testing.T) {
-	s := &Server{Connect: func(_ context.Context, r *ConnectRequest) {
-		_ = r.Reply(ReplySucceeded, netip.AddrPort{})
-		_, _ = io.Copy(r.Conn, r.Conn)
-	}}
-	inBubble(t, s, func(t *testing.T, ln *pipeListener) {
-		c := ln.dial()
-		defer c.Close()
-		for _, step := range []struct{ in, out int }{{3, 2}, {10, 10}} {
-			b := append([]byte{5, 1, 0}, target4...)[:step.in]
-			send(t, c, b...)
-			if _, err := io.ReadFull(c, make([]byte, step.out)); err != nil {
-				t.Fatal(err)
-			}
-		}
-		time.Sleep(time.Hour)
-		send(t, c, 'x')
-		expect(t, c, 'x')
-	})
-}
-
-func TestTheOldestHalfOpenConnectionMakesRoom(t *testing.T) {
-	const limit = 8
-	s := &Server{Connect: refuseAll, MaxHalfOpen: limit}
-	inBubble(t, s, func(t *testing.T, ln *pipeListener) {
-		conns := make([]net.Conn, 3*limit)
-		ended := make([]atomic.Bool, len(conns))
-		for i := range conns {
-			conns[i] = ln.dial()
-			defer conns[i].Close()
-			synctest.Wait()
-			go func() {
-				_, _ = conns[i].Read(make([]byte, 1))
-				ended[i].Store(true)
-			}()
-			synctest.Wait()
-			for j := range i + 1 {
-				if got, want := ended[j].Load(), j <= i-limit; got != want {
-					t.Fatalf("after %d connections, number %d ended: %v, want %v", i+1, j, got, want)
-				}
-			}
-		}
-		if n := s.halfOpen.conns.Len(); n != limit {
-			t.Errorf("%d half-open connections are held", n)
-		}
-	})
-}
-
-func TestAPersonGetsThroughACrowdOfHalfOpenConnections(t *testing.T) {
-	s := &Server{Connect: refuseAll, MaxHalfOpen: 16}
-	addr := startServer(t, s, "127.0.0.1:0")
-	for range 200 {
-		dialServer(t, addr)
-	}
-	conn := dialServer(t, addr)
-	send(t, conn, append([]byte{5, 1, 0}, connectTo(target4)...)...)
-	expect(t, conn, 5, 0, 5, ReplyHostUnreachable, 0, 1, 0, 0, 0, 0, 0, 0)
-	eventually(t, "only 16 are half open", func() bool {
-		s.halfOpen.mu.Lock()
-		defer s.halfOpen.mu.Unlock()
-		return s.halfOpen.conns.Len() <= 16
-	})
-}
-
-func TestAcceptSurvivesWhatTheSystemRunsOutOf(t *testing.T) {
-	s := &Server{Connect: refuseAll}
-	inBubble(t, s, func(t *testing.T, ln *pipeListener) {
-		oldest := ln.dial()
-		defer oldest.Close()
-		synctest.Wait()
-		ln.errs <- &net.OpError{Op: "accept", Err: os.NewSyscallError("accept", syscall.EMFILE)}
-		start, failed := time.Now(), 0
-		if _, err := oldest.Read(make([]byte, 1)); err != io.EOF || time.Since(start) != 0 {
-			t.Errorf("the oldest half-open connection kept its descriptor for %v: %v", time.Since(start), err)
-		}
-		for time.Since(start) < time.Minute {
-			for _, errno := range []syscall.Errno{syscall.EMFILE, syscall.ENFILE, syscall.ECONNABORTED} {
-				ln.errs <- &net.OpError{Op: "accept", Err: os.NewSyscallError("accept", errno)}
-				failed++
-			}
-		}
-		if failed < 60 || failed > 80 {
-			t.Errorf("Accept was called %d times in a minute of errors", failed)
-		}
-		c := ln.dial()
-		defer c.Close()
-		send(t, c, 5, 1, 0)
-		expect(t, c, 5, 0)
-	})
-}
-
-func TestALostListenerEndsServeWithAnError(t *testing.T) {
-	for _, err := range []error{net.ErrClosed, &net.OpError{Op: "accept", Err: net.ErrClosed}, io.EOF} {
-		synctest.Test(t, func(t *testing.T) {
-			ln := newPipeListener()
-			served := make(chan error, 1)
-			go func() { served <- (&Server{Connect: refuseAll}).Serve(t.Context(), ln) }()
-			c := ln.dial()
-			defer c.Close()
-			ln.errs <- err
-			if got := <-served; !errors.Is(got, err) {
-				t.Errorf("Serve returns %v, want %v", got, err)
-			}
-			if _, err := c.Read(make([]byte, 1)); err != io.EOF {
-				t.Errorf("a connection outlived Serve: %v", err)
-			}
-		})
 	}
 }
 
 func TestTheEndOfTheContextEndsEverything(t *testing.T) {
 	started := make(chan struct{})
 	up := &recorder{}
-	s := &Server{
-		Connect: func(ctx context.Context, r *ConnectRequest) {
-			_ = r.Reply(ReplySucceeded, netip.AddrPort{})
+	s := &Server{Handler: handler{
+		connect: func(ctx context.Context, r *entrance.Request) {
+			_ = r.Reply(entrance.OK, netip.AddrPort{})
 			close(started)
 			_, err := r.Conn.Read(make([]byte, 1))
 			if err == nil || ctx.Err() == nil {
 				t.Errorf("read %v, context %v", err, ctx.Err())
 			}
 		},
-		Associate: func(*Association) (Uplink, byte) { return up, 0 },
-	}
+		associate: func(*Association) (entrance.Uplink, entrance.Result) { return up, entrance.OK },
+	}}
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	served := make(chan error, 1)
-	go func() { served <- s.Serve(ctx, ln) }()
+	go func() { served <- at(s).Serve(ctx, ln) }()
 	addr := ln.Addr().String()
 	half := dialServer(t, addr)
 	send(t, half, 5, 9)
@@ -538,14 +349,14 @@ func TestTheEndOfTheContextEndsEverything(t *testing.T) {
 	if n := up.ends.Load(); n != 1 {
 		t.Errorf("the association ended %d times", n)
 	}
-	if open, half := s.halfOpen.conns.Len(), s.reassembling.Load(); open != 0 || half != 0 {
-		t.Errorf("%d connections and %d bytes are still counted", open, half)
+	if n := s.reassembling.Load(); n != 0 {
+		t.Errorf("%d bytes are still counted", n)
 	}
 }
 
 func TestWrongPasswordsAreLoggedWithoutThem(t *testing.T) {
 	logs := &logBuffer{}
-	addr := startServer(t, &Server{Username: "user", Password: "secret", Connect: refuseAll, Log: logs.logger()}, "127.0.0.1:0")
+	addr := startServer(t, &Server{Authenticate: entrance.OneUser("user", "secret"), Handler: refusing, Log: logs.logger()}, "127.0.0.1:0")
 	conn := dialServer(t, addr)
 	send(t, conn, append([]byte{5, 1, 2, 1, 4}, "user\x07guessed"...)...)
 	expect(t, conn, 5, 2, 1, 1)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"wmproxy/internal/entrance"
 	"wmproxy/internal/udpio"
 )
 
@@ -19,7 +20,7 @@ const owningUser, otherUser = 1000, 1001
 // shareable returns a Server with a password on a machine where sockets with ports above
 // 6000 are another user's, sockets above 7000 are gone, and others are the owner's.
 func shareable() *Server {
-	s := &Server{Username: "u", Password: "p"}
+	s := &Server{Authenticate: entrance.OneUser("u", "p")}
 	s.owners.ask = func(kind socketKind, far, _ netip.AddrPort) socketUser {
 		switch {
 		case kind == kindTCP || far.Port() < 6000:
@@ -33,9 +34,11 @@ func shareable() *Server {
 }
 
 // localConn is a control connection of this machine.
-type localConn struct{ udpio.Conn }
+var localConn = &entrance.Conn{Conn: localControl{}}
 
-func (localConn) LocalAddr() netip.AddrPort { return port(1080) }
+type localControl struct{ udpio.Conn }
+
+func (localControl) LocalAddr() netip.AddrPort { return port(1080) }
 
 // from is a batch from these ports of the client, each datagram to a target of its own.
 func from(ports ...uint16) (ms []udpio.Message) {
@@ -57,7 +60,7 @@ func TestOnlyTheOwnersSocketsSpeakWithAPassword(t *testing.T) {
 	for _, named := range []uint16{0, 5001, 6001, 7001} {
 		up := &recorder{}
 		a := loose(up)
-		a.server, a.conn = shareable(), localConn{}
+		a.server, a.conn = shareable(), localConn
 		want := []string{"5001", "5002"}
 		if named != 0 {
 			a.sources.named = port(named)
@@ -75,7 +78,7 @@ func TestPortThatChangesHandsIsAskedForAgain(t *testing.T) {
 		up := &recorder{}
 		a := loose(up)
 		a.start = time.Now()
-		a.server, a.conn = shareable(), localConn{}
+		a.server, a.conn = shareable(), localConn
 		owner := uint32(owningUser)
 		a.server.owners.ask = func(kind socketKind, _, _ netip.AddrPort) socketUser {
 			return socketUser{owner, lookupFound}
@@ -118,7 +121,7 @@ func TestNamedSourceThatComesBackIsAlone(t *testing.T) {
 func TestSystemThatCannotTellLetsTheAddressSpeak(t *testing.T) {
 	up, logs := &recorder{}, &logBuffer{}
 	a := loose(up)
-	a.server, a.conn = shareable(), localConn{}
+	a.server, a.conn = shareable(), localConn
 	a.server.Log = logs.logger()
 	a.server.owners.ask = func(socketKind, netip.AddrPort, netip.AddrPort) socketUser { return socketUser{} }
 	a.relayUp(from(5001, 6001, 5001))
@@ -179,7 +182,7 @@ func TestSharedPortGoesByNamesAndUsers(t *testing.T) {
 	s := shareable()
 	p := sharing(s, one, two, three)
 	for _, a := range []*Association{one, two, three} {
-		a.conn = localConn{}
+		a.conn = localConn
 	}
 	two.controlAsked, two.controlUser = true, socketUser{otherUser, lookupFound}
 	p.receive(from(5003, 6001, 5001, 6002, 7001))
@@ -192,7 +195,7 @@ func TestSharedPortGoesByNamesAndUsers(t *testing.T) {
 func TestManySourcesAllocateNothing(t *testing.T) {
 	a := loose(uplinkFunc(func([]udpio.Message) {}))
 	a.server = shareable()
-	a.conn = localConn{}
+	a.conn = localConn
 	var ms []udpio.Message
 	d := datagram(0, body(target4, "x"))
 	fill := func() {

@@ -21,19 +21,20 @@ var mayImport = map[string][]string{
 		"internal/link", "internal/state", "internal/status", "internal/egress", "internal/udpio", "internal/cputime", "internal/loglimit", "socks",
 	},
 
-	"client":              {"internal/eyeballs", "internal/ingress", "internal/share", "internal/link", "internal/state", "internal/status", "internal/udpio", "socks", "tunnel", "certs"},
+	"client":              {"internal/entrance", "internal/eyeballs", "internal/ingress", "internal/share", "internal/link", "internal/state", "internal/status", "internal/udpio", "socks", "tunnel", "certs"},
 	"server":              {"internal/egress", "internal/admit", "internal/share", "internal/link", "internal/state", "internal/status", "internal/udpio", "tunnel", "certs"},
-	"internal/standalone": {"internal/ingress", "internal/egress", "internal/share", "internal/state", "internal/status", "internal/udpio", "socks", "tunnel"},
+	"internal/standalone": {"internal/entrance", "internal/ingress", "internal/egress", "internal/share", "internal/state", "internal/status", "internal/udpio", "socks", "tunnel"},
 
-	"internal/ingress": {"internal/relay", "internal/share", "internal/status", "internal/udpio", "socks", "tunnel"},
-	"internal/egress":  {"internal/eyeballs", "internal/relay", "internal/share", "internal/status", "internal/udpio", "socks", "tunnel"},
-	"internal/relay":   {"internal/udpio", "tunnel"},
-	"internal/status":  {"tunnel"}, // for the structs of a snapshot
+	"internal/entrance": {"internal/admit", "internal/udpio"},
+	"internal/ingress":  {"internal/entrance", "internal/relay", "internal/share", "internal/status", "internal/udpio", "socks", "tunnel"},
+	"internal/egress":   {"internal/eyeballs", "internal/relay", "internal/share", "internal/status", "internal/udpio", "socks", "tunnel"},
+	"internal/relay":    {"internal/udpio", "tunnel"},
+	"internal/status":   {"tunnel"}, // for the structs of a snapshot
 
 	"internal/user":  {"internal/stats"},
 	"internal/stats": {},
 
-	"socks":          {"internal/udpio"},
+	"socks":          {"internal/entrance", "internal/udpio"},
 	"tunnel":         {"internal/udpio"},
 	"certs":          {},
 	"internal/udpio": {},
@@ -125,16 +126,17 @@ func TestTheHouseHasNoCircle(t *testing.T) {
 	}
 	// The sentences of docs/ARCHITECTURE.md.
 	for p, never := range map[string][]string{
-		"client":           {"internal/egress", "server"},
-		"server":           {"internal/ingress", "client"},
-		"internal/ingress": {"internal/egress", "client", "server", "certs"},
-		"internal/egress":  {"internal/ingress", "client", "server", "certs"},
-		"tunnel":           {"socks", "certs", "internal/relay", "internal/ingress", "internal/egress"},
-		"socks":            {"tunnel", "certs", "internal/relay"},
-		"certs":            {"tunnel", "socks", "internal/udpio"},
-		"internal/udpio":   {"tunnel", "socks", "certs"},
-		"internal/status":  {"socks", "certs", "internal/ingress", "internal/egress", "client", "server"},
-		"internal/probe":   {"tunnel", "client", "server", "internal/ingress", "internal/egress"},
+		"client":            {"internal/egress", "server"},
+		"server":            {"internal/ingress", "client"},
+		"internal/entrance": {"socks", "tunnel", "internal/ingress"},
+		"internal/ingress":  {"internal/egress", "client", "server", "certs"},
+		"internal/egress":   {"internal/ingress", "client", "server", "certs"},
+		"tunnel":            {"socks", "certs", "internal/relay", "internal/ingress", "internal/egress"},
+		"socks":             {"tunnel", "certs", "internal/relay"},
+		"certs":             {"tunnel", "socks", "internal/udpio"},
+		"internal/udpio":    {"tunnel", "socks", "certs"},
+		"internal/status":   {"socks", "certs", "internal/ingress", "internal/egress", "client", "server"},
+		"internal/probe":    {"tunnel", "client", "server", "internal/ingress", "internal/egress"},
 	} {
 		for _, other := range never {
 			if below[p][other] {

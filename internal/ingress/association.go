@@ -5,20 +5,21 @@ import (
 	"sync/atomic"
 	"time"
 
+	"wmproxy/internal/entrance"
 	"wmproxy/internal/udpio"
 	"wmproxy/socks"
 	"wmproxy/tunnel"
 )
 
-// association joins a SOCKS5 association and the flow that carries it now.
+// association joins an application's association and the flow that carries it now.
 type association struct {
 	route  *Route
-	socks  *socks.Association
+	app    entrance.Association
 	byName bool // answers from a name that was sent to carry it
-	leg    atomic.Pointer[leg]
+	flow   atomic.Pointer[flow]
 	use    use
-	over   atomic.Bool
-	// away says that the flow is not of the preferred session; used is then when
+	ended  atomic.Bool
+	// away is set if the flow is not of the preferred session; used is then when
 	// the application last sent or got something.
 	away atomic.Bool
 	used atomic.Int64 // in ns since the Unix epoch
@@ -27,10 +28,10 @@ type association struct {
 	lost tunnel.Drops // of the flows before this one; guarded by mu
 }
 
-// leg is one flow of an association, from the session's view.
-type leg struct {
-	a    *association
-	flow *tunnel.Flow
+// flow is one flow of an association, from the session's view.
+type flow struct {
+	*tunnel.Flow
+	a *association
 }
 
 // open starts a flow over the preferred session.
@@ -41,46 +42,46 @@ func (a *association) open() bool {
 }
 
 func (a *association) openLocked(s *tunnel.Session) bool {
-	l := &leg{a: a}
-	f, err := s.OpenFlow(l)
+	f := &flow{a: a}
+	opened, err := s.OpenFlow(f)
 	if err != nil {
 		return false
 	}
-	l.flow = f
-	a.leg.Store(l)
+	f.Flow = opened
+	a.flow.Store(f)
 	a.away.Store(false)
-	if a.over.Load() {
+	if a.ended.Load() {
 		f.End(tunnel.EndNormal)
 	}
 	return true
 }
 
 // move replaces from, if that still is the flow, by one over another session.
-func (a *association) move(from *leg, to *tunnel.Session) bool {
+func (a *association) move(from *flow, to *tunnel.Session) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.leg.Load() != from || from.flow.Session() == to || a.over.Load() {
+	if a.flow.Load() != from || from.Session() == to || a.ended.Load() {
 		return false
 	}
 	if !a.openLocked(to) {
 		return false
 	}
-	a.lost.Add(from.flow.Drops())
-	from.flow.End(tunnel.EndNormal)
+	a.lost.Add(from.Drops())
+	from.End(tunnel.EndNormal)
 	return true
 }
 
 // Send takes datagrams from the application.
 func (a *association) Send(ms []udpio.Message) {
 	a.use.note()
-	l := a.leg.Load()
-	if s := a.route.preferred.Load(); l.flow.Session() != s {
-		l = a.reconsider(l, s)
+	f := a.flow.Load()
+	if s := a.route.preferred.Load(); f.Session() != s {
+		f = a.reconsider(f, s)
 	}
-	if a.byName && l.flow.Session().PeerFeatures().Has(tunnel.NamedAnswers) {
+	if a.byName && f.Session().PeerFeatures().Has(tunnel.NamedAnswers) {
 		askForNames(ms)
 	}
-	l.flow.Send(ms)
+	f.Send(ms)
 }
 
 // askForNames has the answers to datagrams that are sent to a name carry that name. The
@@ -94,27 +95,27 @@ func askForNames(ms []udpio.Message) {
 }
 
 // reconsider is called with each batch while another session is preferred.
-func (a *association) reconsider(l *leg, preferred *tunnel.Session) *leg {
+func (a *association) reconsider(f *flow, preferred *tunnel.Session) *flow {
 	now := time.Now().UnixNano()
 	if !a.away.Swap(true) {
 		a.used.Store(now)
-		return l
+		return f
 	}
 	if used := a.used.Swap(now); now-used >= int64(idleReturn) {
-		a.move(l, preferred)
+		a.move(f, preferred)
 	}
-	return a.leg.Load()
+	return a.flow.Load()
 }
 
-// End says that the application ended the association.
+// End is called when the application has ended the association.
 func (a *association) End() {
-	a.over.Store(true)
+	a.ended.Store(true)
 	a.route.remove(a)
-	a.leg.Load().flow.End(tunnel.EndNormal)
+	a.flow.Load().End(tunnel.EndNormal)
 	a.use.leave()
 }
 
-// DropAttrs is what the tunnel dropped, for the association's line in the log.
+// DropAttrs returns how many datagrams the tunnel dropped, for the association's line in the log.
 func (a *association) DropAttrs() []any {
 	drops := a.drops()
 	return drops.Attrs()
@@ -124,33 +125,33 @@ func (a *association) drops() tunnel.Drops {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	drops := a.lost
-	drops.Add(a.leg.Load().flow.Drops())
+	drops.Add(a.flow.Load().Drops())
 	return drops
 }
 
 // Receive takes datagrams for the application, also those still under way on a
 // flow that another has replaced.
-func (l *leg) Receive(bodies [][]byte) {
-	l.a.use.note()
-	if l.a.away.Load() {
-		l.a.used.Store(time.Now().UnixNano())
+func (f *flow) Receive(bodies [][]byte) {
+	f.a.use.note()
+	if f.a.away.Load() {
+		f.a.used.Store(time.Now().UnixNano())
 	}
-	l.a.socks.Deliver(bodies)
+	f.a.app.Deliver(bodies)
 }
 
-// Ended is the far end's word that the flow is no more. A limit ends the
+// Ended is called when the far end has ended the flow. A limit ends the
 // association; after anything else the next datagram goes over a new flow.
-func (l *leg) Ended(code tunnel.EndCode) {
-	a := l.a
+func (f *flow) Ended(code tunnel.EndCode) {
+	a := f.a
 	a.mu.Lock()
-	current := a.leg.Load() == l
+	current := a.flow.Load() == f
 	ok := true
 	if current && code != tunnel.EndLimit {
-		a.lost.Add(l.flow.Drops())
+		a.lost.Add(f.Drops())
 		ok = a.openLocked(a.route.preferred.Load())
 	}
 	a.mu.Unlock()
 	if current && (code == tunnel.EndLimit || !ok) {
-		a.socks.Close()
+		a.app.Close()
 	}
 }

@@ -1,5 +1,5 @@
-// Package ingress is entrances to the tunnel: what an application asks for in
-// its own protocol becomes a flow or a stream. It knows nothing of the far end.
+// Package ingress carries requests of applications through the tunnel, as flows and streams. It knows neither
+// the protocol of a request nor the far end.
 package ingress
 
 import (
@@ -10,17 +10,18 @@ import (
 	"net/netip"
 	"time"
 
+	"wmproxy/internal/entrance"
 	"wmproxy/internal/relay"
 	"wmproxy/socks"
 	"wmproxy/tunnel"
 )
 
-// connectTimeout bounds the far end's answer to a CONNECT; the far end's own
+// connectTimeout bounds the far end's answer to a request; the far end's own
 // bounds on the name and the dial are shorter.
 const connectTimeout = 20 * time.Second
 
-// SOCKS is the SOCKS5 entrance: its methods are the hooks of a socks.Server.
-type SOCKS struct {
+// Handler serves the requests of entrances.
+type Handler struct {
 	Route *Route
 	Room  *Room // nil: descriptors are not shared out
 	Log   *slog.Logger
@@ -30,67 +31,106 @@ type SOCKS struct {
 	AddressAnswers bool
 }
 
-// Connect carries one CONNECT through the tunnel and returns at its end.
-func (s *SOCKS) Connect(ctx context.Context, r *socks.ConnectRequest) {
+var _ entrance.Handler = (*Handler)(nil)
+
+// Connect carries a request's connection through the tunnel and returns at its end.
+func (h *Handler) Connect(ctx context.Context, r *entrance.Request) {
 	ctx, end := context.WithCancelCause(ctx)
 	defer end(nil)
 	var use use
 	defer use.leave()
-	if err := s.Room.enterStream(ctx, &use, userOf(r.User, r.Client.Addr()), func() { end(errGivenUp) }); err != nil {
-		s.full("CONNECT", r.User, r.Client, err)
-		_ = r.Reply(socks.ReplyGeneralFailure, netip.AddrPort{})
-		return
-	}
-	opening, cancel := context.WithTimeout(ctx, connectTimeout)
-	st, bound, err := s.Route.preferred.Load().OpenStream(opening, r.DstWire)
-	cancel()
+	st, bound, err := h.open(ctx, &use, r.Origin, r.Target, func() { end(errGivenUp) })
 	if err != nil {
-		code := reply(err)
-		s.Log.Info("CONNECT failed", slog.String("user", r.User), slog.String("client", r.Client.String()),
-			slog.String("target", r.Dst.String()), slog.Int("reply", int(code)), slog.Any("reason", err))
-		_ = r.Reply(code, netip.AddrPort{})
+		_ = r.Reply(err.Result, netip.AddrPort{})
 		return
 	}
-	ap, _, _, _ := socks.SplitAddr(bound)
-	if err := r.Reply(socks.ReplySucceeded, ap); err != nil {
+	if err := r.Reply(entrance.OK, bound); err != nil {
 		st.Reset(tunnel.CodeConnectionReset)
 		return
 	}
 	began := time.Now()
-	res := relay.Run(ctx, r.Conn.(*net.TCPConn), r.Ahead, relay.Noted(st, use.note))
-	s.Log.Debug("stream ended", slog.String("user", r.User), slog.String("target", r.Dst.String()),
+	res := relay.Run(ctx, r.Conn.(*net.TCPConn), r.Ahead, st)
+	h.Log.Debug("stream ended", slog.String("user", r.User), slog.String("target", r.Target.String()),
 		slog.Duration("duration", time.Since(began)), slog.Int64("bytes_up", res.ToStream),
 		slog.Int64("bytes_down", res.FromStream), slog.Any("error", res.Err))
 }
 
-// reply is the reply code for what kept a stream from opening.
-func reply(err error) byte {
-	if refused := (*tunnel.RefusedError)(nil); errors.As(err, &refused) {
-		return refused.Code
+// Dial opens a stream to t for o.
+func (h *Handler) Dial(ctx context.Context, o entrance.Origin, t entrance.Target) (net.Conn, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	c := new(streamConn)
+	st, bound, err := h.open(ctx, &c.use, o, t, func() { cancel(); c.giveUp() })
+	if err != nil {
+		c.use.leave()
+		return nil, err
 	}
-	if errors.Is(err, context.DeadlineExceeded) {
-		return socks.ReplyTTLExpired // as the exit says when the target does not answer
+	if !c.start(st, bound) {
+		return nil, &entrance.Error{Result: entrance.Limit, Err: errGivenUp}
 	}
-	return socks.ReplyGeneralFailure
+	return c, nil
 }
 
-// Associate carries one UDP association through the tunnel as a flow.
-func (s *SOCKS) Associate(a *socks.Association) (socks.Uplink, byte) {
-	as := &association{route: s.Route, socks: a, byName: !s.AddressAnswers}
-	if err := s.Room.enter(&as.use, userOf(a.User(), a.Client().Addr()), a.Close); err != nil {
-		s.full("UDP ASSOCIATE", a.User(), a.Client(), err)
-		return nil, socks.ReplyGeneralFailure
+// open takes what a stream needs and opens it; end is called if others need that. The caller calls use.leave.
+func (h *Handler) open(ctx context.Context, use *use, o entrance.Origin, t entrance.Target, end func()) (tunnel.Stream, netip.AddrPort, *entrance.Error) {
+	if err := h.Room.enterStream(ctx, use, userOf(o), end); err != nil {
+		h.full("a TCP connection", o, err)
+		return nil, netip.AddrPort{}, &entrance.Error{Result: entrance.Limit, Err: err}
+	}
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
+	st, bound, err := h.openStream(ctx, t)
+	if err != nil {
+		res := resultOf(err)
+		h.Log.Info("connecting failed", slog.String("user", o.User), slog.String("client", o.Client.String()),
+			slog.String("target", t.String()), slog.String("result", res.String()), slog.Any("reason", err))
+		return nil, netip.AddrPort{}, &entrance.Error{Result: res, Err: err}
+	}
+	ap, _, _, _ := socks.SplitAddr(bound)
+	return relay.Noted(st, use.note), ap, nil
+}
+
+func (h *Handler) openStream(ctx context.Context, t entrance.Target) (tunnel.Stream, []byte, error) {
+	addr, err := socks.AddrOf(t.Host, t.Port)
+	if err != nil {
+		return nil, nil, err
+	}
+	return h.Route.preferred.Load().OpenStream(ctx, socks.AppendAddr(nil, addr))
+}
+
+// resultOf returns the result for the error that kept a stream from opening.
+func resultOf(err error) entrance.Result {
+	refused, reset := (*tunnel.RefusedError)(nil), (*tunnel.ResetError)(nil)
+	switch {
+	case errors.As(err, &refused):
+		return entrance.FromSOCKS5(refused.Code)
+	case errors.Is(err, tunnel.ErrNotAttached), errors.Is(err, tunnel.ErrUnanswered), errors.Is(err, tunnel.ErrSessionClosed):
+		return entrance.Unavailable
+	case errors.Is(err, tunnel.ErrStreamLimit), errors.As(err, &reset) && reset.Code == tunnel.CodeLimit:
+		return entrance.Limit
+	case errors.Is(err, context.DeadlineExceeded):
+		return entrance.TimedOut // as the exit says when the target does not answer
+	}
+	return entrance.Failed
+}
+
+// Associate carries a UDP association through the tunnel as a flow.
+func (h *Handler) Associate(a entrance.Association) (entrance.Uplink, entrance.Result) {
+	as := &association{route: h.Route, app: a, byName: !h.AddressAnswers}
+	if err := h.Room.enter(&as.use, userOf(a.Origin()), a.Close); err != nil {
+		h.full("a UDP association", a.Origin(), err)
+		return nil, entrance.Limit
 	}
 	if !as.open() {
 		as.use.leave()
-		return nil, socks.ReplyGeneralFailure
+		return nil, entrance.Failed
 	}
-	s.Route.add(as)
-	return as, socks.ReplySucceeded
+	h.Route.add(as)
+	return as, entrance.OK
 }
 
 // full logs that there is no room for an application's request.
-func (s *SOCKS) full(what, user string, client netip.AddrPort, err error) {
-	s.Log.Warn("refused for want of room", slog.String("what", what), slog.String("user", user),
-		slog.String("client", client.String()), slog.Any("error", err))
+func (h *Handler) full(request string, o entrance.Origin, err error) {
+	h.Log.Warn("refused for want of room", slog.String("request", request), slog.String("user", o.User),
+		slog.String("client", o.Client.String()), slog.Any("error", err))
 }

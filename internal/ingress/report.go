@@ -20,12 +20,12 @@ func (r *Route) Report() []status.Association {
 }
 
 func (a *association) report() status.Association {
-	s, drops, f := a.socks.Stats(), a.drops(), a.leg.Load().flow
+	o, t, drops, f := a.app.Origin(), a.app.Traffic(), a.drops(), a.flow.Load()
 	return status.Association{
-		User: a.socks.User(), Client: a.socks.Client().String(), Session: f.Session().ID().String(), Flow: f.ID(),
-		AgeSeconds: status.Seconds(a.socks.Age()),
-		Up:         status.Traffic{Datagrams: s.Up.Datagrams, Bytes: s.Up.Bytes},
-		Down:       status.Traffic{Datagrams: s.Down.Datagrams, Bytes: s.Down.Bytes},
-		Drops:      status.Add(s.DropsByReason(), drops.ByReason()),
+		User: o.User, Client: o.Client.String(), Session: f.Session().ID().String(), Flow: f.ID(),
+		AgeSeconds: status.Seconds(a.app.Age()),
+		Up:         status.Traffic{Datagrams: t.UpDatagrams, Bytes: t.UpBytes},
+		Down:       status.Traffic{Datagrams: t.DownDatagrams, Bytes: t.DownBytes},
+		Drops:      status.Add(t.Drops, drops.ByReason()),
 	}
 }

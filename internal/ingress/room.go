@@ -3,15 +3,15 @@ package ingress
 import (
 	"context"
 	"errors"
-	"net/netip"
 	"sync/atomic"
 
+	"wmproxy/internal/entrance"
 	"wmproxy/internal/share"
 	"wmproxy/tunnel"
 )
 
-// Room is the descriptors that applications share. Its users are the SOCKS5 users,
-// or client addresses if there is no password.
+// Room is the descriptors that applications share. Its users are the users that
+// authenticated, or client addresses if there is no password.
 type Room struct {
 	*share.Pool
 
@@ -24,7 +24,7 @@ type Room struct {
 	Streams *share.Pool
 }
 
-// MakeRoom is the hook of a socks.Server for when the system has no descriptors left.
+// MakeRoom is the hook of an entrance for when the system has no descriptors left.
 func (r *Room) MakeRoom(halfOpen int) bool {
 	return halfOpen < r.Most() && r.Squeeze("", share.Stream) != nil
 }
@@ -45,11 +45,11 @@ var errGivenUp = &tunnel.ResetError{Code: tunnel.CodeLimit, Cause: errors.New("o
 var errNoStreams = errors.New("no more TCP streams may be open for this user")
 
 // userOf returns who an application counts as.
-func userOf(user string, client netip.Addr) string {
-	if user != "" {
-		return user
+func userOf(o entrance.Origin) string {
+	if o.User != "" {
+		return o.User
 	}
-	client = client.Unmap().WithZone("")
+	client := o.Client.Addr().Unmap().WithZone("")
 	if client.Is6() {
 		if p, err := client.Prefix(subnetBits); err == nil {
 			return p.String()

@@ -33,7 +33,7 @@ func NewRoute(s *tunnel.Session) *Route {
 // are; a flow follows when it has been idle.
 func (r *Route) Prefer(s *tunnel.Session) { r.preferred.Store(s) }
 
-// Prefers says whether new flows and streams go to s.
+// Prefers reports whether new flows and streams go to s.
 func (r *Route) Prefers(s *tunnel.Session) bool { return r.preferred.Load() == s }
 
 // Leave moves every association of s to the preferred session and returns how
@@ -46,13 +46,13 @@ func (r *Route) Leave(s *tunnel.Session) (moved int) {
 	r.mu.Lock()
 	var leaving []*association
 	for a := range r.associations {
-		if a.leg.Load().flow.Session() == s {
+		if a.flow.Load().Session() == s {
 			leaving = append(leaving, a)
 		}
 	}
 	r.mu.Unlock()
 	for _, a := range leaving {
-		if a.move(a.leg.Load(), to) {
+		if a.move(a.flow.Load(), to) {
 			moved++
 		}
 	}

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"wmproxy/internal/egress"
+	"wmproxy/internal/entrance"
 	"wmproxy/internal/ingress"
 	"wmproxy/internal/share"
 	"wmproxy/internal/state"
@@ -60,7 +61,7 @@ func Run(ctx context.Context, cfg Config) error {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	ln, err := socks.Listen(ctx, cfg.Bind)
+	ln, err := entrance.Listen(ctx, cfg.Bind)
 	if err != nil {
 		return fmt.Errorf("listening on %s: %w", cfg.Bind, err)
 	}
@@ -97,13 +98,14 @@ func Run(ctx context.Context, cfg Config) error {
 	defer budget.Close()
 
 	route := ingress.NewRoute(session)
-	entrance := &ingress.SOCKS{Route: route, Room: &ingress.Room{Pool: room, Beside: 1}, Log: cfg.Log, AddressAnswers: cfg.AddressAnswers}
-	proxy := &socks.Server{
-		Username: cfg.User, Password: cfg.Pass,
-		UDPAdvertise: cfg.UDPAdvertise, UDPPorts: cfg.UDPPorts, UDPFrom: cfg.UDPFrom, NoOffload: cfg.NoOffload,
-		Connect: entrance.Connect, Associate: entrance.Associate,
-		MaxHalfOpen: room.HalfOpen(), MakeRoom: entrance.Room.MakeRoom,
-		Log: cfg.Log,
+	handler := &ingress.Handler{Route: route, Room: &ingress.Room{Pool: room, Beside: 1}, Log: cfg.Log, AddressAnswers: cfg.AddressAnswers}
+	proxy := &entrance.Server{
+		Protocols: []entrance.Protocol{&socks.Server{
+			Authenticate: entrance.OneUser(cfg.User, cfg.Pass),
+			UDPAdvertise: cfg.UDPAdvertise, UDPPorts: cfg.UDPPorts, UDPFrom: cfg.UDPFrom, NoOffload: cfg.NoOffload,
+			Handler: handler, Log: cfg.Log,
+		}},
+		MaxHalfOpen: room.HalfOpen(), MakeRoom: handler.Room.MakeRoom, Log: cfg.Log,
 	}
 	defer serveStatus(&cfg, ln.Addr().String(), route, exits, budget)()
 	cfg.Log.Info("SOCKS5 is listening", slog.String("address", ln.Addr().String()))

@@ -1,4 +1,4 @@
-package socks
+package entrance
 
 import (
 	"net"

@@ -1,6 +1,6 @@
 //go:build !linux
 
-package socks
+package entrance
 
 import (
 	"context"

@@ -2,8 +2,6 @@ package socks
 
 import (
 	"bytes"
-	"context"
-	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -16,6 +14,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"wmproxy/internal/entrance"
 	"wmproxy/internal/udpio"
 )
 
@@ -63,32 +62,32 @@ func (e *echo) Send(ms []udpio.Message) {
 
 func (e *echo) End() { e.ends.Add(1) }
 
-// An entrance is a Server whose associations echo, and all of them so far.
-type entrance struct {
+// An echoServer is a Server whose associations echo, and all of them so far.
+type echoServer struct {
 	Server
 	mu   sync.Mutex
 	ups  []*echo
 	logs logBuffer
 }
 
-func (e *entrance) associate(a *Association) (Uplink, byte) {
+func (e *echoServer) associate(a *Association) (entrance.Uplink, entrance.Result) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	up := &echo{a: a}
 	e.ups = append(e.ups, up)
-	return up, 0
+	return up, entrance.OK
 }
 
 // nth is the echo of the nth association.
-func (e *entrance) nth(n int) *echo {
+func (e *echoServer) nth(n int) *echo {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return e.ups[n]
 }
 
 // start serves e and returns its address.
-func (e *entrance) start(t testing.TB, listen string) string {
-	e.Associate = e.associate
+func (e *echoServer) start(t testing.TB, listen string) string {
+	e.Handler = handler{associate: e.associate}
 	e.Log = e.logs.logger()
 	return startServer(t, &e.Server, listen)
 }
@@ -149,9 +148,9 @@ func datagram(frag byte, body []byte) []byte { return append([]byte{0, 0, frag},
 // counted right after.
 func expectStats(t testing.TB, a *Association, want Stats) {
 	t.Helper()
-	for end := time.Now().Add(patience); a.Stats() != want; <-time.After(time.Millisecond) {
+	for end := time.Now().Add(patience); a.snapshot() != want; <-time.After(time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("stats %+v, want %+v", a.Stats(), want)
+			t.Fatalf("stats %+v, want %+v", a.snapshot(), want)
 		}
 	}
 }
@@ -192,7 +191,7 @@ func roundTrip(t testing.TB, c *net.UDPConn, to netip.AddrPort, d []byte) {
 }
 
 func TestTheHintOfAnAssociationIsOnlyAHint(t *testing.T) {
-	e := &entrance{}
+	e := &echoServer{}
 	addr := e.start(t, "127.0.0.1:0")
 	for what, dst := range map[string][]byte{
 		"anywhere":                     anywhere,
@@ -219,7 +218,7 @@ func TestBNDIsTheAddressTheClientCameTo(t *testing.T) {
 		{"[::]:0", "127.0.0.3", "127.0.0.3"}, // IPv4-mapped within the server
 		{"[::]:0", "::1", "::1"},
 	} {
-		e := &entrance{}
+		e := &echoServer{}
 		_, port, _ := net.SplitHostPort(e.start(t, c.listen))
 		control, bound := openAssociation(t, net.JoinHostPort(c.dial, port))
 		if bound.Addr().String() != c.want {
@@ -231,13 +230,13 @@ func TestBNDIsTheAddressTheClientCameTo(t *testing.T) {
 }
 
 func TestAnAdvertisedAddressIsToldAndTheWildcardBound(t *testing.T) {
-	e := &entrance{Server: Server{UDPAdvertise: netip.MustParseAddr("::ffff:127.0.0.9")}}
+	e := &echoServer{Server: Server{UDPAdvertise: netip.MustParseAddr("::ffff:127.0.0.9")}}
 	addr := e.start(t, "127.0.0.1:0")
 	_, bound := openAssociation(t, addr)
 	if bound.Addr().String() != "127.0.0.9" {
 		t.Errorf("bound %v", bound)
 	}
-	if local := e.nth(0).a.LocalAddr(); !local.Addr().IsUnspecified() || local.Port() != bound.Port() {
+	if local := e.nth(0).a.sock.LocalAddr(); !local.Addr().IsUnspecified() || local.Port() != bound.Port() {
 		t.Errorf("the socket is on %v", local)
 	}
 	c := udpSocket(t, "127.0.0.1")
@@ -246,7 +245,7 @@ func TestAnAdvertisedAddressIsToldAndTheWildcardBound(t *testing.T) {
 }
 
 func TestDatagramsOfAllSizesPassBothWays(t *testing.T) {
-	e := &entrance{}
+	e := &echoServer{}
 	addr := e.start(t, "127.0.0.1:0")
 	_, bound := openAssociation(t, addr)
 	c := udpSocket(t, "127.0.0.1")
@@ -261,7 +260,7 @@ func TestDatagramsOfAllSizesPassBothWays(t *testing.T) {
 }
 
 func TestAnIPv6AssociationCarriesTheLargestIPv4Datagram(t *testing.T) {
-	e := &entrance{}
+	e := &echoServer{}
 	addr := e.start(t, "[::1]:0")
 	_, bound := openAssociation(t, addr)
 	c := udpSocket(t, "::1")
@@ -269,7 +268,7 @@ func TestAnIPv6AssociationCarriesTheLargestIPv4Datagram(t *testing.T) {
 }
 
 func TestWhatExceedsADatagramIsDroppedAndCounted(t *testing.T) {
-	e := &entrance{}
+	e := &echoServer{}
 	addr := e.start(t, "127.0.0.1:0")
 	_, bound := openAssociation(t, addr)
 	c := udpSocket(t, "127.0.0.1")
@@ -296,7 +295,7 @@ func TestWhatExceedsADatagramIsDroppedAndCounted(t *testing.T) {
 }
 
 func TestABadDatagramIsCountedAndEndsNothing(t *testing.T) {
-	e := &entrance{}
+	e := &echoServer{}
 	addr := e.start(t, "127.0.0.1:0")
 	_, bound := openAssociation(t, addr)
 	c := udpSocket(t, "127.0.0.1")
@@ -320,13 +319,13 @@ func TestABadDatagramIsCountedAndEndsNothing(t *testing.T) {
 	}
 	roundTrip(t, c, bound, datagram(0, body(target4, "")))
 	want := uint64(2 * len(bad))
-	if got := e.nth(0).a.Stats(); got.Drops[DropMalformed] != want || got.Up.Datagrams != 2 {
+	if got := e.nth(0).a.snapshot(); got.Drops[DropMalformed] != want || got.Up.Datagrams != 2 {
 		t.Errorf("stats %+v, want %d malformed", got, want)
 	}
 }
 
 func TestOnlyTheClientsAddressMaySpeak(t *testing.T) {
-	e := &entrance{}
+	e := &echoServer{}
 	addr := e.start(t, "127.0.0.1:0")
 	_, bound := openAssociation(t, addr)
 	first, second, stranger := udpSocket(t, "127.0.0.1"), udpSocket(t, "127.0.0.1"), udpSocket(t, "127.0.0.2")
@@ -346,7 +345,7 @@ func TestOnlyTheClientsAddressMaySpeak(t *testing.T) {
 }
 
 func TestUDPFromLetsOtherAddressesIn(t *testing.T) {
-	e := &entrance{Server: Server{UDPFrom: []netip.Prefix{netip.MustParsePrefix("127.0.1.0/24")}}}
+	e := &echoServer{Server: Server{UDPFrom: []netip.Prefix{netip.MustParsePrefix("127.0.1.0/24")}}}
 	addr := e.start(t, "127.0.0.1:0")
 	_, bound := openAssociation(t, addr)
 	inside, outside, own := udpSocket(t, "127.0.1.7"), udpSocket(t, "127.0.2.7"), udpSocket(t, "127.0.0.1")
@@ -355,13 +354,13 @@ func TestUDPFromLetsOtherAddressesIn(t *testing.T) {
 	roundTrip(t, inside, bound, good)
 	roundTrip(t, own, bound, good)
 	roundTrip(t, inside, bound, good)
-	if got := e.nth(0).a.Stats(); got.Drops[DropSource] != 1 || got.Up.Datagrams != 3 {
+	if got := e.nth(0).a.snapshot(); got.Drops[DropSource] != 1 || got.Up.Datagrams != 3 {
 		t.Errorf("stats %+v", got)
 	}
 }
 
 func TestFragmentsPassAsOneDatagram(t *testing.T) {
-	e := &entrance{}
+	e := &echoServer{}
 	addr := e.start(t, "127.0.0.1:0")
 	control, bound := openAssociation(t, addr)
 	c := udpSocket(t, "127.0.0.1")
@@ -392,7 +391,7 @@ func TestFragmentsPassAsOneDatagram(t *testing.T) {
 }
 
 // loose is an association without sockets, for what happens above them.
-func loose(up Uplink) *Association {
+func loose(up entrance.Uplink) *Association {
 	return &Association{
 		server: &Server{},
 		up:     up,
@@ -444,7 +443,7 @@ func TestAFragmentThatNeverArrivesIsForgotten(t *testing.T) {
 		if held := a.server.reassembling.Load(); held != 0 {
 			t.Errorf("%d bytes of a sequence that was begun again are held for good", held)
 		}
-		if got := a.Stats(); got.Drops[DropFragment] != 6 || got.Up.Datagrams != 1 {
+		if got := a.snapshot(); got.Drops[DropFragment] != 6 || got.Up.Datagrams != 1 {
 			t.Errorf("stats %+v", got)
 		}
 	})
@@ -464,7 +463,7 @@ func TestAllReassemblyTogetherIsBounded(t *testing.T) {
 		if held := s.reassembling.Load(); held > maxReassembling+2*maxReassembled || held < maxReassembling-2*maxReassembled {
 			t.Errorf("%d bytes are held", held)
 		}
-		if got := all[399].Stats(); got.Drops[DropFragment] != 1 {
+		if got := all[399].snapshot(); got.Drops[DropFragment] != 1 {
 			t.Errorf("the last one: %+v", got)
 		}
 		time.Sleep(ReassemblyTime)
@@ -523,8 +522,8 @@ func TestPortZeroIsNoSource(t *testing.T) {
 	ms[0].Addr = netip.MustParseAddrPort("127.0.0.1:0")
 	a.relayUp(ms)
 	a.relayUp(incoming(datagram(0, body(target4, "y"))))
-	if got := up.all(); len(got) != 1 || got[0] != string(body(target4, "y")) || a.Stats().Drops[DropSource] != 1 {
-		t.Errorf("got %q, stats %+v", got, a.Stats())
+	if got := up.all(); len(got) != 1 || got[0] != string(body(target4, "y")) || a.snapshot().Drops[DropSource] != 1 {
+		t.Errorf("got %q, stats %+v", got, a.snapshot())
 	}
 }
 
@@ -580,7 +579,7 @@ func TestAnAssociationEndsWithItsControlConnection(t *testing.T) {
 			_, _ = c.Write(make([]byte, maxControlJunk+1))
 		},
 	} {
-		e := &entrance{}
+		e := &echoServer{}
 		addr := e.start(t, "127.0.0.1:0")
 		control, bound := openAssociation(t, addr)
 		send(t, control, []byte("what is not asked for is thrown away")...)
@@ -606,7 +605,7 @@ func TestAnAssociationEndsWithItsControlConnection(t *testing.T) {
 }
 
 func TestTheEndOfAnAssociationIsOneLineInTheLog(t *testing.T) {
-	e := &entrance{Server: Server{Username: "user", Password: "p"}}
+	e := &echoServer{Server: Server{Authenticate: entrance.OneUser("user", "p")}}
 	addr := e.start(t, "127.0.0.1:0")
 	control := dialServer(t, addr)
 	send(t, control, append([]byte{5, 1, 2, 1, 4, 'u', 's', 'e', 'r', 1, 'p', 5, 3, 0}, anywhere...)...)
@@ -637,10 +636,10 @@ func TestTheEndOfAnAssociationIsOneLineInTheLog(t *testing.T) {
 
 func TestALimitRefusesAnAssociationAndLeavesNothing(t *testing.T) {
 	local := make(chan netip.AddrPort, 1)
-	s := &Server{Associate: func(a *Association) (Uplink, byte) {
-		local <- a.LocalAddr()
-		return nil, ReplyNotAllowed
-	}}
+	s := &Server{Handler: handler{associate: func(a *Association) (entrance.Uplink, entrance.Result) {
+		local <- a.sock.LocalAddr()
+		return nil, entrance.Denied
+	}}}
 	addr := startServer(t, s, "127.0.0.1:0")
 	c, code, _ := requestAssociation(t, addr, anywhere)
 	if code != ReplyNotAllowed {
@@ -659,15 +658,12 @@ func TestALimitRefusesAnAssociationAndLeavesNothing(t *testing.T) {
 func TestAClientElsewhereThatIsToldLoopbackIsAWarning(t *testing.T) {
 	for remote, warned := range map[string]bool{"192.0.2.1:4000": true, "127.0.0.1:4000": false} {
 		logs := &logBuffer{}
-		sv := &serving{ctx: context.Background(), Server: &Server{
-			Log:       logs.logger(),
-			Associate: func(*Association) (Uplink, byte) { return uplinkFunc(nil), 0 },
-		}}
-		c := &scriptedConn{remote: netip.MustParseAddrPort(remote)}
-		sv.visited(c)
-		c.receive(append([]byte{5, 1, 0, 5, commandAssociate, 0}, target4...), nil)
-		c.receive(nil, io.EOF)
-		sv.wg.Wait()
+		serve(&Server{
+			Log: logs.logger(),
+			Handler: handler{associate: func(*Association) (entrance.Uplink, entrance.Result) {
+				return uplinkFunc(nil), entrance.OK
+			}},
+		}, &script{remote: remote, pieces: [][]byte{append([]byte{5, 1, 0, 5, commandAssociate, 0}, target4...)}})
 		if got := strings.Contains(logs.String(), "level=WARN"); got != warned {
 			t.Errorf("%s: warned %v, want %v", remote, got, warned)
 		}
@@ -693,7 +689,7 @@ next:
 }
 
 func TestAPortRangeIsOneEachAndThenReplyOne(t *testing.T) {
-	e := &entrance{Server: Server{UDPPorts: freePorts(t, 3)}}
+	e := &echoServer{Server: Server{UDPPorts: freePorts(t, 3)}}
 	addr := e.start(t, "127.0.0.1:0")
 	var controls []*net.TCPConn
 	seen := make(map[uint16]bool)
@@ -720,7 +716,7 @@ func TestAPortRangeIsOneEachAndThenReplyOne(t *testing.T) {
 
 func TestASharedPortKnowsItsAssociationsBySource(t *testing.T) {
 	ports := freePorts(t, 1)
-	e := &entrance{Server: Server{UDPPorts: ports}}
+	e := &echoServer{Server: Server{UDPPorts: ports}}
 	addr := e.start(t, "127.0.0.1:0")
 	good := datagram(0, body(target4, "x"))
 	var controls [3]*net.TCPConn
@@ -736,7 +732,7 @@ func TestASharedPortKnowsItsAssociationsBySource(t *testing.T) {
 	for i := range apps { // an unpinned source takes the oldest that is free
 		sendTo(t, apps[i], bound, []byte("invalid"))
 		roundTrip(t, apps[i], bound, good)
-		if n := e.nth(i).a.Stats().Up.Datagrams; n != 1 {
+		if n := e.nth(i).a.snapshot().Up.Datagrams; n != 1 {
 			t.Fatalf("association %d has %d datagrams", i, n)
 		}
 	}
@@ -756,7 +752,7 @@ func TestASharedPortKnowsItsAssociationsBySource(t *testing.T) {
 	eventually(t, "its datagram is unmatched", func() bool { return e.Unmatched() == 6 })
 	e.nth(1).a.Deliver([][]byte{body(target4, "late")})
 	roundTrip(t, apps[0], bound, good)
-	if got := e.nth(1).a.Stats(); got.Up.Datagrams != 2 || got.Down.Datagrams != 2 {
+	if got := e.nth(1).a.snapshot(); got.Up.Datagrams != 2 || got.Down.Datagrams != 2 {
 		t.Errorf("the ended association: %+v", got)
 	}
 	// A new association takes over a source that is known.
@@ -781,7 +777,7 @@ func TestASharedPortKnowsItsAssociationsBySource(t *testing.T) {
 }
 
 func TestASharedPortTakesStrangersThatUDPFromAllows(t *testing.T) {
-	e := &entrance{Server: Server{UDPPorts: freePorts(t, 1), UDPFrom: []netip.Prefix{netip.MustParsePrefix("127.0.1.0/24")}}}
+	e := &echoServer{Server: Server{UDPPorts: freePorts(t, 1), UDPFrom: []netip.Prefix{netip.MustParsePrefix("127.0.1.0/24")}}}
 	addr := e.start(t, "127.0.0.1:0")
 	_, bound := openAssociation(t, addr)
 	_, _ = openAssociation(t, addr)
@@ -789,14 +785,14 @@ func TestASharedPortTakesStrangersThatUDPFromAllows(t *testing.T) {
 	roundTrip(t, udpSocket(t, "127.0.1.1"), bound, good)
 	roundTrip(t, udpSocket(t, "127.0.0.1"), bound, good)
 	for i := range 2 {
-		if n := e.nth(i).a.Stats().Up.Datagrams; n != 1 {
+		if n := e.nth(i).a.snapshot().Up.Datagrams; n != 1 {
 			t.Errorf("association %d has %d datagrams", i, n)
 		}
 	}
 }
 
 func TestASharedPortIsOnePerLocalAddress(t *testing.T) {
-	e := &entrance{Server: Server{UDPPorts: freePorts(t, 1)}}
+	e := &echoServer{Server: Server{UDPPorts: freePorts(t, 1)}}
 	_, port, _ := net.SplitHostPort(e.start(t, "0.0.0.0:0"))
 	for _, ip := range []string{"127.0.0.1", "127.0.0.2"} {
 		_, bound := openAssociation(t, net.JoinHostPort(ip, port))
@@ -858,7 +854,7 @@ func FuzzUDPHeader(f *testing.F) {
 		a := loose(up)
 		a.relayUp(incoming(bytes.Clone(d)))
 		a.dropFragments()
-		got, stats := up.all(), a.Stats()
+		got, stats := up.all(), a.snapshot()
 		var dropped uint64
 		for _, n := range stats.Drops {
 			dropped += n
@@ -879,8 +875,8 @@ func FuzzUDPHeader(f *testing.F) {
 func BenchmarkIdleAssociation(b *testing.B) {
 	const held = 2000
 	for b.Loop() {
-		e := &entrance{}
-		e.Associate = e.associate
+		e := &echoServer{}
+		e.Handler = handler{associate: e.associate}
 		e.Log = slog.New(slog.DiscardHandler)
 		addr := startServer(b, &e.Server, "127.0.0.1:0")
 		warm := func() (c *net.TCPConn) { c, _ = openAssociation(b, addr); return c }
