@@ -21,7 +21,7 @@ func TestInTheLabLossOverQUICIsTheLinksOwn(t *testing.T) {
 		for _, kind := range []string{overQUIC, overYamux} {
 			t.Run(fmt.Sprintf("%d %% over %s", percent, kind), func(t *testing.T) {
 				t.Parallel()
-				l := startLab(t, netlab.Config{Delay: netlab.Delay{Fixed: oneWay}}, "--transport", kind)
+				l := startLab(t, netlab.Config{Path: netlab.Symmetric(netlab.Path{Delay: oneWay})}, "--transport", kind)
 				c, plain := l.startCall(fast), l.startPlainCall(voice)
 				c.flowing(patience)
 				protocol := netlab.UDP

@@ -254,7 +254,7 @@ func TestInTheLabStrangersDoNotLockClientsOut(t *testing.T) {
 		{overYamux, strangers4Network, 7800},
 	} {
 		t.Run(test.flood, func(t *testing.T) {
-			l := &lab{Net: newNet(t, netlab.Config{Delay: netlab.Delay{Fixed: rtt / 2}}), t: t}
+			l := &lab{Net: newNet(t, netlab.Config{Path: netlab.Symmetric(netlab.Path{Delay: rtt / 2})}), t: t}
 			s := serverBehind(t, l.launch(l.Servers[0], "server", "--listen", fmt.Sprintf(":%d", labPort), "--state-dir", t.TempDir(), "--hold", "0s"))
 			to := netip.AddrPortFrom(netlab.ServerAddr(0), labPort)
 			known := parsed(t, s)

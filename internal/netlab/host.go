@@ -3,6 +3,7 @@
 package netlab
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net"
@@ -10,8 +11,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
-	"testing"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -23,12 +24,12 @@ import (
 type Host struct {
 	Name string
 
-	t  testing.TB
+	t  TB
 	ns netns.NsHandle
 	nl *netlink.Handle
 }
 
-func newHost(t testing.TB, name string) *Host {
+func newHost(t TB, name string) *Host {
 	t.Helper()
 	h := &Host{Name: name, t: t}
 	err := apart(func() (err error) {
@@ -151,6 +152,23 @@ func (h *Host) defaultVia(gateway string) {
 		h.t.Fatalf("a route through %s on %s: %v", gateway, h.Name, err)
 	}
 }
+
+// SetCongestion sets the congestion control of the host's TCP connections to come.
+func (h *Host) SetCongestion(name string) {
+	h.t.Helper()
+	// Only those that everybody may use can be the default of a namespace.
+	allowed, err := os.ReadFile(allowedCongestion)
+	if err == nil && !slices.Contains(strings.Fields(string(allowed)), name) {
+		err = os.WriteFile(allowedCongestion, append(bytes.TrimSpace(allowed), " "+name...), 0)
+		defer func() { _ = os.WriteFile(allowedCongestion, allowed, 0) }()
+	}
+	if err != nil {
+		h.t.Fatalf("allowing %s: %v", name, err)
+	}
+	h.set("ipv4/tcp_congestion_control", name)
+}
+
+const allowedCongestion = "/proc/sys/net/ipv4/tcp_allowed_congestion_control"
 
 // Missing says why this machine can have no lab, if so.
 func Missing() error {

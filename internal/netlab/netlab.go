@@ -16,7 +16,6 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
-	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -25,8 +24,16 @@ import (
 
 // Config is what a network is made with; it can all be zero.
 type Config struct {
-	Delay   Delay // of home's link
-	Servers int   // default 1
+	Path    [2]Path // of home's link, index Up and Down; without one it is a plain cable
+	Servers int     // default 1
+}
+
+// TB is the part of testing.TB that a network needs, so that programs make networks, too.
+type TB interface {
+	Helper()
+	Cleanup(func())
+	Fatal(...any)
+	Fatalf(string, ...any)
 }
 
 // Net is a network.
@@ -36,8 +43,9 @@ type Net struct {
 	Servers []*Host
 	Targets *Host
 
-	t     testing.TB
+	t     TB
 	drops [2][2]Which
+	link  *link // nil without a path
 }
 
 // Names of links and addresses of hosts.
@@ -60,14 +68,15 @@ func ServerAddr(i int) netip.Addr { return netip.AddrFrom4([4]byte{203, 0, 113, 
 func TargetAddr() netip.Addr { return netip.MustParseAddr(targets) }
 
 // New makes a network that ends with the test. Where Missing says something, it fails.
-func New(t testing.TB, cfg Config) *Net {
+func New(t TB, cfg Config) *Net {
 	t.Helper()
 	n := &Net{t: t, Home: newHost(t, "home"), Router: newHost(t, "router"), Targets: newHost(t, "targets")}
 	n.Router.set("ipv4/ip_forward", "1")
-	if cfg.Delay == (Delay{}) {
+	if cfg.Path == ([2]Path{}) {
 		n.join(n.Home, home)
 	} else {
-		joinSlowly(t, n.Home, wan, n.Router, home, cfg.Delay)
+		n.joinPath()
+		n.SetPath(cfg.Path)
 	}
 	n.Home.address(wan, "10.7.0.2/24")
 	n.Router.address(home, gateway+"/24")

@@ -227,18 +227,18 @@ func TestALinkTakesItsTime(t *testing.T) {
 	const fixed = 20 * time.Millisecond
 	for _, test := range []struct {
 		name    string
-		delay   Delay
+		path    Path
 		ordered bool
 	}{
-		{"always the same", Delay{Fixed: fixed}, true},
-		{"with jitter", Delay{Fixed: fixed, Jitter: fixed}, true},
-		{"with jitter that reorders", Delay{Fixed: fixed, Jitter: fixed, Reorder: true}, false},
+		{"always the same", Path{Delay: fixed}, true},
+		{"with jitter", Path{Delay: fixed, Jitter: fixed}, true},
+		{"with jitter that reorders", Path{Delay: fixed, Jitter: fixed, Reorder: true}, false},
 	} {
-		n := newNet(t, Config{Delay: test.delay})
+		n := newNet(t, Config{Path: Symmetric(test.path)})
 		l := newLine(t, n)
 		order, rtt := l.burst(200, 100, time.Millisecond)
 		t.Logf("%s: %d of 200 came back, half of them within %v", test.name, len(order), rtt)
-		if least, most := 2*fixed+test.delay.Jitter/2, 2*(fixed+test.delay.Jitter)+5*time.Millisecond; rtt < least || rtt > most {
+		if least, most := 2*fixed+test.path.Jitter/2, 2*(fixed+test.path.Jitter)+5*time.Millisecond; rtt < least || rtt > most {
 			t.Errorf("%s: half came back within %v, want %v to %v", test.name, rtt, least, most)
 		}
 		if len(order) != 200 || slices.IsSorted(order) != test.ordered {

@@ -1,0 +1,196 @@
+//go:build linux
+
+package netlab
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"os"
+	"os/signal"
+	"runtime"
+	"runtime/debug"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Descriptors of a forwarder's process.
+const (
+	ordersFD = iota
+	answersFD
+	_
+	homeFD // the TUN devices
+	routerFD
+)
+
+// forwarder passes packets between two TUN devices. It is one thread that waits for
+// packets, orders and what is due, with a precision that timers of Go do not have.
+type forwarder struct {
+	began  time.Time
+	lanes  [2]*lane
+	orders []byte
+}
+
+// openTUN makes a TUN device in the namespace of the calling thread.
+func openTUN(name string) (*os.File, error) {
+	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	request, err := unix.NewIfreq(name)
+	if err == nil {
+		request.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI)
+		err = unix.IoctlIfreq(fd, unix.TUNSETIFF, request)
+	}
+	if err != nil {
+		unix.Close(fd)
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
+
+// forward is the process of a forwarder. It ends when the orders do.
+func forward() error {
+	if os.Getenv(forwarderEnv) == starting {
+		hurry()
+		// All of Go's threads need it: begin again as a process that has it.
+		return unix.Exec("/proc/self/exe", os.Args, []string{forwarderEnv + "=" + started})
+	}
+	signal.Ignore(unix.SIGINT, unix.SIGTERM, unix.SIGHUP) // the parent ends it
+	runtime.LockOSThread()
+	debug.SetGCPercent(-1) // packets are used again
+	debug.SetMemoryLimit(1 << 30)
+	for _, fd := range []int{ordersFD, homeFD, routerFD} {
+		if err := unix.SetNonblock(fd, true); err != nil {
+			return err
+		}
+	}
+	f := &forwarder{began: time.Now()}
+	for d := range f.lanes {
+		f.lanes[d] = newLane(Path{}, uint64(d))
+	}
+	return f.run()
+}
+
+// hurry asks the system to run this thread before others, and to wake it when it asked
+// for. Without the right it is later, which Traffic tells.
+func hurry() {
+	_ = unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0)
+	if unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 1}, 0) != nil {
+		_ = unix.Setpriority(unix.PRIO_PROCESS, 0, -20)
+	}
+}
+
+func (f *forwarder) now() time.Duration { return time.Since(f.began) }
+
+func (f *forwarder) run() error {
+	fds := []unix.PollFd{{Fd: ordersFD, Events: unix.POLLIN}, {Fd: homeFD, Events: unix.POLLIN}, {Fd: routerFD, Events: unix.POLLIN}}
+	for {
+		if _, err := unix.Ppoll(fds, f.wait(), nil); err != nil && !errors.Is(err, unix.EINTR) {
+			return err
+		}
+		if fds[0].Revents != 0 {
+			if done, err := f.obey(); done || err != nil {
+				return err
+			}
+		}
+		for d, from := range []int{homeFD, routerFD} {
+			if fds[1+d].Revents != 0 {
+				f.read(f.lanes[d], from)
+			}
+		}
+		f.write(f.lanes[Up], routerFD)
+		f.write(f.lanes[Down], homeFD)
+	}
+}
+
+// wait returns how long nothing happens by itself, nil for ever.
+func (f *forwarder) wait() *unix.Timespec {
+	at, ok := f.lanes[Up].next()
+	if other, also := f.lanes[Down].next(); also && (!ok || other < at) {
+		at, ok = other, true
+	}
+	if !ok {
+		return nil
+	}
+	ts := unix.NsecToTimespec(int64(max(at-f.now(), 0)))
+	return &ts
+}
+
+// maxReads bounds how many packets are read before those that are due are written.
+const maxReads = 64
+
+func (f *forwarder) read(l *lane, from int) {
+	for range maxReads {
+		p := l.get()
+		n, err := unix.Read(from, p.data[:])
+		if err != nil || n < 20 {
+			l.put(p)
+			return
+		}
+		p.size = n
+		if p.isMulticast() {
+			l.put(p) // IPv6 looks for routers; nobody on the other side listens
+			continue
+		}
+		l.arrive(p, f.now())
+	}
+}
+
+func (f *forwarder) write(l *lane, to int) {
+	for {
+		p := l.leave(f.now())
+		if p == nil {
+			return
+		}
+		_, _ = unix.Write(to, p.data[:p.size]) // a device that is down takes none
+		l.put(p)
+	}
+}
+
+// obey reads orders and answers those that are complete.
+func (f *forwarder) obey() (done bool, err error) {
+	var b [4096]byte
+	n, err := unix.Read(ordersFD, b[:])
+	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR) {
+		return false, nil
+	}
+	if n <= 0 {
+		return true, err
+	}
+	f.orders = append(f.orders, b[:n]...)
+	for {
+		line, rest, complete := bytes.Cut(f.orders, []byte("\n"))
+		if !complete {
+			return false, nil
+		}
+		f.orders = rest
+		if err := f.order(line); err != nil {
+			return true, err
+		}
+	}
+}
+
+func (f *forwarder) order(line []byte) error {
+	var o order
+	if err := json.Unmarshal(line, &o); err != nil {
+		return err
+	}
+	now := f.now()
+	var t [2]Traffic
+	for d, l := range f.lanes {
+		if o.Paths != nil {
+			l.set(o.Paths[d], now)
+		}
+		if o.Restart {
+			l.restart(o.Seed*2+uint64(d), now)
+		}
+		t[d] = l.count()
+	}
+	answer, err := json.Marshal(t)
+	if err == nil {
+		_, err = unix.Write(answersFD, append(answer, '\n'))
+	}
+	return err
+}
