@@ -13,6 +13,7 @@ import (
 	"wmproxy/internal/entrance"
 	"wmproxy/internal/ingress"
 	"wmproxy/internal/link"
+	"wmproxy/internal/notify"
 	"wmproxy/internal/share"
 	"wmproxy/internal/status"
 	"wmproxy/internal/udpio"
@@ -26,7 +27,7 @@ type Client struct {
 	kinds     []tunnel.Kind
 	upstreams []*upstream
 	route     *ingress.Route
-	steering  chan struct{} // one slot: something changed at a server
+	steering  notify.Signal // something changed at a server
 	events    status.Events
 }
 
@@ -45,7 +46,7 @@ func New(cfg Config) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Client{cfg: cfg, kinds: kinds, steering: make(chan struct{}, 1)}
+	c := &Client{cfg: cfg, kinds: kinds, steering: notify.New()}
 	numbers := new(tunnel.FlowNumbers)
 	for _, l := range cfg.Links {
 		c.upstreams = append(c.upstreams, c.newUpstream(l, numbers))
@@ -71,11 +72,8 @@ func (c *Client) newUpstream(l link.Link, numbers *tunnel.FlowNumbers) *upstream
 		Numbers: numbers,
 		Log:     log,
 		Changed: func() {
-			u.status.kick()
-			select {
-			case c.steering <- struct{}{}:
-			default:
-			}
+			u.status.changed.Wake()
+			c.steering.Wake()
 		},
 		Event: func(sentence string) {
 			if len(c.cfg.Links) > 1 {

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"wmproxy/internal/notify"
 	"wmproxy/tunnel"
 )
 
@@ -17,10 +18,10 @@ const settle = 150 * time.Millisecond
 
 // statusLine says on one line what state the tunnel is in, whenever that changes.
 type statusLine struct {
-	log    *slog.Logger
-	server string
-	kinds  []tunnel.Kind
-	wake   chan struct{}
+	log     *slog.Logger
+	server  string
+	kinds   []tunnel.Kind
+	changed notify.Signal
 
 	mu      sync.Mutex
 	reasons map[tunnel.Kind]string // why a kind is not attached
@@ -31,14 +32,7 @@ type statusLine struct {
 func newStatus(log *slog.Logger, server string, kinds []tunnel.Kind) *statusLine {
 	return &statusLine{
 		log: log, server: server, kinds: kinds,
-		wake: make(chan struct{}, 1), reasons: make(map[tunnel.Kind]string),
-	}
-}
-
-func (s *statusLine) kick() {
-	select {
-	case s.wake <- struct{}{}:
-	default:
+		changed: notify.New(), reasons: make(map[tunnel.Kind]string),
 	}
 }
 
@@ -60,7 +54,7 @@ func (s *statusLine) attached(kind tunnel.Kind) {
 	s.ever = true
 	delete(s.reasons, kind)
 	s.mu.Unlock()
-	s.kick()
+	s.changed.Wake()
 }
 
 func (s *statusLine) failed(kind tunnel.Kind, why string, final bool) {
@@ -70,7 +64,7 @@ func (s *statusLine) failed(kind tunnel.Kind, why string, final bool) {
 		s.final = why
 	}
 	s.mu.Unlock()
-	s.kick()
+	s.changed.Wake()
 }
 
 // run writes the lines until ctx ends.
@@ -80,7 +74,7 @@ func (s *statusLine) run(ctx context.Context, session *tunnel.Session) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-s.wake:
+		case <-s.changed:
 		}
 		select {
 		case <-ctx.Done():

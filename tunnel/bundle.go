@@ -4,6 +4,7 @@ import (
 	"sync"
 	"time"
 
+	"wmproxy/internal/notify"
 	"wmproxy/internal/udpio"
 )
 
@@ -74,16 +75,16 @@ type packet struct {
 
 // sender is a carrier's side of the queue.
 type sender struct {
-	exact   bool          // bundles of exactly the limit leave cheaper (QUIC's trains)
-	pads    bool          // up to that limit
-	wake    chan struct{} // one slot
-	parked  bool          // waits on wake; guarded by queue.mu
-	message uint16        // number of the last datagram sent in fragments
-	late    bool          // the path is the limit, by congestedAfter; belongs to fill's caller
+	exact   bool // bundles of exactly the limit leave cheaper (QUIC's trains)
+	pads    bool // up to that limit
+	wake    notify.Signal
+	parked  bool   // waits on wake; guarded by queue.mu
+	message uint16 // number of the last datagram sent in fragments
+	late    bool   // the path is the limit, by congestedAfter; belongs to fill's caller
 }
 
 func newSender(exact bool) *sender {
-	return &sender{exact: exact, pads: exact, wake: make(chan struct{}, 1)}
+	return &sender{exact: exact, pads: exact, wake: notify.New()}
 }
 
 // Packets come in a few sizes, so that small ones do not hold large buffers.
@@ -164,7 +165,7 @@ func (q *queue) shrink(f *flowQueue) {
 func (q *queue) wakeLocked() {
 	if s := q.sender; s != nil && s.parked && q.flows > 0 {
 		s.parked = false
-		wake(s.wake)
+		s.wake.Wake()
 	}
 }
 

@@ -29,7 +29,7 @@ func (k Kind) name() string {
 // chooseLocked decides which carrier serves what, after attached, a verdict or
 // the client's preference has changed.
 func (s *Session) chooseLocked() {
-	s.stirLocked()
+	s.wakeWaitersLocked()
 	if s.server {
 		s.datagramPath = s.named(s.prefer.datagrams, KindQUIC)
 		s.streamPath = s.named(s.prefer.streams, KindYamux)
@@ -42,7 +42,7 @@ func (s *Session) chooseLocked() {
 		s.q.use(nil)
 	}
 	if s.streamPath != nil {
-		s.streamPath.out.kick() // it may have ends to send
+		s.streamPath.out.wake.Wake() // it may have ends to send
 	}
 }
 

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/yamux"
+
+	"wmproxy/internal/notify"
 )
 
 // longAgo as a deadline makes yamux return instead of wait.
@@ -46,7 +48,7 @@ type chunkStream struct {
 
 	mu       sync.Mutex
 	deadline time.Time
-	moved    chan struct{} // one token: the deadline was
+	moved    notify.Signal // the deadline was
 	waiting  bool          // the writer waits for the peer to read, with yamux's deadline at ours
 	reset    *ResetError   // by either side; never changes once set
 	resetc   chan struct{} // closed with it
@@ -74,7 +76,7 @@ type chunkStream struct {
 
 func newChunkStream(c *yamuxCarrier, y *yamux.Stream, ours bool) *chunkStream {
 	y.SetWriteDeadline(longAgo)
-	return &chunkStream{y: y, c: c, ours: ours, resetc: make(chan struct{}), moved: make(chan struct{}, 1)}
+	return &chunkStream{y: y, c: c, ours: ours, resetc: make(chan struct{}), moved: notify.New()}
 }
 
 // Read takes one long chunk, or as many short ones as have arrived and p has room for.
@@ -88,7 +90,7 @@ func (s *chunkStream) Read(p []byte) (int, error) {
 		s.c.unread.Add(-int64(raw))
 		if raw > 0 && !s.read.Load() {
 			s.read.Store(true)
-			wake(s.c.read)
+			s.c.read.Wake()
 		}
 		if reset := s.wasReset(); reset != nil {
 			return 0, reset // what is left may have a hole: releaseStreams reads too
@@ -408,9 +410,6 @@ func (s *chunkStream) SetDeadline(t time.Time) error {
 	if s.waiting {
 		s.setYamuxDeadline(s.y.SetWriteDeadline, t)
 	}
-	select {
-	case s.moved <- struct{}{}:
-	default:
-	}
+	s.moved.Wake()
 	return nil
 }

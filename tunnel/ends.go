@@ -68,7 +68,7 @@ func (s *Session) sendEnd(in *incarnation, flow uint64, code EndCode) {
 	}
 	s.ends.add(flowEnd{flow, code})
 	if s.streamPath != nil {
-		s.streamPath.out.kick()
+		s.streamPath.out.wake.Wake()
 	}
 }
 

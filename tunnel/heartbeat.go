@@ -5,6 +5,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"wmproxy/internal/notify"
 )
 
 const (
@@ -23,11 +25,11 @@ type heartbeats struct {
 	due      atomic.Bool // something is in the mailbox: ping or pongs
 	sent     [len(counts{})]atomic.Uint64
 	received [len(counts{})]atomic.Uint64
-	used     atomic.Int64  // when something other than a probe last passed, on the session's clock
-	resting  atomic.Bool   // the heartbeat sleeps for long: use wakes it
-	stir     chan struct{} // one slot
-	own      atomic.Int64  // largest bundle in bytes that arrives, as we judge; 0 is any
-	limit    atomic.Int64  // the same, as the peer says
+	used     atomic.Int64 // when something other than a probe last passed, on the session's clock
+	resting  atomic.Bool  // the heartbeat sleeps for long: use wakes it
+	wake     notify.Signal
+	own      atomic.Int64 // largest bundle in bytes that arrives, as we judge; 0 is any
+	limit    atomic.Int64 // the same, as the peer says
 
 	mu       sync.Mutex
 	h        *health // nil on the server
@@ -66,7 +68,7 @@ func count(c *[len(counts{})]atomic.Uint64, n int) {
 func (p *Path) touch(now time.Duration) {
 	p.beat.used.Store(int64(now))
 	if p.beat.resting.Load() && p.beat.resting.CompareAndSwap(true, false) {
-		wake(p.beat.stir)
+		p.beat.wake.Wake()
 	}
 }
 
@@ -76,10 +78,10 @@ func (p *Path) inUse(now time.Duration) bool {
 	return used != 0 && now-time.Duration(used) < p.s.cfg.Timers.Suspect
 }
 
-// poke has the send loop look into the mailbox.
-func (p *Path) poke() {
+// wakeSender makes the send loop look into the mailbox.
+func (p *Path) wakeSender() {
 	p.beat.due.Store(true)
-	wake(p.snd.wake)
+	p.snd.wake.Wake()
 }
 
 // heartbeat judges the carrier until it ends: on the client by pings, on the
@@ -95,7 +97,7 @@ func (p *Path) heartbeat() {
 	for {
 		select {
 		case <-timer.C:
-		case <-p.beat.stir:
+		case <-p.beat.wake:
 		case <-p.c.Done():
 			return
 		}
@@ -157,7 +159,7 @@ func (p *Path) probe(now time.Duration, slept, stood bool) (next time.Duration, 
 		if b.ping == 0 { // else the send loop is stuck with the one before
 			b.ping = b.h.ask(now)
 			b.pingFull = b.h.full(b.ping, inUse)
-			p.poke()
+			p.wakeSender()
 		}
 		since = 0
 	}
@@ -230,7 +232,7 @@ func (p *Path) receiveProbe(body []byte, size int, now time.Duration) {
 		}
 		b.pongs = append(b.pongs, pong{id: pr.id, size: min(size, fullProbe), received: received})
 		b.mu.Unlock()
-		p.poke()
+		p.wakeSender()
 		return
 	}
 	if b.h == nil {
@@ -332,7 +334,7 @@ func (p *Path) probeNow() {
 	p.beat.mu.Lock()
 	p.beat.h.hurry()
 	p.beat.mu.Unlock()
-	wake(p.beat.stir)
+	p.beat.wake.Wake()
 }
 
 // serviceable says whether the carrier is worth keeping as the one of its kind:

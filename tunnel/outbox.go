@@ -5,13 +5,15 @@ import (
 	"time"
 
 	"github.com/quic-go/quic-go/quicvarint"
+
+	"wmproxy/internal/notify"
 )
 
 // outbox is what is due on one carrier's control stream. Each kind of message
 // has one place, where the newest replaces what was not yet sent, so nothing a
 // peer does makes it grow.
 type outbox struct {
-	wake chan struct{} // one slot
+	wake notify.Signal
 
 	mu       sync.Mutex
 	ack      uint64 // the sequence number after the last end received
@@ -27,18 +29,11 @@ type outbox struct {
 	awayDone chan struct{}
 }
 
-func (o *outbox) kick() {
-	select {
-	case o.wake <- struct{}{}:
-	default:
-	}
-}
-
 func (o *outbox) set(f func()) {
 	o.mu.Lock()
 	f()
 	o.mu.Unlock()
-	o.kick()
+	o.wake.Wake()
 }
 
 func (o *outbox) sendAck(next uint64)     { o.set(func() { o.ack = next }) }

@@ -4,6 +4,8 @@ import (
 	"math/rand/v2"
 	"sync"
 	"time"
+
+	"wmproxy/internal/notify"
 )
 
 // pipeBundles is the bundles under way in one direction: a ring of slots whose
@@ -18,8 +20,8 @@ type pipeBundles struct {
 	lent  int // returned by the last receive
 	used  int // lent and queued
 
-	arrived chan struct{} // one token: the queue changed
-	room    chan struct{} // one token: slots came free
+	arrived notify.Signal // the queue changed
+	room    notify.Signal // slots came free
 
 	dice *rand.Rand
 	idle time.Time   // when the last bundle has left, where Rate counts
@@ -39,7 +41,7 @@ func newPipeBundles(link *pipeLink, config PipeConfig) *pipeBundles {
 	return &pipeBundles{
 		link: link, config: config,
 		slots:   make([]pipeSlot, queue),
-		arrived: make(chan struct{}, 1), room: make(chan struct{}, 1),
+		arrived: notify.New(), room: notify.New(),
 		dice: rand.New(rand.NewPCG(config.Seed, 1)),
 	}
 }
@@ -48,13 +50,6 @@ func (q *pipeBundles) lose(share float64) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.config.Loss = share
-}
-
-func wake(token chan struct{}) {
-	select {
-	case token <- struct{}{}:
-	default:
-	}
 }
 
 // slot returns the i-th slot in use.
@@ -92,7 +87,7 @@ func (q *pipeBundles) send(b []byte) bool {
 	s.due = q.arrival(len(b))
 	q.used++
 	q.sortIn()
-	wake(q.arrived)
+	q.arrived.Wake()
 	return true
 }
 
@@ -139,7 +134,7 @@ func (q *pipeBundles) receive(dst [][]byte) (int, bool) {
 	q.head = (q.head + q.lent) % len(q.slots)
 	q.used -= q.lent
 	if q.lent > 0 {
-		wake(q.room)
+		q.room.Wake()
 	}
 	q.lent = 0
 	for len(dst) > 0 {

@@ -6,6 +6,8 @@ import (
 	"os"
 	"sync"
 	"time"
+
+	"wmproxy/internal/notify"
 )
 
 const (
@@ -49,8 +51,8 @@ func (s *pipeStream) CloseWrite() error {
 	}
 	s.out.ended = true
 	s.out.mark()
-	wake(s.out.readable)
-	wake(s.out.writable)
+	s.out.readable.Wake()
+	s.out.writable.Wake()
 	return nil
 }
 
@@ -70,12 +72,12 @@ func (s *pipeStream) Context() context.Context { return s.life.of(s.end.link.lif
 func (s *pipeStream) SetDeadline(t time.Time) error {
 	s.in.mu.Lock()
 	s.in.readBy = t
-	wake(s.in.readable)
+	s.in.readable.Wake()
 	s.in.mu.Unlock()
 
 	s.out.mu.Lock()
 	s.out.writeBy = t
-	wake(s.out.writable)
+	s.out.writable.Wake()
 	s.out.mu.Unlock()
 	return nil
 }
@@ -97,7 +99,7 @@ type pipeHalf struct {
 	arrived int // bytes of n that have
 
 	readBy, writeBy    time.Time
-	readable, writable chan struct{} // one token each: something changed
+	readable, writable notify.Signal // something changed
 }
 
 // pipeMark is bytes that arrive together; the end is a mark of 0 bytes.
@@ -107,7 +109,7 @@ type pipeMark struct {
 }
 
 func newPipeHalf(link *pipeLink, delay time.Duration) *pipeHalf {
-	return &pipeHalf{link: link, delay: delay, readable: make(chan struct{}, 1), writable: make(chan struct{}, 1)}
+	return &pipeHalf{link: link, delay: delay, readable: notify.New(), writable: notify.New()}
 }
 
 func (h *pipeHalf) endedCleanly() bool {
@@ -129,8 +131,8 @@ func (h *pipeHalf) abandon(code ErrorCode) {
 		h.reset = &ResetError{Code: code}
 		h.buf = nil
 	}
-	wake(h.readable)
-	wake(h.writable)
+	h.readable.Wake()
+	h.writable.Wake()
 }
 
 // state returns what ends a call regardless of data.
@@ -191,7 +193,7 @@ func (h *pipeHalf) read(p []byte, side int) (int, error) {
 			h.start = (h.start + n) % len(h.buf)
 			h.n -= n
 			h.arrived -= n
-			wake(h.writable)
+			h.writable.Wake()
 			return n, nil
 		}
 		if h.ended && h.n == 0 && len(h.marks) == 0 {
@@ -221,7 +223,7 @@ func (h *pipeHalf) write(p []byte, side int) (int, error) {
 			n := min(len(p), free)
 			h.put(p[:n])
 			h.mark()
-			wake(h.readable)
+			h.readable.Wake()
 			p = p[n:]
 			written += n
 			continue
@@ -260,8 +262,8 @@ func earlier(wait time.Duration, by time.Time) time.Duration {
 	return min(wait, left)
 }
 
-// await waits for token, or for wait where that is not 0, or for the pipe's end.
-func (h *pipeHalf) await(token chan struct{}, wait time.Duration) {
+// await waits for change, or for wait where that is not 0, or for the pipe's end.
+func (h *pipeHalf) await(change notify.Signal, wait time.Duration) {
 	h.mu.Unlock()
 	defer h.mu.Lock()
 	var due <-chan time.Time
@@ -271,7 +273,7 @@ func (h *pipeHalf) await(token chan struct{}, wait time.Duration) {
 		due = t.C
 	}
 	select {
-	case <-token:
+	case <-change:
 	case <-due:
 	case <-h.link.done:
 	}

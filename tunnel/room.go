@@ -41,7 +41,7 @@ func (s *Session) widenLocked() bool {
 		return false
 	}
 	if s.widening++; s.widening == 1 {
-		s.stirLocked()
+		s.wakeWaitersLocked()
 	}
 	return true
 }
@@ -62,8 +62,8 @@ func (s *Session) mayWidenLocked(kind Kind) bool {
 	return n < maxPerKind
 }
 
-// stirLocked wakes all goroutines that wait for a carrier to come or go.
-func (s *Session) stirLocked() {
+// wakeWaitersLocked wakes all goroutines that wait for a carrier to come or go.
+func (s *Session) wakeWaitersLocked() {
 	close(s.changed)
 	s.changed = make(chan struct{})
 }
@@ -73,7 +73,7 @@ func (s *Session) streamEnded() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.widening > 0 {
-		s.stirLocked()
+		s.wakeWaitersLocked()
 	}
 }
 

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"wmproxy/internal/notify"
 )
 
 // Errors of a session.
@@ -253,8 +255,8 @@ func (s *Session) attach(c Carrier, in *incarnation, info handshakeResult) (*Pat
 		snd: newSender(c.Kind() == KindQUIC), done: make(chan struct{}),
 	}
 	p.snd.pads = p.snd.pads && !s.cfg.unpadded
-	p.out.wake = make(chan struct{}, 1)
-	p.beat.stir = make(chan struct{}, 1)
+	p.out.wake = notify.New()
+	p.beat.wake = notify.New()
 	if !s.server {
 		p.beat.h = newHealth(s.cfg.Timers, p.began)
 	}

@@ -15,6 +15,8 @@ import (
 
 	"github.com/hashicorp/yamux"
 	"github.com/quic-go/quic-go/quicvarint"
+
+	"wmproxy/internal/notify"
 )
 
 const (
@@ -130,8 +132,8 @@ func (p *yamuxPending) Start(ctx context.Context) (Carrier, error) {
 		conn:     newCoalescer(p.tls, p.records, p.raw),
 		slots:    make(chan struct{}, yamuxMaxStreams),
 		openings: make(chan *opening),
-		finished: make(chan struct{}, 1),
-		read:     make(chan struct{}, 1),
+		finished: notify.New(),
+		read:     notify.New(),
 		turn:     make(chan struct{}, 1),
 		client:   p.client,
 		small:    p.small,
@@ -197,8 +199,8 @@ type yamuxCarrier struct {
 
 	slots    chan struct{} // one token for each stream that we have open
 	openings chan *opening
-	finished chan struct{} // wakes releaseStreams
-	read     chan struct{} // wakes freeReceived
+	finished notify.Signal // wakes releaseStreams
+	read     notify.Signal // wakes freeReceived
 	turn     chan struct{} // one token: held by the stream that hands a frame to yamux
 
 	unread atomic.Int64 // bytes that have arrived for streams, and that were not taken from yamux

@@ -139,7 +139,7 @@ func (c *yamuxCarrier) release(s *chunkStream, code ErrorCode, tell bool) {
 	}
 	c.releases = append(c.releases, release{y: s.y, code: code, tell: tell})
 	c.mu.Unlock()
-	wake(c.finished)
+	c.finished.Wake()
 }
 
 // releaseStreams tells the peer of abandoned streams and closes what is released.

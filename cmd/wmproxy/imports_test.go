@@ -17,44 +17,137 @@ import (
 // make it there first.
 var mayImport = map[string][]string{
 	"cmd/wmproxy": {
-		"client", "server", "internal/standalone", "internal/demo", "internal/bench", "internal/probe",
-		"internal/link", "internal/state", "internal/status", "internal/egress", "internal/udpio", "internal/cputime", "internal/loglimit", "socks",
+		"client",
+		"internal/bench",
+		"internal/cputime",
+		"internal/demo",
+		"internal/egress",
+		"internal/link",
+		"internal/loglimit",
+		"internal/probe",
+		"internal/standalone",
+		"internal/state",
+		"internal/status",
+		"internal/udpio",
+		"server",
+		"socks",
 	},
-
-	"client":              {"internal/entrance", "internal/eyeballs", "internal/ingress", "internal/share", "internal/link", "internal/state", "internal/status", "internal/udpio", "socks", "tunnel", "certs"},
-	"server":              {"internal/egress", "internal/admit", "internal/share", "internal/link", "internal/state", "internal/status", "internal/udpio", "tunnel", "certs"},
-	"internal/standalone": {"internal/entrance", "internal/ingress", "internal/egress", "internal/share", "internal/state", "internal/status", "internal/udpio", "socks", "tunnel"},
-
-	"internal/entrance": {"internal/admit", "internal/udpio"},
-	"internal/ingress":  {"internal/entrance", "internal/relay", "internal/share", "internal/status", "internal/udpio", "socks", "tunnel"},
-	"internal/egress":   {"internal/eyeballs", "internal/relay", "internal/share", "internal/status", "internal/udpio", "socks", "tunnel"},
-	"internal/relay":    {"internal/udpio", "tunnel"},
-	"internal/status":   {"tunnel"}, // for the structs of a snapshot
-
-	"internal/user":  {"internal/stats"},
-	"internal/stats": {},
-
-	"socks":          {"internal/entrance", "internal/udpio"},
-	"tunnel":         {"internal/udpio"},
-	"certs":          {},
-	"internal/udpio": {},
-
+	"client": {
+		"internal/notify",
+		"certs",
+		"internal/entrance",
+		"internal/eyeballs",
+		"internal/ingress",
+		"internal/link",
+		"internal/share",
+		"internal/state",
+		"internal/status",
+		"internal/udpio",
+		"socks",
+		"tunnel",
+	},
+	"server": {
+		"certs",
+		"internal/admit",
+		"internal/egress",
+		"internal/link",
+		"internal/share",
+		"internal/state",
+		"internal/status",
+		"internal/udpio",
+		"tunnel",
+	},
+	"internal/standalone": {
+		"internal/egress",
+		"internal/entrance",
+		"internal/ingress",
+		"internal/share",
+		"internal/state",
+		"internal/status",
+		"internal/udpio",
+		"socks",
+		"tunnel",
+	},
+	"internal/entrance": {
+		"internal/admit",
+		"internal/udpio",
+	},
+	"internal/ingress": {
+		"internal/entrance",
+		"internal/relay",
+		"internal/share",
+		"internal/status",
+		"internal/udpio",
+		"socks",
+		"tunnel",
+	},
+	"internal/egress": {
+		"internal/eyeballs",
+		"internal/relay",
+		"internal/share",
+		"internal/status",
+		"internal/udpio",
+		"socks",
+		"tunnel",
+	},
+	"internal/relay": {
+		"internal/udpio",
+		"tunnel",
+	},
+	"internal/status": { // for the structs of a snapshot
+		"tunnel",
+	},
+	"internal/user": {
+		"internal/stats",
+	},
+	"internal/stats":  {},
+	"internal/notify": {},
+	"socks": {
+		"internal/entrance",
+		"internal/udpio",
+	},
+	"tunnel": {
+		"internal/notify",
+		"internal/udpio",
+	},
+	"certs":             {},
+	"internal/udpio":    {},
 	"internal/cputime":  {},
 	"internal/loglimit": {},
 	"internal/eyeballs": {},
-
-	"internal/link":  {"certs"},
+	"internal/link": {
+		"certs",
+	},
 	"internal/state": {},
 	"internal/admit": {},
 	"internal/share": {},
-
-	"internal/probe":     {"socks"},
-	"internal/bench":     {"socks", "internal/udpio"},
-	"tools/floor":        {"internal/udpio"},
-	"tools/benchcompare": {"internal/bench", "tools/floor", "internal/cputime", "certs"},
-	"internal/demo":      {"client", "server", "internal/bench", "internal/link", "internal/probe", "internal/state", "socks"},
-	"internal/e2e":       {}, // tests of processes, from outside
-	"internal/netlab":    {},
+	"internal/probe": {
+		"socks",
+	},
+	"internal/bench": {
+		"internal/udpio",
+		"socks",
+	},
+	"tools/floor": {
+		"internal/udpio",
+	},
+	"tools/benchcompare": {
+		"certs",
+		"internal/bench",
+		"internal/cputime",
+		"tools/floor",
+	},
+	"internal/demo": {
+		"client",
+		"internal/bench",
+		"internal/link",
+		"internal/probe",
+		"internal/state",
+		"server",
+		"socks",
+	},
+	"internal/e2e":    {}, // tests of processes, from outside
+	"internal/netlab": {},
 }
 
 // foreign is who alone may import the packages that everything stands on. A
