@@ -5,19 +5,16 @@ package client
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"sync"
 	"time"
 
-	"wmproxy/internal/entrance"
+	"wmproxy/internal/config"
 	"wmproxy/internal/ingress"
 	"wmproxy/internal/link"
 	"wmproxy/internal/notify"
 	"wmproxy/internal/share"
 	"wmproxy/internal/status"
-	"wmproxy/internal/udpio"
-	"wmproxy/socks"
 	"wmproxy/tunnel"
 )
 
@@ -31,28 +28,15 @@ type Client struct {
 	events    status.Events
 }
 
-// New checks the configuration.
-func New(cfg Config) (*Client, error) {
-	if cfg.Listen == "" {
-		cfg.Listen = "127.0.0.1:1080"
-	}
-	if len(cfg.Links) == 0 {
-		return nil, errors.New("a client needs the link that the server printed")
-	}
-	if cfg.Pick != "" && cfg.Pick != Order && cfg.Pick != Fastest {
-		return nil, fmt.Errorf("unknown way to pick a server %q: use order or fastest", cfg.Pick)
-	}
-	kinds, err := transports(cfg.Transport)
-	if err != nil {
-		return nil, err
-	}
-	c := &Client{cfg: cfg, kinds: kinds, steering: notify.New()}
+// New returns a client that Run starts.
+func New(cfg Config) *Client {
+	c := &Client{cfg: cfg, kinds: transports(cfg.Transport), steering: notify.New()}
 	numbers := new(tunnel.FlowNumbers)
 	for _, l := range cfg.Links {
 		c.upstreams = append(c.upstreams, c.newUpstream(l, numbers))
 	}
 	c.route = ingress.NewRoute(c.upstreams[0].session)
-	return c, nil
+	return c
 }
 
 func (c *Client) newUpstream(l link.Link, numbers *tunnel.FlowNumbers) *upstream {
@@ -68,7 +52,7 @@ func (c *Client) newUpstream(l link.Link, numbers *tunnel.FlowNumbers) *upstream
 	u.connect = u.dial
 	u.session = tunnel.NewSession(tunnel.SessionConfig{
 		Streams: streamKind(c.cfg.Streams),
-		Timers:  c.cfg.Timers,
+		Timers:  tunnel.Timers(c.cfg.Timers),
 		Numbers: numbers,
 		Log:     log,
 		Changed: func() {
@@ -85,64 +69,38 @@ func (c *Client) newUpstream(l link.Link, numbers *tunnel.FlowNumbers) *upstream
 	return u
 }
 
-// streamKind is the kind that --streams names, 0 for auto.
+// streamKind returns the kind that streams prefer, 0 for auto.
 func streamKind(name string) tunnel.Kind {
-	switch name {
-	case QUIC:
-		return tunnel.KindQUIC
-	case Yamux:
-		return tunnel.KindYamux
+	if name == config.Auto {
+		return 0
 	}
-	return 0
+	return transports(name)[0]
 }
 
-func transports(name string) ([]tunnel.Kind, error) {
+func transports(name string) []tunnel.Kind {
 	switch name {
-	case "", Auto:
-		return []tunnel.Kind{tunnel.KindQUIC, tunnel.KindYamux}, nil
-	case QUIC:
-		return []tunnel.Kind{tunnel.KindQUIC}, nil
-	case Yamux:
-		return []tunnel.Kind{tunnel.KindYamux}, nil
+	case config.QUIC:
+		return []tunnel.Kind{tunnel.KindQUIC}
+	case config.Yamux:
+		return []tunnel.Kind{tunnel.KindYamux}
 	}
-	return nil, fmt.Errorf("unknown transport %q: use auto, quic or yamux", name)
+	return []tunnel.Kind{tunnel.KindQUIC, tunnel.KindYamux}
 }
 
 // Run listens for applications and keeps the tunnel until ctx ends, which is no
 // error. A server that refuses us for good before we ever got in is one.
 func (c *Client) Run(ctx context.Context) error {
-	ln, err := entrance.Listen(ctx, c.cfg.Listen)
+	room := &ingress.Room{Pool: share.For(c.cfg.Descriptors), Streams: share.New(tunnel.MaxStreams-streamSlack, streamSlack)}
+	entrance := &ingress.Handler{Options: c.cfg.Entrance, NoOffload: c.cfg.NoOffload, Route: c.route, Room: room, Log: c.cfg.Log}
+	ln, err := entrance.Listen(ctx)
 	if err != nil {
-		return fmt.Errorf("listening on %s: %w", c.cfg.Listen, err)
+		return err
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	room := &ingress.Room{Pool: share.For(c.cfg.Descriptors), Streams: share.New(tunnel.MaxStreams-streamSlack, streamSlack)}
-	handler := &ingress.Handler{Route: c.route, Room: room, Log: c.cfg.Log, AddressAnswers: c.cfg.AddressAnswers}
-	proxy := &entrance.Server{
-		Protocols: []entrance.Protocol{&socks.Server{
-			Authenticate: entrance.OneUser(c.cfg.User, c.cfg.Pass),
-			UDPAdvertise: c.cfg.UDPAdvertise,
-			UDPPorts:     c.cfg.UDPPorts,
-			UDPFrom:      c.cfg.UDPFrom,
-			NoOffload:    c.cfg.NoOffload,
-			Handler:      handler,
-			Log:          c.cfg.Log,
-		}},
-		MaxHalfOpen: room.HalfOpen(),
-		MakeRoom:    room.MakeRoom,
-		Log:         c.cfg.Log,
-	}
-	budget := tunnel.NewBudget(c.cfg.Memory, c.sessions, c.cfg.Log)
+	budget := tunnel.NewBudget(int64(c.cfg.Memory), c.sessions, c.cfg.Log)
 	defer budget.Close()
 	defer c.serveStatus(ln.Addr().String(), budget)()
-	c.cfg.Log.Info("SOCKS5 is listening", slog.String("address", ln.Addr().String()))
-	if udpio.IPv4Alone(c.cfg.Listen, ln.Addr()) {
-		c.cfg.Log.Warn("this machine has no IPv6: applications reach SOCKS5 over IPv4 alone")
-	}
-	if c.cfg.Started != nil {
-		c.cfg.Started(ln.Addr())
-	}
 
 	var wg sync.WaitGroup
 	wg.Go(func() { room.Run(ctx) })
@@ -169,7 +127,7 @@ func (c *Client) Run(ctx context.Context) error {
 		}
 		ending.Wait()
 	})
-	err = proxy.Serve(ctx, ln)
+	err = entrance.Serve(ctx, ln, c.cfg.Started)
 	close(closed)
 	cancel(err)
 	wg.Wait()

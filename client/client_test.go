@@ -18,6 +18,7 @@ import (
 	"go.uber.org/goleak"
 
 	"wmproxy/certs"
+	"wmproxy/internal/config"
 	"wmproxy/internal/link"
 	"wmproxy/tunnel"
 )
@@ -83,11 +84,7 @@ func TestWaitsDoubleWithJitterUpToABound(t *testing.T) {
 }
 
 func TestTheStateOfTheTunnelIsOneLine(t *testing.T) {
-	kinds, err := transports(Auto)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := newStatus(slog.New(slog.DiscardHandler), "vpn:8090", kinds)
+	s := newStatus(slog.New(slog.DiscardHandler), "vpn:8090", transports(config.Auto))
 	nothing := tunnel.NewSession(tunnel.SessionConfig{})
 	defer nothing.Close(tunnel.CodeNone, "")
 	if line, _ := s.line(nothing); line != "" {
@@ -101,12 +98,5 @@ func TestTheStateOfTheTunnelIsOneLine(t *testing.T) {
 	s.failed(tunnel.KindYamux, "refused", false)
 	if line, _ := s.line(nothing); line != "tunnel down, trying again: quic: no answer; yamux: refused" {
 		t.Errorf("two reasons: %q", line)
-	}
-}
-
-func TestAnUnknownTransportIsAnError(t *testing.T) {
-	_, err := New(Config{Links: []link.Link{testLink}, Transport: "tcp", Log: slog.New(slog.DiscardHandler)})
-	if err == nil || !strings.Contains(err.Error(), "use auto, quic or yamux") {
-		t.Errorf("got %v", err)
 	}
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"time"
+
+	"wmproxy/internal/config"
 )
 
 const (
@@ -125,7 +127,7 @@ func (p *pool) gone(i int, leaving bool, now time.Time) (gone bool, in time.Dura
 
 // steerAll keeps the route on the best server until ctx ends.
 func (c *Client) steerAll(ctx context.Context) {
-	p := newPool(len(c.upstreams), c.cfg.Pick == Fastest, time.Now())
+	p := newPool(len(c.upstreams), c.cfg.Pick == config.PickFastest, time.Now())
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {

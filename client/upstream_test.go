@@ -10,6 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"wmproxy/internal/config"
 	"wmproxy/internal/link"
 	"wmproxy/tunnel"
 )
@@ -62,11 +63,8 @@ func (s *awayServer) connect(ctx context.Context, kind tunnel.Kind) (tunnel.Pend
 }
 
 // keeping runs a client of s for the kinds until the test ends.
-func (s *awayServer) keeping(kinds []tunnel.Kind, timers Timers) *upstream {
-	c, err := New(Config{Links: []link.Link{testLink}, Timers: timers, Log: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		s.t.Fatal(err)
-	}
+func (s *awayServer) keeping(kinds []tunnel.Kind, timers config.Timers) *upstream {
+	c := New(Config{Client: config.Client{Links: []link.Link{testLink}, Timers: timers}, Log: slog.New(slog.DiscardHandler)})
 	u := c.upstreams[0]
 	u.connect = s.connect
 	ctx, cancel := context.WithCancel(s.t.Context())
@@ -103,7 +101,7 @@ func TestBackoffIsForgottenOnSuccess(t *testing.T) {
 		t.Run(kind.String(), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				s := newAwayServer(t)
-				u := s.keeping([]tunnel.Kind{kind}, Timers{Suspect: time.Second, SuspectIdle: time.Second})
+				u := s.keeping([]tunnel.Kind{kind}, config.Timers{Suspect: time.Second, SuspectIdle: time.Second})
 				time.Sleep(90 * time.Second)
 				s.start()
 				attachedAfter(t, u, kind)
@@ -123,7 +121,7 @@ func TestBackoffIsForgottenOnSuccess(t *testing.T) {
 func TestFirstCarrierBringsTheOtherKind(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newAwayServer(t)
-		u := s.keeping([]tunnel.Kind{tunnel.KindQUIC, tunnel.KindYamux}, Timers{})
+		u := s.keeping([]tunnel.Kind{tunnel.KindQUIC, tunnel.KindYamux}, config.Timers{})
 		time.Sleep(10 * time.Minute)
 		s.start()
 		for !u.session.Healthy(0) {
@@ -147,7 +145,7 @@ func TestCarrierThatEndsAtOnceIsNotDialedWithoutPause(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				s := newAwayServer(t)
 				s.start()
-				u := s.keeping(kinds, Timers{})
+				u := s.keeping(kinds, config.Timers{})
 				attaches := 0
 				for began := time.Now(); time.Since(began) < time.Minute; time.Sleep(time.Millisecond) {
 					for _, kind := range kinds {
@@ -173,7 +171,7 @@ func TestEndedCarrierIsDialedAfterAWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newAwayServer(t)
 		s.start()
-		u := s.keeping([]tunnel.Kind{tunnel.KindYamux, tunnel.KindQUIC}, Timers{})
+		u := s.keeping([]tunnel.Kind{tunnel.KindYamux, tunnel.KindQUIC}, config.Timers{})
 		attachedAfter(t, u, tunnel.KindYamux)
 		attachedAfter(t, u, tunnel.KindQUIC)
 		time.Sleep(time.Minute)

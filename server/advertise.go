@@ -28,7 +28,7 @@ func (s *Server) writeLink(id *identity, host string, port uint16) (string, erro
 	}
 	first := s.tokens.Load().first
 	l := link.Link{Name: first.Name, Secret: first.Secret, Host: host, Port: port, Pin: id.pin}
-	return l.String(), s.cfg.State.WriteFile(LinkFile, []byte(l.String()+"\n"))
+	return l.Text(), s.cfg.State.WriteFile(LinkFile, []byte(l.Text()+"\n"))
 }
 
 // advertised is the host and the port that clients are told.

@@ -63,12 +63,12 @@ func (s *Server) loadIdentity() (*identity, error) {
 	if id.resetKey, err = certs.StatelessResetKey(own.Certificate()); err != nil {
 		return nil, fmt.Errorf("deriving the stateless reset key: %w", err)
 	}
-	if s.cfg.CertFile == "" {
+	if s.cfg.Cert == "" {
 		pin := own.Pin()
 		id.pin = &pin
 		return id, nil
 	}
-	files, err := certs.ServerFromFiles(s.cfg.CertFile, s.cfg.KeyFile, s.cfg.Log)
+	files, err := certs.ServerFromFiles(s.cfg.Cert, s.cfg.Key, s.cfg.Log)
 	if err != nil {
 		return nil, fmt.Errorf("%w; check --cert and --key", err)
 	}

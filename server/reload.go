@@ -46,12 +46,9 @@ func (s *Server) reloadTokens(registry *tunnel.Registry, relink func() error) er
 	if err := protect(s.cfg.State, s.cfg.Log); err != nil {
 		return err
 	}
-	given := s.cfg.Tokens
-	if s.cfg.ReadTokens != nil {
-		var err error
-		if given, err = s.cfg.ReadTokens(); err != nil {
-			return err
-		}
+	given, err := s.cfg.tokens()
+	if err != nil {
+		return err
 	}
 	next, err := loadTokens(given, s.cfg.State)
 	if err != nil {

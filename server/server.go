@@ -21,6 +21,7 @@ import (
 
 	"wmproxy/certs"
 	"wmproxy/internal/admit"
+	"wmproxy/internal/config"
 	"wmproxy/internal/egress"
 	"wmproxy/internal/share"
 	"wmproxy/internal/status"
@@ -66,32 +67,23 @@ const (
 	drainLook = 100 * time.Millisecond
 )
 
-// New checks the configuration.
+// New returns a server that Serve starts. It reads the users, and makes the random one on
+// the first start.
 func New(cfg Config) (*Server, error) {
-	if cfg.Listen == "" {
-		cfg.Listen = ":8090"
-	}
-	if len(cfg.Transports) == 0 {
-		cfg.Transports = []string{TransportQUIC, TransportYamux}
-	}
-	for _, t := range cfg.Transports {
-		if t != TransportQUIC && t != TransportYamux {
-			return nil, fmt.Errorf("unknown transport %q: use quic, yamux or both", t)
-		}
-	}
-	if (cfg.CertFile == "") != (cfg.KeyFile == "") {
-		return nil, errors.New("a certificate needs its key: give both --cert and --key")
-	}
 	if err := protect(cfg.State, cfg.Log); err != nil {
 		return nil, err
 	}
-	users, err := loadTokens(cfg.Tokens, cfg.State)
+	given, err := cfg.tokens()
+	if err != nil {
+		return nil, err
+	}
+	users, err := loadTokens(given, cfg.State)
 	if err != nil {
 		return nil, err
 	}
 	s := &Server{
 		cfg: cfg,
-		tcp: admit.Gate{Total: maxTCP}, quic: admit.Gate{Total: halfOpenQUIC(cfg.Memory)}, opening: admit.Gate{Total: maxOpening, Refuse: true},
+		tcp: admit.Gate{Total: maxTCP}, quic: admit.Gate{Total: halfOpenQUIC(int64(cfg.Memory))}, opening: admit.Gate{Total: maxOpening, Refuse: true},
 		drain: make(chan struct{}, 1), drained: make(chan struct{}), reload: make(chan struct{}, 1),
 	}
 	s.tokens.Store(users)
@@ -134,8 +126,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	var registry *tunnel.Registry
 	room.Spare = func(user string, may func(string) bool) bool { return registry.MakeRoom(user, may) }
 	exits := egress.New(egress.Config{
-		Allow: s.cfg.Allow, Deny: s.cfg.Deny, Advertised: elsewhere, Closed: ls.isOwn, Filtering: s.cfg.Filtering,
-		Idle: s.cfg.UDPIdle, NoOffload: s.cfg.NoOffload, Room: room, Log: s.cfg.Log,
+		Exit: s.cfg.Exit, Advertised: elsewhere, Closed: ls.isOwn, NoOffload: s.cfg.NoOffload, Room: room, Log: s.cfg.Log,
 		MakeRoom: func(user string) bool { return registry.MakeRoom(user, nil) },
 	})
 	defer exits.Close()
@@ -148,7 +139,7 @@ func (s *Server) Serve(ctx context.Context) error {
 		Event:        func(user, sentence string) { s.events.Note(user + ": " + sentence) },
 		Log:          s.cfg.Log,
 	})
-	budget := tunnel.NewBudget(s.cfg.Memory, registry.Sessions, s.cfg.Log)
+	budget := tunnel.NewBudget(int64(s.cfg.Memory), registry.Sessions, s.cfg.Log)
 	defer budget.Close()
 	defer s.serveStatus(ls, registry, exits, budget)()
 	if err := s.publish(id, advertised, port); err != nil {
@@ -314,7 +305,7 @@ func (s *Server) listen(id *identity, room *share.Pool) (*listeners, error) {
 		}
 	})
 	tlsConf := certs.ServerConfig(id.certificate, tunnel.ALPN)
-	if slices.Contains(s.cfg.Transports, TransportYamux) {
+	if slices.Contains(s.cfg.Transports, config.Yamux) {
 		// Keep-alive begins with the handshake's end: until then a deadline is enough.
 		lc := net.ListenConfig{KeepAlive: -1}
 		ln, err := lc.Listen(context.Background(), "tcp", net.JoinHostPort(host, port))
@@ -323,9 +314,9 @@ func (s *Server) listen(id *identity, room *share.Pool) (*listeners, error) {
 		}
 		own := addrPort(ln.Addr())
 		port = strconv.Itoa(int(own.Port()))
-		ls.add(tunnel.ListenYamux(&sparing{ln.(*net.TCPListener), func() { s.makeRoom(room) }}, tlsConf, s.cfg.Dead, tunnel.WindowsFor(s.cfg.Memory)), own)
+		ls.add(tunnel.ListenYamux(&sparing{ln.(*net.TCPListener), func() { s.makeRoom(room) }}, tlsConf, s.cfg.Dead, tunnel.WindowsFor(int64(s.cfg.Memory))), own)
 	}
-	if slices.Contains(s.cfg.Transports, TransportQUIC) {
+	if slices.Contains(s.cfg.Transports, config.QUIC) {
 		l, own, err := s.listenQUIC(host, port, id, tlsConf)
 		if err != nil {
 			ls.close()
@@ -380,7 +371,7 @@ func (s *Server) listenQUIC(host, port string, id *identity, tlsConf *tls.Config
 		VerifySourceAddress: s.mustVerify,
 		Hurry:               s.crowded,
 		Dead:                s.cfg.Dead,
-		Windows:             tunnel.WindowsFor(s.cfg.Memory),
+		Windows:             tunnel.WindowsFor(int64(s.cfg.Memory)),
 		Admit: func(remote net.Addr) (leave func(), ok bool) {
 			return s.opening.Enter(addrPort(remote).Addr(), func() {})
 		},

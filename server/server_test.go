@@ -3,13 +3,13 @@ package server
 import (
 	"errors"
 	"io/fs"
-	"log/slog"
 	"os"
 	"strings"
 	"testing"
 
 	"go.uber.org/goleak"
 
+	"wmproxy/internal/config"
 	"wmproxy/internal/link"
 	"wmproxy/internal/state"
 	"wmproxy/tunnel"
@@ -91,7 +91,7 @@ func TestWhatTheLinkAdvertises(t *testing.T) {
 		{"", "203.0.113.5:8090", "203.0.113.5", 8090},
 		{"", "[::1]:8090", "::1", 8090},
 	} {
-		s := &Server{cfg: Config{Advertise: c.advertise, Listen: c.listen}}
+		s := &Server{cfg: Config{Server: config.Server{Advertise: c.advertise, Listen: c.listen}}}
 		id, err := (&Server{cfg: Config{State: openState(t)}}).loadIdentity()
 		if err != nil {
 			t.Fatal(err)
@@ -104,19 +104,6 @@ func TestWhatTheLinkAdvertises(t *testing.T) {
 	for _, bad := range []string{"vpn.example.net:0", "vpn.example.net:x", "two words", "a:b:c:99999"} {
 		if _, _, err := splitAdvertise(bad, 8090); err == nil {
 			t.Errorf("--advertise %q was taken", bad)
-		}
-	}
-}
-
-func TestWrongConfigurationsAreRefusedWithASentence(t *testing.T) {
-	log := slog.New(slog.DiscardHandler)
-	for says, cfg := range map[string]Config{
-		"use quic, yamux or both":    {Transports: []string{"tcp"}},
-		"give both --cert and --key": {CertFile: "x.pem"},
-	} {
-		cfg.Log, cfg.State = log, openState(t)
-		if _, err := New(cfg); err == nil || !strings.Contains(err.Error(), says) {
-			t.Errorf("got %v, want %q", err, says)
 		}
 	}
 }

@@ -171,7 +171,6 @@ func (p *program) listenAddress(c *cli.Context, flag string) (netip.AddrPort, er
 
 // benchWay reads how to go where.
 func (p *program) benchWay(c *cli.Context) (w bench.Way, err error) {
-	w.Username, w.Password = c.String("user"), c.String("pass")
 	switch direct := c.Bool("direct"); {
 	case direct == (c.String("socks") != ""):
 		return w, usageErrorf("give --socks HOST:PORT to go through a SOCKS5 server, or --direct to go without one")
@@ -181,11 +180,8 @@ func (p *program) benchWay(c *cli.Context) (w bench.Way, err error) {
 			return w, err
 		}
 	}
-	if (w.Username == "") != (w.Password == "") {
-		return w, usageErrorf("--user and --pass go together; give both or neither")
-	}
-	if len(w.Username) > maxCredential || len(w.Password) > maxCredential {
-		return w, usageErrorf("--user and --pass may have at most %d bytes each; shorten them", maxCredential)
+	if w.Username, w.Password, err = credentials(c); err != nil {
+		return w, err
 	}
 	target, err := p.target("target", c.String("target"), "7007")
 	if err != nil {

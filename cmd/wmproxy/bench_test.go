@@ -45,7 +45,7 @@ func TestBenchFlags(t *testing.T) {
 		{"echo", benchOptions{load: "echo", listen: netip.MustParseAddrPort("127.0.0.1:7007")}},
 	} {
 		t.Run(test.args, func(t *testing.T) {
-			got, err := options(t, nil, (*program).benchOptions, append([]string{"bench"}, strings.Fields(test.args)...)...)
+			got, err := configOf(t, nil, (*program).benchOptions, append([]string{"bench"}, strings.Fields(test.args)...)...)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -65,7 +65,7 @@ func TestWrongUsageOfBench(t *testing.T) {
 		"tcp --direct --window 3", "tcp --direct --streams 0", "churn --direct --workers 0", "churn --direct --rate 5", "hold --direct --settle -1s",
 		"echo --direct", "echo --listen name:7", "echo --listen 7",
 	} {
-		_, err := options(t, nil, (*program).benchOptions, append([]string{"bench"}, strings.Fields(line)...)...)
+		_, err := configOf(t, nil, (*program).benchOptions, append([]string{"bench"}, strings.Fields(line)...)...)
 		if !errors.As(err, new(*usageError)) {
 			t.Errorf("%q: %v", line, err)
 		}
@@ -75,7 +75,7 @@ func TestWrongUsageOfBench(t *testing.T) {
 func TestTheEnvironmentOfOneLoadDoesNotBreakAnother(t *testing.T) {
 	env := map[string]string{"WMPROXY_BENCH_SOCKS": "127.0.0.1:1", "WMPROXY_BENCH_RATE": "50", "WMPROXY_BENCH_STREAMS": "2"}
 	for _, load := range []string{"udp", "tcp", "churn", "hold", "echo"} {
-		if _, err := options(t, env, (*program).benchOptions, "bench", load); err != nil {
+		if _, err := configOf(t, env, (*program).benchOptions, "bench", load); err != nil {
 			t.Errorf("%s: %v", load, err)
 		}
 	}

@@ -6,8 +6,8 @@ import (
 	"runtime/debug"
 
 	"github.com/KimMachineGun/automemlimit/memlimit"
-	"github.com/dustin/go-humanize"
-	"github.com/urfave/cli/v2"
+
+	"wmproxy/internal/config"
 )
 
 const (
@@ -16,33 +16,12 @@ const (
 	// needs its own.
 	memoryShare = 4
 
-	minDefaultMemory = 64 << 20
-	minMemory        = 16 << 20
+	minDefaultMemory = 64 << 20 // bytes
 )
-
-func memoryFlag() cli.Flag {
-	return &cli.StringFlag{
-		Name: "memory", Usage: "hold at most `SIZE` (such as 256MiB) in memory for peers: bytes that wait for slow readers, here and in the kernel; near it the user who holds most loses streams that stand still",
-		DefaultText: "a quarter of the machine's or the cgroup's, at least 64MiB",
-	}
-}
-
-// memory reads --memory; 0 is the default.
-func (p *program) memory(c *cli.Context) (int64, error) {
-	text := c.String("memory")
-	if text == "" {
-		return 0, nil
-	}
-	n, err := humanize.ParseBytes(text)
-	if err != nil || n < minMemory || n > math.MaxInt64/2 {
-		return 0, p.wrong("memory", "must be a size of at least 16MiB, such as 256MiB or 2GiB")
-	}
-	return int64(n), nil
-}
 
 // memoryOr returns given, or the default if that is 0, and has the runtime collect
 // garbage in time to stay within the memory that there is.
-func memoryOr(given int64) int64 {
+func memoryOr(given config.Size) config.Size {
 	total := totalMemory()
 	if os.Getenv("GOMEMLIMIT") == "" && total > 0 {
 		debug.SetMemoryLimit(total / memoryShare * (memoryShare - 1))
@@ -50,7 +29,7 @@ func memoryOr(given int64) int64 {
 	if given > 0 {
 		return given
 	}
-	return max(total/memoryShare, minDefaultMemory)
+	return config.Size(max(total/memoryShare, minDefaultMemory))
 }
 
 // totalMemory returns the memory of the machine, or of the cgroup if that is less, in

@@ -10,6 +10,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"wmproxy/internal/config"
 	"wmproxy/internal/link"
 )
 
@@ -35,8 +36,9 @@ import (
 //	too many arguments                    wrong usage, without repeating them: they may be secrets
 //
 // A flag that is not on the command line is read from WMPROXY_CMD_FLAG, hyphens
-// as underscores: empty is unset, lists are comma-separated, and the plain form
-// reads WMPROXY_PROXY_FLAG. The command line wins over the environment.
+// as underscores: empty is unset, lists are separated by commas, or by spaces if their
+// items may hold commas, and the plain form reads WMPROXY_PROXY_FLAG. The command line
+// wins over the environment.
 //
 // urfave/cli does several of these differently, so arrange turns what was typed
 // into the one form that it reads without surprises,
@@ -51,7 +53,7 @@ func (p *program) app() *cli.App {
 		Usage:     "UDP and TCP from a SOCKS5 application, through one tunnel, out of your server",
 		UsageText: "wmproxy COMMAND [flags]\nwmproxy COMMAND --help\nwmproxy --flag... (without a command: the same as wmproxy proxy --flag...)",
 		Description: "Start \"wmproxy server\" on a public machine and paste the command that it prints on yours.\n" +
-			"Every flag is also read from the environment: WMPROXY_COMMAND_FLAG, in capitals, hyphens as\nunderscores, lists separated by commas.",
+			"Every flag is also read from the environment: WMPROXY_COMMAND_FLAG, in capitals, hyphens as\nunderscores, lists separated by commas (by spaces if their items may hold commas: TOKEN).",
 		Commands:                  []*cli.Command{p.server(), p.client(), p.proxy(), p.status(), p.test(), p.demo(), p.bench(), p.version()},
 		HideHelpCommand:           true,
 		HideVersion:               true,
@@ -222,6 +224,7 @@ func isList(flag cli.Flag) bool {
 // finish checks what was typed, adds the environment and writes the command
 // line for urfave/cli.
 func (p *program) finish(app *cli.App, command *cli.Command, flags []given, arguments []string) ([]string, error) {
+	p.command = command.Name
 	seen := make(map[string]bool)
 	for _, g := range flags {
 		if g.name == helpName {
@@ -273,8 +276,8 @@ func (p *program) environment(command *cli.Command, typed map[string]bool) []giv
 	for _, flag := range command.Flags {
 		name := flag.Names()[0]
 		variable := envName(command.Name, name)
-		text := p.getenv(variable)
-		if typed[name] || text == "" {
+		text, o := p.getenv(variable), optionOf(command.Name, name)
+		if typed[name] || typed[o.or] || text == "" {
 			continue
 		}
 		p.fromEnv[name] = variable
@@ -282,7 +285,11 @@ func (p *program) environment(command *cli.Command, typed map[string]bool) []giv
 			flags = append(flags, given{flag: flag, name: name, value: text})
 			continue
 		}
-		for value := range strings.SplitSeq(text, ",") {
+		values := strings.Split(text, ",")
+		if o.spaced {
+			values = strings.Fields(text)
+		}
+		for _, value := range values {
 			if value = strings.TrimSpace(value); value != "" {
 				flags = append(flags, given{flag: flag, name: name, value: value})
 			}
@@ -313,6 +320,9 @@ func (p *program) checkValue(g given) error {
 
 // wrong is the usage error of a flag's value, named as the user gave it.
 func (p *program) wrong(flag, message string) error {
+	if o := optionOf(p.command, flag); o.path != "" {
+		return p.misconfigured(&config.Error{Paths: []string{o.path}, Message: message})
+	}
 	return usageErrorf("%s %s", p.origin(flag), message)
 }
 

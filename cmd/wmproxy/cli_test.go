@@ -43,6 +43,8 @@ func TestArgumentsArePutInOrder(t *testing.T) {
 		{"another command's is not ours", "proxy", map[string]string{"WMPROXY_CLIENT_USER": "e"}, "wmproxy proxy --"},
 		{"plain reads proxy's", "--open", map[string]string{"WMPROXY_PROXY_BIND": "e", "WMPROXY_BIND": "f"}, "wmproxy proxy --open=true --bind=e --"},
 		{"lists are split there", "proxy", map[string]string{"WMPROXY_PROXY_ALLOW": "a, b,,c"}, "wmproxy proxy --allow=a --allow=b --allow=c --"},
+		{"spaces split what may hold commas", "server", map[string]string{"WMPROXY_SERVER_TOKEN": "a:b,c  d:e"}, "wmproxy server --token=a:b,c --token=d:e --"},
+		{"what is typed wins over its other form", "client --pass p", map[string]string{"WMPROXY_CLIENT_PASS_FILE": "e"}, "wmproxy client --pass=p --"},
 		{"a typed list replaces", "proxy --allow x", map[string]string{"WMPROXY_PROXY_ALLOW": "a,b"}, "wmproxy proxy --allow=x --"},
 		{"single values are not split", "client", map[string]string{"WMPROXY_CLIENT_PASS": "a,b"}, "wmproxy client --pass=a,b --"},
 		{"bools", "client", map[string]string{"WMPROXY_CLIENT_OPEN": "1"}, "wmproxy client --open=1 --"},
@@ -84,10 +86,10 @@ func TestWrongUsageSaysWhatToDo(t *testing.T) {
 		{args: "client --user --pass SECRET", want: "--user needs a value; one that starts with a hyphen is written --user=VALUE"},
 		{args: "client --listen a --listen b", want: "--listen is given twice; give it once"},
 		{args: "proxy -b a --bind b", want: "--bind is given twice; give it once"},
-		{args: "client --open=maybe", want: "--open must be true or false"},
-		{args: "server --udp-idle soon", want: "--udp-idle must be a duration such as 30s or 5m"},
-		{args: "server", env: map[string]string{"WMPROXY_SERVER_UDP_IDLE": "soon"}, want: "WMPROXY_SERVER_UDP_IDLE must be a duration such as 30s or 5m"},
-		{args: "client", env: map[string]string{"WMPROXY_CLIENT_OPEN": "maybe"}, want: "WMPROXY_CLIENT_OPEN must be true or false"},
+		{args: "client --open=maybe", want: "entrance.open (--open): must be true or false"},
+		{args: "server --udp-idle soon", want: "exit.udp_idle (--udp-idle): must be a duration such as 30s or 5m"},
+		{args: "server", env: map[string]string{"WMPROXY_SERVER_UDP_IDLE": "soon"}, want: "exit.udp_idle (WMPROXY_SERVER_UDP_IDLE): must be a duration such as 30s or 5m"},
+		{args: "client", env: map[string]string{"WMPROXY_CLIENT_OPEN": "maybe"}, want: "entrance.open (WMPROXY_CLIENT_OPEN): must be true or false"},
 	} {
 		t.Run(test.args, func(t *testing.T) {
 			p, stdout, stderr := testProgram(test.env)

@@ -15,8 +15,6 @@ import (
 	"strings"
 	"sync"
 	"time"
-
-	"github.com/urfave/cli/v2"
 )
 
 // Bounds of the debugging server. Writing may take long: it includes the time
@@ -28,26 +26,6 @@ const (
 	debugMaxHeader      = 16 << 10 // bytes
 	debugShutdownBudget = 250 * time.Millisecond
 )
-
-func debugFlags() []cli.Flag {
-	return []cli.Flag{
-		&cli.StringFlag{Name: "debug", Usage: "serve Go profiles (/debug/pprof/) and counts of goroutines, memory and descriptors (/debug/runtime) over HTTP on `ADDRESS:PORT`, which every user of this machine can then read; loopback addresses only", DefaultText: "off"},
-	}
-}
-
-// debugAddr reads --debug; the zero value means off. There is no password on what
-// it opens, so no address beyond loopback will do.
-func (p *program) debugAddr(c *cli.Context) (netip.AddrPort, error) {
-	text := c.String("debug")
-	if text == "" {
-		return netip.AddrPort{}, nil
-	}
-	addr, err := netip.ParseAddrPort(text)
-	if err != nil || !addr.Addr().Unmap().IsLoopback() || addr.Addr().Zone() != "" {
-		return netip.AddrPort{}, p.wrong("debug", "must be a loopback address with a port, such as 127.0.0.1:6060, because it has no password; reach it from elsewhere through ssh -L")
-	}
-	return addr, nil
-}
 
 // startDebug serves on addr until stop is called, which waits for the end. For
 // the zero addr it does nothing.

@@ -15,9 +15,9 @@ import (
 )
 
 func TestDebuggingIsOffUnlessAsked(t *testing.T) {
-	o, err := options(t, nil, (*program).serverOptions, "server")
-	if err != nil || o.debug.IsValid() {
-		t.Errorf("got %v, %v", o.debug, err)
+	o, err := configOf(t, nil, (*program).serverConfig, "server")
+	if err != nil || o.Debug.IsValid() {
+		t.Errorf("got %v, %v", o.Debug, err)
 	}
 	stop, err := startDebug(netip.AddrPort{}, slog.New(slog.DiscardHandler))
 	if err != nil {
@@ -48,15 +48,15 @@ func TestDebuggingListensOnLoopbackAlone(t *testing.T) {
 	} {
 		readers := map[string]func() error{
 			"server": func() error {
-				_, err := options(t, nil, (*program).serverOptions, "server", "--debug", test.text)
+				_, err := configOf(t, nil, (*program).serverConfig, "server", "--debug", test.text)
 				return err
 			},
 			"client": func() error {
-				_, err := options(t, nil, (*program).clientOptions, "client", testLink, "--debug", test.text)
+				_, err := configOf(t, nil, (*program).clientConfig, "client", testLink, "--debug", test.text)
 				return err
 			},
 			"proxy": func() error {
-				_, err := options(t, nil, (*program).proxyOptions, "proxy", "--debug", test.text)
+				_, err := configOf(t, nil, (*program).proxyConfig, "proxy", "--debug", test.text)
 				return err
 			},
 		}
@@ -65,7 +65,7 @@ func TestDebuggingListensOnLoopbackAlone(t *testing.T) {
 			if (err == nil) != test.ok {
 				t.Errorf("%s --debug %s: %v", command, test.text, err)
 			}
-			if err != nil && (!errors.As(err, new(*usageError)) || !strings.HasPrefix(err.Error(), "--debug must be a loopback address")) {
+			if err != nil && (!errors.As(err, new(*usageError)) || !strings.HasPrefix(err.Error(), "debug (--debug): must be ")) {
 				t.Errorf("%s --debug %s: %v", command, test.text, err)
 			}
 		}

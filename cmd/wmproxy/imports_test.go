@@ -19,9 +19,9 @@ var mayImport = map[string][]string{
 	"cmd/wmproxy": {
 		"client",
 		"internal/bench",
+		"internal/config",
 		"internal/cputime",
 		"internal/demo",
-		"internal/egress",
 		"internal/link",
 		"internal/loglimit",
 		"internal/probe",
@@ -33,12 +33,12 @@ var mayImport = map[string][]string{
 		"socks",
 	},
 	"client": {
-		"internal/notify",
 		"certs",
-		"internal/entrance",
+		"internal/config",
 		"internal/eyeballs",
 		"internal/ingress",
 		"internal/link",
+		"internal/notify",
 		"internal/share",
 		"internal/state",
 		"internal/status",
@@ -49,6 +49,7 @@ var mayImport = map[string][]string{
 	"server": {
 		"certs",
 		"internal/admit",
+		"internal/config",
 		"internal/egress",
 		"internal/link",
 		"internal/share",
@@ -58,8 +59,8 @@ var mayImport = map[string][]string{
 		"tunnel",
 	},
 	"internal/standalone": {
+		"internal/config",
 		"internal/egress",
-		"internal/entrance",
 		"internal/ingress",
 		"internal/share",
 		"internal/state",
@@ -73,6 +74,7 @@ var mayImport = map[string][]string{
 		"internal/udpio",
 	},
 	"internal/ingress": {
+		"internal/config",
 		"internal/entrance",
 		"internal/relay",
 		"internal/share",
@@ -82,6 +84,7 @@ var mayImport = map[string][]string{
 		"tunnel",
 	},
 	"internal/egress": {
+		"internal/config",
 		"internal/eyeballs",
 		"internal/relay",
 		"internal/share",
@@ -115,6 +118,9 @@ var mayImport = map[string][]string{
 	"internal/cputime":  {},
 	"internal/loglimit": {},
 	"internal/eyeballs": {},
+	"internal/config": {
+		"internal/link",
+	},
 	"internal/link": {
 		"certs",
 	},
@@ -140,6 +146,7 @@ var mayImport = map[string][]string{
 	"internal/demo": {
 		"client",
 		"internal/bench",
+		"internal/config",
 		"internal/link",
 		"internal/probe",
 		"internal/state",
@@ -222,8 +229,8 @@ func TestTheHouseHasNoCircle(t *testing.T) {
 		"client":            {"internal/egress", "server"},
 		"server":            {"internal/ingress", "client"},
 		"internal/entrance": {"socks", "tunnel", "internal/ingress"},
-		"internal/ingress":  {"internal/egress", "client", "server", "certs"},
-		"internal/egress":   {"internal/ingress", "client", "server", "certs"},
+		"internal/ingress":  {"internal/egress", "client", "server"},
+		"internal/egress":   {"internal/ingress", "client", "server"},
 		"tunnel":            {"socks", "certs", "internal/relay", "internal/ingress", "internal/egress"},
 		"socks":             {"tunnel", "certs", "internal/relay"},
 		"certs":             {"tunnel", "socks", "internal/udpio"},

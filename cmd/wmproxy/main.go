@@ -71,6 +71,8 @@ type program struct {
 	shown          bool              // stdout is a terminal, so that secrets written to it are not kept
 	limited        *loglimit.Handler // of the logger; nil if there is none
 
+	command string // whose flags were read; empty until then
+
 	// fromEnv names the environment variable behind a flag that was not on the
 	// command line, so that an error names what the user wrote.
 	fromEnv map[string]string

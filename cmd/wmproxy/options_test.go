@@ -2,10 +2,11 @@ package main
 
 import (
 	"errors"
-	"log/slog"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -15,19 +16,15 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"wmproxy/certs"
-	"wmproxy/client"
-	"wmproxy/internal/egress"
+	"wmproxy/internal/config"
 	"wmproxy/internal/link"
 	"wmproxy/internal/probe"
-	"wmproxy/internal/standalone"
-	"wmproxy/server"
-	"wmproxy/socks"
 )
 
 const testLink = "wmproxy://alice:s3cret@example.net:8090"
 
-// options runs args up to the point where read has turned flags into options.
-func options[T any](t *testing.T, env map[string]string, read func(*program, *cli.Context) (T, error), args ...string) (T, error) {
+// configOf runs args up to the point where read has turned flags into options.
+func configOf[T any](t *testing.T, env map[string]string, read func(*program, *cli.Context) (T, error), args ...string) (T, error) {
 	t.Helper()
 	p, _, _ := testProgram(env)
 	app := p.app()
@@ -51,54 +48,44 @@ func options[T any](t *testing.T, env map[string]string, read func(*program, *cl
 }
 
 var compare = cmp.Options{
-	cmp.AllowUnexported(serverOptions{}, clientOptions{}, proxyOptions{}, entranceOptions{}, logOptions{}),
 	cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{}, netip.Prefix{}),
-	cmpopts.IgnoreFields(server.Config{}, "Started", "ReadTokens"),
 }
 
 func TestServerDefaults(t *testing.T) {
-	got, err := options(t, nil, (*program).serverOptions, "server")
+	got, err := configOf(t, nil, (*program).serverConfig, "server")
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := serverOptions{
-		config: server.Config{
-			Listen: ":8090", Transports: []string{"quic", "yamux"},
-			UDPIdle: 5 * time.Minute, Filtering: egress.EndpointIndependent,
-			Hold: 2 * time.Minute, Dead: 30 * time.Second,
-		},
-		log: logOptions{format: logJSON, level: slog.LevelInfo},
-	}
-	if diff := cmp.Diff(want, got, compare); diff != "" {
+	if diff := cmp.Diff(config.DefaultServer(), got, compare); diff != "" {
 		t.Error(diff)
 	}
 }
 
 func TestServerFlags(t *testing.T) {
-	tokens := filepath.Join(t.TempDir(), "tokens")
-	if err := os.WriteFile(tokens, []byte("# users\n\ncarol:c:d\r\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	got, err := options(t, nil, (*program).serverOptions, "server",
+	got, err := configOf(t, nil, (*program).serverConfig, "server",
 		"--listen", "[::1]:9000", "--transport", "yamux,quic", "--state-dir", "d", "--advertise", "vpn.example.net:443",
-		"--token", "alice:a,b:c", "--token", "bob:x", "--token-file", tokens, "--cert", "c.pem", "--key", "k.pem",
+		"--token", "alice:a,b:c", "--token", "bob:x", "--token-file", "tokens", "--cert", "c.pem", "--key", "k.pem",
 		"--allow", "10.0.0.1/8", "--allow", "::ffff:192.0.2.0/120", "--allow", "fd00::1", "--deny", "10.1.2.3/16", "--deny", "8.8.8.8", "--udp-idle", "30s",
-		"--filtering", "address-and-port", "--no-offload", "--hold", "30s", "--drain", "1m", "--dead", "10s", "--log-format", "console", "--log-level", "debug")
+		"--filtering", "address-and-port", "--no-offload", "--hold", "30s", "--drain", "1m", "--dead", "10s", "--memory", "64MiB",
+		"--debug", "127.0.0.1:6060", "--log-format", "console", "--log-level", "debug")
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := serverOptions{
-		config: server.Config{
-			Listen: "[::1]:9000", Transports: []string{"yamux", "quic"}, Advertise: "vpn.example.net:443",
-			Tokens:   []link.Token{{Name: "alice", Secret: "a,b:c"}, {Name: "bob", Secret: "x"}, {Name: "carol", Secret: "c:d"}},
-			CertFile: "c.pem", KeyFile: "k.pem",
+	want := config.Server{
+		Listen: "[::1]:9000", Transports: []string{"yamux", "quic"}, Advertise: "vpn.example.net:443",
+		Users:     []config.User{{Name: "alice", Token: "a,b:c"}, {Name: "bob", Token: "x"}},
+		TokenFile: "tokens",
+		Cert:      "c.pem", Key: "k.pem",
+		Hold: 30 * time.Second, Drain: time.Minute, Dead: 10 * time.Second,
+		Exit: config.Exit{
 			Allow:   []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("fd00::1/128")},
 			Deny:    []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("8.8.8.8/32")},
-			UDPIdle: 30 * time.Second, Filtering: egress.AddressAndPort, NoOffload: true,
-			Hold: 30 * time.Second, Drain: time.Minute, Dead: 10 * time.Second,
+			UDPIdle: 30 * time.Second, Filtering: config.AddressAndPort,
 		},
-		stateDir: "d",
-		log:      logOptions{format: logConsole, level: slog.LevelDebug},
+		Process: config.Process{
+			StateDir: "d", Memory: 64 << 20, NoOffload: true, Debug: netip.MustParseAddrPort("127.0.0.1:6060"),
+			Log: config.Log{Format: config.LogConsole, Level: "debug"},
+		},
 	}
 	if diff := cmp.Diff(want, got, compare); diff != "" {
 		t.Error(diff)
@@ -106,20 +93,40 @@ func TestServerFlags(t *testing.T) {
 }
 
 func TestServerReadsItsEnvironment(t *testing.T) {
-	got, err := options(t, map[string]string{
-		"WMPROXY_SERVER_TOKEN":      "alice:a,bob:b",
-		"WMPROXY_SERVER_TRANSPORT":  "quic,yamux",
+	got, err := configOf(t, map[string]string{
+		"WMPROXY_SERVER_TOKEN":      " alice:a,b  bob:c ", // commas belong to a secret
+		"WMPROXY_SERVER_TRANSPORT":  "yamux, quic",
+		"WMPROXY_SERVER_ALLOW":      "10.0.0.0/8,192.0.2.1",
 		"WMPROXY_SERVER_NO_OFFLOAD": "true",
 		"WMPROXY_SERVER_UDP_IDLE":   "1m",
-	}, (*program).serverOptions, "server")
+	}, (*program).serverConfig, "server")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff([]link.Token{{Name: "alice", Secret: "a"}, {Name: "bob", Secret: "b"}}, got.config.Tokens); diff != "" {
+	want := config.DefaultServer()
+	want.Users = []config.User{{Name: "alice", Token: "a,b"}, {Name: "bob", Token: "c"}}
+	want.Transports = []string{"yamux", "quic"}
+	want.Exit.Allow = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("192.0.2.1/32")}
+	want.Exit.UDPIdle, want.NoOffload = time.Minute, true
+	if diff := cmp.Diff(want, got, compare); diff != "" {
 		t.Error(diff)
 	}
-	if len(got.config.Transports) != 2 || !got.config.NoOffload || got.config.UDPIdle != time.Minute {
-		t.Errorf("got %+v", got.config)
+}
+
+func TestTokenFileAddsUsers(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "tokens")
+	if err := os.WriteFile(path, []byte("# users\n\ncarol:c:d\r\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cfg := config.DefaultServer()
+	cfg.Users, cfg.TokenFile = []config.User{{Name: "alice", Token: "a"}}, path
+	p, _, _ := testProgram(nil)
+	got, err := p.users(&cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]config.User{{Name: "alice", Token: "a"}, {Name: "carol", Token: "c:d"}}, got); diff != "" {
+		t.Error(diff)
 	}
 }
 
@@ -129,9 +136,9 @@ func TestAdvertiseTakesAHostWithOrWithoutPort(t *testing.T) {
 		"2001:db8::1": "2001:db8::1", "[2001:db8::1]": "2001:db8::1", "[2001:db8::1]:443": "[2001:db8::1]:443",
 		":443": "", "h:x": "", "h h": "", "443": "", "h:70000": "",
 	} {
-		got, err := options(t, nil, (*program).serverOptions, "server", "--advertise", text)
-		if (err != nil) != (want == "") || got.config.Advertise != want {
-			t.Errorf("%q: got %q and %v, want %q", text, got.config.Advertise, err, want)
+		got, err := configOf(t, nil, (*program).serverConfig, "server", "--advertise", text)
+		if (err != nil) != (want == "") || err == nil && got.Advertise != want {
+			t.Errorf("%q: got %q and %v, want %q", text, got.Advertise, err, want)
 		}
 	}
 }
@@ -142,29 +149,30 @@ func TestClientFlags(t *testing.T) {
 		t.Fatal(err)
 	}
 	pin := id.Pin()
-	got, err := options(t, nil, (*program).clientOptions, "client", "--listen", "0.0.0.0:2080", "--user", "u",
+	got, err := configOf(t, nil, (*program).clientConfig, "client", "--listen", "0.0.0.0:2080", "--user", "u",
 		testLink+"?pin="+pin.String(), "--pass", "p,q", "--udp", "::ffff:192.0.2.7", "--udp-port", "4000-4001",
 		"--udp-from", "172.16.0.0/12", "--udp-answers", "address", "--transport", "quic", "--state-dir", "d", "--no-offload", "--log-level", "warn",
-		strings.Replace(testLink, "alice", "bob", 1), "--pick", "fastest", "--suspect", "1s", "--dead", "10s")
+		strings.Replace(testLink, "alice", "bob", 1), "--pick", "fastest", "--streams", "quic",
+		"--suspect", "1s", "--suspect-idle", "10s", "--steady", "2s", "--dead", "10s", "--memory", "1GiB", "--open", "--debug", "[::1]:6060", "--log-format", "json")
 	if err != nil {
 		t.Fatal(err)
 	}
-	addr, from := netip.MustParseAddr("192.0.2.7"), []netip.Prefix{netip.MustParsePrefix("172.16.0.0/12")}
-	ports := socks.PortRange{First: 4000, Last: 4001}
-	want := clientOptions{
-		config: client.Config{
-			Links: []link.Link{
-				{Name: "alice", Secret: "s3cret", Host: "example.net", Port: 8090, Pin: &pin},
-				{Name: "bob", Secret: "s3cret", Host: "example.net", Port: 8090},
-			},
-			Pick:   client.Fastest,
-			Timers: client.Timers{Suspect: time.Second, SuspectIdle: 20 * time.Second, Dead: 10 * time.Second, Steady: 5 * time.Second},
-			Listen: "0.0.0.0:2080", User: "u", Pass: "p,q", UDPAdvertise: addr, UDPPorts: ports, UDPFrom: from, AddressAnswers: true,
-			Transport: client.QUIC, Streams: client.Auto, NoOffload: true,
+	want := config.Client{
+		Links: []link.Link{
+			{Name: "alice", Secret: "s3cret", Host: "example.net", Port: 8090, Pin: &pin},
+			{Name: "bob", Secret: "s3cret", Host: "example.net", Port: 8090},
 		},
-		entrance: entranceOptions{listen: "0.0.0.0:2080", listenFlag: "listen", user: "u", pass: "p,q", advertise: addr, ports: ports, from: from, addressAnswers: true},
-		stateDir: "d",
-		log:      logOptions{format: logJSON, level: slog.LevelWarn},
+		Pick: config.PickFastest, Transport: config.QUIC, Streams: config.QUIC,
+		Timers: config.Timers{Suspect: time.Second, SuspectIdle: 10 * time.Second, Dead: 10 * time.Second, Steady: 2 * time.Second},
+		Entrance: config.Entrance{
+			Listen: "0.0.0.0:2080", User: "u", Pass: "p,q", Open: true, UDPAdvertise: netip.MustParseAddr("192.0.2.7"),
+			UDPPorts: config.PortRange{First: 4000, Last: 4001}, UDPFrom: []netip.Prefix{netip.MustParsePrefix("172.16.0.0/12")},
+			UDPAnswers: config.AnswersByAddress,
+		},
+		Process: config.Process{
+			StateDir: "d", Memory: 1 << 30, NoOffload: true, Debug: netip.MustParseAddrPort("[::1]:6060"),
+			Log: config.Log{Format: config.LogJSON, Level: "warn"},
+		},
 	}
 	if diff := cmp.Diff(want, got, compare); diff != "" {
 		t.Error(diff)
@@ -194,10 +202,10 @@ func TestTheLinkComesFromOnePlace(t *testing.T) {
 		{"empty environment", "", map[string]string{"WMPROXY_LINK": ""}, nil},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			got, err := options(t, test.env, (*program).clientOptions, append([]string{"client"}, test.args...)...)
+			got, err := configOf(t, test.env, (*program).clientConfig, append([]string{"client"}, test.args...)...)
 			name := ""
-			if len(got.config.Links) > 0 {
-				name = got.config.Links[0].Name
+			if len(got.Links) > 0 {
+				name = got.Links[0].Name
 			}
 			if name != test.want || (test.want == "") != errors.As(err, new(*usageError)) {
 				t.Errorf("got %q and %v, want %q", name, err, test.want)
@@ -207,28 +215,27 @@ func TestTheLinkComesFromOnePlace(t *testing.T) {
 }
 
 func TestPlainFlagsAreTheProxy(t *testing.T) {
-	got, err := options(t, nil, (*program).proxyOptions, strings.Fields("--user aaa --pass bbb -b 0.0.0.0 --udp 127.0.0.1")...)
+	got, err := configOf(t, nil, (*program).proxyConfig, strings.Fields("--user aaa --pass bbb -b 0.0.0.0 --udp 127.0.0.1")...)
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := standalone.Config{
-		Bind: "0.0.0.0:8090", User: "aaa", Pass: "bbb", UDPAdvertise: netip.MustParseAddr("127.0.0.1"),
-		UDPIdle: 5 * time.Minute, Filtering: egress.EndpointIndependent,
-	}
-	if diff := cmp.Diff(want, got.config, compare); diff != "" {
+	want := config.DefaultProxy()
+	want.Entrance.Listen, want.Entrance.User, want.Entrance.Pass = "0.0.0.0:8090", "aaa", "bbb"
+	want.Entrance.UDPAdvertise = netip.MustParseAddr("127.0.0.1")
+	if diff := cmp.Diff(want, got, compare); diff != "" {
 		t.Error(diff)
 	}
 }
 
 func TestTheProxyHasAStateDirectoryToo(t *testing.T) {
-	got, err := options(t, map[string]string{"WMPROXY_PROXY_STATE_DIR": "d"}, (*program).proxyOptions, "proxy")
-	if err != nil || got.stateDir != "d" {
-		t.Errorf("%q, %v", got.stateDir, err)
+	got, err := configOf(t, map[string]string{"WMPROXY_PROXY_STATE_DIR": "d"}, (*program).proxyConfig, "proxy")
+	if err != nil || got.StateDir != "d" {
+		t.Errorf("%q, %v", got.StateDir, err)
 	}
 }
 
 func TestTestFlags(t *testing.T) {
-	got, err := options(t, nil, (*program).testConfig, strings.Fields("test --socks 127.0.0.1:1080 -u U -p P --dns 192.0.2.53 --domain a.example. -a 192.0.2.9 --echo h:7 --timeout 3s")...)
+	got, err := configOf(t, nil, (*program).testConfig, strings.Fields("test --socks 127.0.0.1:1080 -u U -p P --dns 192.0.2.53 --domain a.example. -a 192.0.2.9 --echo h:7 --timeout 3s")...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -262,9 +269,9 @@ func TestAPasswordComesFromOnePlace(t *testing.T) {
 		{"too long", "", nil, "--user u --pass " + strings.Repeat("x", 256)},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			got, err := options(t, test.env, (*program).proxyOptions, append([]string{"proxy"}, strings.Fields(test.args)...)...)
-			if got.config.Pass != test.want || (test.want == "") != errors.As(err, new(*usageError)) {
-				t.Errorf("got %q and %v, want %q", got.config.Pass, err, test.want)
+			got, err := configOf(t, test.env, (*program).proxyConfig, append([]string{"proxy"}, strings.Fields(test.args)...)...)
+			if err == nil && string(got.Entrance.Pass) != test.want || (test.want == "") != errors.As(err, new(*usageError)) {
+				t.Errorf("got %q and %v, want %q", string(got.Entrance.Pass), err, test.want)
 			}
 		})
 	}
@@ -290,12 +297,12 @@ func TestListeningBeyondLoopbackNeedsAPasswordOrOpen(t *testing.T) {
 		{"-b 0.0.0.0 --open", true},
 		{"-b 0.0.0.0 --user u --pass p", true},
 	} {
-		o, err := options(t, nil, (*program).proxyOptions, append([]string{"proxy"}, strings.Fields(test.args)...)...)
+		o, err := configOf(t, nil, (*program).proxyConfig, append([]string{"proxy"}, strings.Fields(test.args)...)...)
 		if err != nil {
 			t.Fatalf("%s: %v", test.args, err)
 		}
 		p, _, _ := testProgram(nil)
-		if err := p.checkExposure(t.Context(), o.entrance); (err == nil) != test.allowed || err != nil && !errors.As(err, new(*usageError)) {
+		if err := p.checkExposure(t.Context(), o.Entrance, "bind"); (err == nil) != test.allowed || err != nil && !errors.As(err, new(*usageError)) {
 			t.Errorf("%q: %v", test.args, err)
 		}
 	}
@@ -304,10 +311,10 @@ func TestListeningBeyondLoopbackNeedsAPasswordOrOpen(t *testing.T) {
 func TestWrongValuesAreRefused(t *testing.T) {
 	const hidden = "hunter2"
 	run := map[string]func(args ...string) error{
-		"server": func(args ...string) error { _, err := options(t, nil, (*program).serverOptions, args...); return err },
-		"client": func(args ...string) error { _, err := options(t, nil, (*program).clientOptions, args...); return err },
-		"proxy":  func(args ...string) error { _, err := options(t, nil, (*program).proxyOptions, args...); return err },
-		"test":   func(args ...string) error { _, err := options(t, nil, (*program).testConfig, args...); return err },
+		"server": func(args ...string) error { _, err := configOf(t, nil, (*program).serverConfig, args...); return err },
+		"client": func(args ...string) error { _, err := configOf(t, nil, (*program).clientConfig, args...); return err },
+		"proxy":  func(args ...string) error { _, err := configOf(t, nil, (*program).proxyConfig, args...); return err },
+		"test":   func(args ...string) error { _, err := configOf(t, nil, (*program).testConfig, args...); return err },
 	}
 	for _, line := range []string{
 		"server --listen 8090", "server --listen h:p", "server --listen h:70000", "server --listen [::1", "server --listen =",
@@ -335,34 +342,80 @@ func TestWrongValuesAreRefused(t *testing.T) {
 func TestConsoleOnATerminalAndJSONElsewhere(t *testing.T) {
 	for _, test := range []struct {
 		console bool
-		args    string
-		want    string
+		format  string
+		json    bool
 	}{
-		{true, "", logConsole},
-		{false, "", logJSON},
-		{true, "--log-format json", logJSON},
-		{false, "--log-format console", logConsole},
+		{true, config.Auto, false},
+		{false, config.Auto, true},
+		{true, config.LogJSON, true},
+		{false, config.LogConsole, false},
 	} {
-		read := func(p *program, c *cli.Context) (logOptions, error) {
-			p.console = test.console
-			return p.logOptions(c)
-		}
-		got, err := options(t, nil, read, append([]string{"server"}, strings.Fields(test.args)...)...)
-		if err != nil || got.format != test.want {
-			t.Errorf("terminal %v %s: got %+v and %v", test.console, test.args, got, err)
+		p, _, stderr := testProgram(nil)
+		p.console = test.console
+		p.logger(config.Log{Format: test.format, Level: "info"}).Info("hello")
+		if json := strings.HasPrefix(stderr.String(), "{"); json != test.json {
+			t.Errorf("%+v: got %s", test, stderr)
 		}
 	}
+}
+
+func TestLogsHideSecrets(t *testing.T) {
 	p, _, stderr := testProgram(nil)
 	l, err := link.Parse(testLink)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, format := range []string{logConsole, logJSON} {
-		p.logger(logOptions{format: format, level: slog.LevelInfo}).Info("hello", "link", l, "token", l.Token())
-		p.logger(logOptions{format: format, level: slog.LevelInfo}).Debug("quiet")
+	client, server := config.DefaultClient(), config.DefaultServer()
+	client.Links, client.Entrance.Pass = []link.Link{l}, "s3cret"
+	server.Users = []config.User{{Name: "alice", Token: "s3cret"}}
+	for _, format := range []string{config.LogConsole, config.LogJSON} {
+		log := p.logger(config.Log{Format: format, Level: "info"})
+		log.Info("hello", "link", l, "token", l.Token(), "pass", client.Entrance.Pass, "client", client, "server", &server)
+		log.Debug("quiet")
 	}
 	out := stderr.String()
 	if strings.Count(out, "hello") != 2 || strings.Contains(out, "quiet") || strings.Contains(out, "s3cret") || strings.Contains(out, "\x1b") {
 		t.Errorf("got %s", out)
+	}
+}
+
+// Every field of a configuration has a flag; links are arguments.
+func TestEveryFieldHasAFlag(t *testing.T) {
+	client, server, proxy := config.DefaultClient(), config.DefaultServer(), config.DefaultProxy()
+	for command, tree := range map[string]any{"client": &client, "server": &server, "proxy": &proxy} {
+		fields := config.Fields(tree)
+		delete(fields, "links")
+		want := slices.Sorted(maps.Keys(fields))
+		var got []string
+		for _, o := range options[command] {
+			got = append(got, o.path)
+		}
+		slices.Sort(got)
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("the fields of %s (-) and its flags (+): %s", command, diff)
+		}
+	}
+}
+
+func TestErrorsNameFieldAndFlag(t *testing.T) {
+	for _, test := range []struct {
+		args, want string
+		env        map[string]string
+	}{
+		{args: "proxy --udp-from x", want: `entrance.udp_from (--udp-from): must be a network such as 10.0.0.0/8 or fd00::/8, not "x"`},
+		{args: "proxy", env: map[string]string{"WMPROXY_PROXY_UDP_PORT": "x"}, want: "entrance.udp_ports (WMPROXY_PROXY_UDP_PORT): must be a port or a rising range such as 40000-40999, from 1 to 65535"},
+		{args: "proxy --user u", want: "entrance.user (--user) and entrance.pass (--pass): they go together; give a user and a password, or neither"},
+		{args: "proxy --udp-idle 25h", want: "exit.udp_idle (--udp-idle): must be from 1s to 24h"},
+		{args: "server --cert c", want: "cert (--cert) and key (--key): they go together; give both or neither"},
+		{args: "server --token a", want: "users (--token): a token must be written NAME:SECRET"},
+		{args: "server --hold soon", want: "hold (--hold): must be a duration such as 30s or 5m"},
+	} {
+		p, _, stderr := testProgram(test.env)
+		if code := p.run(t.Context(), strings.Fields(test.args)); code != exitUsage {
+			t.Errorf("%s: exit code %d", test.args, code)
+		}
+		if got := stderr.String(); got != "wmproxy: "+test.want+"\n" {
+			t.Errorf("%s: got %s", test.args, got)
+		}
 	}
 }

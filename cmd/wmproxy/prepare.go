@@ -4,53 +4,72 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"net/netip"
 	"sync"
 
+	"wmproxy/internal/config"
 	"wmproxy/internal/state"
+	"wmproxy/internal/status"
 )
 
-// prepare makes the process ready to serve: descriptors, a word about small
-// buffers, the debug listener where debug is an address, processors, memory. stop ends what runs.
-func prepare(ctx context.Context, debug netip.AddrPort, log *slog.Logger) (stop func(), err error) {
+// running is a process that serves.
+type running struct {
+	log  *slog.Logger
+	dir  *state.Dir // nil if no state is kept
+	stop func()
+}
+
+// start makes the process ready to serve as one of status.Client, Server and Proxy: log,
+// descriptors, a word about small buffers, the debug listener, processors, memory, state.
+func (p *program) start(ctx context.Context, o *config.Process, role string) (*running, error) {
+	log := p.logger(o.Log)
 	roomForGarbage()
 	raiseDescriptorLimit(log)
 	checkUDPBuffers(log)
-	stopDebug, err := startDebug(debug, log)
+	stopDebug, err := startDebug(o.Debug, log)
 	if err != nil {
+		return nil, p.listenFailure(err, "debug")
+	}
+	dir, err := openState(o.StateDir, role, log)
+	if err != nil {
+		stopDebug()
 		return nil, err
 	}
+	o.Memory = memoryOr(o.Memory)
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	wg.Go(func() { governProcs(ctx) })
 	wg.Go(func() { returnMemory(ctx) })
-	return func() {
+	return &running{log, dir, func() {
+		if dir != nil {
+			dir.Close()
+		}
 		cancel()
 		wg.Wait()
 		stopDebug()
-	}, nil
+	}}, nil
 }
 
-// openOptionalState opens the directory that was asked for, or the default one of
-// the kind if that can be had: a client or proxy works without, so a second one on
-// the machine, or a read-only system, needs no flag. nil is none.
-func openOptionalState(kind, path string, log *slog.Logger) (*state.Dir, error) {
+// openState opens the directory that was asked for, or the role's default one. A client or
+// proxy works without that, so a second one on the machine, or a read-only system, needs no
+// flag.
+func openState(path, role string, log *slog.Logger) (*state.Dir, error) {
 	if path != "" {
 		return state.Open(path)
 	}
-	path, err := state.DefaultDir(kind)
-	if err != nil {
-		log.Debug("no state is kept", "reason", err)
-		return nil, nil
-	}
-	dir, err := state.Open(path)
-	if err != nil {
-		level := slog.LevelInfo
-		if errors.Is(err, state.ErrLocked) {
-			level = slog.LevelDebug
+	path, err := state.DefaultDir(role)
+	if err == nil {
+		var dir *state.Dir
+		if dir, err = state.Open(path); err == nil {
+			return dir, nil
 		}
-		log.Log(context.Background(), level, "no state is kept", "reason", err)
-		return nil, nil
 	}
-	return dir, nil
+	if role == status.Server {
+		return nil, err
+	}
+	level := slog.LevelInfo
+	if errors.Is(err, state.ErrLocked) || path == "" {
+		level = slog.LevelDebug
+	}
+	log.Log(context.Background(), level, "no state is kept", "reason", err)
+	return nil, nil
 }

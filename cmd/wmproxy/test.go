@@ -5,9 +5,9 @@ import (
 	"strings"
 	"time"
 
-	"wmproxy/internal/probe"
-
 	"github.com/urfave/cli/v2"
+
+	"wmproxy/internal/probe"
 )
 
 // maxTestTimeout bounds --timeout.
@@ -44,18 +44,14 @@ func (p *program) test() *cli.Command {
 
 // testConfig turns flags into the configuration.
 func (p *program) testConfig(c *cli.Context) (config probe.Config, err error) {
-	config.Username, config.Password = c.String("user"), c.String("pass")
 	if c.String("socks") == "" {
 		return config, usageErrorf("there is no SOCKS5 server to test; give --socks HOST:PORT")
 	}
 	if config.Socks, err = p.target("socks", c.String("socks"), "1080"); err != nil {
 		return config, err
 	}
-	if (config.Username == "") != (config.Password == "") {
-		return config, usageErrorf("--user and --pass go together; give both or neither")
-	}
-	if len(config.Username) > maxCredential || len(config.Password) > maxCredential {
-		return config, usageErrorf("--user and --pass may have at most %d bytes each; shorten them", maxCredential)
+	if config.Username, config.Password, err = credentials(c); err != nil {
+		return config, err
 	}
 	if config.DNS, err = p.target("dns", c.String("dns"), "53"); err != nil {
 		return config, err

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"log/slog"
 	"net"
 	"net/netip"
 	"strings"
@@ -12,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"wmproxy/internal/config"
 	"wmproxy/internal/standalone"
 	"wmproxy/socks"
 )
@@ -222,9 +224,11 @@ func startProxy(t *testing.T) string {
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	wg.Go(func() {
+		cfg := config.DefaultProxy()
+		cfg.Entrance.Listen, cfg.Entrance.User, cfg.Entrance.Pass = "127.0.0.1:0", "u", "p"
+		cfg.Exit.Allow = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
 		err := standalone.Run(ctx, standalone.Config{
-			Bind: "127.0.0.1:0", User: "u", Pass: "p",
-			Allow:   []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")},
+			Proxy: cfg, Log: slog.New(slog.DiscardHandler),
 			Started: func(a net.Addr) { started <- a },
 		})
 		if err != nil {

@@ -18,6 +18,7 @@ import (
 
 	"wmproxy/client"
 	"wmproxy/internal/bench"
+	"wmproxy/internal/config"
 	"wmproxy/internal/link"
 	"wmproxy/internal/probe"
 	"wmproxy/internal/state"
@@ -72,7 +73,7 @@ func Run(ctx context.Context, once bool, out io.Writer) (ok bool, err error) {
 	var results []probe.Measurement
 	var entrances []string
 	ok = true
-	for _, transport := range []string{client.QUIC, client.Yamux} {
+	for _, transport := range []string{config.QUIC, config.Yamux} {
 		addr, err := d.startClient(serverLink, transport)
 		if err != nil {
 			return false, err
@@ -137,9 +138,11 @@ func (d *demo) startServer() (serverLink link.Link, closeState func(), err error
 		return serverLink, nil, err
 	}
 	started := make(chan string, 1)
+	cfg := config.DefaultServer()
+	cfg.Listen = "127.0.0.1:0"
+	cfg.Exit.Allow = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
 	s, err := server.New(server.Config{
-		Listen: "127.0.0.1:0", State: dir,
-		Allow:   []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")},
+		Server: cfg, State: dir,
 		Log:     slog.New(slog.DiscardHandler),
 		Started: func(text string) { started <- text },
 	})
@@ -158,14 +161,13 @@ func (d *demo) startServer() (serverLink link.Link, closeState func(), err error
 // startClient starts a client and returns the address of its SOCKS5 entrance.
 func (d *demo) startClient(to link.Link, transport string) (string, error) {
 	started := make(chan net.Addr, 1)
-	c, err := client.New(client.Config{
-		Links: []link.Link{to}, Listen: "127.0.0.1:0", Transport: transport,
+	cfg := config.DefaultClient()
+	cfg.Links, cfg.Transport, cfg.Entrance.Listen = []link.Link{to}, transport, "127.0.0.1:0"
+	c := client.New(client.Config{
+		Client:  cfg,
 		Log:     slog.New(slog.DiscardHandler),
 		Started: func(a net.Addr) { started <- a },
 	})
-	if err != nil {
-		return "", err
-	}
 	d.serve(c.Run)
 	addr, err := await(d, started)
 	if err != nil {

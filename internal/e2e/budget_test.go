@@ -21,7 +21,7 @@ import (
 func linkOf(t testing.TB, srv *serverProcess, user, secret string) string {
 	t.Helper()
 	l := parsed(t, srv)
-	return link.Link{Name: user, Secret: secret, Host: l.Host, Port: l.Port, Pin: l.Pin}.String()
+	return link.Link{Name: user, Secret: secret, Host: l.Host, Port: l.Port, Pin: l.Pin}.Text()
 }
 
 // startStalling starts a target that reads so many bytes of each connection and then

@@ -44,7 +44,7 @@ func TestAddressesThatOnlyLookPublicAreRefused(t *testing.T) {
 		t.Fatalf("the link says %s", l.Host)
 	}
 	l.Host = "127.0.0.1"
-	clients := map[string]*socksProcess{"server": startClient(t, l.String()), "proxy": startProxy(t, "--udp", "203.0.112.1")}
+	clients := map[string]*socksProcess{"server": startClient(t, l.Text()), "proxy": startProxy(t, "--udp", "203.0.112.1")}
 	for _, dst := range []string{"203.0.112.1:80", "[::ffff:203.0.112.1]:80", "168.63.129.16:80", "[64:ff9b::a83f:8110]:80"} {
 		for exit, c := range clients {
 			if got := replyTo(t, c.Socks(), address(dst)); got != socks.ReplyNotAllowed {

@@ -186,7 +186,7 @@ func startThrough(t testing.TB, args ...string) (*forwarder, *socksProcess) {
 	f := startForwarder(t, s.Addr)
 	l := parsedLink(t, s.Link)
 	l.Port = f.addr.Port()
-	return f, startClient(t, l.String(), args...)
+	return f, startClient(t, l.Text(), args...)
 }
 
 func TestDatagramsAndStreamsGoOnOverQUICWithoutTCP(t *testing.T) {

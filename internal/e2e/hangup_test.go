@@ -29,7 +29,7 @@ func as(t testing.TB, text, name, secret string) string {
 	t.Helper()
 	l := parsedLink(t, text)
 	l.Name, l.Secret = name, secret
-	return l.String()
+	return l.Text()
 }
 
 func writeTokens(t testing.TB, path string, tokens ...string) {

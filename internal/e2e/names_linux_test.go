@@ -114,7 +114,7 @@ func (l *namesLab) startServer(users ...string) (links []string) {
 	for _, user := range users {
 		of := parsed
 		of.Name, of.Secret = user, "secret-of-"+user
-		links = append(links, of.String())
+		links = append(links, of.Text())
 	}
 	return links
 }

@@ -190,7 +190,7 @@ func TestNamesAreAskedForOnlyWhereTheServerKnowsHow(t *testing.T) {
 			conf := &tls.Config{Certificates: []tls.Certificate{*id.Certificate()}, NextProtos: []string{wireALPN}}
 			serveEach(t, tls.NewListener(ln, conf), w.serve)
 			l := linkTo(id, ln.Addr())
-			client := startClientAlone(t, l.String(), "--transport", "yamux")
+			client := startClientAlone(t, l.Text(), "--transport", "yamux")
 			client.waitUp()
 			a := associateFrom(t, client.Addr.String(), "", nowhere, false)
 			if a.asks(udpAt(t, "127.0.0.1"), nameDatagram(socks.TypeName, "game.test", 7000, "x"), "x") == nil {

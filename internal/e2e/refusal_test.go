@@ -105,7 +105,7 @@ func TestAClientThatIsNotLetInSaysWhyAndFails(t *testing.T) {
 				s := startServer(t) // of its own, so that every line is about this client
 				l := test.link(t, parsedLink(t, s.Link))
 				c := launch(t, nil, "client", "--transport", kind, "--listen", "127.0.0.1:0",
-					"--state-dir", filepath.Join(t.TempDir(), "client"), l.String())
+					"--state-dir", filepath.Join(t.TempDir(), "client"), l.Text())
 				if code := c.WaitExit(); code != 1 {
 					t.Errorf("exit code %d, want 1", code)
 				}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"wmproxy/internal/config"
 	"wmproxy/internal/udpio"
 	"wmproxy/tunnel"
 )
@@ -68,7 +69,7 @@ func TestDatagramsThatWaitedAreAnsweredByName(t *testing.T) {
 }
 
 func TestManyLongNamesInOneBatchKeepTheirOrder(t *testing.T) {
-	f, link := openFlow(t, newExits(t, Config{Allow: loopback}))
+	f, link := openFlow(t, newExits(t, Config{Exit: config.Exit{Allow: loopback}}))
 	f.answers = make(answerTable)
 	f.answersByName.Store(true)
 	var ms []udpio.Message

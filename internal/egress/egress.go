@@ -8,7 +8,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"maps"
 	"net/netip"
@@ -17,6 +16,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"wmproxy/internal/config"
 	"wmproxy/internal/share"
 	"wmproxy/tunnel"
 )
@@ -45,44 +45,13 @@ const (
 	noRoomFor = 100 * time.Millisecond
 )
 
-// Filtering says whose datagrams a flow passes back (RFC 4787 section 5).
-type Filtering uint8
-
 var errLimit = errors.New("the limit is reached")
-
-// The filtering behaviours.
-const (
-	EndpointIndependent Filtering = iota // everyone's
-	AddressDependent                     // those of addresses that the flow has sent to
-	AddressAndPort                       // those of addresses and ports that the flow has sent to
-)
-
-var filteringNames = [...]string{"endpoint-independent", "address", "address-and-port"}
-
-func (f Filtering) String() string {
-	if int(f) < len(filteringNames) {
-		return filteringNames[f]
-	}
-	return fmt.Sprintf("filtering %d", uint8(f))
-}
-
-// ParseFiltering reads what String writes.
-func ParseFiltering(s string) (Filtering, error) {
-	for i, name := range filteringNames {
-		if s == name {
-			return Filtering(i), nil
-		}
-	}
-	return 0, fmt.Errorf("filtering %q is unknown: use endpoint-independent, address or address-and-port", s)
-}
 
 // Config is what exits may do. The zero value is the default.
 type Config struct {
-	// Allow opens destinations that the policy refuses otherwise.
-	Allow []netip.Prefix
-
-	// Deny closes destinations, even ones that Allow opens.
-	Deny []netip.Prefix
+	// Exit is the user's options. A flow keeps its socket for UDPIdle without a datagram from
+	// the client or, within heardFor of that one, from a remote; 0 means DefaultIdle.
+	config.Exit
 
 	// Advertised is the address or the name by which clients reach this host. Behind a NAT no
 	// interface has that address, but packets to it come back here: it counts as the host's own.
@@ -94,10 +63,6 @@ type Config struct {
 	// says. It is called on the data path, from many goroutines.
 	Closed func(ap netip.AddrPort) bool
 
-	Filtering Filtering
-	// Idle is how long a flow keeps its socket without a datagram from the client or, within heardFor
-	// of that one, from a remote; 0 means DefaultIdle.
-	Idle        time.Duration
 	DialTimeout time.Duration // for a stream's name and all its dials together; 0 means DefaultDialTimeout
 
 	// The most at once for one user, however many others have; 0 means the default.
@@ -126,7 +91,7 @@ type Config struct {
 }
 
 func (c Config) withDefaults() Config {
-	c.Idle = defaulted(c.Idle, DefaultIdle)
+	c.UDPIdle = defaulted(c.UDPIdle, DefaultIdle)
 	c.DialTimeout = defaulted(c.DialTimeout, DefaultDialTimeout)
 	c.MaxUserFlows = defaulted(c.MaxUserFlows, DefaultMaxUserFlows)
 	c.MaxUserStreams = defaulted(c.MaxUserStreams, DefaultMaxUserStreams)
@@ -190,9 +155,9 @@ func New(cfg Config) *Exits {
 		flows:    make(map[*flow]struct{}),
 	}
 	e.ctx, e.cancel = context.WithCancel(context.Background())
-	every := max(min(cfg.Idle/sweepsPerIdle, maxSweep), time.Millisecond)
+	every := max(min(cfg.UDPIdle/sweepsPerIdle, maxSweep), time.Millisecond)
 	e.every = every
-	e.idleTicks = uint32((cfg.Idle + every - 1) / every)
+	e.idleTicks = uint32((cfg.UDPIdle + every - 1) / every)
 	e.heardTicks = uint32((heardFor + every - 1) / every)
 	e.own = newOwnAddrs(e.policy, cfg.Log)
 	e.wg.Go(func() { e.own.follow(e.ctx) })

@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"wmproxy/internal/config"
 	"wmproxy/internal/share"
 	"wmproxy/internal/udpio"
 	"wmproxy/socks"
@@ -71,7 +72,7 @@ func (u *UserExit) openFlow(link downlink) (*flow, tunnel.EndCode) {
 	e := u.exits
 	f := &flow{user: u, link: link, since: time.Now()}
 	f.used.Store(e.tick.Load())
-	if e.cfg.Filtering != EndpointIndependent {
+	if e.cfg.Filtering != config.EndpointIndependent {
 		f.peers = make(peerTable)
 	}
 	if code := e.reserveFlow(u); code != tunnel.EndNormal {

@@ -17,6 +17,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"wmproxy/internal/config"
 	"wmproxy/internal/status"
 	"wmproxy/internal/udpio"
 	"wmproxy/socks"
@@ -194,18 +195,18 @@ func TestADatagramGoesOutAndItsReplyComesBackWithTheTrueSource(t *testing.T) {
 // RFC 4787 section 4.1 and 5; the method is that of RFC 5780 section 4.
 func TestMappingIsEndpointIndependentAndFilteringAsConfigured(t *testing.T) {
 	tests := []struct {
-		filtering                         Filtering
+		filtering                         config.Filtering
 		samePort, otherPort, otherAddress bool
 	}{
-		{EndpointIndependent, true, true, true},
-		{AddressDependent, true, true, false},
-		{AddressAndPort, true, false, false},
+		{config.EndpointIndependent, true, true, true},
+		{config.AddressDependent, true, true, false},
+		{config.AddressAndPort, true, false, false},
 	}
 	for _, tt := range tests {
 		t.Run(tt.filtering.String(), func(t *testing.T) {
 			one, onePort := newRemote(t, "127.0.0.1"), newRemote(t, "127.0.0.1")
 			two := newRemote(t, "127.0.0.2")
-			f, l := openFlow(t, newExits(t, Config{Filtering: tt.filtering}))
+			f, l := openFlow(t, newExits(t, Config{Exit: config.Exit{Filtering: tt.filtering}}))
 			send(f, to(one.at, "a"))
 			_, from := one.get(t)
 			filtered := uint64(0)
@@ -282,7 +283,7 @@ func TestAnICMPErrorEndsNothing(t *testing.T) {
 
 func TestRepliesFromRefusedSourcesAreDropped(t *testing.T) {
 	r, stranger := newRemote(t, "127.0.0.1"), newRemote(t, "127.0.0.2")
-	f, l := openFlow(t, newExits(t, Config{Allow: []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}}))
+	f, l := openFlow(t, newExits(t, Config{Exit: config.Exit{Allow: []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}}}))
 	send(f, to(r.at, "a"))
 	_, from := r.get(t)
 	stranger.put(t, "b", from)
@@ -395,7 +396,7 @@ func TestANameIsHeldToThePolicyByItsAddress(t *testing.T) {
 	dns := newFakeDNS("private.example", "10.0.0.1", "mixed.example", "10.0.0.1", "mixed.example", "127.0.0.1")
 	close(dns.release)
 	r := newRemote(t, "127.0.0.1")
-	e := New(Config{Allow: loopback, Resolve: dns.lookup})
+	e := New(Config{Exit: config.Exit{Allow: loopback}, Resolve: dns.lookup})
 	defer e.Close()
 	e.resolver.routable = everyRoute
 	f, _ := openFlow(t, e)
@@ -490,7 +491,7 @@ func TestOldestLookupOfAUserMakesRoom(t *testing.T) {
 
 func TestAnIdleFlowIsForgotten(t *testing.T) {
 	r := newRemote(t, "127.0.0.1")
-	e := newExits(t, Config{Idle: time.Hour}) // the test sweeps by hand
+	e := newExits(t, Config{Exit: config.Exit{UDPIdle: time.Hour}}) // the test sweeps by hand
 	e.idleTicks, e.heardTicks = 10, 30
 	f, l := openFlow(t, e)
 	send(f, to(r.at, "a"))
@@ -526,7 +527,7 @@ func TestAnIdleFlowIsForgotten(t *testing.T) {
 }
 
 func TestInboundKeepsTheFlowsThatSentLast(t *testing.T) {
-	e := newExits(t, Config{Idle: time.Hour}) // the test sweeps by hand
+	e := newExits(t, Config{Exit: config.Exit{UDPIdle: time.Hour}}) // the test sweeps by hand
 	e.idleTicks, e.heardTicks = 10, 1000
 	const flows = maxHeardFlows + 6
 	r := newRemote(t, "127.0.0.1")
@@ -559,7 +560,7 @@ func TestInboundKeepsTheFlowsThatSentLast(t *testing.T) {
 
 func TestTheReportSaysWhatEachFlowPassedAndHowLongItHasBeenIdle(t *testing.T) {
 	r := newRemote(t, "127.0.0.1")
-	e := newExits(t, Config{Idle: time.Hour}) // the test sweeps by hand, each time for 30 s
+	e := newExits(t, Config{Exit: config.Exit{UDPIdle: time.Hour}}) // the test sweeps by hand, each time for 30 s
 	if list := e.Report(); len(list) != 0 {
 		t.Errorf("without a flow: %+v", list)
 	}
@@ -591,7 +592,7 @@ func TestTheReportSaysWhatEachFlowPassedAndHowLongItHasBeenIdle(t *testing.T) {
 }
 
 func TestTheSweeperRunsByItself(t *testing.T) {
-	e := newExits(t, Config{Idle: 20 * time.Millisecond})
+	e := newExits(t, Config{Exit: config.Exit{UDPIdle: 20 * time.Millisecond}})
 	_, l := openFlow(t, e)
 	receive(t, l.forgotten)
 	eventually(t, "the flow is gone", func() bool { return e.Stats().Flows == 0 })
@@ -601,7 +602,7 @@ func TestAnEndedFlowClosesItsSocketAndLogsOneLine(t *testing.T) {
 	var out bytes.Buffer
 	dns := newFakeDNS()
 	r := newRemote(t, "127.0.0.1")
-	e := New(Config{Allow: loopback, Resolve: dns.lookup, Log: slog.New(slog.NewTextHandler(&out, nil))})
+	e := New(Config{Exit: config.Exit{Allow: loopback}, Resolve: dns.lookup, Log: slog.New(slog.NewTextHandler(&out, nil))})
 	f, l := openFlow(t, e)
 	send(f, to(r.at, "abc"), to(netip.MustParseAddrPort("10.0.0.1:5"), "secret"), toName("slow.example", 53, "waits"))
 	_, from := r.get(t)
@@ -639,7 +640,7 @@ func TestAnEndedFlowClosesItsSocketAndLogsOneLine(t *testing.T) {
 }
 
 func TestCloseEndsEveryFlow(t *testing.T) {
-	e := New(Config{Allow: loopback})
+	e := New(Config{Exit: config.Exit{Allow: loopback}})
 	var links []*fakeLink
 	for range 20 {
 		_, l := openFlow(t, e)
@@ -662,9 +663,9 @@ func TestCloseEndsEveryFlow(t *testing.T) {
 func TestSteadyStateAllocatesNothing(t *testing.T) {
 	dns := newFakeDNS("known.example", "127.0.0.1")
 	close(dns.release)
-	for _, filtering := range []Filtering{EndpointIndependent, AddressAndPort} {
+	for _, filtering := range []config.Filtering{config.EndpointIndependent, config.AddressAndPort} {
 		r, r6 := newRemote(t, "127.0.0.1"), newRemote(t, "::1")
-		f, _ := openFlow(t, newExits(t, Config{Resolve: dns.lookup, Filtering: filtering}))
+		f, _ := openFlow(t, newExits(t, Config{Resolve: dns.lookup, Exit: config.Exit{Filtering: filtering}}))
 		f.link = quietLink{newFakeLink(1)}
 		send(f, toName("known.example", r.at.Port(), "x"), to(r.at, "x"), to(r6.at, "x"))
 		r.get(t)
@@ -723,7 +724,7 @@ func BenchmarkReceive(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer sink.Close()
-	e := New(Config{Allow: loopback})
+	e := New(Config{Exit: config.Exit{Allow: loopback}})
 	defer e.Close()
 	f, _ := e.For("ann").openFlow(newFakeLink(1))
 	var bodies [][]byte
@@ -737,7 +738,7 @@ func BenchmarkReceive(b *testing.B) {
 }
 
 func BenchmarkReplies(b *testing.B) {
-	e := New(Config{Allow: loopback})
+	e := New(Config{Exit: config.Exit{Allow: loopback}})
 	defer e.Close()
 	f, _ := e.For("ann").openFlow(newFakeLink(1))
 	f.link = quietLink{newFakeLink(1)}
@@ -748,17 +749,6 @@ func BenchmarkReplies(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		f.replies(ms)
-	}
-}
-
-func TestFilteringReadsWhatItWrites(t *testing.T) {
-	for _, f := range []Filtering{EndpointIndependent, AddressDependent, AddressAndPort} {
-		if got, err := ParseFiltering(f.String()); err != nil || got != f {
-			t.Errorf("%v became %v, %v", f, got, err)
-		}
-	}
-	if _, err := ParseFiltering("full-cone"); err == nil {
-		t.Error("an unknown one was taken")
 	}
 }
 

@@ -1,6 +1,10 @@
 package egress
 
-import "net/netip"
+import (
+	"net/netip"
+
+	"wmproxy/internal/config"
+)
 
 // maxPeers bounds whom a flow that filters remembers. Beyond it the one that was
 // sent to longest ago may no longer answer.
@@ -11,7 +15,7 @@ type peerTable map[netip.AddrPort]uint32
 
 // filterKey is what of a remote's address filtering goes by.
 func (f *flow) filterKey(ap netip.AddrPort) netip.AddrPort {
-	if f.user.exits.cfg.Filtering == AddressDependent {
+	if f.user.exits.cfg.Filtering == config.AddressDependent {
 		return netip.AddrPortFrom(ap.Addr(), 0)
 	}
 	return ap

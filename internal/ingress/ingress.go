@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"time"
 
+	"wmproxy/internal/config"
 	"wmproxy/internal/entrance"
 	"wmproxy/internal/relay"
 	"wmproxy/socks"
@@ -20,15 +21,13 @@ import (
 // bounds on the name and the dial are shorter.
 const connectTimeout = 20 * time.Second
 
-// Handler serves the requests of entrances.
+// Handler serves the requests of an entrance.
 type Handler struct {
-	Route *Route
-	Room  *Room // nil: descriptors are not shared out
-	Log   *slog.Logger
-
-	// AddressAnswers has answers to datagrams carry their source's address even if the
-	// datagrams were sent to a name.
-	AddressAnswers bool
+	Options   config.Entrance
+	NoOffload bool // of the sockets for datagrams
+	Route     *Route
+	Room      *Room
+	Log       *slog.Logger
 }
 
 var _ entrance.Handler = (*Handler)(nil)
@@ -116,7 +115,7 @@ func resultOf(err error) entrance.Result {
 
 // Associate carries a UDP association through the tunnel as a flow.
 func (h *Handler) Associate(a entrance.Association) (entrance.Uplink, entrance.Result) {
-	as := &association{route: h.Route, app: a, byName: !h.AddressAnswers}
+	as := &association{route: h.Route, app: a, byName: h.Options.UDPAnswers == config.AnswersByName}
 	if err := h.Room.enter(&as.use, userOf(a.Origin()), a.Close); err != nil {
 		h.full("a UDP association", a.Origin(), err)
 		return nil, entrance.Limit

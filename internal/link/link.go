@@ -187,15 +187,24 @@ func (l Link) Address() string {
 // Token returns the link's NAME:SECRET.
 func (l Link) Token() Token { return Token{Name: l.Name, Secret: l.Secret} }
 
-// String returns the link as Parse takes it, secret included. Use Redacted for
-// text that may be logged.
-func (l Link) String() string { return l.text(escape(l.Secret)) }
+// Text returns the link as Parse takes it, secret included.
+func (l Link) Text() string { return l.text(escape(l.Secret)) }
 
-// Redacted returns the link with its secret hidden.
-func (l Link) Redacted() string { return l.text(hidden) }
+// UnmarshalText is Parse.
+func (l *Link) UnmarshalText(text []byte) (err error) {
+	*l, err = Parse(string(text))
+	return err
+}
+
+// String returns the link with its secret hidden, so that no way of printing a structure
+// that holds one shows it.
+func (l Link) String() string { return l.text(hidden) }
+
+// GoString is String, for %#v.
+func (l Link) GoString() string { return l.String() }
 
 // LogValue returns the link with its secret hidden.
-func (l Link) LogValue() slog.Value { return slog.StringValue(l.Redacted()) }
+func (l Link) LogValue() slog.Value { return slog.StringValue(l.String()) }
 
 func (l Link) text(secret string) string {
 	host := strings.ReplaceAll(l.Host, "%", "%25") // the zone of an IPv6 address, RFC 6874

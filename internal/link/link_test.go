@@ -47,8 +47,8 @@ func TestLinksAreParsedAndFormatted(t *testing.T) {
 		if out == "" {
 			out = test.text
 		}
-		if got.String() != out {
-			t.Errorf("%s is formatted as %s", test.text, got)
+		if got.Text() != out {
+			t.Errorf("%s is formatted as %s", test.text, got.Text())
 		}
 	}
 }
@@ -89,12 +89,12 @@ func TestSecretsAreNotLogged(t *testing.T) {
 	for _, handler := range []slog.Handler{slog.NewJSONHandler(&out, nil), slog.NewTextHandler(&out, nil)} {
 		slog.New(handler).Info("x", "link", l, "pointer", &l, "token", token, "tokens", []Token{token})
 	}
-	fmt.Fprintf(&out, "%v %+v %#v %s %v %s", token, token, token, token, []Token{token}, l.Redacted())
+	fmt.Fprintf(&out, "%v %+v %#v %s %v %v %+v %#v %v", token, token, token, token, []Token{token}, l, l, l, []Link{l})
 	if strings.Contains(out.String(), "hunter2") {
 		t.Errorf("got %s", out.String())
 	}
-	if want := "wmproxy://alice:***@h:1?pin=" + testPin.String(); l.Redacted() != want {
-		t.Errorf("got %s, want %s", l.Redacted(), want)
+	if want := "wmproxy://alice:***@h:1?pin=" + testPin.String(); l.String() != want {
+		t.Errorf("got %s, want %s", l, want)
 	}
 }
 
@@ -173,15 +173,15 @@ func FuzzParse(f *testing.F) {
 			}
 			return
 		}
-		again, err := Parse(l.String())
+		again, err := Parse(l.Text())
 		if err != nil {
-			t.Fatalf("%q was parsed and then formatted as %q: %v", text, l.String(), err)
+			t.Fatalf("%q was parsed and then formatted as %q: %v", text, l.Text(), err)
 		}
 		if diff := cmp.Diff(l, again); diff != "" {
 			t.Fatalf("%q: %s", text, diff)
 		}
-		if again.String() != l.String() {
-			t.Fatalf("%q and %q", l.String(), again.String())
+		if again.Text() != l.Text() {
+			t.Fatalf("%q and %q", l.Text(), again.Text())
 		}
 	})
 }

@@ -2,6 +2,7 @@ package standalone
 
 import (
 	"context"
+	"log/slog"
 	"net"
 	"net/netip"
 	"testing"
@@ -10,6 +11,7 @@ import (
 	"go.uber.org/goleak"
 
 	"wmproxy/internal/bench"
+	"wmproxy/internal/config"
 	"wmproxy/internal/probe"
 	"wmproxy/socks"
 )
@@ -25,10 +27,12 @@ func TestTheProxyCarriesDatagramsOfEverySizeAndAStream(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	started, ended := make(chan net.Addr, 1), make(chan error, 1)
+	cfg := config.DefaultProxy()
+	cfg.Entrance.Listen, cfg.Entrance.User, cfg.Entrance.Pass = "127.0.0.1:0", "u", "p"
+	cfg.Exit.Allow = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
 	go func() {
 		ended <- Run(ctx, Config{
-			Bind: "127.0.0.1:0", User: "u", Pass: "p",
-			Allow:   []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")},
+			Proxy: cfg, Log: slog.New(slog.DiscardHandler),
 			Started: func(a net.Addr) { started <- a },
 		})
 	}()
