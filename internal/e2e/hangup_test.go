@@ -119,7 +119,7 @@ func TestHangupRotatesTheRandomToken(t *testing.T) {
 	}
 	next := parsedLink(t, string(text))
 	s.secrets = append(s.secrets, next.Secret)
-	startClient(t, next.String())
+	startClient(t, next.Text())
 }
 
 func TestHangupEndsNeitherClientNorProxy(t *testing.T) {
