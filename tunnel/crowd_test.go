@@ -243,7 +243,6 @@ func (c *crowd) ends(d time.Duration) (delays []time.Duration) {
 // overLines runs a test over QUIC in no time, and over yamux in real time because
 // its timers do not bear another clock.
 func overLines(t *testing.T, cfg lineConfig, test func(t *testing.T, c *crowd, d time.Duration, lineDrops func() float64)) {
-	testTLS() // of this clock, for other tests
 	t.Run("QUIC", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			client, server, up, down, stop := quicLine(t, cfg)
@@ -371,7 +370,6 @@ func TestACallBesideAFloodOrADownloadLosesNothingInOurQueues(t *testing.T) {
 // What the kernel sends in one call has to be padded to one size. Where the line is
 // the limit that must not cost room; below it there is room to spare.
 func TestPaddingCostsNothingOnAFullLine(t *testing.T) {
-	testTLS()      // of this clock, for other tests
 	const head = 7 // an IPv4 address as SOCKS5 writes it
 	cfg := lineConfig{rate: 10_000_000 / 8, delay: 10 * time.Millisecond, buffer: 50 * time.Millisecond}
 	// carry returns payload in bits per second, and bytes on the wire for one of it.
