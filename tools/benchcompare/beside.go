@@ -13,7 +13,7 @@ import (
 	"wmproxy/internal/cputime"
 )
 
-// besideFigures is for a neighbour whose rate has that unit.
+// besideFigures returns the figures for a neighbour with this unit of its rate.
 func besideFigures(unit string, round int) []figure {
 	return []figure{
 		{"RTT p99 alone", "µs", false, 0},
@@ -25,26 +25,26 @@ func besideFigures(unit string, round int) []figure {
 }
 
 const (
-	// besideRounds is how many rounds long the small flow is watched: at 50/s a
+	// besideRounds is the number of rounds for which the small flow runs: at 50/s one
 	// round has too few datagrams for a p99.
 	besideRounds = 3
-	// besideBusy is the share of the machine's CPU that a flood may take.
+	// besideBusy is the share of the machine's CPU that a flood may use.
 	besideBusy = 0.8
-	// besideHeld is the share of a flood that its sender may skip because it was held up:
-	// with more the machine has no more to give, however much of it was idle. With
-	// sessions of their own processes wait for one processor while another is idle.
-	besideHeld = 0.0002
-	// besideFits is how often in a row a rate must do so.
+	// besideSkipped is the share of a flood that its sender may skip because it was
+	// delayed. A larger share means that the machine is at its limit, even if it seems
+	// idle: in sessions of their own, processes wait for one processor while another idles.
+	besideSkipped = 0.0002
+	// besideFits is the number of times in a row that a rate must fit.
 	besideFits = 2
-	// besideTries is how often rates are tried until that is so. Lower rates cost more
-	// for each datagram, so that it takes a few.
+	// besideTries bounds the rates that are tried. Lower rates cost more for each
+	// datagram, so that it takes a few.
 	besideTries = 12
-	// besideLead is how long before and after the small flow its neighbour runs.
+	// besideLead is the time for which the neighbour runs before and after the small flow.
 	besideLead = 300 * time.Millisecond
 )
 
-// besideFlood measures a small flow alone, then how fast a flood may be, then the
-// small flow beside such a flood.
+// besideFlood measures a small flow alone and beside a flood, at a rate that it determines
+// first.
 func besideFlood(ctx context.Context, o options, do, neighbour bencher) (values, error) {
 	flood := []string{"udp", "--size=200", "--assoc=1"}
 	rate, err := floodRate(ctx, o, neighbour, flood)
@@ -60,8 +60,8 @@ func besideFlood(ctx context.Context, o options, do, neighbour bencher) (values,
 	return append(v, got.PerSecond, got.LossPercent), err
 }
 
-// floodRate is the rate in datagrams/s at which a flood takes besideBusy of the machine
-// and is not held up. It begins at that share of what passes when nothing bounds it.
+// floodRate returns the rate in datagrams/s at which a flood uses besideBusy of the machine
+// and is not delayed. It begins with that share of the rate without a bound.
 func floodRate(ctx context.Context, o options, do bencher, flood []string) (int, error) {
 	run := func(args ...string) (r bench.UDPResult, busy float64, err error) {
 		idle, _ := cputime.Idle()
@@ -73,7 +73,7 @@ func floodRate(ctx context.Context, o options, do bencher, flood []string) (int,
 		err = json.Unmarshal(b, &r)
 		after, ok := cputime.Idle()
 		if !ok {
-			return r, 0, err // not known here
+			return r, 0, err // not known on this system
 		}
 		all := float64(runtime.NumCPU()) * time.Since(began).Seconds()
 		return r, 1 - (after-idle).Seconds()/all, err
@@ -88,8 +88,9 @@ func floodRate(ctx context.Context, o options, do bencher, flood []string) (int,
 	})
 }
 
-// trial is what a flood at some rate took of the machine, and the share of it that its sender skipped.
-type trial struct{ busy, held float64 }
+// trial is the share of the machine that a flood used, and the share of the flood that its
+// sender skipped.
+type trial struct{ busy, skipped float64 }
 
 // fitting lowers a rate until it fits besideFits times in a row.
 func fitting(rate int, try func(rate int) (trial, error)) (int, error) {
@@ -99,7 +100,7 @@ func fitting(rate int, try func(rate int) (trial, error)) (int, error) {
 		if err != nil {
 			return 0, err
 		}
-		if t.busy > besideBusy || t.held > besideHeld {
+		if t.busy > besideBusy || t.skipped > besideSkipped {
 			fits = 0
 			rate = max(1, int(float64(rate)*min(besideBusy/t.busy, 0.9)))
 		} else if fits++; fits == besideFits {
@@ -109,7 +110,7 @@ func fitting(rate int, try func(rate int) (trial, error)) (int, error) {
 	return rate, nil
 }
 
-// besideDownload does the same beside one stream at full speed.
+// besideDownload measures a small flow alone and beside a stream at full speed.
 func besideDownload(ctx context.Context, o options, do, neighbour bencher) (values, error) {
 	v, b, err := beside(ctx, o, do, neighbour, "tcp", "--streams=1", "--dir=down")
 	if err != nil {
@@ -120,8 +121,8 @@ func besideDownload(ctx context.Context, o options, do, neighbour bencher) (valu
 	return append(v, got.DownGbit, nan), err
 }
 
-// beside measures the small flow alone and beside what neighbour does with load, whose
-// result it returns too.
+// beside measures the small flow alone and beside the neighbour's load. It also returns the
+// result of that load.
 func beside(ctx context.Context, o options, do, neighbour bencher, load ...string) (values, []byte, error) {
 	length := besideRounds * o.duration
 	small := []string{"udp", "--size=160", "--assoc=1", "--rate=50", fmt.Sprintf("--dur=%v", length)}

@@ -11,34 +11,34 @@ import (
 	"wmproxy/internal/bench"
 )
 
-// load is one of those that all systems get.
+// load is a load that is run through all systems.
 type load struct {
 	name   string
 	title  string
 	args   []string
-	fresh  bool // on processes that have done nothing yet, with no others beside them
-	holds  bool // --assoc and --settle
-	once   bool // one long round
+	fresh  bool // needs new processes with no others beside them
+	holds  bool // takes --assoc and --settle
+	once   bool // has one long round
 	figure []figure
 	read   func([]byte) (values, error)
-	// steps, when set, is a load of several runs of bench, in place of args and read.
-	// neighbour's have a target of their own.
+	// steps, if set, runs bench several times, instead of args and read. neighbour has a
+	// target of its own.
 	steps func(ctx context.Context, o options, do, neighbour bencher) (values, error)
 }
 
 // bencher runs wmproxy bench on one system and returns its JSON.
 type bencher func(ctx context.Context, args ...string) ([]byte, error)
 
-// values is what one round of a load measured, in the order of its figures; NaN
-// for what was not.
+// values is the results of a round, in the order of the load's figures. Those that were not
+// measured are NaN.
 type values []float64
 
 // figure is a column of a load's table.
 type figure struct {
-	title string
-	unit  string
-	ratio bool // also shown as a multiple of the baseline's
-	round int  // digits after the point
+	title  string
+	unit   string
+	ratio  bool // also shown as a multiple of the baseline's
+	digits int  // after the point
 }
 
 var udpFigures = []figure{
@@ -110,7 +110,7 @@ func (l load) measure(ctx context.Context, o options, do, neighbour bencher) (va
 	return l.read(b)
 }
 
-// arguments is what bench is told of the load.
+// arguments returns bench's arguments for the load.
 func (l load) arguments(o options) []string {
 	if l.holds {
 		return append(slices.Clone(l.args), "--dur=1s", fmt.Sprintf("--assoc=%d", o.hold), fmt.Sprintf("--settle=%v", o.settle))
@@ -118,8 +118,8 @@ func (l load) arguments(o options) []string {
 	return append(slices.Clone(l.args), fmt.Sprintf("--dur=%v", o.duration))
 }
 
-// way is what bench is told of a system and the target.
-func (p *peer) way(target string) []string {
+// arguments returns bench's arguments for the system and the target.
+func (p *peer) arguments(target string) []string {
 	if p.target != "" {
 		target = p.target
 	}
@@ -142,19 +142,19 @@ func (p *peer) way(target string) []string {
 func readUDP(b []byte) (values, error) {
 	var r bench.UDPResult
 	err := json.Unmarshal(b, &r)
-	return values{r.PerSecond, spent(r.CPUPerMillion, r.Outcome), r.RTT.P50, r.RTT.P99, r.LossPercent}, err
+	return values{r.PerSecond, ofProcesses(r.CPUPerMillion, r.Outcome), r.RTT.P50, r.RTT.P99, r.LossPercent}, err
 }
 
 func readTCP(b []byte) (values, error) {
 	var r bench.TCPResult
 	err := json.Unmarshal(b, &r)
-	return values{r.UpGbit + r.DownGbit, spent(r.CPUPerGB, r.Outcome)}, err
+	return values{r.UpGbit + r.DownGbit, ofProcesses(r.CPUPerGB, r.Outcome)}, err
 }
 
 func readChurn(b []byte) (values, error) {
 	var r bench.ChurnResult
 	err := json.Unmarshal(b, &r)
-	return values{r.PerSecond, spent(r.CPUMillis, r.Outcome), r.Life.P50, r.Life.P99, float64(r.Failed)}, err
+	return values{r.PerSecond, ofProcesses(r.CPUMillis, r.Outcome), r.Life.P50, r.Life.P99, float64(r.Failed)}, err
 }
 
 func readHold(b []byte) (values, error) {
@@ -162,13 +162,13 @@ func readHold(b []byte) (values, error) {
 	err := json.Unmarshal(b, &r)
 	answered := float64(r.Again) / float64(max(r.Associations, 1)) * 100
 	return values{
-		spent(r.PerRSS/1e3, r.Outcome), spent(r.PerPSS/1e3, r.Outcome), answered,
-		spent(r.AfterOf, r.Outcome), spent(float64(r.Before.RSS)/1e6, r.Outcome),
+		ofProcesses(r.PerRSS/1e3, r.Outcome), ofProcesses(r.PerPSS/1e3, r.Outcome), answered,
+		ofProcesses(r.AfterOf, r.Outcome), ofProcesses(float64(r.Before.RSS)/1e6, r.Outcome),
 	}, err
 }
 
-// spent is a figure that needs processes to account for.
-func spent(v float64, o bench.Outcome) float64 {
+// ofProcesses returns a figure of the system's processes, or NaN if it has none.
+func ofProcesses(v float64, o bench.Outcome) float64 {
 	if len(o.Processes) == 0 {
 		return nan
 	}

@@ -1,7 +1,7 @@
 // Command benchcompare measures wmproxy beside other tunnels on this machine: it
 // starts all of them on loopback ports, runs the same loads of "wmproxy bench"
 // through each in alternating rounds, and writes medians and ratios to
-// docs/BENCHMARKS.md. Only what the run measured is written.
+// docs/BENCHMARKS.md.
 //
 //	go run ./tools/benchcompare [-quick] [-only LOAD,...] [-systems NAME,...]
 package main
@@ -14,23 +14,24 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
 )
 
-// options is what the command line says.
+// options is the options of the command line.
 type options struct {
 	quick        bool
-	only         []string // loads; empty: all
-	systems      []string // empty: all that are installed
-	arrangements []string // empty: both
+	only         []string // loads
+	systems      []string
+	arrangements []string
 	rounds       int
-	duration     time.Duration // of one round of a load
+	duration     time.Duration // of a round
 	hold         int           // associations
 	settle       time.Duration
-	out          string // file to write; empty: standard output
-	wmproxy      string // binary; empty: built from the source
+	out          string // a file; "-" for standard output
+	wmproxy      string // the binary; "" to build it from the source
 	command      string // as typed, for the report
 }
 
@@ -68,14 +69,14 @@ func parse(args []string, out io.Writer) (o options, err error) {
 	f.IntVar(&o.rounds, "rounds", 0, "`N` rounds of each load (default 5, quick 3)")
 	f.DurationVar(&o.duration, "dur", 0, "`TIME` of one round (default 2.5s, quick 1.5s)")
 	f.IntVar(&o.hold, "hold", 0, "`N` associations to hold (default 9000, quick 2000)")
-	f.DurationVar(&o.settle, "settle", 0, "look at the memory `TIME` after they are closed (default 30s, quick 5s)")
+	f.DurationVar(&o.settle, "settle", 0, "measure the memory `TIME` after they are closed (default 30s, quick 5s)")
 	f.StringVar(&o.out, "out", "docs/BENCHMARKS.md", "`FILE` to write, - for standard output")
-	f.StringVar(&o.wmproxy, "wmproxy", "", "measure the binary `FILE` in place of building one")
+	f.StringVar(&o.wmproxy, "wmproxy", "", "measure the binary `FILE` instead of building one")
 	if err = f.Parse(args); err != nil {
 		return o, err
 	}
 	if f.NArg() > 0 {
-		return o, fmt.Errorf("%q is left over; lists have commas and no spaces", f.Arg(0))
+		return o, fmt.Errorf("unexpected argument %q; lists have commas and no spaces", f.Arg(0))
 	}
 	o.command = strings.TrimSpace("go run ./tools/benchcompare " + strings.Join(args, " "))
 	o.defaults()
@@ -91,7 +92,7 @@ func parse(args []string, out io.Writer) (o options, err error) {
 	return o, nil
 }
 
-// defaults fills in what was not given.
+// defaults sets the options that were not given.
 func (o *options) defaults() {
 	rounds, duration, hold, settle := 5, 2500*time.Millisecond, 9000, 30*time.Second
 	if o.quick {
@@ -111,21 +112,16 @@ func (o *options) defaults() {
 	}
 }
 
-// words splits a list whose words have to be among known; an empty list is all.
+// words splits a list of known words. An empty list stands for all.
 func words(list string, known []string) ([]string, error) {
 	if list == "" {
 		return known, nil
 	}
-	var found []string
-	for word := range strings.SplitSeq(list, ",") {
-		ok := false
-		for _, k := range known {
-			ok = ok || k == word
-		}
-		if !ok {
+	words := strings.Split(list, ",")
+	for _, word := range words {
+		if !slices.Contains(known, word) {
 			return nil, fmt.Errorf("%q is none of %s", word, strings.Join(known, ","))
 		}
-		found = append(found, word)
 	}
-	return found, nil
+	return words, nil
 }

@@ -19,7 +19,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-func TestTheMedianIsTheMiddle(t *testing.T) {
+func TestMedianIsTheMiddleValue(t *testing.T) {
 	for _, test := range []struct {
 		v    []float64
 		want float64
@@ -42,15 +42,15 @@ func TestTheMedianIsTheMiddle(t *testing.T) {
 	}
 }
 
-func TestFiguresAreWrittenForPeople(t *testing.T) {
+func TestFiguresAreFormatted(t *testing.T) {
 	for _, test := range []struct {
-		v     float64
-		round int
-		want  string
+		v      float64
+		digits int
+		want   string
 	}{
 		{0, 0, "0"}, {999.6, 0, "1,000"}, {1234567.8, 1, "1,234,567.8"}, {0.12345, 3, "0.123"}, {-1234, 0, "-1,234"}, {-123, 0, "-123"}, {nan, 2, "–"},
 	} {
-		if got := (figure{round: test.round}).text(test.v); got != test.want {
+		if got := (figure{digits: test.digits}).text(test.v); got != test.want {
 			t.Errorf("%v: got %s, want %s", test.v, got, test.want)
 		}
 	}
@@ -58,11 +58,11 @@ func TestFiguresAreWrittenForPeople(t *testing.T) {
 		t.Errorf("got %q", got)
 	}
 	if multiple(3, 0) != "" || multiple(nan, 1) != "" || multiple(1, nan) != "" {
-		t.Error("a ratio of nothing")
+		t.Error("there is a multiple without two values")
 	}
 }
 
-func TestEachRoundBeginsWithAnotherSystem(t *testing.T) {
+func TestRoundsBeginWithAnotherSystem(t *testing.T) {
 	all := systems[:3]
 	first := make(map[string]int)
 	for round := range 6 {
@@ -78,11 +78,11 @@ func TestEachRoundBeginsWithAnotherSystem(t *testing.T) {
 		}
 	}
 	if all[0].name != direct || rotated(nil, 3) != nil {
-		t.Error("the systems themselves were turned")
+		t.Error("rotated changed its argument")
 	}
 }
 
-func TestTheCommandLine(t *testing.T) {
+func TestCommandLineIsParsed(t *testing.T) {
 	o, err := parse(strings.Fields("-quick -only 64,rate -systems direct,ss -arrangements own -rounds 2"), io.Discard)
 	if err != nil {
 		t.Fatal(err)
@@ -96,7 +96,7 @@ func TestTheCommandLine(t *testing.T) {
 	}
 	for _, line := range []string{"-only 65", "-systems ss,", "-arrangements both", "left over", "-rounds x"} {
 		if _, err := parse(strings.Fields(line), io.Discard); err == nil {
-			t.Errorf("%s was taken", line)
+			t.Errorf("%s was accepted", line)
 		}
 	}
 }
@@ -104,7 +104,7 @@ func TestTheCommandLine(t *testing.T) {
 const sampleUDP = `{"round_trips_per_second": %s, "cpu_seconds_per_million": 20, "loss_percent": 0.5,
 	"processes": [{"pid": 1}], "rtt": {"p50_us": 100, "p99_us": 1500}}`
 
-func TestTheReportHasWhatWasMeasuredAndNothingElse(t *testing.T) {
+func TestReportHasTheMeasuredFigures(t *testing.T) {
 	c := &comparison{
 		options: options{command: "make bench-compare", arrangements: []string{shared, own}, rounds: 3, duration: time.Second},
 		cells:   make(map[key]*cell), absent: map[string]string{"gost": "gost is not installed"}, began: time.Now(),
@@ -151,7 +151,7 @@ func TestTheReportHasWhatWasMeasuredAndNothingElse(t *testing.T) {
 	}
 }
 
-func TestWhatWasWrittenByHandStays(t *testing.T) {
+func TestHandwrittenPartStays(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "report.md")
 	c := &comparison{options: options{out: path, arrangements: []string{shared}}, log: io.Discard, cells: make(map[key]*cell), absent: make(map[string]string), began: time.Now()}
 	const mine = "The limit is the memory bus.\n"
@@ -164,7 +164,7 @@ func TestWhatWasWrittenByHandStays(t *testing.T) {
 			t.Fatal(err)
 		}
 		if strings.Count(string(b), byHand) != 1 {
-			t.Fatalf("the mark is there %d times", strings.Count(string(b), byHand))
+			t.Fatalf("the mark occurs %d times", strings.Count(string(b), byHand))
 		}
 		if !strings.Contains(string(b), mine) {
 			if err := os.WriteFile(path, append(b, mine...), 0o600); err != nil {
@@ -172,32 +172,32 @@ func TestWhatWasWrittenByHandStays(t *testing.T) {
 			}
 		}
 	}
-	if got := kept(path); got != byHand+mine {
-		t.Errorf("kept %q", got)
+	if got := handwritten(path); got != byHand+mine {
+		t.Errorf("got %q", got)
 	}
 }
 
-func TestEveryLoadReadsItsOwnFigures(t *testing.T) {
+func TestLoadsReadTheirFigures(t *testing.T) {
 	for _, l := range loads {
-		var asked atomic.Int64
+		var calls atomic.Int64
 		answer := func(context.Context, ...string) ([]byte, error) {
-			asked.Add(1)
+			calls.Add(1)
 			return []byte(`{}`), nil
 		}
 		v, err := l.measure(t.Context(), options{duration: time.Millisecond}, answer, answer)
-		if err != nil || len(v) != len(l.figure) || asked.Load() == 0 {
+		if err != nil || len(v) != len(l.figure) || calls.Load() == 0 {
 			t.Errorf("%s: %d values for %d figures, %v", l.name, len(v), len(l.figure), err)
 		}
 		garble := func(context.Context, ...string) ([]byte, error) { return []byte(`not JSON`), nil }
 		if _, err := l.measure(t.Context(), options{duration: time.Millisecond}, garble, garble); err == nil {
-			t.Errorf("%s read what is no result", l.name)
+			t.Errorf("%s accepted a malformed result", l.name)
 		}
 	}
 }
 
-func TestAFloodIsAShareOfWhatTheSystemCanDoAndHasATargetOfItsOwn(t *testing.T) {
+func TestFloodHasOwnTargetAndLimitedRate(t *testing.T) {
 	var mu sync.Mutex
-	asked := func(loads *[]string, p99 int) bencher {
+	record := func(loads *[]string, p99 int) bencher {
 		return func(_ context.Context, args ...string) ([]byte, error) {
 			mu.Lock()
 			defer mu.Unlock()
@@ -206,37 +206,37 @@ func TestAFloodIsAShareOfWhatTheSystemCanDoAndHasATargetOfItsOwn(t *testing.T) {
 		}
 	}
 	var calls, floods []string
-	v, err := besideFlood(t.Context(), options{duration: time.Millisecond}, asked(&calls, 7), asked(&floods, 9))
+	v, err := besideFlood(t.Context(), options{duration: time.Millisecond}, record(&calls, 7), record(&floods, 9))
 	if err != nil || !slices.Equal(v, values{7, 7, 2, 1000, 2}) {
 		t.Errorf("got %v and %v", v, err)
 	}
 	if !slices.Equal(calls, []string{"--size=160 --rate=50", "--size=160 --rate=50"}) {
 		t.Errorf("the calls were %q", calls)
 	}
-	// The first rate is a share of what passes; how many follow depends on the machine.
+	// The first rate is a share of the maximum. The number of further rates depends on the machine.
 	n := len(floods)
 	if n < 1+besideFits+1 || n > 1+besideTries+1 || floods[0] != "--size=200 --window=128" || floods[1] != "--size=200 --rate=800" {
 		t.Errorf("the floods were %q", floods)
 	}
 }
 
-func TestAFloodsRateIsOneThatFitsTwiceInARow(t *testing.T) {
-	const fits, busy, held = "fits", "busy", "held"
+func TestFloodRateFitsTwiceInARow(t *testing.T) {
+	const fits, busy, skips = "fits", "busy", "skips"
 	for _, test := range []struct {
 		name   string
 		trials []string
 		tried  []int
 		want   int
 	}{
-		{"the first does", []string{fits, fits}, []int{1000, 1000}, 1000},
-		{"the machine was busy", []string{busy, fits, fits}, []int{1000, 800, 800}, 800},
-		{"the sender was held up", []string{held, held, fits, fits}, []int{1000, 900, 810, 810}, 810},
-		{"the second time it does not", []string{fits, held, fits, fits}, []int{1000, 1000, 900, 900}, 900},
+		{"the first rate fits", []string{fits, fits}, []int{1000, 1000}, 1000},
+		{"the machine is busy", []string{busy, fits, fits}, []int{1000, 800, 800}, 800},
+		{"the sender skips some", []string{skips, skips, fits, fits}, []int{1000, 900, 810, 810}, 810},
+		{"it fits once", []string{fits, skips, fits, fits}, []int{1000, 1000, 900, 900}, 900},
 	} {
 		var tried []int
 		got, err := fitting(1000, func(rate int) (trial, error) {
 			tried = append(tried, rate)
-			return map[string]trial{fits: {0.8, 0.0001}, busy: {1, 0}, held: {0.5, 0.01}}[test.trials[len(tried)-1]], nil
+			return map[string]trial{fits: {0.8, 0.0001}, busy: {1, 0}, skips: {0.5, 0.01}}[test.trials[len(tried)-1]], nil
 		})
 		if err != nil || got != test.want || !slices.Equal(tried, test.tried) {
 			t.Errorf("%s: got %d after %v, %v, want %d after %v", test.name, got, tried, err, test.want, test.tried)

@@ -19,24 +19,23 @@ import (
 
 var nan = math.NaN()
 
-// cell is what one system did with one load in one arrangement.
+// cell is the results of a load on a system in an arrangement.
 type cell struct {
 	rounds []values
-	failed string // why there are no more rounds
+	failed string // the error after which there are no more rounds
 }
 
-// key names a cell.
 type key struct{ arrangement, load, system string }
 
-// comparison is all that a run measured.
+// comparison is the results of a run of the program.
 type comparison struct {
 	options
-	log     io.Writer
-	cells   map[key]*cell
-	absent  map[string]string // systems that were not measured, and why
-	began   time.Time
-	of      string // the revision that is measured
-	partial bool   // interrupted
+	log      io.Writer
+	cells    map[key]*cell
+	absent   map[string]string // the reasons by system that was not measured
+	began    time.Time
+	revision string // of wmproxy
+	partial  bool   // interrupted
 }
 
 func run(ctx context.Context, o options) error {
@@ -51,7 +50,7 @@ func run(ctx context.Context, o options) error {
 			return fmt.Errorf("building wmproxy: %w\n%s", err, b)
 		}
 	}
-	c := &comparison{options: o, log: os.Stderr, cells: make(map[key]*cell), absent: make(map[string]string), began: time.Now(), of: revision(ctx)}
+	c := &comparison{options: o, log: os.Stderr, cells: make(map[key]*cell), absent: make(map[string]string), began: time.Now(), revision: revision(ctx)}
 	for _, arrangement := range o.arrangements {
 		if err := c.arrange(ctx, dir, arrangement); err != nil && ctx.Err() == nil {
 			return err
@@ -64,7 +63,7 @@ func run(ctx context.Context, o options) error {
 	return c.write(context.WithoutCancel(ctx))
 }
 
-// arrange runs all loads in one arrangement.
+// arrange runs all loads in an arrangement.
 func (c *comparison) arrange(ctx context.Context, dir, arrangement string) error {
 	dir, err := os.MkdirTemp(dir, arrangement+"-")
 	if err != nil {
@@ -75,8 +74,8 @@ func (c *comparison) arrange(ctx context.Context, dir, arrangement string) error
 	if _, err := certs.LoadOrCreate(r.cert, r.key); err != nil {
 		return err
 	}
-	// A process that fills a stream is late with datagrams, as the runtime looks at the
-	// network when nothing else is to do: neighbours have another.
+	// Neighbours have a target of their own: Go's runtime polls the network when it has
+	// nothing else to do, so a process that fills a stream delays its datagrams.
 	for _, target := range []*string{&r.target, &r.neighbour} {
 		echo, addr, err := r.echo(ctx)
 		if err != nil {
@@ -101,7 +100,7 @@ func (c *comparison) arrange(ctx context.Context, dir, arrangement string) error
 			continue
 		}
 		if l.fresh {
-			stop() // some keep sockets for minutes, and ports are few
+			stop() // some systems keep sockets for minutes, and ports are few
 			err = c.measureFresh(ctx, r, l)
 		} else {
 			err = c.measure(ctx, r, l, running)
@@ -130,7 +129,7 @@ func (r *rig) echo(ctx context.Context) (p *process, addr string, err error) {
 	return p, addr, nil
 }
 
-// begin starts all systems that are to be measured and can be.
+// begin starts all systems that are to be measured and work.
 func (c *comparison) begin(ctx context.Context, r *rig) (map[string]*peer, error) {
 	running := make(map[string]*peer)
 	for _, s := range c.wanted() {
@@ -140,7 +139,7 @@ func (c *comparison) begin(ctx context.Context, r *rig) (map[string]*peer, error
 		}
 		if err != nil {
 			c.absent[s.name] = err.Error()
-			say(c.log, "%s %s: not measured: %v", r.arrangement, s.name, err)
+			c.logf("%s %s: not measured: %v", r.arrangement, s.name, err)
 			continue
 		}
 		running[s.name] = p
@@ -148,7 +147,7 @@ func (c *comparison) begin(ctx context.Context, r *rig) (map[string]*peer, error
 	return running, nil
 }
 
-// wanted is the systems to measure whose programs are there.
+// wanted returns the systems to measure that are installed.
 func (c *comparison) wanted() (found []system) {
 	for _, s := range systems {
 		if !slices.Contains(c.systems, s.name) {
@@ -163,10 +162,10 @@ func (c *comparison) wanted() (found []system) {
 	return found
 }
 
-// warmUps is how often a system is tried until its tunnel must be up.
+// warmUps bounds the attempts to use a system until its tunnel is up.
 const warmUps = 3
 
-// beginOne starts a system and sends something through it.
+// beginOne starts a system and makes round trips through it.
 func (c *comparison) beginOne(ctx context.Context, r *rig, s system) (*peer, error) {
 	p, err := s.begin(ctx, r)
 	if err != nil {
@@ -188,7 +187,7 @@ func (c *comparison) beginOne(ctx context.Context, r *rig, s system) (*peer, err
 	return p, nil
 }
 
-// roundsOf is how often a load is measured.
+// roundsOf returns the number of rounds of a load.
 func (c *comparison) roundsOf(l load) int {
 	if l.once {
 		return 1
@@ -201,7 +200,7 @@ func (c *comparison) measure(ctx context.Context, r *rig, l load, running map[st
 	for round := range c.roundsOf(l) {
 		for _, s := range rotated(c.wanted(), round) {
 			p := running[s.name]
-			if p == nil || !s.carries(l) || !c.goesOn(r, l, s) {
+			if p == nil || !s.carries(l) || c.cell(r, l, s).failed != "" {
 				continue
 			}
 			if err := c.once(ctx, r, l, s, p); err != nil {
@@ -212,8 +211,8 @@ func (c *comparison) measure(ctx context.Context, r *rig, l load, running map[st
 	return nil
 }
 
-// rotated begins each round with another system, so that none always follows
-// the same one.
+// rotated returns the systems in an order that begins with another one each round, so that
+// none always follows the same one.
 func rotated(all []system, by int) []system {
 	if len(all) == 0 {
 		return nil
@@ -222,7 +221,7 @@ func rotated(all []system, by int) []system {
 	return append(slices.Clone(all[by:]), all[:by]...)
 }
 
-// measureFresh runs a load on each system, with processes of its own each time.
+// measureFresh runs a load on each system, with new processes each time.
 func (c *comparison) measureFresh(ctx context.Context, r *rig, l load) error {
 	for round := range c.roundsOf(l) {
 		for _, s := range rotated(c.wanted(), round) {
@@ -252,11 +251,8 @@ func (c *comparison) cell(r *rig, l load, s system) *cell {
 	return c.cells[k]
 }
 
-// goesOn says whether the load has passed so far.
-func (c *comparison) goesOn(r *rig, l load, s system) bool { return c.cell(r, l, s).failed == "" }
-
-// once runs one round. Only the end of ctx is an error: a load that a system
-// does not pass is a result.
+// once runs a round. It returns an error only if ctx ends: that a load fails on a system is
+// a result.
 func (c *comparison) once(ctx context.Context, r *rig, l load, s system, p *peer) error {
 	v, err := l.measure(ctx, c.options, c.bencher(r, p, r.target), c.bencher(r, p, r.neighbour))
 	if ctx.Err() != nil {
@@ -265,23 +261,25 @@ func (c *comparison) once(ctx context.Context, r *rig, l load, s system, p *peer
 	ce := c.cell(r, l, s)
 	if err != nil {
 		ce.failed = err.Error()
-		say(c.log, "%s %s %s: %v", r.arrangement, l.name, s.name, err)
+		c.logf("%s %s %s: %v", r.arrangement, l.name, s.name, err)
 		return nil
 	}
 	ce.rounds = append(ce.rounds, v)
-	say(c.log, "%s %s %s: %s", r.arrangement, l.name, s.name, strings.Join(texts(l, v), ", "))
+	c.logf("%s %s %s: %s", r.arrangement, l.name, s.name, strings.Join(texts(l, v), ", "))
 	return nil
 }
 
-// bencher runs bench in the rig's arrangement through one of its peers.
+func (c *comparison) logf(format string, args ...any) { fmt.Fprintf(c.log, format+"\n", args...) }
+
+// bencher returns a function that runs bench through a peer in the rig's arrangement.
 func (c *comparison) bencher(r *rig, p *peer, target string) bencher {
 	return func(ctx context.Context, args ...string) ([]byte, error) {
-		args = append(append([]string{"bench"}, args...), p.way(target)...)
+		args = append(append([]string{"bench"}, args...), p.arguments(target)...)
 		return output(ctx, r.arrangement, c.wmproxy, args...)
 	}
 }
 
-// texts is the values with their titles.
+// texts returns the values with their titles.
 func texts(l load, v values) (all []string) {
 	for i, f := range l.figure {
 		all = append(all, f.title+" "+f.text(v[i]))
@@ -289,7 +287,7 @@ func texts(l load, v values) (all []string) {
 	return all
 }
 
-// medians is the median of each figure over the rounds.
+// medians returns the median of each figure over the rounds.
 func (c *cell) medians(l load) values {
 	all := make(values, len(l.figure))
 	for i := range all {
@@ -302,7 +300,7 @@ func (c *cell) medians(l load) values {
 	return all
 }
 
-// median is NaN of nothing, and of anything with a NaN in it.
+// median returns the median of v, or NaN if v is empty or has a NaN in it.
 func median(v []float64) float64 {
 	if len(v) == 0 || slices.ContainsFunc(v, math.IsNaN) {
 		return nan

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -15,9 +14,9 @@ import (
 	"time"
 )
 
-// Arrangements of the scheduler's groups. With sched_autogroup_enabled each
-// session is a group, and groups preempt each other more eagerly than processes
-// of one.
+// Arrangements of the processes in sessions. If sched_autogroup_enabled is set, each session
+// is a group of the scheduler, and groups preempt each other more eagerly than the processes
+// of a group do.
 const (
 	shared = "shared" // all in one session, as started from one shell
 	own    = "own"    // each in a session of its own (setsid), as services are
@@ -26,13 +25,13 @@ const (
 const (
 	startTimeout = 10 * time.Second
 	startStep    = 20 * time.Millisecond
-	// endGrace is how long a process has after SIGTERM.
+	// endGrace is the time for a process to end after SIGTERM.
 	endGrace = 3 * time.Second
-	// tailBytes is how much of a process's output an error shows.
+	// tailBytes bounds the part of a process's output in an error.
 	tailBytes = 600
 )
 
-// process is one that we started.
+// process is a running process.
 type process struct {
 	cmd    *exec.Cmd
 	output *os.File
@@ -63,7 +62,7 @@ func start(dir, arrangement, path string, args ...string) (*process, error) {
 
 func (p *process) pid() int { return p.cmd.Process.Pid }
 
-// end ends the process and waits for it.
+// end stops the process and waits for its end.
 func (p *process) end() {
 	_ = p.cmd.Process.Signal(syscall.SIGTERM)
 	select {
@@ -75,7 +74,7 @@ func (p *process) end() {
 	_ = p.output.Close()
 }
 
-// tail is the end of what the process said.
+// tail returns the end of the process's output.
 func (p *process) tail() string {
 	b, err := os.ReadFile(p.output.Name())
 	if err != nil {
@@ -84,8 +83,9 @@ func (p *process) tail() string {
 	return string(bytes.TrimSpace(b[max(0, len(b)-tailBytes):]))
 }
 
-// until calls ready until it says yes; it gives up when the process ends.
-func (p *process) until(ctx context.Context, what string, ready func() bool) error {
+// until calls ready until that returns true. It returns an error if the process ends first.
+// The name is for an error.
+func (p *process) until(ctx context.Context, name string, ready func() bool) error {
 	deadline := time.Now().Add(startTimeout)
 	for !ready() {
 		select {
@@ -96,13 +96,13 @@ func (p *process) until(ctx context.Context, what string, ready func() bool) err
 		case <-time.After(startStep):
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("%s has no %s after %v: %s", p.cmd.Path, what, startTimeout, p.tail())
+			return fmt.Errorf("%s has no %s after %v: %s", p.cmd.Path, name, startTimeout, p.tail())
 		}
 	}
 	return nil
 }
 
-// listens says whether something accepts TCP there.
+// listens returns a function that reports whether a TCP connection to addr is accepted.
 func listens(addr string) func() bool {
 	return func() bool {
 		c, err := net.DialTimeout("tcp", addr, time.Second)
@@ -114,7 +114,7 @@ func listens(addr string) func() bool {
 	}
 }
 
-// freeAddress is a loopback address that is free for TCP and UDP now.
+// freeAddress returns a loopback address that is free for TCP and UDP.
 func freeAddress() (string, error) {
 	for range 20 {
 		ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -146,17 +146,14 @@ func output(ctx context.Context, arrangement, path string, args ...string) ([]by
 		return nil, context.Cause(ctx)
 	}
 	if err != nil {
-		said := bytes.TrimSpace(stderr.Bytes())
-		return nil, fmt.Errorf("%w: %s", err, said[:min(len(said), tailBytes)])
+		text := bytes.TrimSpace(stderr.Bytes())
+		return nil, fmt.Errorf("%w: %s", err, text[:min(len(text), tailBytes)])
 	}
 	return b, nil
 }
 
-// write makes a file for a process.
+// write writes a file for a process and returns its path.
 func write(dir, name, text string) (string, error) {
 	path := filepath.Join(dir, name)
 	return path, os.WriteFile(path, []byte(text), 0o600)
 }
-
-// say writes a line about what is going on.
-func say(out io.Writer, format string, args ...any) { fmt.Fprintf(out, format+"\n", args...) }

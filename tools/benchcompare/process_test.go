@@ -8,11 +8,11 @@ import (
 	"testing"
 )
 
-func TestAProcessEndsWhenItIsTold(t *testing.T) {
+func TestEndStopsTheProcess(t *testing.T) {
 	for _, arrangement := range []string{shared, own} {
 		p, err := start(t.TempDir(), arrangement, "sleep", "60")
 		if err != nil {
-			t.Skip("it needs sleep:", err)
+			t.Skip("needs sleep:", err)
 		}
 		pid := p.pid()
 		group, err := syscall.Getpgid(pid)
@@ -24,15 +24,15 @@ func TestAProcessEndsWhenItIsTold(t *testing.T) {
 		}
 		p.end()
 		if err := syscall.Kill(pid, 0); err != syscall.ESRCH {
-			t.Errorf("%s: it is still there: %v", arrangement, err)
+			t.Errorf("%s: still running: %v", arrangement, err)
 		}
 	}
 }
 
-func TestAProcessThatEndsAtOnceSaysWhy(t *testing.T) {
+func TestEarlyEndIsAnErrorWithOutput(t *testing.T) {
 	p, err := start(t.TempDir(), shared, "sh", "-c", "echo no such option >&2; exit 3")
 	if err != nil {
-		t.Skip("it needs sh:", err)
+		t.Skip("needs sh:", err)
 	}
 	defer p.end()
 	err = p.until(t.Context(), "open port", func() bool { return false })

@@ -13,16 +13,13 @@ import (
 	"wmproxy/tools/floor"
 )
 
-// relayCommand is the first word of a command line by which this program starts
-// itself as one end of a floor.
+// relayCommand is the argument with which this program starts itself as one end of a floor.
 const relayCommand = "relay"
 
-// relay is a process of its own, like those of the systems it is measured beside:
+// relay runs one end of a floor until ctx ends, in a process of its own as the systems have:
 //
 //	relay udp|near|tls-near|yamux-near AT TO
 //	relay far|tls-far|yamux-far AT TO CERT KEY
-//
-// It runs until ctx ends.
 func relay(ctx context.Context, args []string) error {
 	if len(args) < 3 {
 		return errors.New("relay needs a kind and two addresses")
@@ -35,7 +32,7 @@ func relay(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	runtime.GOMAXPROCS(1) // what wmproxy takes at rates that one processor carries
+	runtime.GOMAXPROCS(1) // as wmproxy does at rates for which one processor suffices
 	running, err := openRelay(ctx, args[0], at, to, args[3:])
 	if err != nil {
 		return err
@@ -76,18 +73,18 @@ func floorUDP(_ context.Context, r *rig) (*peer, error) {
 	return r.relays("udp", "udp", nil, nil)
 }
 
-// floorQUIC starts two with a bare QUIC connection. The near one tries until the
-// far one is there.
+// floorQUIC starts two relays with a bare QUIC connection. The near one tries until the far
+// one answers.
 func floorQUIC(_ context.Context, r *rig) (*peer, error) {
 	return r.relays("far", "near", []string{r.cert, r.key}, nil)
 }
 
-// floorTLS starts two with a bare TLS connection.
+// floorTLS starts two relays with a bare TLS connection.
 func floorTLS(ctx context.Context, r *rig) (*peer, error) {
 	return r.relaysOverTCP(ctx, "tls-far", "tls-near")
 }
 
-// floorYamux starts two with one stream of yamux in a TLS connection.
+// floorYamux starts two relays with a yamux stream in a TLS connection.
 func floorYamux(ctx context.Context, r *rig) (*peer, error) {
 	return r.relaysOverTCP(ctx, "yamux-far", "yamux-near")
 }
@@ -98,8 +95,8 @@ func (r *rig) relaysOverTCP(ctx context.Context, far, near string) (*peer, error
 	})
 }
 
-// relays starts a far end, waits for it if there is something to wait with, and starts a
-// near end, which is bench's target.
+// relays starts a far end, calls wait if it is set, and starts a near end, which is bench's
+// target.
 func (r *rig) relays(far, near string, files []string, wait func(far *process, tunnel string) error) (*peer, error) {
 	self, err := os.Executable()
 	if err != nil {

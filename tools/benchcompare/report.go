@@ -26,7 +26,7 @@ func (c *comparison) write(ctx context.Context) error {
 		}
 	}
 	c.notes(b)
-	b.WriteString("\n" + kept(c.out))
+	b.WriteString("\n" + handwritten(c.out))
 	if c.out == "-" {
 		_, err := os.Stdout.WriteString(b.String())
 		return err
@@ -34,16 +34,16 @@ func (c *comparison) write(ctx context.Context) error {
 	if err := os.MkdirAll(filepath.Dir(c.out), 0o755); err != nil {
 		return err
 	}
-	say(c.log, "written to %s", c.out)
+	c.logf("written to %s", c.out)
 	return os.WriteFile(c.out, []byte(b.String()), 0o644)
 }
 
-// byHand begins the part of the report that people write: what a figure's limit
-// is and how one knows. It stays when the rest is measured again.
+// byHand is the first line of the part of the report that people write. That part stays when
+// the rest is measured again.
 const byHand = "<!-- What follows is written by hand and stays. -->\n"
 
-// kept is that part of the report at path.
-func kept(path string) string {
+// handwritten returns that part of the report at path.
+func handwritten(path string) string {
 	b, err := os.ReadFile(path)
 	if err != nil {
 		return byHand
@@ -78,7 +78,7 @@ func (c *comparison) head(ctx context.Context, b *strings.Builder) {
 	fact("date", "%s, %s of measuring", c.began.UTC().Format("2006-01-02 15:04 MST"), time.Since(c.began).Round(time.Second))
 	fact("command", "`%s`", c.command)
 	fact("rounds", "%d of %v", c.rounds, c.duration)
-	fact("wmproxy", "%s", c.of)
+	fact("wmproxy", "%s", c.revision)
 	fact("Go", "%s %s/%s", runtime.Version(), runtime.GOOS, runtime.GOARCH)
 	fact("machine", "%s", machine())
 	fact("kernel", "%s, sched_autogroup_enabled = %s", fileLine("/proc/sys/kernel/osrelease"), fileLine("/proc/sys/kernel/sched_autogroup_enabled"))
@@ -96,8 +96,7 @@ func (c *comparison) head(ctx context.Context, b *strings.Builder) {
 	}
 }
 
-// table writes a load's figures: a row for each system, a group of columns for
-// each arrangement.
+// table writes a load's figures: a table for each arrangement with a row for each system.
 func (c *comparison) table(b *strings.Builder, l load) {
 	fmt.Fprintf(b, "\n## %s\n\n`wmproxy bench %s`\n", l.title, strings.Join(l.arguments(c.options), " "))
 	for _, arrangement := range c.arrangements {
@@ -137,7 +136,7 @@ func (c *cell) row(l load, against values) string {
 	return row
 }
 
-// multiple is v as a multiple of base.
+// multiple formats v as a multiple of base.
 func multiple(v, base float64) string {
 	if math.IsNaN(v) || math.IsNaN(base) || base == 0 {
 		return ""
@@ -145,12 +144,12 @@ func multiple(v, base float64) string {
 	return fmt.Sprintf(" (%.2f×)", v/base)
 }
 
-// text is a value in its unit, with commas between thousands.
+// text formats a value with commas between thousands.
 func (f figure) text(v float64) string {
 	if math.IsNaN(v) {
 		return "–"
 	}
-	s := strconv.FormatFloat(v, 'f', f.round, 64)
+	s := strconv.FormatFloat(v, 'f', f.digits, 64)
 	point := strings.IndexByte(s+".", '.')
 	for i := point - 3; i > 0 && s[i-1] != '-'; i -= 3 {
 		s = s[:i] + "," + s[i:]
@@ -158,7 +157,7 @@ func (f figure) text(v float64) string {
 	return s
 }
 
-// notes says what is missing and why.
+// notes lists the systems and loads that were not measured, with the reasons.
 func (c *comparison) notes(b *strings.Builder) {
 	var lines []string
 	for _, name := range slices.Sorted(maps.Keys(c.absent)) {
@@ -178,14 +177,14 @@ func (c *comparison) notes(b *strings.Builder) {
 	}
 }
 
-// oneLine is the beginning of an error, fit for a list.
+// oneLine returns the beginning of an error as one line.
 func oneLine(s string) string {
 	s, _, _ = strings.Cut(s, ";")
 	s = strings.Join(strings.Fields(s), " ")
 	return s[:min(len(s), 200)]
 }
 
-// fileLine is a file's first line, or a question mark.
+// fileLine returns a file's first line, or a question mark if it cannot be read.
 func fileLine(path string) string {
 	b, err := os.ReadFile(path)
 	if err != nil {
@@ -195,7 +194,7 @@ func fileLine(path string) string {
 	return string(line)
 }
 
-// machine is the processor, how many, and the memory.
+// machine returns the processor, the number of CPUs, and the memory.
 func machine() string {
 	model, memory := runtime.GOARCH, ""
 	if b, err := os.ReadFile("/proc/cpuinfo"); err == nil {
@@ -211,7 +210,7 @@ func machine() string {
 	return fmt.Sprintf("%s, %d CPUs%s", model, runtime.NumCPU(), memory)
 }
 
-// field is the value of a line "name: value", empty if there is none.
+// field returns the value of a line "name: value", or "" if there is none.
 func field(text, name string) string {
 	for line := range strings.Lines(text) {
 		key, value, ok := strings.Cut(line, ":")
@@ -222,7 +221,7 @@ func field(text, name string) string {
 	return ""
 }
 
-// revision is the commit that is checked out.
+// revision returns the commit that is checked out.
 func revision(ctx context.Context) string {
 	b, err := exec.CommandContext(ctx, "git", "describe", "--always", "--dirty").Output()
 	if err != nil {
@@ -231,16 +230,16 @@ func revision(ctx context.Context) string {
 	return strings.TrimSpace(string(b))
 }
 
-// version is what a program says that it is; empty if it does not.
+// version returns the version line of a program, or "" if it has none.
 func version(ctx context.Context, program string) string {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	asked := map[string]string{"ss-local": "-h", "hysteria": "version", "sing-box": "version", "gost": "-V"}[program]
-	if asked == "" {
+	arg := map[string]string{"ss-local": "-h", "hysteria": "version", "sing-box": "version", "gost": "-V"}[program]
+	if arg == "" {
 		return ""
 	}
-	// Some exit with an error after help.
-	b, _ := exec.CommandContext(ctx, program, asked).CombinedOutput()
+	// Some exit with an error after their help text.
+	b, _ := exec.CommandContext(ctx, program, arg).CombinedOutput()
 	for line := range strings.Lines(string(b)) {
 		if line = strings.TrimSpace(line); strings.ContainsAny(line, "0123456789") {
 			return line

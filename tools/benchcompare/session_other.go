@@ -4,5 +4,5 @@ package main
 
 import "syscall"
 
-// session is for systems without sessions: both arrangements are the same.
+// session returns nil: without sessions both arrangements are the same.
 func session(bool) *syscall.SysProcAttr { return nil }

@@ -4,5 +4,5 @@ package main
 
 import "syscall"
 
-// session is the attributes of a process, in a session of its own or in ours.
+// session returns the attributes of a process, in a session of its own if alone is set.
 func session(alone bool) *syscall.SysProcAttr { return &syscall.SysProcAttr{Setsid: alone} }

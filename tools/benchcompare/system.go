@@ -10,25 +10,25 @@ import (
 	"slices"
 )
 
-// system is something to measure.
+// system is a tunnel to measure.
 type system struct {
 	name     string
 	title    string
-	programs []string // that must be on PATH
-	loads    []string // what it can carry; empty: all
+	programs []string // must be on PATH
+	loads    []string // that it can carry; nil for all
 	begin    func(context.Context, *rig) (*peer, error)
 }
 
-// carries says whether the load is one for the system.
+// carries reports whether the system can carry the load.
 func (s system) carries(l load) bool { return len(s.loads) == 0 || slices.Contains(s.loads, l.name) }
 
 // datagrams are the loads that a relay without SOCKS5 can carry.
 var datagrams = []string{"64", "200", "1200", "pingpong", "rate"}
 
-// peer is a system that runs.
+// peer is a running system.
 type peer struct {
-	socks     string // its SOCKS5 address; empty: there is none, go straight
-	target    string // where straight is, if not to the target
+	socks     string // its SOCKS5 address; "" to send directly to the target
+	target    string // replaces the target, if set
 	processes []*process
 }
 
@@ -38,26 +38,25 @@ func (p *peer) end() {
 	}
 }
 
-// rig is where systems are started.
+// rig is the environment of the systems.
 type rig struct {
 	dir         string // for their files
 	arrangement string
 	wmproxy     string
 	cert, key   string // of 127.0.0.1, for those that need one
-	target      string // what loads are sent to
-	neighbour   string // what the loads beside them are sent to
+	target      string // of the loads
+	neighbour   string // the target of the loads beside them
 }
 
 const (
 	direct   = "direct"
-	baseline = "ss" // what ratios are to
+	baseline = "ss" // the denominator of ratios
 )
 
-// method is the fastest that shadowsocks-libev has on CPUs with AES.
+// method is shadowsocks-libev's fastest on CPUs with AES instructions.
 const method = "aes-128-gcm"
 
-// secret is every tunnel's password here. They listen on loopback only, for the
-// length of the run.
+// secret is the password of all tunnels. They listen on loopback only, during the run.
 const secret = "c2VjcmV0LW9mLWJlbmNoIQ=="
 
 var systems = []system{
@@ -83,7 +82,7 @@ func systemNames() (names []string) {
 	return names
 }
 
-// missing is the first program that the system needs and this machine lacks.
+// missing returns the first program of the system that is not installed, or "".
 func (s system) missing() string {
 	for _, program := range s.programs {
 		if _, err := exec.LookPath(program); err != nil {
@@ -93,8 +92,8 @@ func (s system) missing() string {
 	return ""
 }
 
-// pair starts the far end, waits until it listens on TCP at wait (if that is
-// not empty), then the near end, which serves SOCKS5 at socks.
+// pair starts the far end, waits until it listens on TCP at wait, unless that is empty, and
+// starts the near end, which serves SOCKS5 at socks.
 func (r *rig) pair(ctx context.Context, wait, socks string, far, near []string) (*peer, error) {
 	p := &peer{socks: socks}
 	server, err := start(r.dir, r.arrangement, far[0], far[1:]...)
@@ -120,7 +119,7 @@ func (r *rig) pair(ctx context.Context, wait, socks string, far, near []string) 
 	return p, nil
 }
 
-// addresses is one for the tunnel and one for SOCKS5.
+// addresses returns a free address for the tunnel and one for SOCKS5.
 func addresses() (tunnel, socks string, err error) {
 	if tunnel, err = freeAddress(); err != nil {
 		return "", "", err
@@ -138,7 +137,7 @@ func port(addr string) string {
 	return port
 }
 
-// ours starts wmproxy with one transport.
+// ours starts wmproxy with a transport.
 func (r *rig) ours(ctx context.Context, transport string) (*peer, error) {
 	tunnel, socks, err := addresses()
 	if err != nil {
@@ -182,8 +181,7 @@ func shadowsocks(ctx context.Context, r *rig) (*peer, error) {
 		[]string{"ss-local", "-s", "127.0.0.1", "-p", port(tunnel), "-b", "127.0.0.1", "-l", port(socks), "-k", secret, "-m", method, "-u"})
 }
 
-// hysteria listens on UDP alone, which cannot be waited for; its client keeps
-// trying.
+// hysteria does not wait for the server, which listens on UDP alone. Its client keeps trying.
 func hysteria(ctx context.Context, r *rig) (*peer, error) {
 	tunnel, socks, err := addresses()
 	if err != nil {

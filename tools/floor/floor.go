@@ -1,11 +1,12 @@
-// Package floor is the least that two relays in Go can cost for one datagram at a time:
-// they pass it on and do nothing else. They do not bundle, so that where several wait a tunnel
-// that does may need less. Those over QUIC and TLS wait in a socket's callback where the connection
-// is full, which the tunnel must not. Between the two is plain UDP, or a
-// quic-go or TLS connection, or a yamux stream in one, without anything of ours but the socket.
+// Package floor has pairs of relays that pass datagrams on one at a time and do nothing
+// else, to measure the least that such relays cost in Go. Between the two is plain UDP, a
+// quic-go connection, a TLS connection, or a yamux stream in one, with no code of ours but
+// the socket. They do not bundle datagrams, so that a tunnel that does may need less CPU if
+// several are waiting. Unlike the tunnel, those over QUIC and TLS block in a socket's
+// callback if the connection is full.
 //
-// Both ends are a NAT: each source has a socket of its own towards the far side. They
-// are for loads of trusted programs on loopback, and keep what they know until they end.
+// Both ends are a NAT: each source has a socket of its own towards the far side, until the
+// relay ends. They are for the loads of trusted programs on loopback.
 package floor
 
 import (
@@ -17,32 +18,32 @@ import (
 	"wmproxy/internal/udpio"
 )
 
-// maxSources bounds the sources of one relay.
+// maxSources bounds the sources of a relay.
 const maxSources = 4096
 
 var errTooMany = errors.New("too many sources")
 
-// back is where what comes from the far side for one source goes.
-type back func(ms []udpio.Message)
+// deliver sends messages from the far side to a source.
+type deliver func(ms []udpio.Message)
 
-// nat has a socket towards to for each source.
+// nat has a socket towards an address for each source.
 type nat[source comparable] struct {
-	to   netip.AddrPort
-	back func(source) back
+	to      netip.AddrPort
+	deliver func(source) deliver
 
 	mu      sync.Mutex
 	sockets map[source]*udpio.Socket
 }
 
-func newNAT[source comparable](to netip.AddrPort, of func(source) back) *nat[source] {
-	return &nat[source]{to: to, back: of, sockets: make(map[source]*udpio.Socket)}
+func newNAT[source comparable](to netip.AddrPort, f func(source) deliver) *nat[source] {
+	return &nat[source]{to: to, deliver: f, sockets: make(map[source]*udpio.Socket)}
 }
 
-// socket is the source's own.
-func (n *nat[source]) socket(of source) (*udpio.Socket, error) {
+// socket returns the source's socket.
+func (n *nat[source]) socket(from source) (*udpio.Socket, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if s := n.sockets[of]; s != nil {
+	if s := n.sockets[from]; s != nil {
 		return s, nil
 	}
 	if len(n.sockets) == maxSources {
@@ -52,12 +53,12 @@ func (n *nat[source]) socket(of source) (*udpio.Socket, error) {
 	if err != nil {
 		return nil, err
 	}
-	n.sockets[of] = s
-	s.Start(n.back(of))
+	n.sockets[from] = s
+	s.Start(n.deliver(from))
 	return s, nil
 }
 
-// send passes on what came from a source; what cannot be sent is lost.
+// send passes on messages from a source. Those that cannot be sent are lost.
 func (n *nat[source]) send(from source, ms []udpio.Message) {
 	s, err := n.socket(from)
 	if err != nil {
@@ -77,14 +78,14 @@ func (n *nat[source]) close() {
 	}
 }
 
-// runs calls do with the messages of each source that follow each other.
-func runs(ms []udpio.Message, do func(from netip.AddrPort, ms []udpio.Message)) {
+// eachRun calls f with each run of messages from the same source.
+func eachRun(ms []udpio.Message, f func(from netip.AddrPort, ms []udpio.Message)) {
 	for len(ms) > 0 {
 		from, n := ms[0].Addr, 1
 		for n < len(ms) && ms[n].Addr == from {
 			n++
 		}
-		do(from, ms[:n])
+		f(from, ms[:n])
 		ms = ms[n:]
 	}
 }
@@ -95,14 +96,14 @@ type UDP struct {
 	nat   *nat[netip.AddrPort]
 }
 
-// ListenUDP passes what comes to at on to to.
+// ListenUDP starts a relay at an address that passes datagrams on to another.
 func ListenUDP(at, to netip.AddrPort) (*UDP, error) {
 	front, err := udpio.Listen(at, udpio.Config{})
 	if err != nil {
 		return nil, err
 	}
 	u := &UDP{front: front}
-	u.nat = newNAT(to, func(source netip.AddrPort) back {
+	u.nat = newNAT(to, func(source netip.AddrPort) deliver {
 		return func(ms []udpio.Message) {
 			for i := range ms {
 				ms[i].Addr = source
@@ -110,21 +111,21 @@ func ListenUDP(at, to netip.AddrPort) (*UDP, error) {
 			_, _ = front.Write(ms)
 		}
 	})
-	front.Start(func(ms []udpio.Message) { runs(ms, u.nat.send) })
+	front.Start(func(ms []udpio.Message) { eachRun(ms, u.nat.send) })
 	return u, nil
 }
 
-// Addr is where the relay listens.
+// Addr returns the relay's address.
 func (u *UDP) Addr() netip.AddrPort { return u.front.LocalAddr() }
 
-// Close ends the relay.
+// Close closes the relay.
 func (u *UDP) Close() error {
 	err := u.front.Close()
 	u.nat.close()
 	return err
 }
 
-// A DATAGRAM of the QUIC relays: which source, then what it sent.
+// A DATAGRAM of the QUIC relays: the number of the source and its datagram.
 //
 //	0               2
 //	+---------------+-----------
@@ -143,16 +144,16 @@ func cutIndex(b []byte) (index uint16, body []byte, ok bool) {
 	return binary.BigEndian.Uint16(b), b[indexSize:], true
 }
 
-// entrance is the socket of a near end that numbers its sources.
+// entrance is the socket of a near end, which numbers its sources.
 type entrance struct {
 	front   *udpio.Socket
 	sources sources
 }
 
-// Addr is where it listens.
+// Addr returns the socket's address.
 func (e *entrance) Addr() netip.AddrPort { return e.front.LocalAddr() }
 
-// deliver gives the sources what has come back for them. It is for one goroutine.
+// deliver returns a function that sends a datagram to its source. It is for one goroutine.
 func (e *entrance) deliver() func(index uint16, body []byte) {
 	var ms [1]udpio.Message
 	return func(index uint16, body []byte) {
@@ -163,7 +164,8 @@ func (e *entrance) deliver() func(index uint16, body []byte) {
 	}
 }
 
-// sendEach gives n what has come for its sources. It is for one goroutine.
+// sendEach returns a function that sends a source's datagram through n. It is for one
+// goroutine.
 func sendEach(n *nat[uint16]) func(index uint16, body []byte) {
 	var ms [1]udpio.Message
 	return func(index uint16, body []byte) {
@@ -172,25 +174,25 @@ func sendEach(n *nat[uint16]) func(index uint16, body []byte) {
 	}
 }
 
-// sources are numbered at the near end. The zero value works.
+// sources numbers the sources of a near end. The zero value is ready to use.
 type sources struct {
 	mu      sync.Mutex
 	indices map[netip.AddrPort]uint16
 	all     []netip.AddrPort
 }
 
-// index is the number of a source.
-func (s *sources) index(of netip.AddrPort) (uint16, bool) {
+// index returns the number of a source, or false if there are too many.
+func (s *sources) index(from netip.AddrPort) (uint16, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	index, ok := s.indices[of]
+	index, ok := s.indices[from]
 	if !ok && len(s.all) < maxSources {
 		if s.indices == nil {
 			s.indices = make(map[netip.AddrPort]uint16)
 		}
 		index, ok = uint16(len(s.all)), true
-		s.indices[of] = index
-		s.all = append(s.all, of)
+		s.indices[from] = index
+		s.all = append(s.all, from)
 	}
 	return index, ok
 }

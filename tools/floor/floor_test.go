@@ -39,8 +39,8 @@ func cleanUp[c interface{ Close() error }](t *testing.T, relay c, err error) c {
 	return relay
 }
 
-// eachGetsItsOwn has two sources send through a relay and read what comes back.
-func eachGetsItsOwn(t *testing.T, relay netip.AddrPort) {
+// checkEcho sends datagrams of two sources through a relay to an echo and checks the replies.
+func checkEcho(t *testing.T, relay netip.AddrPort) {
 	t.Helper()
 	var sources []*net.UDPConn
 	for range 2 {
@@ -67,12 +67,12 @@ func eachGetsItsOwn(t *testing.T, relay netip.AddrPort) {
 	}
 }
 
-func TestTwoUDPRelaysBringEachSourceWhatItSent(t *testing.T) {
+func TestUDPRelaysReturnEachSourcesDatagrams(t *testing.T) {
 	far, err := ListenUDP(loopback, echo(t))
 	far = cleanUp(t, far, err)
 	near, err := ListenUDP(loopback, far.Addr())
 	near = cleanUp(t, near, err)
-	eachGetsItsOwn(t, near.Addr())
+	checkEcho(t, near.Addr())
 }
 
 func certificate(t *testing.T) *tls.Certificate {
@@ -85,22 +85,22 @@ func certificate(t *testing.T) *tls.Certificate {
 	return id.Certificate()
 }
 
-func TestTwoQUICRelaysBringEachSourceWhatItSent(t *testing.T) {
+func TestQUICRelaysReturnEachSourcesDatagrams(t *testing.T) {
 	far, err := ListenFar(loopback, echo(t), certificate(t))
 	far = cleanUp(t, far, err)
 	near, err := ListenNear(t.Context(), loopback, far.Addr())
 	near = cleanUp(t, near, err)
-	eachGetsItsOwn(t, near.Addr())
+	checkEcho(t, near.Addr())
 }
 
-func TestTwoTLSRelaysBringEachSourceWhatItSent(t *testing.T) {
+func TestTLSRelaysReturnEachSourcesDatagrams(t *testing.T) {
 	for name, over := range map[string]Over{"bare": Bare, "yamux": Yamux} {
 		t.Run(name, func(t *testing.T) {
 			far, err := ListenTLSFar(loopback, echo(t), certificate(t), over)
 			far = cleanUp(t, far, err)
 			near, err := ListenTLSNear(loopback, far.Addr(), over)
 			near = cleanUp(t, near, err)
-			eachGetsItsOwn(t, near.Addr())
+			checkEcho(t, near.Addr())
 		})
 	}
 }

@@ -16,18 +16,18 @@ import (
 
 const (
 	protocol = "floor"
-	// connectionIDLength makes full packets of full DATAGRAM frames, as in the tunnel.
+	// connectionIDLength makes a full DATAGRAM frame a full packet, as in the tunnel.
 	connectionIDLength = 17
-	// keepAlive holds a connection through loads that are not its own.
+	// keepAlive keeps a connection open during the loads of others.
 	keepAlive = 10 * time.Second
 )
 
-// clientTLS does not ask who the far end is: both are on one machine.
+// clientTLS does not verify the far end, which is on the same machine.
 var clientTLS = &tls.Config{InsecureSkipVerify: true, NextProtos: []string{protocol}}
 
 func config() *quic.Config { return &quic.Config{EnableDatagrams: true, KeepAlivePeriod: keepAlive} }
 
-// transport is a socket like the tunnel's.
+// transport returns a transport with a socket like the tunnel's.
 func transport(at netip.AddrPort) (*quic.Transport, error) {
 	socket, err := udpio.ListenPacket(at, udpio.Config{})
 	if err != nil {
@@ -41,7 +41,7 @@ func closeTransport(t *quic.Transport) {
 	_ = t.Conn.Close()
 }
 
-// Far is the end of QUIC relays that sends to an address.
+// Far is the end of a pair of QUIC relays that sends to an address.
 type Far struct {
 	transport *quic.Transport
 	listener  *quic.Listener
@@ -49,7 +49,8 @@ type Far struct {
 	accepting sync.WaitGroup
 }
 
-// ListenFar takes connections of Near at at, and passes what they bring on to to.
+// ListenFar accepts connections of Near at an address and passes their datagrams on to
+// another.
 func ListenFar(at, to netip.AddrPort, cert *tls.Certificate) (*Far, error) {
 	tr, err := transport(at)
 	if err != nil {
@@ -65,10 +66,10 @@ func ListenFar(at, to netip.AddrPort, cert *tls.Certificate) (*Far, error) {
 	return f, nil
 }
 
-// Addr is where it listens.
+// Addr returns the relay's address.
 func (f *Far) Addr() netip.AddrPort { return f.listener.Addr().(*net.UDPAddr).AddrPort() }
 
-// Close ends it, with its connections.
+// Close closes the relay and its connections.
 func (f *Far) Close() error {
 	_ = f.listener.Close()
 	closeTransport(f.transport)
@@ -87,8 +88,8 @@ func (f *Far) accept() {
 }
 
 func (f *Far) serve(conn *quic.Conn) {
-	n := newNAT(f.to, func(index uint16) back {
-		var b []byte // a socket calls back one at a time
+	n := newNAT(f.to, func(index uint16) deliver {
+		var b []byte // the socket does not call back concurrently
 		return func(ms []udpio.Message) {
 			for i := range ms {
 				b = putIndex(b, index, ms[i].Body)
@@ -100,20 +101,20 @@ func (f *Far) serve(conn *quic.Conn) {
 	receive(conn, sendEach(n))
 }
 
-// receive calls do with all that comes, until the connection ends.
-func receive(conn *quic.Conn, do func(index uint16, body []byte)) {
+// receive calls f with each datagram until the connection ends.
+func receive(conn *quic.Conn, f func(index uint16, body []byte)) {
 	for {
 		b, err := conn.ReceiveDatagram(context.Background())
 		if err != nil {
 			return
 		}
 		if index, body, ok := cutIndex(b); ok {
-			do(index, body)
+			f(index, body)
 		}
 	}
 }
 
-// Near is the end of QUIC relays that listens.
+// Near is the end of a pair of QUIC relays that takes datagrams of sources.
 type Near struct {
 	entrance
 	transport *quic.Transport
@@ -121,7 +122,7 @@ type Near struct {
 	receiving sync.WaitGroup
 }
 
-// ListenNear passes what comes to at on to the Far at server.
+// ListenNear passes datagrams that arrive at an address on to the Far at server.
 func ListenNear(ctx context.Context, at, server netip.AddrPort) (*Near, error) {
 	tr, err := transport(netip.AddrPortFrom(netip.IPv4Unspecified(), 0))
 	if err != nil {
@@ -138,7 +139,7 @@ func ListenNear(ctx context.Context, at, server netip.AddrPort) (*Near, error) {
 		return nil, err
 	}
 	n := &Near{entrance: entrance{front: front}, transport: tr, conn: conn}
-	var b []byte // the socket calls back one at a time
+	var b []byte // the socket does not call back concurrently
 	front.Start(func(ms []udpio.Message) {
 		for i := range ms {
 			if index, ok := n.sources.index(ms[i].Addr); ok {
@@ -151,7 +152,7 @@ func ListenNear(ctx context.Context, at, server netip.AddrPort) (*Near, error) {
 	return n, nil
 }
 
-// Close ends it.
+// Close closes the relay.
 func (n *Near) Close() error {
 	_ = n.conn.CloseWithError(0, "")
 	closeTransport(n.transport)

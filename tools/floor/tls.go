@@ -13,14 +13,14 @@ import (
 	"wmproxy/internal/udpio"
 )
 
-// A datagram on a TLS connection: how long what follows is, then as over QUIC.
+// A datagram on a TLS connection: the length of the rest, which is as over QUIC.
 //
 //	0               2               4
 //	+---------------+---------------+-----------
 //	| length (16)   | source (16)   | datagram …
 //	+---------------+---------------+-----------
 //
-// What was read at once is one write.
+// Datagrams that were read together are written together.
 const lengthSize = 2
 
 func putFramed(b []byte, index uint16, body []byte) []byte {
@@ -28,11 +28,11 @@ func putFramed(b []byte, index uint16, body []byte) []byte {
 	return append(binary.BigEndian.AppendUint16(b, index), body...)
 }
 
-// maxFramed bounds what a length announces.
+// maxFramed is the largest length.
 const maxFramed = 1<<16 - 1
 
-// receiveFramed calls do with all that comes, until the connection ends.
-func receiveFramed(conn net.Conn, do func(index uint16, body []byte)) {
+// receiveFramed calls f with each datagram until the connection ends.
+func receiveFramed(conn net.Conn, f func(index uint16, body []byte)) {
 	r := bufio.NewReaderSize(conn, 16<<10)
 	b := make([]byte, maxFramed)
 	for {
@@ -44,18 +44,18 @@ func receiveFramed(conn net.Conn, do func(index uint16, body []byte)) {
 			return
 		}
 		if index, body, ok := cutIndex(frame); ok {
-			do(index, body)
+			f(index, body)
 		}
 	}
 }
 
-// An Over makes of a TLS connection, or what is in it, what the datagrams travel on.
+// Over returns the connection for datagrams, on top of a TLS connection.
 type Over func(conn net.Conn, client bool) (net.Conn, error)
 
-// Bare is the connection as it is.
+// Bare returns the TLS connection itself.
 func Bare(conn net.Conn, _ bool) (net.Conn, error) { return conn, nil }
 
-// TLSFar is Far with a TLS connection for each Near.
+// TLSFar is like Far, with a TLS connection for each Near.
 type TLSFar struct {
 	listener  *net.TCPListener
 	to        netip.AddrPort
@@ -68,7 +68,7 @@ type TLSFar struct {
 	ended bool
 }
 
-// ListenTLSFar is ListenFar over TLS.
+// ListenTLSFar is like ListenFar over TLS.
 func ListenTLSFar(at, to netip.AddrPort, cert *tls.Certificate, over Over) (*TLSFar, error) {
 	ln, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(at))
 	if err != nil {
@@ -79,10 +79,10 @@ func ListenTLSFar(at, to netip.AddrPort, cert *tls.Certificate, over Over) (*TLS
 	return f, nil
 }
 
-// Addr is where it listens.
+// Addr returns the relay's address.
 func (f *TLSFar) Addr() netip.AddrPort { return f.listener.Addr().(*net.TCPAddr).AddrPort() }
 
-// Close ends it, with its connections.
+// Close closes the relay and its connections.
 func (f *TLSFar) Close() error {
 	err := f.listener.Close()
 	f.mu.Lock()
@@ -118,8 +118,8 @@ func (f *TLSFar) accept() {
 
 func (f *TLSFar) serve(conn net.Conn) {
 	var writing sync.Mutex
-	n := newNAT(f.to, func(index uint16) back {
-		var b []byte // a socket calls back one at a time
+	n := newNAT(f.to, func(index uint16) deliver {
+		var b []byte // the socket does not call back concurrently
 		return func(ms []udpio.Message) {
 			b = b[:0]
 			for i := range ms {
@@ -135,14 +135,14 @@ func (f *TLSFar) serve(conn net.Conn) {
 	receiveFramed(conn, sendEach(n))
 }
 
-// TLSNear is Near over TLS.
+// TLSNear is like Near over TLS.
 type TLSNear struct {
 	entrance
 	conn      net.Conn
 	receiving sync.WaitGroup
 }
 
-// ListenTLSNear is ListenNear over TLS.
+// ListenTLSNear is like ListenNear over TLS.
 func ListenTLSNear(at, server netip.AddrPort, over Over) (*TLSNear, error) {
 	tcp, err := net.DialTCP("tcp", nil, net.TCPAddrFromAddrPort(server))
 	if err != nil {
@@ -159,7 +159,7 @@ func ListenTLSNear(at, server netip.AddrPort, over Over) (*TLSNear, error) {
 		return nil, err
 	}
 	n := &TLSNear{entrance: entrance{front: front}, conn: conn}
-	var b []byte // the socket calls back one at a time
+	var b []byte // the socket does not call back concurrently
 	front.Start(func(ms []udpio.Message) {
 		b = b[:0]
 		for i := range ms {
@@ -173,7 +173,7 @@ func ListenTLSNear(at, server netip.AddrPort, over Over) (*TLSNear, error) {
 	return n, nil
 }
 
-// Close ends it.
+// Close closes the relay.
 func (n *TLSNear) Close() error {
 	_ = n.conn.Close()
 	err := n.front.Close()

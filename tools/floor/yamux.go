@@ -8,7 +8,7 @@ import (
 	"github.com/hashicorp/yamux"
 )
 
-// Yamux is one stream of yamux in the connection.
+// Yamux returns a yamux stream in the TLS connection.
 func Yamux(conn net.Conn, client bool) (net.Conn, error) {
 	config := yamux.DefaultConfig()
 	config.EnableKeepAlive = false
@@ -29,7 +29,7 @@ func Yamux(conn net.Conn, client bool) (net.Conn, error) {
 	return onlyStream{stream, session}, nil
 }
 
-// onlyStream ends its session too.
+// onlyStream is the only stream of its session, which Close closes.
 type onlyStream struct {
 	net.Conn
 	session *yamux.Session
@@ -37,11 +37,11 @@ type onlyStream struct {
 
 func (s onlyStream) Close() error { return s.session.Close() }
 
-// wholeFrames makes one write, and so one TLS record, of a frame's head and its content, which
-// yamux writes one after the other.
+// wholeFrames joins a frame's header and its content, which yamux writes separately, to one
+// write and so one TLS record.
 type wholeFrames struct {
 	net.Conn
-	b []byte // a head that waits for its content
+	b []byte // a header without its content
 }
 
 const (
