@@ -18,9 +18,8 @@ import (
 	"github.com/vishvananda/netns"
 )
 
-// Host is one machine: a network namespace. It has no name that the system knows, so
-// it is gone with the last socket and process in it, and a test that was killed
-// leaves nothing that could be in a later one's way.
+// Host is a network namespace. The system knows no name for it, so that it ends with the
+// last socket and process in it, and a killed test leaves nothing behind.
 type Host struct {
 	Name string
 
@@ -48,7 +47,7 @@ func newHost(t TB, name string) *Host {
 	return h
 }
 
-// apart runs f on a thread that f may move to another namespace.
+// apart runs f on a thread of its own, which f may move to another namespace.
 func apart(f func() error) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -59,14 +58,14 @@ func apart(f func() error) error {
 	defer before.Close()
 	defer func() {
 		if err := netns.Set(before); err != nil {
-			panic("a thread is lost in another network: " + err.Error())
+			panic("cannot move a thread back to its namespace: " + err.Error())
 		}
 	}()
 	return f()
 }
 
-// In runs f as on the host: sockets that f makes and processes that it starts,
-// itself and not in goroutines, belong there and stay there.
+// In runs f on the host: sockets that f opens and processes that it starts belong to the
+// host, unless f does that in other goroutines.
 func (h *Host) In(f func() error) error {
 	return apart(func() error {
 		if err := netns.Set(h.ns); err != nil {
@@ -76,7 +75,8 @@ func (h *Host) In(f func() error) error {
 	})
 }
 
-// Run runs a program on the host with input, to its end.
+// Run runs a program on the host with this standard input and returns its output. It fails
+// the test if the program fails.
 func (h *Host) Run(input, program string, args ...string) string {
 	h.t.Helper()
 	path, err := find(program)
@@ -96,7 +96,8 @@ func (h *Host) Run(input, program string, args ...string) string {
 	return string(out)
 }
 
-// find looks for a program also where ordinary users have no daemons.
+// find returns the path of a program, which may be in /usr/sbin, which is not on the PATH of
+// ordinary users.
 func find(program string) (string, error) {
 	if path, err := exec.LookPath(program); err == nil {
 		return path, nil
@@ -106,7 +107,7 @@ func find(program string) (string, error) {
 	return path, err
 }
 
-// set writes one of the host's settings below /proc/sys/net.
+// set sets a setting of the host below /proc/sys/net.
 func (h *Host) set(setting, value string) {
 	h.t.Helper()
 	err := h.In(func() error { return os.WriteFile(filepath.Join("/proc/sys/net", setting), []byte(value), 0) })
@@ -131,7 +132,7 @@ func (h *Host) setUp(name string) {
 	}
 }
 
-// address gives one of the host's links an address and sets it up.
+// address adds an address to a link of the host and sets the link up.
 func (h *Host) address(name, cidr string) {
 	h.t.Helper()
 	addr, err := netlink.ParseAddr(cidr)
@@ -144,7 +145,7 @@ func (h *Host) address(name, cidr string) {
 	h.setUp(name)
 }
 
-// defaultVia sends everything that has no other way through a gateway.
+// defaultVia sets the default route.
 func (h *Host) defaultVia(gateway string) {
 	h.t.Helper()
 	_, all, _ := net.ParseCIDR("0.0.0.0/0")
@@ -170,10 +171,10 @@ func (h *Host) SetCongestion(name string) {
 
 const allowedCongestion = "/proc/sys/net/ipv4/tcp_allowed_congestion_control"
 
-// Missing says why this machine can have no lab, if so.
+// Missing returns an error if this machine cannot have a lab.
 func Missing() error {
 	if os.Geteuid() != 0 {
-		return errors.New("making network namespaces takes root")
+		return errors.New("only root can make network namespaces")
 	}
 	for program, pkg := range map[string]string{"nft": "nftables", "tc": "iproute2"} {
 		if _, err := find(program); err != nil {

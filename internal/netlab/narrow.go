@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Addresses of IPv6, which home, the router and Servers[0] have after IPv6. There is no NAT.
+// IPv6 addresses of home, the router and Servers[0]. There is no NAT.
 const (
 	home6    = "2001:db8:7::2/64"
 	gateway6 = "2001:db8:7::1/64"
@@ -18,10 +18,10 @@ const (
 	router6  = "2001:db8:203::1/64"
 )
 
-// ServerAddr6 is the IPv6 address of Servers[0].
+// ServerAddr6 returns the IPv6 address of Servers[0].
 func ServerAddr6() netip.Addr { return netip.MustParsePrefix(server6).Addr() }
 
-// IPv6 gives home, the router and Servers[0] addresses of IPv6, too.
+// IPv6 adds IPv6 addresses to home, the router and Servers[0].
 func (n *Net) IPv6() {
 	n.t.Helper()
 	n.Router.set("ipv6/conf/all/forwarding", "1")
@@ -34,7 +34,8 @@ func (n *Net) IPv6() {
 	server.defaultVia6(router6)
 }
 
-// address6 is address for IPv6. The address may be used at once.
+// address6 is like address for IPv6. The address can be used at once, without duplicate
+// address detection.
 func (h *Host) address6(name, cidr string) {
 	h.t.Helper()
 	addr, err := netlink.ParseAddr(cidr)
@@ -56,8 +57,8 @@ func (h *Host) defaultVia6(gateway string) {
 	}
 }
 
-// Narrow makes the router pass on no packets of more than mtu bytes between home and Servers[0].
-// With icmp it answers them as RFC 1191 and RFC 8201 ask for, and else swallows them.
+// Narrow makes the router drop packets of more than mtu bytes between home and Servers[0].
+// With icmp it answers them as RFC 1191 and RFC 8201 require.
 func (n *Net) Narrow(mtu int, icmp bool) {
 	n.t.Helper()
 	if !icmp {
@@ -68,14 +69,14 @@ func (n *Net) Narrow(mtu int, icmp bool) {
 		rule := netlink.NewRule()
 		rule.Family, rule.IifName, rule.Table = family, home, narrowTable
 		if err := n.Router.nl.RuleAdd(rule); err != nil {
-			n.t.Fatalf("a rule for what comes from home: %v", err)
+			n.t.Fatalf("a rule for packets from home: %v", err)
 		}
 	}
 	n.narrowTo(home, unix.RT_TABLE_MAIN, mtu)
 	n.narrowTo(n.Servers[0].Name, narrowTable, mtu)
 }
 
-// narrowTable is the routing table for packets from home; the number means nothing.
+// narrowTable is the number of the routing table for packets from home.
 const narrowTable = 100
 
 // narrowTo sets the MTU of the router's routes on a link, or adds routes with it to another table.
@@ -96,7 +97,7 @@ func (n *Net) narrowTo(name string, table, mtu int) {
 	}
 }
 
-// silent keeps the router from telling that a packet is too large.
+// silent makes the router drop its ICMP messages about packets that are too large.
 const silent = `table inet silent {
 	chain output {
 		type filter hook output priority filter;

@@ -21,8 +21,8 @@ const (
 // BesideServer is the IPv6 address at which a server's neighbour reaches it.
 var BesideServer = netip.MustParseAddr(besideServer6)
 
-// Neighbour adds a host with a link of its own to Servers[i], without delay, which may
-// send from every address of the networks.
+// Neighbour adds a host with a link of its own to Servers[i], without delay. It can send
+// from every address of the networks.
 func (n *Net) Neighbour(i int, networks ...netip.Prefix) *Host {
 	n.t.Helper()
 	const name = "beside"

@@ -1,13 +1,13 @@
 //go:build linux
 
-// Package netlab makes networks to test in, and what happens to them: a link that is
-// cut, a NAT that forgets, a firewall that swallows, loss, delay and a rate.
+// Package netlab makes networks for tests, with events and faults: a link that is cut, a
+// NAT that loses its mappings, a firewall that drops packets, loss, delay and a rate.
 //
 //	Home 10.7.0.2 ── 10.7.0.1 Router ── 203.0.113.2 Servers[0]
 //	                    NAT          ── 203.0.113.6 Servers[1] …
 //	                                 ── 198.51.100.2 Targets
 //
-// Everything that can be done is done to the link between home and the router.
+// Faults occur on the link between home and the router.
 package netlab
 
 import (
@@ -22,7 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Config is what a network is made with; it can all be zero.
+// Config configures a network.
 type Config struct {
 	Path    [2]Path // of home's link, index Up and Down; without one it is a plain cable
 	Servers int     // default 1
@@ -38,7 +38,7 @@ type TB interface {
 
 // Net is a network.
 type Net struct {
-	Home    *Host // application and client
+	Home    *Host // runs the application and the client
 	Router  *Host
 	Servers []*Host
 	Targets *Host
@@ -50,24 +50,25 @@ type Net struct {
 
 // Names of links and addresses of hosts.
 const (
-	wan  = "eth0" // of everyone but the router
+	wan  = "eth0" // of all hosts but the router
 	home = "home" // of the router
 
 	gateway     = "10.7.0.1"
 	homeNetwork = "10.7.0.0/24"
 	targets     = "198.51.100.2"
 
-	// TargetNetwork is what a server has to be allowed to reach.
+	// TargetNetwork is the network of Targets. A server must be allowed to reach it.
 	TargetNetwork = "198.51.100.0/30"
 )
 
-// ServerAddr is the address of Servers[i].
+// ServerAddr returns the address of Servers[i].
 func ServerAddr(i int) netip.Addr { return netip.AddrFrom4([4]byte{203, 0, 113, byte(4*i + 2)}) }
 
-// TargetAddr is the address of Targets.
+// TargetAddr returns the address of Targets.
 func TargetAddr() netip.Addr { return netip.MustParseAddr(targets) }
 
-// New makes a network that ends with the test. Where Missing says something, it fails.
+// New makes a network that ends with the test. It fails the test if Missing returns an
+// error.
 func New(t TB, cfg Config) *Net {
 	t.Helper()
 	n := &Net{t: t, Home: newHost(t, "home"), Router: newHost(t, "router"), Targets: newHost(t, "targets")}
@@ -94,9 +95,8 @@ func New(t TB, cfg Config) *Net {
 	return n
 }
 
-// join lays a cable between a host and the router. What the sender's side would pass on
-// in one piece for the receiver to cut is cut before, so that packets are what is
-// counted and dropped.
+// join links a host to the router. Segmentation offload is off, so that single packets
+// are counted and dropped.
 func (n *Net) join(h *Host, name string) {
 	n.t.Helper()
 	attrs := netlink.NewLinkAttrs()
@@ -113,7 +113,7 @@ func (n *Net) join(h *Host, name string) {
 	}
 }
 
-// attach gives both ends of a cable their addresses, of a network of their own.
+// attach sets the addresses of both ends of a host's link, in a network of their own.
 func (n *Net) attach(h *Host, name string, addr netip.Addr) {
 	n.t.Helper()
 	router := addr.Prev().String()
@@ -122,8 +122,8 @@ func (n *Net) attach(h *Host, name string, addr netip.Addr) {
 	h.defaultVia(router)
 }
 
-// table is the router's NAT and what it counts. A mapping that was forgotten does not
-// get its port again, as behind a NAT that was restarted.
+// table is the router's NAT and its counters. A flow whose mapping was lost gets another
+// port, as behind a NAT that was restarted.
 const table = `table ip lab {
 	counter up_udp_seen {}
 	counter up_udp_dropped {}
@@ -151,7 +151,7 @@ const table = `table ip lab {
 }
 `
 
-// Direction is from home up to the servers, or down.
+// Direction is the direction of a packet: Up is from home to the servers.
 type Direction int
 
 const (
@@ -164,7 +164,7 @@ func (d Direction) String() string { return [...]string{"up", "down"}[d] }
 // Both is both directions.
 var Both = []Direction{Up, Down}
 
-// Protocol is one that the router can tell from others.
+// Protocol is a protocol that the router distinguishes.
 type Protocol int
 
 const (
@@ -174,7 +174,7 @@ const (
 
 func (p Protocol) String() string { return [...]string{"udp", "tcp"}[p] }
 
-// Which are the packets that a rule is about; the zero value is none.
+// Which selects packets. The zero value selects none.
 type Which struct{ match string }
 
 var (
@@ -182,16 +182,16 @@ var (
 	All  = Which{"meta length >= 0"}
 )
 
-// Share is so much of all packets at random, 0 to 1.
+// Share selects packets at random with probability p, 0 to 1.
 func Share(p float64) Which {
 	const whole = 1_000_000
 	return Which{fmt.Sprintf("numgen random mod %d < %d", whole, int(p*whole))}
 }
 
-// Above are IP packets of more bytes.
+// Above selects IP packets of more than size bytes.
 func Above(size int) Which { return Which{fmt.Sprintf("ip length > %d", size)} }
 
-// Drop makes the router swallow these packets, and no others of the protocol, from now on.
+// Drop makes the router drop these packets of the protocol, and no others, from now on.
 func (n *Net) Drop(directions []Direction, p Protocol, which Which) {
 	n.t.Helper()
 	for _, d := range directions {
@@ -200,14 +200,14 @@ func (n *Net) Drop(directions []Direction, p Protocol, which Which) {
 	n.filter()
 }
 
-// Cut swallows everything in both directions, as when the radio is out of reach.
+// Cut makes the router drop everything in both directions, as out of radio coverage.
 func (n *Net) Cut() {
 	n.t.Helper()
 	n.Drop(Both, UDP, All)
 	n.Drop(Both, TCP, All)
 }
 
-// Mend passes everything on again.
+// Mend makes the router drop nothing.
 func (n *Net) Mend() {
 	n.t.Helper()
 	n.drops = [2][2]Which{}
@@ -230,10 +230,10 @@ func (n *Net) filter() {
 	n.Router.Run(b.String(), "nft", "-f", "-")
 }
 
-// Count is what came to the router and what it swallowed of that, in packets.
+// Count is the number of packets that arrived at the router, and of those that it dropped.
 type Count struct{ Seen, Dropped int }
 
-// Counts says what has come so far.
+// Counts returns the packets so far.
 func (n *Net) Counts(d Direction, p Protocol) (c Count) {
 	n.t.Helper()
 	var list struct {
@@ -258,7 +258,7 @@ func (n *Net) Counts(d Direction, p Protocol) (c Count) {
 	return c
 }
 
-// Wire is how many bytes have passed home's link, Ethernet headers included where
+// Wire returns the number of bytes that have passed home's link, with Ethernet headers if
 // the link has them.
 func (n *Net) Wire(d Direction) uint64 {
 	n.t.Helper()
@@ -269,7 +269,7 @@ func (n *Net) Wire(d Direction) uint64 {
 	return s.RxBytes
 }
 
-// Unplug takes a host's link down: its routes are gone and it sees that.
+// Unplug sets a host's link down. The host notices it and loses its routes.
 func (n *Net) Unplug(h *Host) {
 	n.t.Helper()
 	if err := h.nl.LinkSetDown(h.link(wan)); err != nil {
@@ -277,7 +277,7 @@ func (n *Net) Unplug(h *Host) {
 	}
 }
 
-// Plug is the end of Unplug.
+// Plug undoes Unplug.
 func (n *Net) Plug(h *Host) {
 	n.t.Helper()
 	h.setUp(wan)
@@ -294,12 +294,12 @@ func (n *Net) Plug(h *Host) {
 	n.awaitUp(h)
 }
 
-// awaitUp waits until both ends of a host's link carry, and has the router ask anew
-// for who is there: what it asked while the link was down it repeats a second later.
+// awaitUp waits until both ends of a host's link are up, and clears the router's neighbour
+// table: it would repeat a request that it sent while the link was down only a second later.
 func (n *Net) awaitUp(h *Host) {
 	n.t.Helper()
 	near := h.link(wan).Attrs()
-	deadline := time.Now().Add(linkPatience)
+	deadline := time.Now().Add(linkTimeout)
 	for {
 		far, err := n.Router.nl.LinkByIndex(near.ParentIndex)
 		if err != nil {
@@ -310,7 +310,7 @@ func (n *Net) awaitUp(h *Host) {
 			break
 		}
 		if time.Now().After(deadline) {
-			n.t.Fatalf("the link of %s is %v and %v after %v", h.Name, near.OperState, far.Attrs().OperState, linkPatience)
+			n.t.Fatalf("the link of %s is %v and %v after %v", h.Name, near.OperState, far.Attrs().OperState, linkTimeout)
 		}
 		time.Sleep(linkStep)
 	}
@@ -326,12 +326,12 @@ func (n *Net) awaitUp(h *Host) {
 }
 
 const (
-	linkPatience = 5 * time.Second
-	linkStep     = 5 * time.Millisecond
+	linkTimeout = 5 * time.Second
+	linkStep    = 5 * time.Millisecond
 )
 
-// Rate caps a direction of home's link at so many bits a second, with a queue for as
-// much as that is in the time; 0 takes the cap away.
+// Rate limits a direction of home's link to this many bits a second, with a queue that
+// takes this time to empty. 0 removes the limit.
 func (n *Net) Rate(d Direction, bits int, queue time.Duration) {
 	n.t.Helper()
 	h, name := n.Home, wan
@@ -346,7 +346,7 @@ func (n *Net) Rate(d Direction, bits int, queue time.Duration) {
 		"rate", fmt.Sprintf("%dbit", bits), "burst", "8kb", "latency", fmt.Sprintf("%dms", queue.Milliseconds()))
 }
 
-// ForgetNAT makes the router forget all mappings, as when it restarts.
+// ForgetNAT deletes the router's mappings, as a restart does.
 func (n *Net) ForgetNAT() {
 	n.t.Helper()
 	if err := n.Router.nl.ConntrackTableFlush(netlink.ConntrackTable); err != nil {
@@ -354,8 +354,7 @@ func (n *Net) ForgetNAT() {
 	}
 }
 
-// Move gives home another address in its network, 10.7.0.last, in place of the one
-// it has.
+// Move replaces the address of home by another one in its network, 10.7.0.last.
 func (n *Net) Move(last byte) {
 	n.t.Helper()
 	before, err := n.Home.nl.AddrList(n.Home.link(wan), netlink.FAMILY_V4)

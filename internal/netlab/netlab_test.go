@@ -44,7 +44,7 @@ func listen(t *testing.T, h *Host, addr string) (c *net.UDPConn) {
 	return c
 }
 
-// line is a socket at home and an echo at the targets that says who it hears.
+// line is a socket at home and an echo at the targets that records its sources.
 type line struct {
 	t     *testing.T
 	c     *net.UDPConn
@@ -52,7 +52,7 @@ type line struct {
 	began time.Time
 
 	mu    sync.Mutex
-	heard []netip.AddrPort // who was, in turn, each once
+	heard []netip.AddrPort // sources, in the order of their first datagrams
 }
 
 func newLine(t *testing.T, n *Net) *line {
@@ -82,11 +82,11 @@ func newLine(t *testing.T, n *Net) *line {
 	return l
 }
 
-// burst sends so many datagrams of a size, pause after each, and says which came
-// back and in what order, and how long half of them took at most.
+// burst sends datagrams with a pause after each and returns the numbers of those that came
+// back, in their order, and the median of their round trips.
 func (l *line) burst(count, size int, pause time.Duration) (order []int, median time.Duration) {
 	l.t.Helper()
-	const quiet = 300 * time.Millisecond // then nothing more comes
+	const quiet = 300 * time.Millisecond // the wait for the next datagram
 	var rtts []time.Duration
 	more := func() {
 		if err := l.c.SetReadDeadline(time.Now().Add(quiet)); err != nil {
@@ -117,9 +117,9 @@ func (l *line) burst(count, size int, pause time.Duration) (order []int, median 
 		b := binary.BigEndian.AppendUint32(make([]byte, 0, size), uint32(i))
 		b = binary.BigEndian.AppendUint64(b, uint64(time.Since(l.began)))
 		if _, err := l.c.WriteTo(b[:size], l.echo); err != nil {
-			l.t.Log(err) // a link that is down
+			l.t.Log(err) // fails if the link is down
 		}
-		time.Sleep(pause) // the rate is what is asked for
+		time.Sleep(pause) // the pause makes the rate
 		more()
 	}
 	wg.Wait()
@@ -130,7 +130,7 @@ func (l *line) burst(count, size int, pause time.Duration) (order []int, median 
 	return order, median
 }
 
-// passes checks that the next datagrams come back, all or none.
+// passes checks that the next datagrams come back, or that none does.
 func (l *line) passes(when string, want bool) {
 	l.t.Helper()
 	if order, _ := l.burst(5, 100, 0); (len(order) == 5) != want || (len(order) == 0) == want {
@@ -138,7 +138,7 @@ func (l *line) passes(when string, want bool) {
 	}
 }
 
-func TestWhatIsDroppedIsCounted(t *testing.T) {
+func TestDroppedPacketsAreCounted(t *testing.T) {
 	n := newNet(t, Config{})
 	l := newLine(t, n)
 	l.passes("at first", true)
@@ -154,7 +154,7 @@ func TestWhatIsDroppedIsCounted(t *testing.T) {
 		t.Errorf("%d seen, %d dropped, %d came back of %d", after.Seen-before.Seen, dropped, len(order), sent)
 	}
 	if dropped < sent*25/100 || dropped > sent*35/100 {
-		t.Errorf("%d of %d is no share of 30 %%", dropped, sent)
+		t.Errorf("%d of %d dropped, want 30 %%", dropped, sent)
 	}
 	if got := n.Counts(Down, UDP); got.Dropped != 0 {
 		t.Errorf("%d were dropped on the way down", got.Dropped)
@@ -164,15 +164,15 @@ func TestWhatIsDroppedIsCounted(t *testing.T) {
 	n.Drop([]Direction{Up}, UDP, None)
 	l.passes("below the size", true)
 	if order, _ := l.burst(5, 1000, 0); len(order) != 0 {
-		t.Errorf("%d of 5 came back that are too large", len(order))
+		t.Errorf("%d of 5 too large datagrams came back", len(order))
 	}
 	n.Mend()
 	if order, _ := l.burst(5, 1000, 0); len(order) != 5 {
-		t.Errorf("%d of 5 large ones came back after all", len(order))
+		t.Errorf("%d of 5 large datagrams came back after Mend", len(order))
 	}
 }
 
-func TestLinksGoAndCome(t *testing.T) {
+func TestLinksFailAndRecover(t *testing.T) {
 	n := newNet(t, Config{Servers: 2})
 	l := newLine(t, n)
 	for _, test := range []struct {
@@ -202,7 +202,7 @@ func TestLinksGoAndCome(t *testing.T) {
 	}
 }
 
-func TestTheNATForgetsAndHomeMoves(t *testing.T) {
+func TestLostMappingAndMoveChangePort(t *testing.T) {
 	n := newNet(t, Config{})
 	l := newLine(t, n)
 	l.passes("at first", true)
@@ -223,14 +223,14 @@ func TestTheNATForgetsAndHomeMoves(t *testing.T) {
 	}
 }
 
-func TestALinkTakesItsTime(t *testing.T) {
+func TestLinkHasDelay(t *testing.T) {
 	const fixed = 20 * time.Millisecond
 	for _, test := range []struct {
 		name    string
 		path    Path
 		ordered bool
 	}{
-		{"always the same", Path{Delay: fixed}, true},
+		{"fixed", Path{Delay: fixed}, true},
 		{"with jitter", Path{Delay: fixed, Jitter: fixed}, true},
 		{"with jitter that reorders", Path{Delay: fixed, Jitter: fixed, Reorder: true}, false},
 	} {
@@ -239,7 +239,7 @@ func TestALinkTakesItsTime(t *testing.T) {
 		order, rtt := l.burst(200, 100, time.Millisecond)
 		t.Logf("%s: %d of 200 came back, half of them within %v", test.name, len(order), rtt)
 		if least, most := 2*fixed+test.path.Jitter/2, 2*(fixed+test.path.Jitter)+5*time.Millisecond; rtt < least || rtt > most {
-			t.Errorf("%s: half came back within %v, want %v to %v", test.name, rtt, least, most)
+			t.Errorf("%s: median %v, want %v to %v", test.name, rtt, least, most)
 		}
 		if len(order) != 200 || slices.IsSorted(order) != test.ordered {
 			t.Errorf("%s: %d of 200 came back, in order: %v", test.name, len(order), slices.IsSorted(order))
@@ -247,7 +247,7 @@ func TestALinkTakesItsTime(t *testing.T) {
 	}
 }
 
-func TestALinkHasItsRate(t *testing.T) {
+func TestLinkHasRate(t *testing.T) {
 	n := newNet(t, Config{})
 	l := newLine(t, n)
 	n.Rate(Up, 1_000_000, 2*time.Second)
