@@ -15,6 +15,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"wmproxy/internal/tune"
 )
 
 // Bounds of the debugging server. Writing may take long: it includes the time
@@ -117,7 +119,7 @@ func serveRuntime(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
 	_ = json.NewEncoder(w).Encode(runtimeCounts{
 		Goroutines: runtime.NumGoroutine(),
-		HeapBytes:  heapBytes(&m), StackBytes: m.StackInuse, SystemBytes: m.Sys,
+		HeapBytes:  tune.HeapBytes(&m), StackBytes: m.StackInuse, SystemBytes: m.Sys,
 		Descriptors: openDescriptors(), RSSBytes: residentBytes(),
 	})
 }

@@ -20,7 +20,6 @@ var mayImport = map[string][]string{
 		"client",
 		"internal/bench",
 		"internal/config",
-		"internal/cputime",
 		"internal/demo",
 		"internal/link",
 		"internal/loglimit",
@@ -28,6 +27,7 @@ var mayImport = map[string][]string{
 		"internal/standalone",
 		"internal/state",
 		"internal/status",
+		"internal/tune",
 		"internal/udpio",
 		"server",
 		"socks",
@@ -113,9 +113,11 @@ var mayImport = map[string][]string{
 		"internal/notify",
 		"internal/udpio",
 	},
-	"certs":             {},
-	"internal/udpio":    {},
-	"internal/cputime":  {},
+	"certs": {},
+	"internal/udpio": {
+		"internal/tune",
+	},
+	"internal/tune":     {},
 	"internal/loglimit": {},
 	"internal/eyeballs": {},
 	"internal/config": {
@@ -140,7 +142,7 @@ var mayImport = map[string][]string{
 	"tools/benchcompare": {
 		"certs",
 		"internal/bench",
-		"internal/cputime",
+		"internal/tune",
 		"tools/floor",
 	},
 	"internal/demo": {

@@ -9,6 +9,7 @@ import (
 	"wmproxy/internal/config"
 	"wmproxy/internal/state"
 	"wmproxy/internal/status"
+	"wmproxy/internal/tune"
 )
 
 // running is a process that serves.
@@ -21,8 +22,11 @@ type running struct {
 // start makes the process ready to serve as one of status.Client, Server and Proxy: log,
 // descriptors, a word about small buffers, the debug listener, processors, memory, state.
 func (p *program) start(ctx context.Context, o *config.Process, role string) (*running, error) {
+	if err := tune.CheckEnvironment(); err != nil {
+		return nil, err
+	}
 	log := p.logger(o.Log)
-	roomForGarbage()
+	tune.RaiseHeapFloor()
 	raiseDescriptorLimit(log)
 	checkUDPBuffers(log)
 	stopDebug, err := startDebug(o.Debug, log)
@@ -37,8 +41,8 @@ func (p *program) start(ctx context.Context, o *config.Process, role string) (*r
 	o.Memory = memoryOr(o.Memory)
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
-	wg.Go(func() { governProcs(ctx) })
-	wg.Go(func() { returnMemory(ctx) })
+	wg.Go(func() { tune.GovernProcessors(ctx) })
+	wg.Go(func() { tune.ReturnMemory(ctx) })
 	return &running{log, dir, func() {
 		if dir != nil {
 			dir.Close()

@@ -110,11 +110,15 @@ type process struct {
 	dial func(ctx context.Context, network, addr string) (net.Conn, error)
 }
 
-// environment is what processes run in: nothing of the tester's own settings.
+// tuneVariable turns tricks of the program off (docs/TUNING.md).
+const tuneVariable = "WMPROXY_TUNE"
+
+// environment returns the environment of processes: of the tester's own settings only tuneVariable.
 func environment(t testing.TB, extra ...string) []string {
 	home := t.TempDir()
 	return append([]string{
 		"PATH=" + os.Getenv("PATH"), "HOME=" + home, "XDG_STATE_HOME=" + home,
+		tuneVariable + "=" + os.Getenv(tuneVariable),
 		"GORACE=atexit_sleep_ms=0", // else each process waits a second at its end
 	}, extra...)
 }

@@ -68,7 +68,8 @@ func TestMemoryGoesBackToTheSystemOnceAssociationsHaveEnded(t *testing.T) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	after := resident()
-	for after > before*most/100 && time.Since(ended) < bound {
+	tuned := os.Getenv(tuneVariable) == ""
+	for tuned && after > before*most/100 && time.Since(ended) < bound {
 		<-tick.C
 		after = resident()
 	}
@@ -77,7 +78,7 @@ func TestMemoryGoesBackToTheSystemOnceAssociationsHaveEnded(t *testing.T) {
 	if held < before*most/100 {
 		t.Errorf("%d associations held too little to tell", open)
 	}
-	if after > before*most/100 {
+	if tuned && after > before*most/100 {
 		t.Errorf("%d %% of the memory is still held %v after the end, want at most %d", 100*after/before, bound, most)
 	}
 }

@@ -11,6 +11,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"wmproxy/internal/tune"
 )
 
 // NewAcceptor takes ln over.
@@ -37,7 +39,7 @@ func NewAcceptor(ln net.Listener) Acceptor {
 }
 
 // acceptor accepts without the runtime's poller learning of the connections, and
-// without the scheduler being told of the call (see mmsg_linux.go).
+// without the scheduler being told of the call (see tune.Syscall).
 type acceptor struct {
 	net.Listener
 	file  *os.File // a copy of the listener's descriptor
@@ -115,7 +117,7 @@ func (c *loopConn) visit(l *loop) (more bool) {
 	if c.over {
 		return false
 	}
-	n, _, errno := unix.RawSyscall(unix.SYS_READ, uintptr(c.fd), uintptr(unsafe.Pointer(&l.words)), connRead)
+	n, errno := tune.Syscall(unix.SYS_READ, uintptr(c.fd), uintptr(unsafe.Pointer(&l.words)), connRead, 0, 0, 0)
 	switch {
 	case errno == unix.EAGAIN:
 		return false
@@ -140,7 +142,7 @@ func (c *loopConn) Write(b []byte) (int, error) {
 	if len(b) == 0 {
 		return 0, nil
 	}
-	n, _, errno := unix.RawSyscall6(unix.SYS_SENDTO, uintptr(c.fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)),
+	n, errno := tune.Syscall(unix.SYS_SENDTO, uintptr(c.fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)),
 		unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, 0, 0)
 	switch {
 	case errno == unix.EAGAIN:

@@ -11,6 +11,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"wmproxy/internal/tune"
 )
 
 const (
@@ -144,7 +146,7 @@ func startLoop(index int) (*loop, error) {
 	}
 	l := &loop{index: index, file: file, raw: raw, epfd: fd}
 	l.serve = func(fd uintptr) bool {
-		breath.noted()
+		tune.NotePolled()
 		for l.look(fd) {
 			l.turn()
 			l.pause()
@@ -213,8 +215,7 @@ func (l *loop) run() {
 
 // look asks epoll what has arrived and says whether there is something to do.
 func (l *loop) look(fd uintptr) bool {
-	// It never sleeps, so the scheduler need not hear of it.
-	n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, fd,
+	n, errno := tune.Syscall(unix.SYS_EPOLL_PWAIT, fd,
 		uintptr(unsafe.Pointer(&l.events[0])), eventBatch, 0, 0, 0)
 	l.found = 0
 	if errno == 0 {
@@ -225,10 +226,10 @@ func (l *loop) look(fd uintptr) bool {
 
 // pause lets whom the turn woke have the processor. After a turn with more than
 // one message the loop then looks again, for what arrived meanwhile: the runtime asks
-// its poller only when nothing else can run, or for a breath, and parked, we would
+// its poller only when nothing else can run, or for tune.YieldToPoller, and parked, we would
 // wait for that while other goroutines are busy.
 func (l *loop) pause() {
-	breath.due()
+	tune.YieldToPoller()
 	runtime.Gosched()
 }
 

@@ -5,18 +5,16 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"wmproxy/internal/tune"
 )
 
-// The calls below never sleep, so they need not tell the scheduler (RawSyscall).
-// Telling it costs more than it seems: the first such call after the process was
-// idle wakes the runtime's monitor thread, which then looks every 20 µs until the
-// process is idle again. At 5,000 datagrams/s that was half of all context
-// switches. Only a large batch, which may take 100 µs, is told, so that it does
-// not hold up others and the garbage collector.
+// toldBatch is the most datagrams in a sendmmsg that the scheduler is not told of. A larger batch
+// may take 100 µs, in which other goroutines and the garbage collector should not have to wait.
 const toldBatch = 16
 
 func recvmmsg(fd int, hdrs []unix.Mmsghdr) (int, unix.Errno) {
-	n, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, uintptr(fd),
+	n, errno := tune.Syscall(unix.SYS_RECVMMSG, uintptr(fd),
 		uintptr(unsafe.Pointer(unsafe.SliceData(hdrs))), uintptr(len(hdrs)), unix.MSG_DONTWAIT, 0, 0)
 	return int(n), errno
 }
@@ -28,14 +26,14 @@ func sendmmsg(fd int, hdrs []unix.Mmsghdr) (int, unix.Errno) {
 			uintptr(unsafe.Pointer(unsafe.SliceData(hdrs))), uintptr(len(hdrs)), flags, 0, 0)
 		return int(n), errno
 	}
-	n, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, uintptr(fd),
+	n, errno := tune.Syscall(unix.SYS_SENDMMSG, uintptr(fd),
 		uintptr(unsafe.Pointer(unsafe.SliceData(hdrs))), uintptr(len(hdrs)), flags, 0, 0)
 	return int(n), errno
 }
 
 func sendmsg(fd int, h *unix.Msghdr) (int, unix.Errno) {
-	n, _, errno := unix.RawSyscall(unix.SYS_SENDMSG, uintptr(fd),
-		uintptr(unsafe.Pointer(h)), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+	n, errno := tune.Syscall(unix.SYS_SENDMSG, uintptr(fd),
+		uintptr(unsafe.Pointer(h)), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, 0, 0, 0)
 	return int(n), errno
 }
 

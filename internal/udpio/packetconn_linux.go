@@ -13,6 +13,8 @@ import (
 
 	"golang.org/x/net/ipv4"
 	"golang.org/x/sys/unix"
+
+	"wmproxy/internal/tune"
 )
 
 const (
@@ -21,10 +23,10 @@ const (
 	maxPeers   = 4096
 	// readAttempts bounds the tries past an error that is gone once reported.
 	readAttempts = 3
-	// handBatch is how many datagrams are handed out before those who wait for what is
-	// in them may run. quic-go keeps 128 DATAGRAM frames and 256 packets for a connection
-	// and loses what is more; one recvmmsg brings more than either.
-	handBatch = 64
+	// yieldBatch is how many datagrams are handed out before the goroutines that wait for their
+	// contents may run (tune.BatchYield). quic-go keeps 128 DATAGRAM frames and 256 packets for a
+	// connection and loses the others; one recvmmsg brings more than either.
+	yieldBatch = 64
 )
 
 // PacketConn is the UDP socket under QUIC. It is a *net.UDPConn, so that quic-go
@@ -82,16 +84,16 @@ func (c *PacketConn) ReadBatch(ms []ipv4.Message, flags int) (int, error) {
 	defer c.mu.Unlock()
 	if c.next == c.in.n {
 		c.next, c.in.n = 0, 0
-		breath.due()
+		tune.YieldToPoller()
 		c.waited = false
 		if err := c.raw.Read(c.fill); err != nil {
 			return 0, err
 		}
 		if c.waited {
-			breath.noted()
+			tune.NotePolled()
 		}
 	}
-	if c.handed >= handBatch {
+	if c.handed >= yieldBatch && tune.BatchYield.On() {
 		c.handed = 0
 		if c.delivered.Swap(false) {
 			runtime.Gosched()
@@ -106,10 +108,10 @@ func (c *PacketConn) ReadBatch(ms []ipv4.Message, flags int) (int, error) {
 	return n, nil
 }
 
-// Delivered tells c that a DATAGRAM frame has reached who waits for such. While there
-// are some, ReadBatch lets others run after each handBatch, without which a flood is
-// lost in quic-go's queues where there is one processor. Streams do better without:
-// they fill those queues, and a loss there is what keeps the socket's own short.
+// Delivered notes that a DATAGRAM frame has reached its reader. While there
+// are some, ReadBatch yields after each yieldBatch, without which a flood is
+// lost in quic-go's queues on one processor. Streams do better without:
+// they fill those queues, and a loss there keeps the socket's own short.
 func (c *PacketConn) Delivered() {
 	if !c.delivered.Load() {
 		c.delivered.Store(true)

@@ -24,6 +24,8 @@ import (
 	"github.com/quic-go/quic-go"
 	"golang.org/x/net/ipv4"
 	"golang.org/x/sys/unix"
+
+	"wmproxy/internal/tune"
 )
 
 func openPacket(t testing.TB, local netip.AddrPort, cfg Config) *PacketConn {
@@ -188,10 +190,10 @@ func TestReadBatchDoesNotAllocate(t *testing.T) {
 func TestWhoeverTakesDatagramsRunsBeforeReadBatchHandsOutMoreThanQUICKeeps(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
 	c, from := openPacket(t, loopback4, Config{}), open(t, Config{WriteBuffer: 4 << 20})
-	out := slices.Repeat([]Message{{Body: make([]byte, 1200), Addr: c.LocalAddr().(*net.UDPAddr).AddrPort()}}, 8*handBatch)
+	out := slices.Repeat([]Message{{Body: make([]byte, 1200), Addr: c.LocalAddr().(*net.UDPAddr).AddrPort()}}, 8*yieldBatch)
 	ms := batch(8)
 	// Now and then the runtime lets the reader itself go on after it has given way.
-	bound := 2*handBatch + len(ms)
+	bound := 2*yieldBatch + len(ms)
 	for _, delivered := range []bool{true, false, true} {
 		var taken atomic.Bool
 		var taker sync.WaitGroup
@@ -204,7 +206,7 @@ func TestWhoeverTakesDatagramsRunsBeforeReadBatchHandsOutMoreThanQUICKeeps(t *te
 		for got, sent := 0, 0; got < len(out); {
 			// No more at a time than the smallest of receive buffers holds.
 			if got == sent {
-				n, err := from.Write(out[sent:min(sent+2*handBatch, len(out))])
+				n, err := from.Write(out[sent:min(sent+2*yieldBatch, len(out))])
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -228,6 +230,9 @@ func TestWhoeverTakesDatagramsRunsBeforeReadBatchHandsOutMoreThanQUICKeeps(t *te
 			most = max(most, since)
 		}
 		taker.Wait()
+		if delivered && !tune.BatchYield.On() || !delivered && !tune.RawCalls.On() {
+			continue // nothing is promised then
+		}
 		if delivered && most > bound {
 			t.Errorf("%d datagrams were handed out before anybody else ran", most)
 		}

@@ -9,6 +9,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"wmproxy/internal/tune"
 )
 
 // Quiet returns conn with reads and writes of which the Go scheduler is not told.
@@ -27,11 +29,11 @@ func Quiet(conn net.Conn) net.Conn {
 	q := &quietConn{TCPConn: tcp, raw: raw}
 	q.in.call = func(fd uintptr) bool {
 		b := q.in.b
-		return q.in.done(unix.RawSyscall(unix.SYS_READ, fd, uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b))))
+		return q.in.done(tune.Syscall(unix.SYS_READ, fd, uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), 0, 0, 0))
 	}
 	q.out.call = func(fd uintptr) bool {
 		b := q.out.b
-		return q.out.done(unix.RawSyscall(unix.SYS_WRITE, fd, uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b))))
+		return q.out.done(tune.Syscall(unix.SYS_WRITE, fd, uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), 0, 0, 0))
 	}
 	return q
 }
@@ -53,7 +55,7 @@ type transfer struct {
 }
 
 // done notes what a system call returned; false means wait and try again.
-func (t *transfer) done(n, _ uintptr, errno unix.Errno) bool {
+func (t *transfer) done(n uintptr, errno unix.Errno) bool {
 	t.n, t.errno = int(n), errno
 	if errno == unix.EAGAIN {
 		t.waited = true
@@ -69,12 +71,12 @@ func (c *quietConn) Read(p []byte) (int, error) {
 	t := &c.in
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	breath.due()
+	tune.YieldToPoller()
 	t.b, t.waited = p, false
 	err := c.raw.Read(t.call)
 	t.b = nil
 	if t.waited {
-		breath.noted()
+		tune.NotePolled()
 	}
 	switch {
 	case err != nil:

@@ -6,26 +6,27 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"wmproxy/internal/tune"
 )
 
-// Opening and closing a socket waits for nothing either, so the scheduler is not told
-// (see mmsg_linux.go). With thousands of associations a second the monitor thread that
-// it woke took a sixth of all CPU.
+// Opening and closing a socket does not wait either. With thousands of associations a second
+// the monitor thread that it woke took a sixth of all CPU (see tune.Syscall).
 
 func openSocket(family uint16, kind, protocol int) (fd int, err error) {
-	r, _, errno := unix.RawSyscall(unix.SYS_SOCKET, uintptr(family),
-		uintptr(kind|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC), uintptr(protocol))
+	r, errno := tune.Syscall(unix.SYS_SOCKET, uintptr(family),
+		uintptr(kind|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC), uintptr(protocol), 0, 0, 0)
 	return int(r), failure("socket", errno)
 }
 
 func bindSocket(fd int, name *sockaddr, size uint32) error {
-	_, _, errno := unix.RawSyscall(unix.SYS_BIND, uintptr(fd), uintptr(unsafe.Pointer(name)), uintptr(size))
+	_, errno := tune.Syscall(unix.SYS_BIND, uintptr(fd), uintptr(unsafe.Pointer(name)), uintptr(size), 0, 0, 0)
 	return failure("bind", errno)
 }
 
 func setOption(fd, level, option, value int) error {
 	v := int32(value)
-	_, _, errno := unix.RawSyscall6(unix.SYS_SETSOCKOPT, uintptr(fd), uintptr(level), uintptr(option),
+	_, errno := tune.Syscall(unix.SYS_SETSOCKOPT, uintptr(fd), uintptr(level), uintptr(option),
 		uintptr(unsafe.Pointer(&v)), unsafe.Sizeof(v), 0)
 	return failure("setsockopt", errno)
 }
@@ -34,7 +35,7 @@ func setOption(fd, level, option, value int) error {
 func acceptConn(listener int, from *sockaddr) (fd int, errno unix.Errno) {
 	for {
 		size := uint32(unsafe.Sizeof(*from))
-		r, _, errno := unix.RawSyscall6(unix.SYS_ACCEPT4, uintptr(listener), uintptr(unsafe.Pointer(from)),
+		r, errno := tune.Syscall(unix.SYS_ACCEPT4, uintptr(listener), uintptr(unsafe.Pointer(from)),
 			uintptr(unsafe.Pointer(&size)), unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0, 0)
 		if errno != unix.EINTR && errno != unix.ECONNABORTED {
 			return int(r), errno
@@ -46,20 +47,20 @@ func acceptConn(listener int, from *sockaddr) (fd int, errno unix.Errno) {
 func localOf(fd int) netip.AddrPort {
 	var name sockaddr
 	size := uint32(unsafe.Sizeof(name))
-	if _, _, errno := unix.RawSyscall(unix.SYS_GETSOCKNAME, uintptr(fd),
-		uintptr(unsafe.Pointer(&name)), uintptr(unsafe.Pointer(&size))); errno != 0 {
+	if _, errno := tune.Syscall(unix.SYS_GETSOCKNAME, uintptr(fd),
+		uintptr(unsafe.Pointer(&name)), uintptr(unsafe.Pointer(&size)), 0, 0, 0); errno != 0 {
 		return netip.AddrPort{}
 	}
 	return name.get()
 }
 
 func closeSocket(fd int) error {
-	_, _, errno := unix.RawSyscall(unix.SYS_CLOSE, uintptr(fd), 0, 0)
+	_, errno := tune.Syscall(unix.SYS_CLOSE, uintptr(fd), 0, 0, 0, 0, 0)
 	return failure("close", errno)
 }
 
 func epollControl(epfd, op, fd int, ev *unix.EpollEvent) error {
-	_, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_CTL, uintptr(epfd), uintptr(op), uintptr(fd),
+	_, errno := tune.Syscall(unix.SYS_EPOLL_CTL, uintptr(epfd), uintptr(op), uintptr(fd),
 		uintptr(unsafe.Pointer(ev)), 0, 0)
 	return failure("epoll_ctl", errno)
 }

@@ -10,7 +10,7 @@ import (
 	"time"
 
 	"wmproxy/internal/bench"
-	"wmproxy/internal/cputime"
+	"wmproxy/internal/tune"
 )
 
 // besideFigures returns the figures for a neighbour with this unit of its rate.
@@ -64,14 +64,14 @@ func besideFlood(ctx context.Context, o options, do, neighbour bencher) (values,
 // and is not delayed. It begins with that share of the rate without a bound.
 func floodRate(ctx context.Context, o options, do bencher, flood []string) (int, error) {
 	run := func(args ...string) (r bench.UDPResult, busy float64, err error) {
-		idle, _ := cputime.Idle()
+		idle, _ := tune.IdleTime()
 		began := time.Now()
 		b, err := do(ctx, append(append(slices.Clone(flood), args...), fmt.Sprintf("--dur=%v", o.duration))...)
 		if err != nil {
 			return r, 0, err
 		}
 		err = json.Unmarshal(b, &r)
-		after, ok := cputime.Idle()
+		after, ok := tune.IdleTime()
 		if !ok {
 			return r, 0, err // not known on this system
 		}

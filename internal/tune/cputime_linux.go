@@ -1,4 +1,4 @@
-package cputime
+package tune
 
 import (
 	"bytes"
@@ -7,11 +7,11 @@ import (
 	"time"
 )
 
-// userHz is in what part of a second /proc/stat counts (USER_HZ).
+// userHz is the number of units in a second of /proc/stat (USER_HZ).
 const userHz = 100
 
-// Idle is how long the machine's processors have been idle since it started, together.
-func Idle() (time.Duration, bool) {
+// IdleTime returns how long the machine's processors have been idle since it started, added up.
+func IdleTime() (time.Duration, bool) {
 	b, err := os.ReadFile("/proc/stat")
 	if err != nil {
 		return 0, false

@@ -1,7 +1,6 @@
 //go:build unix
 
-// Package cputime is what processors have spent: on this process, and on nothing.
-package cputime
+package tune
 
 import (
 	"time"
@@ -9,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Used is the processor time that the process has used.
-func Used() (time.Duration, bool) {
+// usedTime returns the processor time that the process has used.
+func usedTime() (time.Duration, bool) {
 	var u unix.Rusage
 	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
 		return 0, false
