@@ -16,7 +16,6 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"wmproxy/certs"
@@ -109,7 +108,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	defer id.Close()
 	room := share.For(s.cfg.Descriptors)
 	s.tcp.Total = min(s.tcp.Total, room.HalfOpen())
-	ls, err := s.listen(id, room)
+	ls, err := s.listen(id)
 	if err != nil {
 		return err
 	}
@@ -151,7 +150,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	failed := make(chan error, len(ls.all))
 	for _, l := range ls.all {
 		wg.Go(func() {
-			if err := s.accept(accepting, l, registry, &wg); err != nil {
+			if err := s.accept(accepting, l, registry, room, &wg); err != nil {
 				failed <- err
 				stop()
 			}
@@ -232,9 +231,13 @@ type listeners struct {
 func (ls *listeners) isOwn(ap netip.AddrPort) bool { return ap.Port() == ls.port }
 
 // accept serves the connections of one listener until ctx ends.
-func (s *Server) accept(ctx context.Context, l listener, registry *tunnel.Registry, wg *sync.WaitGroup) error {
+func (s *Server) accept(ctx context.Context, l listener, registry *tunnel.Registry, room *share.Pool, wg *sync.WaitGroup) error {
 	for {
-		p, err := l.Accept(ctx)
+		p, err := admit.Accept(ctx, func() (tunnel.Pending, error) { return l.Accept(ctx) }, func(err error) {
+			if admit.NoDescriptors(err) {
+				s.makeRoom(room)
+			}
+		})
 		if err != nil {
 			if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
 				return nil
@@ -293,7 +296,7 @@ func reason(err error) string {
 
 // listen opens every socket. Where the port is free to choose, TCP chooses and
 // UDP follows.
-func (s *Server) listen(id *identity, room *share.Pool) (*listeners, error) {
+func (s *Server) listen(id *identity) (*listeners, error) {
 	host, port, err := net.SplitHostPort(s.cfg.Listen)
 	if err != nil {
 		return nil, fmt.Errorf("--listen %q is not HOST:PORT, as in :8090 or 192.0.2.1:8090", s.cfg.Listen)
@@ -314,7 +317,7 @@ func (s *Server) listen(id *identity, room *share.Pool) (*listeners, error) {
 		}
 		own := addrPort(ln.Addr())
 		port = strconv.Itoa(int(own.Port()))
-		ls.add(tunnel.ListenYamux(&sparing{ln.(*net.TCPListener), func() { s.makeRoom(room) }}, tlsConf, s.cfg.Dead, tunnel.WindowsFor(int64(s.cfg.Memory))), own)
+		ls.add(tunnel.ListenYamux(ln, tlsConf, s.cfg.Dead, tunnel.WindowsFor(int64(s.cfg.Memory))), own)
 	}
 	if slices.Contains(s.cfg.Transports, config.QUIC) {
 		l, own, err := s.listenQUIC(host, port, id, tlsConf)
@@ -330,21 +333,6 @@ func (s *Server) listen(id *identity, room *share.Pool) (*listeners, error) {
 		s.cfg.Log.Warn("this machine has no IPv6: clients reach the server over IPv4 alone")
 	}
 	return ls, nil
-}
-
-// sparing is a listener that asks for room when there is no descriptor left for
-// the next connection. Its user tries again, a little later each time.
-type sparing struct {
-	*net.TCPListener
-	makeRoom func()
-}
-
-func (l *sparing) Accept() (net.Conn, error) {
-	conn, err := l.TCPListener.Accept()
-	if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) {
-		l.makeRoom()
-	}
-	return conn, err
 }
 
 func (ls *listeners) add(l listener, own netip.AddrPort) {

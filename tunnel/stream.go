@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -241,11 +242,11 @@ func request(st Stream, addr []byte) (bound []byte, err error) {
 
 // readStreamHeader reads a byte and a length-prefixed address, and nothing beyond.
 func readStreamHeader(r io.Reader) (first byte, addr []byte, err error) {
-	one := oneByteReader{r: r}
+	one := bufio.NewReaderSize(oneByte{r}, 16)
 	if first, err = one.ReadByte(); err != nil {
 		return 0, nil, noEOF(err)
 	}
-	n, err := quicvarint.Read(&one)
+	n, err := quicvarint.Read(one)
 	if err != nil {
 		return 0, nil, noEOF(err)
 	}
@@ -257,16 +258,6 @@ func readStreamHeader(r io.Reader) (first byte, addr []byte, err error) {
 		return 0, nil, noEOF(err)
 	}
 	return first, addr, nil
-}
-
-type oneByteReader struct {
-	r io.Reader
-	b [1]byte
-}
-
-func (o *oneByteReader) ReadByte() (byte, error) {
-	_, err := io.ReadFull(o.r, o.b[:])
-	return o.b[0], err
 }
 
 // Exit is what a session calls when the peer opens something.

@@ -14,9 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/yamux"
@@ -271,56 +269,6 @@ func TestASilentClientDoesNotHoldUpOthers(t *testing.T) {
 	if err := <-result; !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("the silent client's handshake: %v", err)
 	}
-}
-
-// flakyListener runs out of descriptors before each connection.
-type flakyListener struct {
-	net.Listener
-	errs  []error
-	conns chan net.Conn
-}
-
-func (l *flakyListener) Accept() (net.Conn, error) {
-	if len(l.errs) > 0 {
-		err := l.errs[0]
-		l.errs = l.errs[1:]
-		return nil, &net.OpError{Op: "accept", Err: err}
-	}
-	c, ok := <-l.conns
-	if !ok {
-		return nil, net.ErrClosed
-	}
-	return c, nil
-}
-
-func TestAcceptSurvivesALackOfDescriptors(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		a, b := net.Pipe()
-		defer a.Close()
-		defer b.Close()
-		fl := &flakyListener{
-			errs:  []error{syscall.EMFILE, syscall.ENFILE, syscall.ECONNABORTED, syscall.EMFILE},
-			conns: make(chan net.Conn, 1),
-		}
-		fl.conns <- a
-		ln := ListenYamux(fl, &tls.Config{}, 0, Windows{})
-		start := time.Now()
-		p, err := ln.Accept(context.Background())
-		if err != nil || p == nil {
-			t.Fatal(err)
-		}
-		if took := time.Since(start); took != 75*time.Millisecond {
-			t.Errorf("backed off for %v, want 5+10+20+40 ms", took)
-		}
-		close(fl.conns)
-		if _, err := ln.Accept(context.Background()); err != net.ErrClosed {
-			t.Errorf("after Close: %v", err)
-		}
-		fl.errs = []error{syscall.EINVAL}
-		if _, err := ln.Accept(context.Background()); !errors.Is(err, syscall.EINVAL) {
-			t.Errorf("an error that stays: %v", err)
-		}
-	})
 }
 
 // deafPeer returns a server's carrier whose client takes nothing off its connection.
