@@ -16,7 +16,7 @@ func checked(t *testing.T, c *socksProcess, args ...string) string {
 	return p.stdout.String()
 }
 
-func TestRefusalByPolicyIsNotCalledAFirewall(t *testing.T) {
+func TestRefusalByPolicyIsReportedAsSuch(t *testing.T) {
 	t.Parallel()
 	s := startServerIn(t, filepath.Join(t.TempDir(), "server"), "127.0.0.1:0") // nothing of loopback is allowed
 	c := startClient(t, s.Link)
@@ -37,7 +37,7 @@ func TestRefusalByPolicyIsNotCalledAFirewall(t *testing.T) {
 	}
 }
 
-func TestUnresolvedNameIsSeenAtTheServer(t *testing.T) {
+func TestUnresolvedNameIsLoggedByServer(t *testing.T) {
 	t.Parallel()
 	s := startServer(t)
 	c := startClient(t, s.Link)

@@ -151,7 +151,7 @@ func exchange(t *testing.T, conn *socks.PacketConn, echo socks.Addr, n, window i
 }
 
 // What a datagram costs in garbage, every other process of the machine pays with it.
-func TestNoFunctionOfOursAllocatesForADatagram(t *testing.T) {
+func TestDatagramsDoNotAllocate(t *testing.T) {
 	if raceEnabled {
 		t.Skip("sync.Pool drops at random under the race detector")
 	}

@@ -36,7 +36,7 @@ func TestDeniedDestinationsAreRefused(t *testing.T) {
 
 // Public addresses, and yet not of the internet: a cloud's addresses for its machines, and the address by which
 // clients reach a server behind a NAT.
-func TestAddressesThatOnlyLookPublicAreRefused(t *testing.T) {
+func TestEmbeddedPrivateAddressesAreRefused(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, "--advertise", "203.0.112.1")
 	l := parsedLink(t, s.Link)

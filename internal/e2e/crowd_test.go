@@ -105,7 +105,7 @@ func TestManyStreamsOfOneClientOpen(t *testing.T) {
 	})
 }
 
-func TestStreamBeyondTheClientsLimitIsRefusedAtOnce(t *testing.T) {
+func TestStreamBeyondClientLimitIsRefusedAtOnce(t *testing.T) {
 	notUnderRace(t)
 	overEach(t, []string{overBoth, overYamux}, func(t *testing.T, kind string) {
 		tu := startOver(t, kind, nil, nil)
@@ -134,7 +134,7 @@ func TestStreamBeyondTheClientsLimitIsRefusedAtOnce(t *testing.T) {
 }
 
 // A stream that opens over silent carriers fails as soon as when nothing is attached.
-func TestStreamFailsWithinFiveSecondsOfADeadServer(t *testing.T) {
+func TestStreamToDeadServerFailsIn5Seconds(t *testing.T) {
 	t.Parallel()
 	const promised = 5 * time.Second
 	overEach(t, []string{overBoth, overYamux, overQUIC}, func(t *testing.T, kind string) {

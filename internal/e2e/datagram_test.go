@@ -33,7 +33,7 @@ func TestDatagramsOfEverySizePassBothWays(t *testing.T) {
 	})
 }
 
-func TestAnIPv6AssociationCarriesTheLargestDatagramsToIPv4Targets(t *testing.T) {
+func TestIPv6AssociationCarriesLargestToIPv4(t *testing.T) {
 	t.Parallel()
 	overEach(t, []string{overQUIC, overYamux, overProxy}, func(t *testing.T, kind string) {
 		flag := "--listen"
@@ -57,7 +57,7 @@ func TestAnIPv6AssociationCarriesTheLargestDatagramsToIPv4Targets(t *testing.T) 
 }
 
 // An IPv4 association has no room for a reply of 65,507 bytes and its header.
-func TestAReplyTooLargeForSOCKSIsACountedDrop(t *testing.T) {
+func TestReplyTooLargeForSOCKSIsCounted(t *testing.T) {
 	t.Parallel()
 	overEach(t, []string{overQUIC, overYamux, overProxy}, func(t *testing.T, kind string) {
 		tu := startOver(t, kind, nil, nil)
@@ -94,7 +94,7 @@ func TestAReplyTooLargeForSOCKSIsACountedDrop(t *testing.T) {
 	})
 }
 
-func TestNothingIsReorderedOrLostAtAModestRate(t *testing.T) {
+func TestModestRateLosesAndReordersNothing(t *testing.T) {
 	t.Parallel()
 	overEach(t, []string{overQUIC, overYamux, overProxy}, func(t *testing.T, kind string) {
 		tu := startOver(t, kind, nil, nil)
@@ -181,7 +181,7 @@ func (s *sequence) saw(n uint32) {
 	s.next = n + 1
 }
 
-func TestAssociationsOfOneUserHaveNothingToDoWithEachOther(t *testing.T) {
+func TestAssociationsOfAUserAreIndependent(t *testing.T) {
 	t.Parallel()
 	overEach(t, everyKind, func(t *testing.T, kind string) {
 		tu := startOver(t, kind, nil, []string{"--user", "alice", "--pass", "one-password"})
@@ -218,7 +218,7 @@ func TestAssociationsOfOneUserHaveNothingToDoWithEachOther(t *testing.T) {
 	})
 }
 
-func TestOnlyThosePassWhoKnowThePassword(t *testing.T) {
+func TestPasswordIsRequired(t *testing.T) {
 	t.Parallel()
 	proxy := startProxy(t, "--user", "alice", "--pass", "the-right-password")
 	for _, test := range []struct {

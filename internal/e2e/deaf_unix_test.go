@@ -13,7 +13,7 @@ import (
 )
 
 // A listener whose backlog is full drops what asks for a connection.
-func TestADialThatTimesOutSaysSo(t *testing.T) {
+func TestDialTimeoutIsReported(t *testing.T) {
 	t.Parallel()
 	addr := deafListener(t)
 	c := startProxy(t)

@@ -16,7 +16,7 @@ const (
 	dnsAddress = "192.0.2.77" // documentation, RFC 5737
 )
 
-func TestWmproxyTestAsksARealDNSServer(t *testing.T) {
+func TestTestCommandAsksDNSServer(t *testing.T) {
 	t.Parallel()
 	dns := startDnsmasq(t)
 	overEach(t, everyKind, func(t *testing.T, kind string) {

@@ -20,7 +20,7 @@ func startDraining(t testing.TB, s *serverProcess) {
 
 // With nowhere else to go a client stays for as long as it is served, and is back
 // when the server is.
-func TestAClientWithOneLinkStaysWhileItsServerDrains(t *testing.T) {
+func TestClientWithOneLinkStaysDuringDrain(t *testing.T) {
 	t.Parallel()
 	const drain = 8 * time.Second
 	overEach(t, []string{overQUIC, overYamux, overBoth}, func(t *testing.T, kind string) {
@@ -59,7 +59,7 @@ func TestAClientWithOneLinkStaysWhileItsServerDrains(t *testing.T) {
 	})
 }
 
-func TestADrainIsCutShortByAnotherSignal(t *testing.T) {
+func TestSecondSignalEndsDrain(t *testing.T) {
 	t.Parallel()
 	for _, sig := range []os.Signal{syscall.SIGTERM, os.Interrupt} {
 		t.Run(sig.String(), func(t *testing.T) {

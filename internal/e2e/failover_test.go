@@ -189,7 +189,7 @@ func startThrough(t testing.TB, args ...string) (*forwarder, *socksProcess) {
 	return f, startClient(t, l.Text(), args...)
 }
 
-func TestDatagramsAndStreamsGoOnOverQUICWithoutTCP(t *testing.T) {
+func TestQUICAloneCarriesEverything(t *testing.T) {
 	t.Parallel()
 	f, c := startThrough(t)
 	echo := startEcho(t)
@@ -219,7 +219,7 @@ func TestDatagramsAndStreamsGoOnOverQUICWithoutTCP(t *testing.T) {
 }
 
 // Nobody has noticed the silence when the stream is asked for.
-func TestAStreamAskedForJustAfterTCPWasSwallowedOpensOverQUIC(t *testing.T) {
+func TestStreamOpensOverQUICOnceTCPIsSilent(t *testing.T) {
 	t.Parallel()
 	f, c := startThrough(t)
 	echo := startEcho(t)
@@ -238,7 +238,7 @@ func TestAStreamAskedForJustAfterTCPWasSwallowedOpensOverQUIC(t *testing.T) {
 	t.Logf("a stream opens %v after it was asked for", took.Round(time.Millisecond))
 }
 
-func TestDatagramsGoOnOverTCPWhenUDPIsSwallowed(t *testing.T) {
+func TestDatagramsMoveToTCPWhenUDPIsDropped(t *testing.T) {
 	t.Parallel()
 	f, c := startThrough(t, "--steady", "1s")
 	echo := startEcho(t)

@@ -13,7 +13,7 @@ import (
 )
 
 // The plain form, without a command, as it is typed behind NAT.
-func TestUDPSetsTheAddressThatApplicationsAreTold(t *testing.T) {
+func TestUDPFlagSetsBoundAddress(t *testing.T) {
 	t.Parallel()
 	for _, args := range [][]string{
 		{"proxy", "--bind", "127.0.0.2:0", "--udp", "127.0.0.1"},
@@ -34,7 +34,7 @@ func TestUDPSetsTheAddressThatApplicationsAreTold(t *testing.T) {
 	}
 }
 
-func TestASinglePortIsSharedByAssociations(t *testing.T) {
+func TestAssociationsShareASinglePort(t *testing.T) {
 	t.Parallel()
 	port := freePorts(t, 1)
 	p := startProxy(t, "--udp-port", fmt.Sprint(port))
@@ -56,7 +56,7 @@ func TestASinglePortIsSharedByAssociations(t *testing.T) {
 	}
 }
 
-func TestARangeOfPortsRunsOutWithAReplyAndALine(t *testing.T) {
+func TestUsedUpPortRangeIsRepliedAndLogged(t *testing.T) {
 	t.Parallel()
 	const ports = 2
 	first := freePorts(t, ports)
@@ -82,7 +82,7 @@ func TestARangeOfPortsRunsOutWithAReplyAndALine(t *testing.T) {
 	ping(t, associate(t, p.Socks()), echo)
 }
 
-func TestAnIdleAssociationGivesItsSocketBackAndNoticesNothing(t *testing.T) {
+func TestIdleAssociationLosesOnlyItsSocket(t *testing.T) {
 	t.Parallel()
 	overEach(t, []string{overQUIC, overYamux, overProxy}, func(t *testing.T, kind string) {
 		tu := startOver(t, kind, []string{"--udp-idle", "1s"}, nil)
@@ -115,7 +115,7 @@ func TestAnIdleAssociationGivesItsSocketBackAndNoticesNothing(t *testing.T) {
 }
 
 // A sender keeps its socket, however long the target is silent.
-func TestAnAssociationThatOnlySendsIsNotIdle(t *testing.T) {
+func TestAssociationThatOnlySendsIsNotIdle(t *testing.T) {
 	t.Parallel()
 	p := startProxy(t, "--udp-idle", "2s")
 	conn := associate(t, p.Socks())
@@ -134,7 +134,7 @@ func TestAnAssociationThatOnlySendsIsNotIdle(t *testing.T) {
 	}
 }
 
-func TestTheLogOfAnAssociationSaysWhatPassed(t *testing.T) {
+func TestAssociationLogHasItsTraffic(t *testing.T) {
 	t.Parallel()
 	overEach(t, []string{overBoth, overProxy}, func(t *testing.T, kind string) {
 		tu := startOver(t, kind, []string{"--log-level", "debug"}, []string{"--user", "alice", "--pass", "a-password-of-alice"})

@@ -231,7 +231,7 @@ func served(t testing.TB, c *socksProcess, echo socks.Addr) time.Duration {
 	return took
 }
 
-func TestThousandsOfHalfOpenConnectionsHarmNobody(t *testing.T) {
+func TestHalfOpenFloodHarmsNobody(t *testing.T) {
 	for _, port := range []string{"SOCKS", "tunnel"} {
 		t.Run(port, func(t *testing.T) {
 			t.Parallel() // the two beside each other, and nothing else
@@ -269,7 +269,7 @@ func TestThousandsOfHalfOpenConnectionsHarmNobody(t *testing.T) {
 	}
 }
 
-func TestAHalfOpenConnectionCostsLittle(t *testing.T) {
+func TestHalfOpenConnectionCostsLittle(t *testing.T) {
 	const each = 100 // below what one address may have
 	s := startServer(t, withDebug...)
 	for _, test := range []struct {
@@ -347,7 +347,7 @@ func (d deafSocket) ReadFrom(b []byte) (int, net.Addr, error) {
 	}
 }
 
-func TestQUICHandshakesThatAreNeverFinishedAreBounded(t *testing.T) {
+func TestUnfinishedQUICHandshakesAreBounded(t *testing.T) {
 	t.Parallel()
 	// Of one address that has not proved to be its own, few get in; each has 4 or 5
 	// goroutines of quic-go's.
@@ -423,7 +423,7 @@ func limitDescriptors(t testing.TB, p *process, more int) {
 	}
 }
 
-func TestAcceptSurvivesTheEndOfDescriptors(t *testing.T) {
+func TestAcceptSurvivesLackOfDescriptors(t *testing.T) {
 	t.Parallel()
 	const left, attackers = 30, 300
 	for _, port := range []string{"SOCKS", "tunnel"} {
@@ -474,7 +474,7 @@ func startServerWithin(t testing.TB, limit int, args ...string) *serverProcess {
 	return serverBehind(t, launchCommand(t, nil, cmd, args))
 }
 
-func TestOneUserLeavesDescriptorsForTheOthers(t *testing.T) {
+func TestUserLeavesDescriptorsForOthers(t *testing.T) {
 	t.Parallel()
 	const limit, flows = 256, 1000
 	s := startServerWithin(t, limit, withDebug...)

@@ -18,7 +18,7 @@ const goneStreams = 20
 
 // One end of each stream ends its half and is then gone, so that its kernel sends a reset; the other end neither
 // sends nor receives anything.
-func TestHalfClosedStreamsOfTheGoneAreReset(t *testing.T) {
+func TestHalfClosedStreamsOfDeadAppsAreReset(t *testing.T) {
 	t.Parallel()
 	overEach(t, []string{overQUIC, overYamux}, func(t *testing.T, kind string) {
 		t.Parallel()
@@ -65,7 +65,7 @@ func TestHalfClosedStreamsOfTheGoneAreReset(t *testing.T) {
 }
 
 // The application is killed while its stream takes nothing more, because the target does not read.
-func TestStalledStreamOfTheGoneIsReset(t *testing.T) {
+func TestStalledStreamOfDeadAppIsReset(t *testing.T) {
 	t.Parallel()
 	overEach(t, []string{overQUIC, overYamux}, func(t *testing.T, kind string) {
 		t.Parallel()

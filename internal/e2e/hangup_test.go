@@ -39,7 +39,7 @@ func writeTokens(t testing.TB, path string, tokens ...string) {
 	}
 }
 
-func TestHangupReadsTheTokensAgain(t *testing.T) {
+func TestHangupReloadsTokens(t *testing.T) {
 	t.Parallel()
 	file := filepath.Join(t.TempDir(), "tokens")
 	writeTokens(t, file, "alice:secret-of-alice", "bob:secret-of-bob", "carol:secret-of-carol")
@@ -122,7 +122,7 @@ func TestHangupRotatesTheRandomToken(t *testing.T) {
 	startClient(t, next.Text())
 }
 
-func TestHangupEndsNeitherClientNorProxy(t *testing.T) {
+func TestHangupDoesNotEndClientOrProxy(t *testing.T) {
 	t.Parallel()
 	s := startServer(t)
 	c, proxy := startClient(t, s.Link), startProxy(t)
@@ -133,7 +133,7 @@ func TestHangupEndsNeitherClientNorProxy(t *testing.T) {
 	}
 }
 
-func TestHangupReadsCertificatesAgain(t *testing.T) {
+func TestHangupReloadsCertificates(t *testing.T) {
 	t.Parallel()
 	own := startServer(t)
 	cert, key := filepath.Join(own.StateDir, "identity.crt"), filepath.Join(own.StateDir, "identity.key")

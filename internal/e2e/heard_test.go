@@ -6,7 +6,7 @@ import (
 )
 
 // The application asks once and then listens, for longer than --udp-idle.
-func TestRemoteThatKeepsSpeakingIsHeard(t *testing.T) {
+func TestSpeakingRemoteKeepsAssociationOpen(t *testing.T) {
 	t.Parallel()
 	overEach(t, []string{overBoth, overProxy}, func(t *testing.T, kind string) {
 		t.Parallel()

@@ -96,7 +96,7 @@ func roughly(h holdings) holdings {
 	return h
 }
 
-func TestTheEntranceWithstandsWhatIsNotSOCKS(t *testing.T) {
+func TestEntranceSurvivesMalformedSOCKS(t *testing.T) {
 	t.Parallel()
 	s := startServer(t)
 	c := startClient(t, s.Link, withDebug...)
@@ -150,7 +150,7 @@ func clientHello(t testing.TB) []byte {
 	return b[:n]
 }
 
-func TestTheTunnelPortWithstandsWhatIsNotTLS(t *testing.T) {
+func TestTunnelPortSurvivesMalformedTLS(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, withDebug...)
 	c := startClient(t, s.Link)
@@ -222,7 +222,7 @@ func greetings(t testing.TB, s *serverProcess) []struct {
 	}
 }
 
-func TestTheServerWithstandsWhatIsNotHello(t *testing.T) {
+func TestServerSurvivesMalformedHello(t *testing.T) {
 	t.Parallel()
 	overEach(t, wireKinds, func(t *testing.T, kind string) {
 		t.Parallel()

@@ -19,7 +19,7 @@ import (
 // refusedDestination is one that the policy refuses whatever startServer allows.
 var refusedDestination = netip.MustParseAddrPort("10.255.255.1:9")
 
-func TestRecordsOfAnEndedFlowRaiseNoGhost(t *testing.T) {
+func TestRecordsDoNotReviveAnEndedFlow(t *testing.T) {
 	t.Parallel()
 	overEach(t, wireKinds, func(t *testing.T, kind string) {
 		srv := startServer(t, withDebug...)
@@ -49,7 +49,7 @@ func TestRecordsOfAnEndedFlowRaiseNoGhost(t *testing.T) {
 	})
 }
 
-func TestMalformedBundlesCostTheirSenderAlone(t *testing.T) {
+func TestMalformedBundlesHarmOnlyTheirSender(t *testing.T) {
 	t.Parallel()
 	overEach(t, wireKinds, func(t *testing.T, kind string) {
 		srv := startServer(t, withoutHold...)
@@ -90,7 +90,7 @@ func TestMalformedBundlesCostTheirSenderAlone(t *testing.T) {
 	})
 }
 
-func TestFragmentsWithoutEndAreBounded(t *testing.T) {
+func TestIncompleteFragmentsAreBounded(t *testing.T) {
 	t.Parallel()
 	// 64 datagrams in parts, each at most as long as the longest, and a window of
 	// yamux; all of it twice, for buffers that were outgrown.
@@ -117,7 +117,7 @@ func TestFragmentsWithoutEndAreBounded(t *testing.T) {
 	})
 }
 
-func TestAHundredThousandFlowsAreBounded(t *testing.T) {
+func TestFlowsAreBounded(t *testing.T) {
 	t.Parallel()
 	// The server opens 16,384 flows for one user, if it has the descriptors. Here it
 	// has fewer: so many ports of one machine are nothing for a test to take.
@@ -173,7 +173,7 @@ func (h holdings) loosely() holdings {
 	return h
 }
 
-func TestControlMessagesAreHeldToTheirBounds(t *testing.T) {
+func TestControlMessagesAreBounded(t *testing.T) {
 	t.Parallel()
 	overEach(t, wireKinds, func(t *testing.T, kind string) {
 		srv := startServer(t, withDebug...)
@@ -208,7 +208,7 @@ func TestControlMessagesAreHeldToTheirBounds(t *testing.T) {
 	})
 }
 
-func TestAFloodOfControlMessagesDoesNotGrow(t *testing.T) {
+func TestControlFloodUsesBoundedMemory(t *testing.T) {
 	t.Parallel()
 	overEach(t, wireKinds, func(t *testing.T, kind string) {
 		srv := startServer(t, withDebug...)
@@ -236,7 +236,7 @@ func TestAFloodOfControlMessagesDoesNotGrow(t *testing.T) {
 	})
 }
 
-func TestStreamHeadersAreHeldToTheirBounds(t *testing.T) {
+func TestStreamHeadersAreBounded(t *testing.T) {
 	t.Parallel()
 	overEach(t, wireKinds, func(t *testing.T, kind string) {
 		t.Parallel()
@@ -313,7 +313,7 @@ func (sp *speaker) opened(header []byte, end bool) wireStream {
 	return st
 }
 
-func TestWhatIsNotYamuxEndsTheCarrier(t *testing.T) {
+func TestMalformedYamuxEndsTheCarrier(t *testing.T) {
 	t.Parallel()
 	header := func(version, kind byte, flags uint16, stream, length uint32) []byte {
 		b := binary.BigEndian.AppendUint16([]byte{version, kind}, flags)
@@ -351,7 +351,7 @@ func TestWhatIsNotYamuxEndsTheCarrier(t *testing.T) {
 	settled(t, srv.process, roughly(before), settling)
 }
 
-func TestBundlesAndSignalsOnYamuxAreHeldToTheirBounds(t *testing.T) {
+func TestYamuxBundlesAndSignalsAreBounded(t *testing.T) {
 	t.Parallel()
 	srv := startServer(t, withDebug...)
 	rested(t, srv.process)

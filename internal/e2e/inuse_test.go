@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-func TestPortInUseIsSaidWithItsFlag(t *testing.T) {
+func TestPortInUseErrorNamesItsFlag(t *testing.T) {
 	t.Parallel()
 	tcp, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -10,7 +10,7 @@ import (
 
 // A service of the server's host that is bound to every address, as most are, cannot be reached by an address
 // that the host has just got.
-func TestInTheLabNewAddressesOfTheServerAreClosed(t *testing.T) {
+func TestInTheLabNewServerAddressesAreClosed(t *testing.T) {
 	const port, tries = 7777, 20
 	l := startLab(t, netlab.Config{})
 	host := l.Servers[0]

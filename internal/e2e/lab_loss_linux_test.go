@@ -10,7 +10,7 @@ import (
 )
 
 // What the README says of each carrier on a lossy line is measured here.
-func TestInTheLabLossOverQUICIsTheLinksOwn(t *testing.T) {
+func TestInTheLabQUICAddsNoLoss(t *testing.T) {
 	t.Parallel()
 	const (
 		datagrams = 3000

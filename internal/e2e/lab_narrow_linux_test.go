@@ -77,7 +77,7 @@ func (l *lab) carriesAll() {
 	}
 }
 
-func TestInTheLabAPathOf1280BytesCarriesAll(t *testing.T) {
+func TestInTheLabPathOf1280BytesCarriesAll(t *testing.T) {
 	t.Parallel()
 	for _, family := range []struct {
 		name string
@@ -102,7 +102,7 @@ func TestInTheLabAPathOf1280BytesCarriesAll(t *testing.T) {
 }
 
 // A path that narrows while the tunnel is up stops TCP for good: only a new connection learns of it.
-func TestInTheLabAPathThatNarrowsIsSurvived(t *testing.T) {
+func TestInTheLabTrafficSurvivesNarrowedPath(t *testing.T) {
 	t.Parallel()
 	for _, transport := range []string{overQUIC, overYamux} {
 		t.Run(transport, func(t *testing.T) {
@@ -133,7 +133,7 @@ func TestInTheLabAPathThatNarrowsIsSurvived(t *testing.T) {
 }
 
 // QUIC cannot work on a narrow path, and no firewall is to blame.
-func TestInTheLabAPathTooNarrowForQUICIsNamed(t *testing.T) {
+func TestInTheLabPathTooNarrowForQUICIsNamed(t *testing.T) {
 	t.Parallel()
 	const mtu = 1150
 	l := &lab{Net: newNet(t, netlab.Config{}), t: t}

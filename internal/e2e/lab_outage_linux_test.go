@@ -62,7 +62,7 @@ func (c *call) uninterrupted(what string, from, to time.Duration) {
 	}
 }
 
-func TestInTheLabAPauseOfTheRadioKillsNothing(t *testing.T) {
+func TestInTheLabStreamsSurviveRadioPause(t *testing.T) {
 	t.Parallel()
 	const outage = 5 * time.Second
 	b := startBusy(t, (*lab).startHTTP3Download, (*lab).startTCPDownload)
@@ -174,7 +174,7 @@ func (c *call) moves(what string, died time.Duration) {
 	}
 }
 
-func TestInTheLabDatagramsLeaveUDPWhenItIsSwallowedAndComeBack(t *testing.T) {
+func TestInTheLabDatagramsLeaveDroppedUDPAndReturn(t *testing.T) {
 	t.Parallel()
 	b := startBusy(t, (*lab).startHTTP3Download)
 	for range 2 { // that it came back once is not held against it
@@ -195,7 +195,7 @@ func TestInTheLabDatagramsLeaveUDPWhenItIsSwallowedAndComeBack(t *testing.T) {
 }
 
 // Both carriers end, by errors and by resets, and none can be made for a while.
-func TestInTheLabAssociationsOutliveBothCarriers(t *testing.T) {
+func TestInTheLabAssociationsSurviveBothCarriers(t *testing.T) {
 	t.Parallel()
 	const outage = 10 * time.Second
 	b := startBusy(t, (*lab).startHTTP3Download)
@@ -235,7 +235,7 @@ func endsAbruptly(t *testing.T, conn *net.TCPConn) {
 	t.Logf("the old stream ends %v later: %v", time.Since(began).Round(time.Millisecond), err)
 }
 
-func TestInTheLabStreamsGoOverQUICWhenTCPIsSwallowed(t *testing.T) {
+func TestInTheLabStreamsUseQUICWhenTCPIsDropped(t *testing.T) {
 	t.Parallel()
 	b := startBusy(t, (*lab).startHTTP3Download)
 	old := b.connect(b.echo)
@@ -286,7 +286,7 @@ func (l *lab) opening() <-chan string {
 }
 
 // The two are raced, so a network where UDP was never open costs nothing at start.
-func TestInTheLabAClosedUDPCostsNoDelayAtStart(t *testing.T) {
+func TestInTheLabBlockedUDPDelaysNoStart(t *testing.T) {
 	t.Parallel()
 	took := map[string]time.Duration{}
 	for _, network := range []string{"open", "UDP swallowed", "TCP swallowed"} {
@@ -317,7 +317,7 @@ func TestInTheLabAClosedUDPCostsNoDelayAtStart(t *testing.T) {
 // As where a tunnel on the way takes less than 1,500 bytes and its ICMP is filtered. The
 // call's own datagrams are small and pass, but for those that share a packet with a
 // large one.
-func TestInTheLabAPathThatEatsLargePacketsIsLeft(t *testing.T) {
+func TestInTheLabPathWithoutLargePacketsIsLeft(t *testing.T) {
 	t.Parallel()
 	b := startBusy(t)
 	large := b.startCall(rhythm{Every: voice.Every, Size: 1350})
@@ -339,7 +339,7 @@ func TestInTheLabAPathThatEatsLargePacketsIsLeft(t *testing.T) {
 	b.finish()
 }
 
-func TestInTheLabAPathThatLosesMoreThanHalfIsLeft(t *testing.T) {
+func TestInTheLabPathWithMostPacketsLostIsLeft(t *testing.T) {
 	t.Parallel()
 	for _, direction := range netlab.Both {
 		t.Run(direction.String(), func(t *testing.T) {
@@ -357,7 +357,7 @@ func TestInTheLabAPathThatLosesMoreThanHalfIsLeft(t *testing.T) {
 	}
 }
 
-func TestInTheLabAPathThatLosesATenthIsKept(t *testing.T) {
+func TestInTheLabPathWithTenPercentLossIsKept(t *testing.T) {
 	t.Parallel()
 	b := startBusy(t)
 	b.Drop(netlab.Both, netlab.UDP, netlab.Share(0.1))
@@ -372,7 +372,7 @@ func TestInTheLabAPathThatLosesATenthIsKept(t *testing.T) {
 	b.finish()
 }
 
-func TestInTheLabACallOutlivesItsAddress(t *testing.T) {
+func TestInTheLabCallSurvivesNewAddress(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
 		name  string
@@ -396,7 +396,7 @@ func TestInTheLabACallOutlivesItsAddress(t *testing.T) {
 	}
 }
 
-func TestInTheLabAServerThatIsPausedKeepsItsCalls(t *testing.T) {
+func TestInTheLabCallsSurvivePausedServer(t *testing.T) {
 	t.Parallel()
 	const outage = 5 * time.Second
 	b := startBusy(t, (*lab).startHTTP3Download, (*lab).startTCPDownload)
@@ -422,7 +422,7 @@ func signal(t *testing.T, p *process, s syscall.Signal) {
 	}
 }
 
-func TestInTheLabCallsGoOnWhenTheServerIsKilledAndStartedAgain(t *testing.T) {
+func TestInTheLabCallsSurviveKilledServer(t *testing.T) {
 	t.Parallel()
 	b := startBusy(t)
 	old := b.connect(b.echo)
@@ -470,7 +470,7 @@ func (l *lab) leavesFromTheFirst() time.Duration {
 
 // The application keeps its association and is seen at another address; what it opens
 // later returns to the first server, and what it has open stays where it is.
-func TestInTheLabCallsGoOnThroughAnotherServer(t *testing.T) {
+func TestInTheLabCallsMoveToAnotherServer(t *testing.T) {
 	t.Parallel()
 	l := startLab(t, netlab.Config{Servers: 2})
 	t.Logf("associations leave from the first server %v after the client's start", l.leavesFromTheFirst().Round(100*time.Millisecond))

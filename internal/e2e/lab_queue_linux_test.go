@@ -14,7 +14,7 @@ const oldest = 150 * time.Millisecond
 
 // A TCP connection that stands still holds what it was given. What comes after that
 // waits in our queue, which must not deliver history.
-func TestInTheLabAStandstillDeliversNoHistory(t *testing.T) {
+func TestInTheLabStandstillDropsOldDatagrams(t *testing.T) {
 	t.Parallel()
 	const standstill = 3 * time.Second
 	l := startLab(t, netlab.Config{}, "--transport", overYamux)
@@ -90,7 +90,7 @@ func (c *call) standstill(cut, mended, end time.Duration) (s standstill) {
 
 // Padding makes packets that the kernel sends many at a time. It must not cost room
 // where room is short.
-func TestInTheLabAFullLineCarriesPayload(t *testing.T) {
+func TestInTheLabFullLineCarriesPayload(t *testing.T) {
 	t.Parallel()
 	const (
 		line   = 10_000_000 // bits a second

@@ -30,7 +30,7 @@ func seed(t *testing.T) uint64 {
 
 // Whatever happens, and however little time there is between one thing and the next:
 // once it is over, everything goes on.
-func TestInTheLabACallOutlivesWhateverHappens(t *testing.T) {
+func TestInTheLabCallSurvivesManyFaults(t *testing.T) {
 	t.Parallel()
 	const lasts = 40 * time.Second
 	number := seed(t)

@@ -244,7 +244,7 @@ func rested(t testing.TB, p *process) {
 	t.Fatalf("%s does not come to rest", p.name)
 }
 
-func TestAKilledClientLeavesNothingAtTheServer(t *testing.T) {
+func TestKilledClientLeavesNothingAtServer(t *testing.T) {
 	t.Parallel()
 	const open = 200
 	overEach(t, []string{overQUIC, overYamux}, func(t *testing.T, kind string) {

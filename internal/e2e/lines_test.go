@@ -39,7 +39,7 @@ func checkLines(t *testing.T, p *process, msg string, caused, most int) {
 	}
 }
 
-func TestLinesThatAPeerCausesAreFew(t *testing.T) {
+func TestLogLinesOfAPeerAreBounded(t *testing.T) {
 	t.Parallel()
 	t.Run("streams beyond the limit", func(t *testing.T) {
 		if raceEnabled {

@@ -8,7 +8,7 @@ import (
 )
 
 // Applications that take a host from a URL send literals as names.
-func TestLiteralSentAsNameIsTheAddress(t *testing.T) {
+func TestLiteralSentAsNameIsAnAddress(t *testing.T) {
 	t.Parallel()
 	overEach(t, []string{overBoth, overProxy}, func(t *testing.T, kind string) {
 		entry := startOver(t, kind, nil, nil).Entry.Socks()

@@ -29,7 +29,7 @@ func residentKiB(t *testing.T, p *process) int {
 }
 
 // What many associations held goes back to the system, and not only to the program.
-func TestMemoryGoesBackToTheSystemOnceAssociationsHaveEnded(t *testing.T) {
+func TestMemoryIsReturnedAfterAssociationsEnd(t *testing.T) {
 	if raceEnabled {
 		t.Skip("the race detector keeps memory of its own")
 	}

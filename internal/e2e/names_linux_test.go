@@ -255,7 +255,7 @@ func (l *namesLab) makeDeaf() {
 	l.Run(deafRules, "nft", "-f", "-")
 }
 
-func TestInTheLabDeafAddressCostsAQuarterOfASecond(t *testing.T) {
+func TestInTheLabSilentAddressCostsQuarterSecond(t *testing.T) {
 	t.Parallel()
 	// 250 ms, and the rest for a busy machine; it was five seconds.
 	const bound = 2 * time.Second
@@ -315,7 +315,7 @@ func answersAfter(t *testing.T, conn *socks.PacketConn, echo socks.Addr, bound t
 	}
 }
 
-func TestInTheLabDatagramsLeaveDeafAddress(t *testing.T) {
+func TestInTheLabDatagramsLeaveSilentAddress(t *testing.T) {
 	t.Parallel()
 	local := netip.MustParseAddr("127.0.0.1")
 	var moved atomic.Bool

@@ -54,7 +54,7 @@ func (a *application) asks(c *net.UDPConn, body []byte, payload string) []byte {
 	return nil
 }
 
-func TestAnswersToANameCarryTheName(t *testing.T) {
+func TestRepliesToANameCarryTheName(t *testing.T) {
 	target := startMemo(t)
 	port := target.addr.Port()
 	for _, kind := range []string{overProxy, overQUIC, overYamux} {
@@ -85,7 +85,7 @@ func TestAnswersToANameCarryTheName(t *testing.T) {
 }
 
 // An old client announces no features and gets addresses, as before.
-func TestNamesComeDownOnlyWhereTheyWereAskedFor(t *testing.T) {
+func TestNamesAreSentOnlyIfRequested(t *testing.T) {
 	target := startMemo(t)
 	port := target.addr.Port()
 	overEach(t, wireKinds, func(t *testing.T, kind string) {
@@ -174,7 +174,7 @@ func (w *wireServer) serve(conn net.Conn) {
 	}
 }
 
-func TestNamesAreAskedForOnlyWhereTheServerKnowsHow(t *testing.T) {
+func TestNamesAreRequestedOnlyIfSupported(t *testing.T) {
 	for _, c := range []struct {
 		what     string
 		features []byte

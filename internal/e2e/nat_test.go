@@ -148,7 +148,7 @@ func addrPort(t *testing.T, ip net.IP, port int) netip.AddrPort {
 
 // RFC 5780 section 4.3: the address that remotes see does not depend on which
 // remote it is.
-func TestTheMappingOfAnAssociationIsEndpointIndependent(t *testing.T) {
+func TestMappingIsEndpointIndependent(t *testing.T) {
 	t.Parallel()
 	server := startSTUN(t)
 	overEach(t, []string{overQUIC, overYamux, overProxy}, func(t *testing.T, kind string) {
@@ -180,7 +180,7 @@ func TestTheMappingOfAnAssociationIsEndpointIndependent(t *testing.T) {
 }
 
 // RFC 5780 section 4.4: who may answer, when only one of the four was asked.
-func TestFilteringIsAsTheOperatorHasIt(t *testing.T) {
+func TestFilteringFollowsTheFlag(t *testing.T) {
 	t.Parallel()
 	server := startSTUN(t)
 	everyone := []uint32{0, changePort, changeIP, changeIP | changePort}
@@ -231,7 +231,7 @@ func TestFilteringIsAsTheOperatorHasIt(t *testing.T) {
 }
 
 // pion's client, with its retransmissions, as WebRTC uses it.
-func TestPionsSTUNClientLearnsItsAddress(t *testing.T) {
+func TestSTUNClientLearnsItsAddress(t *testing.T) {
 	t.Parallel()
 	server := startSTUN(t)
 	overEach(t, everyKind, func(t *testing.T, kind string) {

@@ -82,7 +82,7 @@ func carriesAll(t *testing.T, c *socks.Client, echo socks.Addr) {
 	connect(t, c, echo).Close()
 }
 
-func TestWithoutIPv6TheServerListensOnIPv4(t *testing.T) {
+func TestServerListensOnIPv4WithoutIPv6(t *testing.T) {
 	t.Parallel()
 	for _, host := range []string{"", "[::]"} {
 		t.Run("host "+host, func(t *testing.T) {
@@ -102,7 +102,7 @@ func TestWithoutIPv6TheServerListensOnIPv4(t *testing.T) {
 	}
 }
 
-func TestWithoutIPv6TheProxyListensOnIPv4(t *testing.T) {
+func TestProxyListensOnIPv4WithoutIPv6(t *testing.T) {
 	t.Parallel()
 	for _, host := range []string{"", "[::]"} {
 		t.Run("host "+host, func(t *testing.T) {
@@ -128,7 +128,7 @@ func entranceOf(t *testing.T, p *process) *socksProcess {
 	return &socksProcess{process: p, Addr: address("127.0.0.1:" + port).AddrPort()}
 }
 
-func TestWithoutIPv6TheDemoPasses(t *testing.T) {
+func TestDemoPassesWithoutIPv6(t *testing.T) {
 	t.Parallel()
 	if code := launchWithoutIPv6(t, "demo", "--once").WaitExit(); code != 0 {
 		t.Errorf("exit code %d", code)

@@ -38,7 +38,7 @@ func openTerminal(t *testing.T) (user, program *os.File) {
 }
 
 // A terminal shows the link and forgets it; any other standard output keeps it.
-func TestLinkIsPrintedOnTerminalsAlone(t *testing.T) {
+func TestLinkIsPrintedOnlyOnTerminals(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "server")
 	s := startServerIn(t, dir, "127.0.0.1:0")

@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-func TestExposedTokenIsMadePrivateWithAWarning(t *testing.T) {
+func TestExposedTokenIsMadePrivate(t *testing.T) {
 	t.Parallel()
 	s := startServer(t)
 	s.Stop()

@@ -31,7 +31,7 @@ import (
 
 // Each reason for which a client does not get in has a sentence of its own on
 // its side, and one line on the server's.
-func TestAClientThatIsNotLetInSaysWhyAndFails(t *testing.T) {
+func TestRefusedClientExitsWithReason(t *testing.T) {
 	t.Parallel()
 	sentences := map[string]string{}
 	for _, test := range []struct {
@@ -249,7 +249,7 @@ func strangerOfVersion(t *testing.T, version uint64) link.Link {
 }
 
 // Clients that are not ours, or not of our time, are told so too.
-func TestTheServerTellsStrangersWhatIsWrong(t *testing.T) {
+func TestServerTellsStrangersTheReason(t *testing.T) {
 	t.Parallel()
 	s := startServer(t)
 	future := appendMessage(nil, msgHello, []byte{8, 9, 'w', 'h', 'o', ' ', 'k', 'n', 'o', 'w', 's'})
@@ -425,7 +425,7 @@ func writePEM(t *testing.T, path, kind string, der []byte) {
 	}
 }
 
-func TestWithoutAPinTheCertificateCounts(t *testing.T) {
+func TestUnpinnedServerNeedsValidCertificate(t *testing.T) {
 	t.Parallel()
 	ca := newAuthority(t)
 	tomorrow, yesterday := time.Now().Add(24*time.Hour), time.Now().Add(-time.Hour)

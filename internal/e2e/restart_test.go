@@ -12,7 +12,7 @@ import (
 
 // The applications see nothing of it: their association is the same one, and
 // they open nothing anew.
-func TestAssociationsOutliveTheServer(t *testing.T) {
+func TestAssociationsSurviveServerRestart(t *testing.T) {
 	t.Parallel()
 	overEach(t, []string{overQUIC, overYamux, overBoth}, func(t *testing.T, kind string) {
 		for _, end := range []struct {
@@ -49,7 +49,7 @@ func TestAssociationsOutliveTheServer(t *testing.T) {
 	})
 }
 
-func TestAClientMayStartBeforeItsServer(t *testing.T) {
+func TestClientMayStartBeforeItsServer(t *testing.T) {
 	t.Parallel()
 	s := startServer(t)
 	s.Stop()
@@ -71,7 +71,7 @@ func TestAClientMayStartBeforeItsServer(t *testing.T) {
 
 // A server that was away for long, is back for three seconds and gone for one is not left
 // alone for as long as before.
-func TestBackoffEndsWithTheFirstSuccess(t *testing.T) {
+func TestBackoffEndsWithFirstSuccess(t *testing.T) {
 	t.Parallel()
 	s := startServer(t)
 	s.Stop()
@@ -96,7 +96,7 @@ func TestBackoffEndsWithTheFirstSuccess(t *testing.T) {
 }
 
 // A client that was let in once stays, whatever the server says later.
-func TestARefusalAfterSuccessDoesNotEndTheClient(t *testing.T) {
+func TestRefusalAfterSuccessDoesNotEndClient(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, "--token", "alice:first-secret-of-alice")
 	c := startClient(t, s.Link)

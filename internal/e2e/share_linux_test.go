@@ -246,7 +246,7 @@ func TestHogOfFlowsLeavesOthersTheirShare(t *testing.T) {
 	}
 }
 
-func TestDescriptorsThatRunOutComeFromTheHog(t *testing.T) {
+func TestHogLosesDescriptorsWhenTheyRunOut(t *testing.T) {
 	t.Parallel()
 	flows := sharedOut(fewDescriptors()) / 2
 	srv, echo := startShared(t, fewDescriptors())
@@ -396,7 +396,7 @@ func startEntranceWithin(t testing.TB, limit int, command string, args ...string
 	return &socksProcess{process: p, Addr: netip.MustParseAddrPort(line.String("address"))}
 }
 
-func TestHogAtTheEntranceLeavesOthersTheirShare(t *testing.T) {
+func TestHogAtEntranceLeavesOthersTheirShare(t *testing.T) {
 	t.Parallel()
 	for _, command := range []string{"proxy", "client"} {
 		for _, what := range []string{"associations", "connects"} {

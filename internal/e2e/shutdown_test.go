@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-func TestASignalEndsEverythingInTimeWhileTrafficFlows(t *testing.T) {
+func TestSignalEndsProcessesUnderTraffic(t *testing.T) {
 	t.Parallel()
 	overEach(t, []string{overQUIC, overYamux, overBoth, overProxy}, func(t *testing.T, kind string) {
 		for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
@@ -66,7 +66,7 @@ func TestASignalEndsEverythingInTimeWhileTrafficFlows(t *testing.T) {
 	})
 }
 
-func TestApplicationsSeeTheEndOfTheirClient(t *testing.T) {
+func TestApplicationsSeeEndOfClient(t *testing.T) {
 	t.Parallel()
 	p := startProxy(t)
 	conn := associate(t, p.Socks())
@@ -89,7 +89,7 @@ func isTimeout(err error) bool {
 	return ok && e.Timeout()
 }
 
-func TestTheDemoPasses(t *testing.T) {
+func TestDemoCommandPasses(t *testing.T) {
 	t.Parallel()
 	began := time.Now()
 	cmd := exec.Command(program, "demo", "--once")

@@ -163,7 +163,7 @@ func startMemo(t testing.TB) *memo {
 // heard reports whether the target has got the text.
 func (m *memo) heard(text string) bool { return strings.Contains(m.got.String(), text+"\n") }
 
-func TestTwoSocketsOfOneAssociationAreServed(t *testing.T) {
+func TestAssociationServesTwoSockets(t *testing.T) {
 	one, two := startMemo(t), startMemo(t)
 	overEach(t, []string{overProxy, overQUIC}, func(t *testing.T, kind string) {
 		entry := startOver(t, kind, nil, nil).Entry
@@ -230,7 +230,7 @@ func TestSharedPortKeepsAssociationsApart(t *testing.T) {
 	entry.WaitLog("what helps", saying("a range of ports"))
 }
 
-func TestNamedSourceTakesItsAssociationBack(t *testing.T) {
+func TestNamedSourceRegainsItsAssociation(t *testing.T) {
 	target := startMemo(t)
 	for _, shared := range []bool{false, true} {
 		t.Run(fmt.Sprint("shared=", shared), func(t *testing.T) {
@@ -260,7 +260,7 @@ func TestNamedSourceTakesItsAssociationBack(t *testing.T) {
 	}
 }
 
-func TestAnswersLeaveFromTheAddressAddressed(t *testing.T) {
+func TestRepliesLeaveFromTheAddressedAddress(t *testing.T) {
 	target := startMemo(t)
 	for _, c := range []struct{ what, listen, to string }{
 		{"the wildcard, IPv4", "0.0.0.0", "127.0.0.2"},

@@ -528,7 +528,7 @@ func (sp *speaker) echoed(bundles [][]byte, want []byte) (all [][]byte) {
 // wireKinds are the transports of the tunnel.
 var wireKinds = []string{overQUIC, overYamux}
 
-func TestTheDocumentIsEnoughForAnotherClient(t *testing.T) {
+func TestClientWrittenFromDocumentWorks(t *testing.T) {
 	overEach(t, wireKinds, func(t *testing.T, kind string) {
 		srv := startServer(t)
 		echo := startEcho(t)

@@ -18,7 +18,7 @@ func parsedLink(t testing.TB, text string) link.Link {
 	return l
 }
 
-func TestARestartKeepsIdentityAndToken(t *testing.T) {
+func TestRestartKeepsIdentityAndToken(t *testing.T) {
 	t.Parallel()
 	s := startServer(t)
 	s.Stop()
@@ -47,7 +47,7 @@ func TestARestartKeepsIdentityAndToken(t *testing.T) {
 	startClient(t, rotated.Link)
 }
 
-func TestTheStateDirectoryIsForItsOwnerAlone(t *testing.T) {
+func TestStateDirectoryIsPrivate(t *testing.T) {
 	t.Parallel()
 	s := startServer(t)
 	for _, test := range []struct {
@@ -81,7 +81,7 @@ func TestTheStateDirectoryIsForItsOwnerAlone(t *testing.T) {
 	c.waitUp()
 }
 
-func TestOneStateDirectoryIsForOneProcess(t *testing.T) {
+func TestStateDirectoryIsForOneProcess(t *testing.T) {
 	t.Parallel()
 	s := startServer(t)
 	second := launch(t, nil, "server", "--listen", "127.0.0.1:0", "--state-dir", s.StateDir)

@@ -10,7 +10,7 @@ import (
 	"wmproxy/internal/status"
 )
 
-func TestStatusTellsADeadServersSilence(t *testing.T) {
+func TestStatusShowsSilenceOfDeadServer(t *testing.T) {
 	t.Parallel()
 	dir := shortDir(t)
 	f, c := startThrough(t, "--state-dir", dir, "--suspect", "500ms", "--suspect-idle", "1s")

@@ -178,7 +178,7 @@ func TestStatusShowsBothEndsOfATunnel(t *testing.T) {
 	}
 }
 
-func TestStatusShowsAProxysTwoEndsAsOne(t *testing.T) {
+func TestStatusShowsProxyAssociationOnce(t *testing.T) {
 	t.Parallel()
 	dir := shortDir(t)
 	p := startProxy(t, "--state-dir", dir, "--user", "app", "--pass", "password-of-app")
@@ -194,7 +194,7 @@ func TestStatusShowsAProxysTwoEndsAsOne(t *testing.T) {
 	}
 }
 
-func TestStatusSaysWhereDatagramsWent(t *testing.T) {
+func TestStatusShowsCarrierOfDatagrams(t *testing.T) {
 	t.Parallel()
 	dir := shortDir(t)
 	f, c := startThrough(t, "--state-dir", dir, "--suspect", "500ms")
@@ -224,7 +224,7 @@ func TestStatusSaysWhereDatagramsWent(t *testing.T) {
 	}
 }
 
-func TestTheStatusSocketIsForItsOwnerAloneAndGoesWithItsProcess(t *testing.T) {
+func TestStatusSocketIsPrivateAndRemoved(t *testing.T) {
 	t.Parallel()
 	dir := shortDir(t)
 	start := func() *socksProcess { return startProxy(t, "--state-dir", dir) }
@@ -257,7 +257,7 @@ func TestTheStatusSocketIsForItsOwnerAloneAndGoesWithItsProcess(t *testing.T) {
 	refused()
 }
 
-func TestAPathTooLongForASocketIsAWarning(t *testing.T) {
+func TestTooLongSocketPathIsAWarning(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(shortDir(t), strings.Repeat("d", 120))
 	p := startProxy(t, "--state-dir", dir)
@@ -271,7 +271,7 @@ func TestAPathTooLongForASocketIsAWarning(t *testing.T) {
 	}
 }
 
-func TestTheStatusSocketWithstandsWhoeverGetsAtIt(t *testing.T) {
+func TestStatusSocketSurvivesHostileUse(t *testing.T) {
 	t.Parallel()
 	dir := shortDir(t)
 	p := startProxy(t, "--state-dir", dir, "--debug", "127.0.0.1:0")

@@ -81,7 +81,7 @@ func drained(t testing.TB, what string, conn *net.TCPConn, want []byte) {
 
 const tail = 8 << 20 // bytes that are under way when one side says that it is done
 
-func TestEitherHalfOfAStreamClosesByItself(t *testing.T) {
+func TestHalvesOfAStreamCloseSeparately(t *testing.T) {
 	t.Parallel()
 	overEach(t, everyKind, func(t *testing.T, kind string) {
 		tu := startOver(t, kind, nil, nil)
@@ -104,7 +104,7 @@ func TestEitherHalfOfAStreamClosesByItself(t *testing.T) {
 	})
 }
 
-func TestNoTailIsCutOffByAClose(t *testing.T) {
+func TestCloseCutsNoDataOff(t *testing.T) {
 	t.Parallel()
 	overEach(t, everyKind, func(t *testing.T, kind string) {
 		tu := startOver(t, kind, nil, nil)
@@ -124,7 +124,7 @@ func TestNoTailIsCutOffByAClose(t *testing.T) {
 	})
 }
 
-func TestAResetIsAResetAtTheOtherEnd(t *testing.T) {
+func TestResetReachesTheOtherEnd(t *testing.T) {
 	t.Parallel()
 	overEach(t, everyKind, func(t *testing.T, kind string) {
 		tu := startOver(t, kind, nil, nil)
@@ -150,7 +150,7 @@ func TestAResetIsAResetAtTheOtherEnd(t *testing.T) {
 	})
 }
 
-func TestASlowReaderHoldsTheSenderBackAndCostsNoMemory(t *testing.T) {
+func TestSlowReaderBlocksSenderWithoutMemory(t *testing.T) {
 	t.Parallel()
 	const offered = 200 << 20
 	// What the kernels and the tunnel's windows hold; with the race detector
@@ -240,7 +240,7 @@ func peakMemory(t testing.TB, p *process) int {
 	return 0
 }
 
-func TestTheReplyTellsWhatBecameOfTheDial(t *testing.T) {
+func TestReplyTellsOutcomeOfDial(t *testing.T) {
 	t.Parallel()
 	overEach(t, []string{overQUIC, overYamux, overProxy}, func(t *testing.T, kind string) {
 		tu := startOver(t, kind, []string{"--allow", "255.255.255.255/32"}, nil)
@@ -269,7 +269,7 @@ func TestTheReplyTellsWhatBecameOfTheDial(t *testing.T) {
 	})
 }
 
-func TestTheServersOwnPortStaysClosedWhateverIsAllowed(t *testing.T) {
+func TestServersOwnPortIsNeverAllowed(t *testing.T) {
 	t.Parallel()
 	s := startServer(t)
 	c := startClient(t, s.Link)
@@ -278,7 +278,7 @@ func TestTheServersOwnPortStaysClosedWhateverIsAllowed(t *testing.T) {
 	}
 }
 
-func TestLoopbackIsRefusedUnlessItIsAllowed(t *testing.T) {
+func TestLoopbackIsRefusedUnlessAllowed(t *testing.T) {
 	t.Parallel()
 	s := startServerIn(t, t.TempDir()+"/server", fmt.Sprintf("127.0.0.1:%d", freePorts(t, 1)), "--allow", "127.0.0.2")
 	c := startClient(t, s.Link)

@@ -38,7 +38,7 @@ func launchAsService(t *testing.T, namespaces uintptr, env []string, args ...str
 	return launchCommand(t, append([]string{"HOME=/", "XDG_STATE_HOME="}, env...), cmd, args)
 }
 
-func TestServiceKeepsStateWhereSystemdSays(t *testing.T) {
+func TestServiceKeepsStateInStateDirectory(t *testing.T) {
 	t.Parallel()
 	for _, home := range []string{"/", "/nonexistent"} { // with DynamicUser, and by Debian's adduser --system
 		t.Run("HOME="+home, func(t *testing.T) {
@@ -59,7 +59,7 @@ func TestServiceKeepsStateWhereSystemdSays(t *testing.T) {
 	}
 }
 
-func TestPortThatNeedsRightsIsSaidWithItsFlag(t *testing.T) {
+func TestPrivilegedPortErrorNamesItsFlag(t *testing.T) {
 	t.Parallel()
 	// Containers let any user have port 80; a new network does not.
 	p := launchAsService(t, syscall.CLONE_NEWNET, nil, "proxy", "--open", "--bind", "0.0.0.0:80")
@@ -72,7 +72,7 @@ func TestPortThatNeedsRightsIsSaidWithItsFlag(t *testing.T) {
 	}
 }
 
-func TestServiceWithoutStateIsToldWhatToSet(t *testing.T) {
+func TestServiceWithoutStateGetsAdvice(t *testing.T) {
 	t.Parallel()
 	p := launchAsService(t, 0, nil, "server", "--listen", "127.0.0.1:0")
 	if code := p.WaitExit(); code != 1 {

@@ -27,7 +27,7 @@ func udpAs(t testing.TB, uid int, ip string) (c *net.UDPConn) {
 	return udpAt(t, ip)
 }
 
-func TestAnotherUserCannotSpeakForAnAssociation(t *testing.T) {
+func TestOtherUserCannotUseAnAssociation(t *testing.T) {
 	asRoot(t)
 	target := startMemo(t)
 	for _, shared := range []bool{false, true} {
