@@ -1,7 +1,6 @@
 package server
 
 import (
-	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -31,41 +30,27 @@ func (s *Server) writeLink(id *identity, host string, port uint16) (string, erro
 	return l.Text(), s.cfg.State.WriteFile(LinkFile, []byte(l.Text()+"\n"))
 }
 
-// advertised is the host and the port that clients are told.
-func (s *Server) advertised(id *identity, port uint16) (string, uint16, error) {
-	if s.cfg.Advertise != "" {
-		return splitAdvertise(s.cfg.Advertise, port)
+// advertised returns the host and the port that clients are told.
+func (s *Server) advertised(id *identity, port uint16) (string, uint16) {
+	if text := s.cfg.Advertise; text != "" {
+		host, given, err := net.SplitHostPort(text)
+		if err != nil {
+			return text, port
+		}
+		n, _ := strconv.ParseUint(given, 10, 16)
+		return host, uint16(n)
 	}
 	if id.pin == nil {
 		// Clients check the name in a certificate from a public CA.
 		if leaf := id.certificate().Leaf; leaf != nil && len(leaf.DNSNames) > 0 && leaf.DNSNames[0][0] != '*' {
-			return leaf.DNSNames[0], port, nil
+			return leaf.DNSNames[0], port
 		}
 	}
 	host, _, _ := net.SplitHostPort(s.cfg.Listen)
-	if ip, err := netip.ParseAddr(host); err == nil && !ip.IsUnspecified() {
-		return host, port, nil
-	} else if err != nil && host != "" {
-		return host, port, nil // a name
+	if ip, err := netip.ParseAddr(host); err == nil && !ip.IsUnspecified() || err != nil && host != "" {
+		return host, port // an address or a name
 	}
-	return routeAddr(), port, nil
-}
-
-func splitAdvertise(text string, port uint16) (string, uint16, error) {
-	host := text
-	if h, p, err := net.SplitHostPort(text); err == nil {
-		n, err := strconv.ParseUint(p, 10, 16)
-		if err != nil || n == 0 {
-			return "", 0, fmt.Errorf("--advertise %q: the port must be 1 to 65535", text)
-		}
-		host, port = h, uint16(n)
-	} else if len(text) > 2 && text[0] == '[' && text[len(text)-1] == ']' {
-		host = text[1 : len(text)-1]
-	}
-	if err := link.CheckHost(host); err != nil {
-		return "", 0, fmt.Errorf("--advertise %q: %w", text, err)
-	}
-	return host, port, nil
+	return routeAddr(), port
 }
 
 // routeAddr is the address that the default route leaves from. Connecting a UDP

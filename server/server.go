@@ -114,10 +114,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	}
 	defer ls.close()
 
-	advertised, port, err := s.advertised(id, ls.port)
-	if err != nil {
-		return err
-	}
+	advertised, port := s.advertised(id, ls.port)
 	elsewhere := advertised
 	if _, err := netip.ParseAddr(advertised); err == nil && s.cfg.Advertise == "" {
 		elsewhere = "" // an interface has that address, as long as it has it
@@ -299,7 +296,7 @@ func reason(err error) string {
 func (s *Server) listen(id *identity) (*listeners, error) {
 	host, port, err := net.SplitHostPort(s.cfg.Listen)
 	if err != nil {
-		return nil, fmt.Errorf("--listen %q is not HOST:PORT, as in :8090 or 192.0.2.1:8090", s.cfg.Listen)
+		return nil, err
 	}
 	ls := &listeners{}
 	ls.close = sync.OnceFunc(func() {

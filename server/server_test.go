@@ -96,14 +96,9 @@ func TestWhatTheLinkAdvertises(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		host, port, err := s.advertised(id, 8090)
-		if err != nil || host != c.host || port != c.port {
-			t.Errorf("%q on %q: %s, %d, %v; want %s, %d", c.advertise, c.listen, host, port, err, c.host, c.port)
-		}
-	}
-	for _, bad := range []string{"vpn.example.net:0", "vpn.example.net:x", "two words", "a:b:c:99999"} {
-		if _, _, err := splitAdvertise(bad, 8090); err == nil {
-			t.Errorf("--advertise %q was taken", bad)
+		host, port := s.advertised(id, 8090)
+		if host != c.host || port != c.port {
+			t.Errorf("%q on %q: %s, %d; want %s, %d", c.advertise, c.listen, host, port, c.host, c.port)
 		}
 	}
 }

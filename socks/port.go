@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/netip"
 	"strconv"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -18,20 +17,6 @@ import (
 // of 0 means First alone.
 type PortRange struct {
 	First, Last uint16
-}
-
-// ParsePortRange reads PORT or PORT-PORT, ports being 1 to 65535.
-func ParsePortRange(s string) (PortRange, error) {
-	first, last, isRange := strings.Cut(s, "-")
-	if !isRange {
-		last = first
-	}
-	a, errA := strconv.ParseUint(first, 10, 16)
-	b, errB := strconv.ParseUint(last, 10, 16)
-	if errA != nil || errB != nil || a == 0 || a > b {
-		return PortRange{}, fmt.Errorf("%q is neither a port (1-65535) nor a range of ports such as 20000-20999", s)
-	}
-	return PortRange{uint16(a), uint16(b)}, nil
 }
 
 func (r PortRange) String() string {

@@ -99,7 +99,7 @@ func TestValidateCompletesAddresses(t *testing.T) {
 func TestWrongTextLeavesTheFieldAsItWas(t *testing.T) {
 	for path, texts := range map[string][]string{
 		"entrance.udp_advertise": {"localhost", "fe80::1%lo", "300.1.1.1"},
-		"entrance.udp_ports":     {"0", "2-1", "1-", "1-70000", "a"},
+		"entrance.udp_ports":     {"0", "65536", "-1", "1-", "-", "2-1", "0-5", "1-2-3", "a", " 1"},
 		"entrance.udp_from":      {"10.0.0.0/33", "local", "8.8.8.8:53", ""},
 		"entrance.open":          {"maybe", ""},
 		"exit.udp_idle":          {"soon", "5"},
@@ -119,6 +119,15 @@ func TestWrongTextLeavesTheFieldAsItWas(t *testing.T) {
 			if diff := cmp.Diff(want, p, cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{}, netip.Prefix{})); diff != "" {
 				t.Errorf("%s %q: %s", path, text, diff)
 			}
+		}
+	}
+}
+
+func TestPortRangesFromText(t *testing.T) {
+	for text, want := range map[string]PortRange{"": {}, "1": {1, 1}, "65535": {65535, 65535}, "20000-20999": {20000, 20999}, "7-7": {7, 7}} {
+		p := DefaultProxy()
+		if err := Fields(&p)["entrance.udp_ports"].Set(text); err != nil || p.Entrance.UDPPorts != want {
+			t.Errorf("%q: got %v, %v", text, p.Entrance.UDPPorts, err)
 		}
 	}
 }

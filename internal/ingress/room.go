@@ -84,9 +84,6 @@ func (u *use) GiveUp(*share.Lease) { u.end() }
 
 // enter takes descriptors for an association; end ends it. It does not wait.
 func (r *Room) enter(u *use, user string, end func()) (err error) {
-	if r == nil {
-		return nil
-	}
 	u.pool, u.end = r.Pool, end
 	u.note()
 	u.leases[0], err = r.Take(user, share.Flow, associationDescriptors+r.Beside, u)
@@ -95,9 +92,6 @@ func (r *Room) enter(u *use, user string, end func()) (err error) {
 
 // enterStream takes descriptors and a stream for a CONNECT. It may wait a little.
 func (r *Room) enterStream(ctx context.Context, u *use, user string, end func()) (err error) {
-	if r == nil {
-		return nil
-	}
 	u.pool, u.end = r.Pool, end
 	u.note()
 	if u.leases[0], err = r.Wait(ctx, user, share.Stream, connectDescriptors+r.Beside, u); err != nil || r.Streams == nil {
