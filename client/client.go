@@ -14,7 +14,9 @@ import (
 	"wmproxy/internal/link"
 	"wmproxy/internal/notify"
 	"wmproxy/internal/share"
+	"wmproxy/internal/stats"
 	"wmproxy/internal/status"
+	"wmproxy/internal/user"
 	"wmproxy/tunnel"
 )
 
@@ -26,11 +28,12 @@ type Client struct {
 	route     *ingress.Route
 	steering  notify.Signal // something changed at a server
 	events    status.Events
+	everyone  *user.User // whose sessions they all are
 }
 
 // New returns a client that Run starts.
 func New(cfg Config) *Client {
-	c := &Client{cfg: cfg, kinds: transports(cfg.Transport), steering: notify.New()}
+	c := &Client{cfg: cfg, kinds: transports(cfg.Transport), steering: notify.New(), everyone: user.New("", "", new(stats.Total))}
 	numbers := new(tunnel.FlowNumbers)
 	for _, l := range cfg.Links {
 		c.upstreams = append(c.upstreams, c.newUpstream(l, numbers))
@@ -51,6 +54,7 @@ func (c *Client) newUpstream(l link.Link, numbers *tunnel.FlowNumbers) *upstream
 	}
 	u.connect = u.dial
 	u.session = tunnel.NewSession(tunnel.SessionConfig{
+		User:    c.everyone,
 		Streams: streamKind(c.cfg.Streams),
 		Timers:  tunnel.Timers(c.cfg.Timers),
 		Numbers: numbers,

@@ -12,6 +12,8 @@ import (
 
 	"wmproxy/internal/config"
 	"wmproxy/internal/link"
+	"wmproxy/internal/stats"
+	"wmproxy/internal/user"
 	"wmproxy/tunnel"
 )
 
@@ -31,7 +33,8 @@ func newAwayServer(t *testing.T) *awayServer {
 func (s *awayServer) start() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.host = tunnel.NewRegistry(tunnel.RegistryConfig{Authenticate: func(tunnel.Credentials) bool { return true }})
+	u := user.New("", "", new(stats.Total))
+	s.host = tunnel.NewRegistry(tunnel.RegistryConfig{Authenticate: func(tunnel.Credentials) *user.User { return u }})
 }
 
 // kill ends the server. Over TCP the client notices, over QUIC it hears no more.

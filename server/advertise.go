@@ -25,7 +25,7 @@ func (s *Server) writeLink(id *identity, host string, port uint16) (string, erro
 		s.cfg.Log.Warn("the link names an address that is not public; if clients are elsewhere, give --advertise HOST",
 			slog.String("host", host))
 	}
-	first := s.tokens.Load().first
+	first := s.first.Load()
 	l := link.Link{Name: first.Name, Secret: first.Secret, Host: host, Port: port, Pin: id.pin}
 	return l.Text(), s.cfg.State.WriteFile(LinkFile, []byte(l.Text()+"\n"))
 }

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"wmproxy/internal/user"
 	"wmproxy/tunnel"
 )
 
@@ -54,17 +55,17 @@ func (s *Server) reloadTokens(registry *tunnel.Registry, relink func() error) er
 	if err != nil {
 		return err
 	}
-	old := s.tokens.Swap(next)
-	change := old.changeTo(next)
-	gone := slices.Concat(change.removed, change.changed)
-	ended := registry.EndSessions(func(user string) bool { return slices.Contains(gone, user) },
+	old := *s.first.Load()
+	change := s.setTokens(next)
+	gone := slices.Concat(change.Removed, change.Changed)
+	ended := registry.EndSessions(func(u *user.User) bool { return slices.Contains(gone, u) },
 		tunnel.CodeAuth, "the token of this user was removed or replaced; get a new link from the server")
-	s.cfg.Log.Info("the tokens were read again", slog.Int("users", len(next.hashes)),
-		slog.String("added", named(change.added)), slog.String("removed", named(change.removed)),
-		slog.String("new_secret", named(change.changed)), slog.Int("sessions_ended", ended))
+	s.cfg.Log.Info("the tokens were read again", slog.Int("users", len(next)),
+		slog.String("added", named(change.Added)), slog.String("removed", named(change.Removed)),
+		slog.String("new_secret", named(change.Changed)), slog.Int("sessions_ended", ended))
 	s.events.Note(fmt.Sprintf("the tokens were read again: %d added, %d removed, %d with a new secret",
-		len(change.added), len(change.removed), len(change.changed)))
-	if next.first != old.first {
+		len(change.Added), len(change.Removed), len(change.Changed)))
+	if next[0] != old {
 		if err := relink(); err != nil {
 			s.cfg.Log.Error("the new link could not be kept", slog.Any("error", err))
 		} else {
@@ -74,10 +75,15 @@ func (s *Server) reloadTokens(registry *tunnel.Registry, relink func() error) er
 	return nil
 }
 
-// named lists names; if there are too many, a number stands for the rest.
-func named(names []string) string {
-	if more := len(names) - maxNamed; more > 0 {
-		return fmt.Sprintf("%s and %d more", strings.Join(names[:maxNamed], ", "), more)
+// named lists the users' names; if there are too many, a number stands for the rest.
+func named(users []*user.User) string {
+	var names []string
+	for _, u := range users[:min(len(users), maxNamed)] {
+		names = append(names, u.Name)
 	}
-	return strings.Join(names, ", ")
+	list := strings.Join(names, ", ")
+	if more := len(users) - maxNamed; more > 0 {
+		return fmt.Sprintf("%s and %d more", list, more)
+	}
+	return list
 }

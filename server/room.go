@@ -26,7 +26,7 @@ func admitted(ctx context.Context, room *share.Pool, c *tunnel.Connection) (left
 	if c.Kind() != tunnel.KindYamux {
 		return func() {}, nil
 	}
-	lease, err := room.Wait(ctx, c.User(), share.Carrier, 1, &carrierUse{conn: c, room: room})
+	lease, err := room.Wait(ctx, c.User().Name, share.Carrier, 1, &carrierUse{conn: c, room: room})
 	if err != nil {
 		return nil, &tunnel.CloseError{Code: tunnel.CodeLimit, Reason: "this user has too many connections, flows and streams"}
 	}

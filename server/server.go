@@ -22,16 +22,21 @@ import (
 	"wmproxy/internal/admit"
 	"wmproxy/internal/config"
 	"wmproxy/internal/egress"
+	"wmproxy/internal/link"
 	"wmproxy/internal/share"
+	"wmproxy/internal/stats"
 	"wmproxy/internal/status"
 	"wmproxy/internal/udpio"
+	"wmproxy/internal/user"
 	"wmproxy/tunnel"
 )
 
 // Server is one far end.
 type Server struct {
-	cfg    Config
-	tokens atomic.Pointer[tokens]
+	cfg   Config
+	users user.Set
+	first atomic.Pointer[link.Token] // stands in the link
+	total stats.Total
 	// Connections that have not authenticated, of each transport by itself, so that
 	// a flood over one costs the other nothing. opening counts QUIC connections that
 	// have not sent enough of TLS for quic-go to show them to us.
@@ -76,7 +81,7 @@ func New(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	users, err := loadTokens(given, cfg.State)
+	tokens, err := loadTokens(given, cfg.State)
 	if err != nil {
 		return nil, err
 	}
@@ -85,7 +90,7 @@ func New(cfg Config) (*Server, error) {
 		tcp: admit.Gate{Total: maxTCP}, quic: admit.Gate{Total: halfOpenQUIC(int64(cfg.Memory))}, opening: admit.Gate{Total: maxOpening, Refuse: true},
 		drain: make(chan struct{}, 1), drained: make(chan struct{}), reload: make(chan struct{}, 1),
 	}
-	s.tokens.Store(users)
+	s.setTokens(tokens)
 	return s, nil
 }
 
@@ -127,8 +132,8 @@ func (s *Server) Serve(ctx context.Context) error {
 	})
 	defer exits.Close()
 	registry = tunnel.NewRegistry(tunnel.RegistryConfig{
-		Authenticate: func(c tunnel.Credentials) bool { return s.tokens.Load().authenticate(c) },
-		Exit:         func(user string) tunnel.Exit { return exits.For(user) },
+		Authenticate: func(c tunnel.Credentials) *user.User { return s.users.Authenticate(c.User, c.Token) },
+		Exit:         func(u *user.User) tunnel.Exit { return exits.For(u) },
 		Admit:        func(ctx context.Context, c *tunnel.Connection) (func(), error) { return admitted(ctx, room, c) },
 		Hold:         s.cfg.Hold,
 		Timers:       tunnel.Timers{Dead: s.cfg.Dead},
@@ -271,7 +276,7 @@ func (s *Server) admit(ctx context.Context, p tunnel.Pending, registry *tunnel.R
 		s.refused(remote, p.Kind(), err)
 		return
 	}
-	s.cfg.Log.Info("client attached", slog.String("user", a.User()), slog.String("transport", p.Kind().String()),
+	s.cfg.Log.Info("client attached", slog.String("user", a.Session().User().Name), slog.String("transport", p.Kind().String()),
 		slog.String("client", remote.String()), slog.Bool("resumed", a.Resumed()))
 }
 

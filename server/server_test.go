@@ -7,12 +7,12 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
 
 	"wmproxy/internal/config"
 	"wmproxy/internal/link"
 	"wmproxy/internal/state"
-	"wmproxy/tunnel"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -34,7 +34,7 @@ func TestTheRandomTokenIsMadeOnceAndKept(t *testing.T) {
 		t.Fatal(err)
 	}
 	again, err := loadTokens(nil, dir)
-	if err != nil || again.first != first.first {
+	if err != nil || again[0] != first[0] {
 		t.Errorf("a second start has another token, %v", err)
 	}
 	if info, err := os.Stat(dir.Join(fileToken)); err != nil || info.Mode().Perm() != 0o600 {
@@ -44,27 +44,23 @@ func TestTheRandomTokenIsMadeOnceAndKept(t *testing.T) {
 		t.Fatal(err)
 	}
 	rotated, err := loadTokens(nil, dir)
-	if err != nil || rotated.first.Secret == first.first.Secret {
+	if err != nil || rotated[0].Secret == first[0].Secret {
 		t.Errorf("deleting the file did not make a new token, %v", err)
 	}
 }
 
 func TestGivenTokensReplaceTheRandomOne(t *testing.T) {
 	dir := openState(t)
-	ts, err := loadTokens([]link.Token{{Name: "alice", Secret: "a"}, {Name: "bob", Secret: "b"}}, dir)
+	given := []link.Token{{Name: "alice", Secret: "a"}, {Name: "bob", Secret: "b"}}
+	got, err := loadTokens(given, dir)
 	if err != nil {
 		t.Fatal(err)
 	}
+	if diff := cmp.Diff(given, got); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
 	if _, err := dir.ReadFile(fileToken); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("a token file was written, %v", err)
-	}
-	for _, c := range []struct {
-		user, token string
-		want        bool
-	}{{"alice", "a", true}, {"bob", "b", true}, {"alice", "b", false}, {"carol", "a", false}, {"", "", false}, {"alice", "", false}} {
-		if got := ts.authenticate(tunnel.Credentials{User: c.user, Token: c.token}); got != c.want {
-			t.Errorf("%s:%s: %v, want %v", c.user, c.token, got, c.want)
-		}
 	}
 }
 

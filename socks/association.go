@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"wmproxy/internal/entrance"
+	"wmproxy/internal/stats"
 	"wmproxy/internal/udpio"
 )
 
@@ -43,7 +44,7 @@ type Association struct {
 	controlUser  socketUser // if controlAsked
 	controlAsked bool
 	warned       uint8 // a bit for each ruling that was logged
-	counters
+	counts       stats.Datagrams
 
 	reassemblyMu sync.Mutex
 	reassembly   *reassembly // nil unless fragments are waiting
@@ -60,13 +61,7 @@ func (a *Association) Origin() entrance.Origin {
 func (a *Association) Age() time.Duration { return time.Since(a.start) }
 
 // Traffic returns what has been counted so far.
-func (a *Association) Traffic() entrance.Traffic {
-	s := a.snapshot()
-	return entrance.Traffic{
-		UpDatagrams: s.Up.Datagrams, UpBytes: s.Up.Bytes, DownDatagrams: s.Down.Datagrams, DownBytes: s.Down.Bytes,
-		Drops: s.DropsByReason(),
-	}
-}
+func (a *Association) Traffic() stats.Snapshot { return a.counts.Snapshot() }
 
 // Close ends the association by interrupting its control connection. It does not
 // wait for the end, which the Uplink is told.
@@ -155,15 +150,14 @@ func (a *Association) Ended(error) {
 	a.mu.Lock()
 	a.sources = sources{} // a shared socket is still open
 	a.mu.Unlock()
-	stats := a.snapshot()
-	var more []any
+	counted := a.Traffic()
 	if up, ok := a.up.(entrance.DropReporter); ok {
-		more = up.DropAttrs()
+		counted.Drops.Add(up.Dropped())
 	}
 	attrs := append([]slog.Attr{
 		slog.String("user", a.user),
 		slog.Any("client", a.client),
 		slog.Duration("duration", time.Since(a.start)),
-	}, stats.logAttrs(more)...)
+	}, counted.Attrs()...)
 	a.server.log().LogAttrs(context.Background(), slog.LevelInfo, "association ended", attrs...)
 }

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"wmproxy/internal/entrance"
+	"wmproxy/internal/stats"
 	"wmproxy/internal/udpio"
 )
 
@@ -146,11 +147,11 @@ func datagram(frag byte, body []byte) []byte { return append([]byte{0, 0, frag},
 
 // expectStats waits for a's counters to be want: a datagram that is sent is
 // counted right after.
-func expectStats(t testing.TB, a *Association, want Stats) {
+func expectStats(t testing.TB, a *Association, want stats.Snapshot) {
 	t.Helper()
-	for end := time.Now().Add(patience); a.snapshot() != want; <-time.After(time.Millisecond) {
+	for end := time.Now().Add(patience); a.Traffic() != want; <-time.After(time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("stats %+v, want %+v", a.snapshot(), want)
+			t.Fatalf("stats %+v, want %+v", a.Traffic(), want)
 		}
 	}
 }
@@ -255,7 +256,7 @@ func TestDatagramsOfAllSizesPassBothWays(t *testing.T) {
 		roundTrip(t, c, bound, datagram(0, body(target4, strings.Repeat("x", size))))
 		payloads += uint64(size)
 	}
-	want := Stats{Up: Traffic{uint64(len(sizes)), payloads}, Down: Traffic{uint64(len(sizes)), payloads}}
+	want := stats.Snapshot{Up: stats.Traffic{Datagrams: uint64(len(sizes)), Bytes: payloads}, Down: stats.Traffic{Datagrams: uint64(len(sizes)), Bytes: payloads}}
 	expectStats(t, e.nth(0).a, want)
 }
 
@@ -289,8 +290,8 @@ func TestWhatExceedsADatagramIsDroppedAndCounted(t *testing.T) {
 	if got := receiveFrom(t, c, bound); string(got[10:]) != "last" {
 		t.Errorf("%d bytes, want the last", len(got))
 	}
-	want := Stats{Up: Traffic{1, 1}, Down: Traffic{3, 1 + 65485 + 4}}
-	want.Drops[DropNoPort], want.Drops[DropTooLarge], want.Drops[DropMalformed] = 2, 2, 1
+	want := stats.Snapshot{Up: stats.Traffic{Datagrams: 1, Bytes: 1}, Down: stats.Traffic{Datagrams: 3, Bytes: 1 + 65485 + 4}}
+	want.Drops[stats.NoPort], want.Drops[stats.TooLarge], want.Drops[stats.Malformed] = 2, 2, 1
 	expectStats(t, a, want)
 }
 
@@ -319,7 +320,7 @@ func TestABadDatagramIsCountedAndEndsNothing(t *testing.T) {
 	}
 	roundTrip(t, c, bound, datagram(0, body(target4, "")))
 	want := uint64(2 * len(bad))
-	if got := e.nth(0).a.snapshot(); got.Drops[DropMalformed] != want || got.Up.Datagrams != 2 {
+	if got := e.nth(0).a.Traffic(); got.Drops[stats.Malformed] != want || got.Up.Datagrams != 2 {
 		t.Errorf("stats %+v, want %d malformed", got, want)
 	}
 }
@@ -336,8 +337,8 @@ func TestOnlyTheClientsAddressMaySpeak(t *testing.T) {
 	sendTo(t, stranger, bound, good)
 	roundTrip(t, second, bound, good)
 	roundTrip(t, first, bound, good)
-	want := Stats{Up: Traffic{3, 3}, Down: Traffic{3, 3}}
-	want.Drops[DropSource], want.Drops[DropMalformed] = 2, 1
+	want := stats.Snapshot{Up: stats.Traffic{Datagrams: 3, Bytes: 3}, Down: stats.Traffic{Datagrams: 3, Bytes: 3}}
+	want.Drops[stats.Source], want.Drops[stats.Malformed] = 2, 1
 	expectStats(t, e.nth(0).a, want)
 	if n := strings.Count(e.logs.String(), "do not come from the client's address; --udp-from"); n != 1 {
 		t.Errorf("%d warnings about the source, want 1:\n%s", n, e.logs.String())
@@ -354,7 +355,7 @@ func TestUDPFromLetsOtherAddressesIn(t *testing.T) {
 	roundTrip(t, inside, bound, good)
 	roundTrip(t, own, bound, good)
 	roundTrip(t, inside, bound, good)
-	if got := e.nth(0).a.snapshot(); got.Drops[DropSource] != 1 || got.Up.Datagrams != 3 {
+	if got := e.nth(0).a.Traffic(); got.Drops[stats.Source] != 1 || got.Up.Datagrams != 3 {
 		t.Errorf("stats %+v", got)
 	}
 }
@@ -385,8 +386,8 @@ func TestFragmentsPassAsOneDatagram(t *testing.T) {
 	if held := e.reassembling.Load(); held != 0 {
 		t.Errorf("%d bytes are still held", held)
 	}
-	want := Stats{Up: Traffic{2, 14}, Down: Traffic{2, 14}}
-	want.Drops[DropFragment] = 3
+	want := stats.Snapshot{Up: stats.Traffic{Datagrams: 2, Bytes: 14}, Down: stats.Traffic{Datagrams: 2, Bytes: 14}}
+	want.Drops[stats.Fragment] = 3
 	expectStats(t, up.a, want)
 }
 
@@ -443,7 +444,7 @@ func TestAFragmentThatNeverArrivesIsForgotten(t *testing.T) {
 		if held := a.server.reassembling.Load(); held != 0 {
 			t.Errorf("%d bytes of a sequence that was begun again are held for good", held)
 		}
-		if got := a.snapshot(); got.Drops[DropFragment] != 6 || got.Up.Datagrams != 1 {
+		if got := a.Traffic(); got.Drops[stats.Fragment] != 6 || got.Up.Datagrams != 1 {
 			t.Errorf("stats %+v", got)
 		}
 	})
@@ -463,7 +464,7 @@ func TestAllReassemblyTogetherIsBounded(t *testing.T) {
 		if held := s.reassembling.Load(); held > maxReassembling+2*maxReassembled || held < maxReassembling-2*maxReassembled {
 			t.Errorf("%d bytes are held", held)
 		}
-		if got := all[399].snapshot(); got.Drops[DropFragment] != 1 {
+		if got := all[399].Traffic(); got.Drops[stats.Fragment] != 1 {
 			t.Errorf("the last one: %+v", got)
 		}
 		time.Sleep(ReassemblyTime)
@@ -522,8 +523,8 @@ func TestPortZeroIsNoSource(t *testing.T) {
 	ms[0].Addr = netip.MustParseAddrPort("127.0.0.1:0")
 	a.relayUp(ms)
 	a.relayUp(incoming(datagram(0, body(target4, "y"))))
-	if got := up.all(); len(got) != 1 || got[0] != string(body(target4, "y")) || a.snapshot().Drops[DropSource] != 1 {
-		t.Errorf("got %q, stats %+v", got, a.snapshot())
+	if got := up.all(); len(got) != 1 || got[0] != string(body(target4, "y")) || a.Traffic().Drops[stats.Source] != 1 {
+		t.Errorf("got %q, stats %+v", got, a.Traffic())
 	}
 }
 
@@ -598,8 +599,8 @@ func TestAnAssociationEndsWithItsControlConnection(t *testing.T) {
 		}
 		again.Close()
 		up.a.Deliver([][]byte{body(target4, "late")})
-		want := Stats{Up: Traffic{1, 1}, Down: Traffic{1, 1}}
-		want.Drops[DropNoPort] = 1
+		want := stats.Snapshot{Up: stats.Traffic{Datagrams: 1, Bytes: 1}, Down: stats.Traffic{Datagrams: 1, Bytes: 1}}
+		want.Drops[stats.NoPort] = 1
 		expectStats(t, up.a, want)
 	}
 }
@@ -732,7 +733,7 @@ func TestASharedPortKnowsItsAssociationsBySource(t *testing.T) {
 	for i := range apps { // an unpinned source takes the oldest that is free
 		sendTo(t, apps[i], bound, []byte("invalid"))
 		roundTrip(t, apps[i], bound, good)
-		if n := e.nth(i).a.snapshot().Up.Datagrams; n != 1 {
+		if n := e.nth(i).a.Traffic().Up.Datagrams; n != 1 {
 			t.Fatalf("association %d has %d datagrams", i, n)
 		}
 	}
@@ -752,7 +753,7 @@ func TestASharedPortKnowsItsAssociationsBySource(t *testing.T) {
 	eventually(t, "its datagram is unmatched", func() bool { return e.Unmatched() == 6 })
 	e.nth(1).a.Deliver([][]byte{body(target4, "late")})
 	roundTrip(t, apps[0], bound, good)
-	if got := e.nth(1).a.snapshot(); got.Up.Datagrams != 2 || got.Down.Datagrams != 2 {
+	if got := e.nth(1).a.Traffic(); got.Up.Datagrams != 2 || got.Down.Datagrams != 2 {
 		t.Errorf("the ended association: %+v", got)
 	}
 	// A new association takes over a source that is known.
@@ -785,7 +786,7 @@ func TestASharedPortTakesStrangersThatUDPFromAllows(t *testing.T) {
 	roundTrip(t, udpSocket(t, "127.0.1.1"), bound, good)
 	roundTrip(t, udpSocket(t, "127.0.0.1"), bound, good)
 	for i := range 2 {
-		if n := e.nth(i).a.snapshot().Up.Datagrams; n != 1 {
+		if n := e.nth(i).a.Traffic().Up.Datagrams; n != 1 {
 			t.Errorf("association %d has %d datagrams", i, n)
 		}
 	}
@@ -814,20 +815,6 @@ func TestPortRanges(t *testing.T) {
 	}
 }
 
-func TestReasonsHaveNames(t *testing.T) {
-	seen := make(map[string]bool)
-	for r := range NumDropReasons {
-		name := DropReason(r).String()
-		if seen[name] || strings.Contains(name, " ") {
-			t.Errorf("reason %d is %q", r, name)
-		}
-		seen[name] = true
-	}
-	if len(seen) != 6 {
-		t.Errorf("%d reasons", len(seen))
-	}
-}
-
 // FuzzUDPHeader gives an association a batch of one datagram, good or bad.
 func FuzzUDPHeader(f *testing.F) {
 	f.Add(datagram(0, body(target4, "x")))
@@ -841,18 +828,18 @@ func FuzzUDPHeader(f *testing.F) {
 		a := loose(up)
 		a.relayUp(incoming(bytes.Clone(d)))
 		a.dropFragments()
-		got, stats := up.all(), a.snapshot()
+		got, counted := up.all(), a.Traffic()
 		var dropped uint64
-		for _, n := range stats.Drops {
+		for _, n := range counted.Drops {
 			dropped += n
 		}
-		if uint64(len(got))+dropped != 1 || stats.Up.Datagrams != uint64(len(got)) {
-			t.Fatalf("%d passed, %+v", len(got), stats)
+		if uint64(len(got))+dropped != 1 || counted.Up.Datagrams != uint64(len(got)) {
+			t.Fatalf("%d passed, %+v", len(got), counted)
 		}
 		if len(got) == 1 {
 			n, err := AddrLen([]byte(got[0]))
-			if err != nil || got[0] != string(d[3:]) || stats.Up.Bytes != uint64(len(d)-3-n) {
-				t.Fatalf("passed %q of %q: %v, %+v", got[0], d, err, stats)
+			if err != nil || got[0] != string(d[3:]) || counted.Up.Bytes != uint64(len(d)-3-n) {
+				t.Fatalf("passed %q of %q: %v, %+v", got[0], d, err, counted)
 			}
 		}
 	})

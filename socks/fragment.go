@@ -3,6 +3,8 @@ package socks
 import (
 	"bytes"
 	"time"
+
+	"wmproxy/internal/stats"
 )
 
 // Bounds of reassembly.
@@ -123,13 +125,13 @@ func (a *Association) reassemble(frag byte, body []byte, addrLen int) []byte {
 	a.reassemblyMu.Lock()
 	defer a.reassemblyMu.Unlock()
 	if frag&fragPosition == 0 || a.server.reassembling.Load() > maxReassembling {
-		a.drop(DropFragment, 1)
+		a.counts.Drop(stats.Fragment, 1)
 		return nil
 	}
 	q := a.reassembly
 	if q == nil {
 		if frag&fragPosition != 1 {
-			a.drop(DropFragment, 1)
+			a.counts.Drop(stats.Fragment, 1)
 			return nil
 		}
 		q = &reassembly{timer: time.AfterFunc(ReassemblyTime, a.expireFragments)}
@@ -140,7 +142,7 @@ func (a *Association) reassemble(frag byte, body []byte, addrLen int) []byte {
 	whole, dropped := q.add(frag, body, addrLen, time.Now())
 	a.server.reassembling.Add(int64(q.size() - before))
 	if dropped > 0 {
-		a.drop(DropFragment, dropped)
+		a.counts.Drop(stats.Fragment, dropped)
 	}
 	if q.empty() {
 		q.timer.Stop()
@@ -161,7 +163,7 @@ func (a *Association) expireFragments() {
 	}
 	before := q.size()
 	if n := q.expire(time.Now()); n > 0 {
-		a.drop(DropFragment, n)
+		a.counts.Drop(stats.Fragment, n)
 		a.server.reassembling.Add(-int64(before))
 		a.reassembly = nil
 	}
@@ -174,7 +176,7 @@ func (a *Association) dropFragments() {
 	if q := a.reassembly; q != nil {
 		q.timer.Stop()
 		a.server.reassembling.Add(-int64(q.size()))
-		a.drop(DropFragment, q.abandon())
+		a.counts.Drop(stats.Fragment, q.abandon())
 		a.reassembly = nil
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	"wmproxy/internal/stats"
 	"wmproxy/internal/udpio"
 )
 
@@ -57,7 +58,7 @@ func (a *Association) relayUp(ms []udpio.Message) {
 		}
 		addrLen, err := udpHeader(body)
 		if err != nil {
-			a.drop(DropMalformed, 1)
+			a.counts.Drop(stats.Malformed, 1)
 			continue
 		}
 		frag := body[fragAt]
@@ -74,8 +75,7 @@ func (a *Association) relayUp(ms []udpio.Message) {
 	}
 	a.mu.Unlock()
 	if kept > 0 {
-		a.upDatagrams.Add(uint64(kept))
-		a.upBytes.Add(uint64(size))
+		a.counts.Up(kept, size)
 		a.up.Send(ms[:kept])
 	}
 }
@@ -98,7 +98,7 @@ func (a *Association) speaker(m *udpio.Message, now time.Duration) int {
 	}
 	if c := a.claim(m.Addr, now); c.ofClient || c.allowed {
 		if _, err := udpHeader(m.Body); err != nil {
-			a.drop(DropMalformed, 1)
+			a.counts.Drop(stats.Malformed, 1)
 			return -1
 		}
 	}
@@ -171,7 +171,7 @@ func (a *Association) forget(addr netip.AddrPort) {
 // refuse drops m and logs each reason once: nothing else would show why UDP does not
 // work. The caller has a.mu.
 func (a *Association) refuse(m *udpio.Message, r ruling) {
-	a.drop(DropSource, 1)
+	a.counts.Drop(stats.Source, 1)
 	var why string
 	switch r {
 	case refusedAddress:
@@ -213,12 +213,12 @@ func (a *Association) Deliver(bodies [][]byte) {
 	for _, body := range bodies {
 		addrLen, err := AddrLen(body)
 		if err != nil {
-			a.drop(DropMalformed, 1)
+			a.counts.Drop(stats.Malformed, 1)
 			continue
 		}
 		to := a.sources.answerTo(body[:addrLen])
 		if to == nil {
-			a.drop(DropNoPort, 1)
+			a.counts.Drop(stats.NoPort, 1)
 			continue
 		}
 		limit := maxUDPPayload6
@@ -226,7 +226,7 @@ func (a *Association) Deliver(bodies [][]byte) {
 			limit = maxUDPPayload4
 		}
 		if udpHeaderLen+len(body) > limit {
-			a.drop(DropTooLarge, 1)
+			a.counts.Drop(stats.TooLarge, 1)
 			continue
 		}
 		batch[n] = udpio.Message{Head: noFragment, Body: body, Addr: to.to, Local: to.local}
@@ -251,10 +251,9 @@ func (a *Association) write(ms []udpio.Message, size int) {
 	}
 	sent, _ := a.sock.Write(ms)
 	if sent < len(ms) {
-		a.drop(DropSystem, len(ms)-sent)
+		a.counts.Drop(stats.System, len(ms)-sent)
 		size = size * sent / len(ms)
 	}
-	a.downDatagrams.Add(uint64(sent))
-	a.downBytes.Add(uint64(size))
+	a.counts.Down(sent, size)
 	clear(ms) // the pool must not keep the bodies alive
 }

@@ -8,6 +8,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"wmproxy/internal/user"
 )
 
 // askingBound is what an entrance gives the far end for its answer.
@@ -153,7 +155,7 @@ func TestAStreamOverASlowCarrierIsWaitedFor(t *testing.T) {
 		p := newTwoPaths(t, time.Minute)
 		defer p.close()
 		slow := &slowExit{echoExit: p.exit, takes: 9 * time.Second}
-		p.host.cfg.Exit = func(string) Exit { return slow }
+		p.host.cfg.Exit = func(*user.User) Exit { return slow }
 		p.join(PipeConfig{Kind: KindYamux, Delay: 1500 * time.Millisecond, Queue: 512})
 		time.Sleep(time.Minute)
 		took, _, err := p.ask()
@@ -170,7 +172,7 @@ func TestAnAnswerThatTakesLongIsWaitedFor(t *testing.T) {
 		p := newTwoPaths(t, time.Minute)
 		defer p.close()
 		slow := &slowExit{echoExit: p.exit, takes: 15 * time.Second}
-		p.host.cfg.Exit = func(string) Exit { return slow }
+		p.host.cfg.Exit = func(*user.User) Exit { return slow }
 		p.join(lossyPath)
 		p.join(orderedPath)
 		took, over, err := p.ask()
@@ -207,7 +209,7 @@ func TestAStreamWhoseQUICConnectionEndsIsAskedForOverAnother(t *testing.T) {
 	defer ln.Close()
 	p := &twoPaths{world: &world{t: t, exit: &echoExit{}}}
 	exit := &slowExit{echoExit: p.exit, takes: 200 * time.Millisecond}
-	p.host = NewRegistry(RegistryConfig{Authenticate: func(Credentials) bool { return true }, Exit: func(string) Exit { return exit }})
+	p.host = NewRegistry(RegistryConfig{Authenticate: anyone, Exit: func(*user.User) Exit { return exit }})
 	p.session = NewSession(SessionConfig{})
 	defer p.close()
 	far := make(map[*Path]*Path) // of the near ones

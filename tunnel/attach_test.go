@@ -9,6 +9,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"wmproxy/internal/user"
 )
 
 // tally is what both ends have of one another, for tests to compare.
@@ -217,8 +219,8 @@ func TestOfASessionTheIDIsNotEnough(t *testing.T) {
 		// They have sessions of their own, in which her flow is not.
 		p.expect("beside the others", tally{sessions: 3, carriers: 3, served: 3, flows: 1, farFlows: 1}, others...)
 		for _, s := range p.host.Sessions() {
-			if s.User() != "alice" && s.Flows() > 0 || s.User() == "alice" && len(s.Paths()) != 1 {
-				t.Errorf("%s has %d flows over %d carriers", s.User(), s.Flows(), len(s.Paths()))
+			if s.User().Name != "alice" && s.Flows() > 0 || s.User().Name == "alice" && len(s.Paths()) != 1 {
+				t.Errorf("%s has %d flows over %d carriers", s.User().Name, s.Flows(), len(s.Paths()))
 			}
 		}
 		if sent, back := v.run(time.Second); sent != back {
@@ -379,7 +381,7 @@ func TestRacingDialsMakeOneSession(t *testing.T) {
 			p.join(lossyPath)
 			p.host.Close(CodeShutdown, "restart")
 			p.host = newTwoPaths(p.t, time.Minute).host
-			p.host.cfg.Exit = func(string) Exit { return p.exit }
+			p.host.cfg.Exit = func(*user.User) Exit { return p.exit }
 		},
 		"while it is held": func(p *twoPaths) {
 			near, _ := p.join(lossyPath)

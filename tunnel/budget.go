@@ -10,6 +10,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"wmproxy/internal/user"
 )
 
 const (
@@ -84,7 +86,7 @@ type Budget struct {
 	seen      []*Path // at the last sum
 	collected time.Time
 	freed     time.Time // something was reset
-	penalties map[string]*penalty
+	penalties map[*user.User]*penalty
 }
 
 // penalty is the time for which a user gets no new streams.
@@ -112,7 +114,7 @@ func NewBudget(limit int64, sessions func() []*Session, log *slog.Logger) *Budge
 func newBudget(limit int64, sessions func() []*Session, log *slog.Logger) *Budget {
 	b := &Budget{
 		limit: limit, sessions: sessions, log: log,
-		heap: heapBytes, collect: runtime.GC, closed: make(chan struct{}), penalties: make(map[string]*penalty),
+		heap: heapBytes, collect: runtime.GC, closed: make(chan struct{}), penalties: make(map[*user.User]*penalty),
 	}
 	_, b.base = b.heap()
 	return b
@@ -188,8 +190,8 @@ func (b *Budget) look() time.Duration {
 	}
 	b.forgive()
 	for _, s := range sessions {
-		near := held != nil && inUse > b.limit/4*3 && held.above(s.user, b.limit)
-		s.crowded.Store(near || b.penalized(s.user))
+		near := held != nil && inUse > b.limit/4*3 && held.above(s.cfg.User, b.limit)
+		s.crowded.Store(near || b.penalized(s.cfg.User))
 	}
 	if streams == 0 && inUse <= b.limit/2 {
 		return budgetIdle
@@ -219,49 +221,49 @@ func (b *Budget) reclaim(held *holdings, live, used int64) {
 	if len(freed) == 0 {
 		return
 	}
-	by := make(map[string]int)
+	by := make(map[*user.User]int)
 	for _, h := range freed {
 		h.free()
 		by[h.user]++
 	}
 	b.freed = time.Now()
 	b.resets.Add(uint64(len(freed)))
-	for user, n := range by {
-		if user != "" { // on a client, and in a proxy, all are one user
-			b.penalize(user)
+	for u, n := range by {
+		if u.Name != "" { // on a client, and in a proxy, all are one user
+			b.penalize(u)
 		}
 		b.log.Warn("memory is short: streams or connections of the user that holds most were reset",
-			slog.String("user", user), slog.Int("number", n), slog.Int64("used_bytes", used), slog.Int64("limit_bytes", b.limit))
+			slog.String("user", u.Name), slog.Int("number", n), slog.Int64("used_bytes", used), slog.Int64("limit_bytes", b.limit))
 	}
 }
 
-func (b *Budget) penalize(user string) {
-	p := b.penalties[user]
+func (b *Budget) penalize(u *user.User) {
+	p := b.penalties[u]
 	if p == nil {
 		p = &penalty{lasts: minPenalty / 2}
-		b.penalties[user] = p
+		b.penalties[u] = p
 	}
 	p.lasts = min(2*p.lasts, maxPenalty)
 	p.until = time.Now().Add(p.lasts)
 }
 
-func (b *Budget) penalized(user string) bool {
-	p := b.penalties[user]
+func (b *Budget) penalized(u *user.User) bool {
+	p := b.penalties[u]
 	return p != nil && time.Now().Before(p.until)
 }
 
 // forgive forgets the penalties that have been over for as long as they lasted.
 func (b *Budget) forgive() {
-	for user, p := range b.penalties {
+	for u, p := range b.penalties {
 		if time.Since(p.until) >= p.lasts {
-			delete(b.penalties, user)
+			delete(b.penalties, u)
 		}
 	}
 }
 
 // A holding is memory that is held for a user and can be freed as one.
 type holding struct {
-	user    string
+	user    *user.User
 	bytes   int64
 	carrier bool  // else a stream
 	unread  int64 // of a carrier over QUIC: bytes of payload that quic-go may hold
@@ -318,16 +320,16 @@ func (u *holder) take() holding {
 
 // holdings is the memory held for peers, by user.
 type holdings struct {
-	users   map[string]*holder
+	users   map[*user.User]*holder
 	kernel  int64 // the part of it in the kernel, in bytes
 	closing int64 // of ended carriers that are about to be freed, in bytes
 }
 
 // sumHoldings adds up the holdings of the users of sessions.
 func (b *Budget) sumHoldings(sessions []*Session) *holdings {
-	h := &holdings{users: make(map[string]*holder)}
+	h := &holdings{users: make(map[*user.User]*holder)}
 	for _, s := range sessions {
-		h.of(s.user).bytes += int64(s.q.waiting())
+		h.of(s.cfg.User).bytes += int64(s.q.waiting())
 	}
 	b.seen = pathsOf(sessions, b.seen)
 	for _, p := range b.seen {
@@ -355,19 +357,19 @@ func pathsOf(sessions []*Session, before []*Path) (all []*Path) {
 	return all
 }
 
-func (h *holdings) of(user string) *holder {
-	u := h.users[user]
-	if u == nil {
-		u = &holder{}
-		h.users[user] = u
+func (h *holdings) of(u *user.User) *holder {
+	held := h.users[u]
+	if held == nil {
+		held = &holder{}
+		h.users[u] = held
 	}
-	return u
+	return held
 }
 
 // above reports whether the user holds more than a fair share.
-func (h *holdings) above(user string, limit int64) bool {
-	u := h.users[user]
-	return u != nil && u.bytes > limit/int64(len(h.users)+1)
+func (h *holdings) above(u *user.User, limit int64) bool {
+	held := h.users[u]
+	return held != nil && held.bytes > limit/int64(len(h.users)+1)
 }
 
 // attribute adds the bytes in live that are not accounted for to the carriers over QUIC, in

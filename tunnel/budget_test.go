@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"wmproxy/internal/user"
 )
 
 // freedBytes returns the bytes of each freed holding, in order.
@@ -20,7 +22,7 @@ func freedBytes(freed []holding) (bytes []int64) {
 }
 
 func holdingsOf(all ...holding) *holdings {
-	h := &holdings{users: make(map[string]*holder)}
+	h := &holdings{users: make(map[*user.User]*holder)}
 	for _, one := range all {
 		u := h.of(one.user)
 		u.all = append(u.all, one)
@@ -30,9 +32,9 @@ func holdingsOf(all ...holding) *holdings {
 }
 
 func TestBudgetTakesFromWhoHoldsMost(t *testing.T) {
-	stalled := func(user string, bytes int64) holding { return holding{user: user, bytes: bytes, stalled: true} }
-	busy := func(user string, bytes int64) holding { return holding{user: user, bytes: bytes} }
-	carrier := func(user string, bytes int64) holding { return holding{user: user, bytes: bytes, carrier: true} }
+	stalled := func(user string, bytes int64) holding { return holding{user: named(user), bytes: bytes, stalled: true} }
+	busy := func(user string, bytes int64) holding { return holding{user: named(user), bytes: bytes} }
+	carrier := func(user string, bytes int64) holding { return holding{user: named(user), bytes: bytes, carrier: true} }
 	for _, c := range []struct {
 		name string
 		all  []holding
@@ -57,7 +59,7 @@ func TestBudgetTakesFromWhoHoldsMost(t *testing.T) {
 }
 
 func TestBudgetHoldsEachUserToItsShare(t *testing.T) {
-	h := holdingsOf(holding{user: "a", bytes: 300, stalled: true}, holding{user: "a", bytes: 400, stalled: true}, holding{user: "b", bytes: 450})
+	h := holdingsOf(holding{user: named("a"), bytes: 300, stalled: true}, holding{user: named("a"), bytes: 400, stalled: true}, holding{user: named("b"), bytes: 450})
 	if diff := cmp.Diff([]int64{400}, freedBytes(h.reduceEach(500, 1000))); diff != "" {
 		t.Error(diff)
 	}
@@ -193,7 +195,7 @@ func TestBudgetAndCloseAtOnce(t *testing.T) {
 	for range 30 {
 		w := newWorld(t)
 		w.attachQUIC()
-		carrier := newBudget(0, nil, nil).sumHoldings(w.host.Sessions()).of("alice").all[0]
+		carrier := newBudget(0, nil, nil).sumHoldings(w.host.Sessions()).of(named("alice")).all[0]
 		var both sync.WaitGroup
 		both.Go(carrier.free)
 		both.Go(w.close)
@@ -226,7 +228,7 @@ func TestBudgetCountsStreamsThatOutliveTheirCarrier(t *testing.T) {
 		unread := far.carry(nil)
 		count := func(want int, bytes int64) {
 			t.Helper()
-			u := w.b.sumHoldings(w.host.Sessions()).of("alice")
+			u := w.b.sumHoldings(w.host.Sessions()).of(named("alice"))
 			if len(u.all) != want || u.bytes != bytes {
 				t.Errorf("%d holdings of %d bytes, want %d of %d", len(u.all), u.bytes, want, bytes)
 			}
@@ -248,7 +250,7 @@ func TestBudgetCountsWhatReadQUICStreamsMayHold(t *testing.T) {
 	defer w.close()
 	w.attachQUIC()
 	b := newBudget(0, nil, nil)
-	holds := func() int64 { return b.sumHoldings(w.host.Sessions()).of("alice").bytes }
+	holds := func() int64 { return b.sumHoldings(w.host.Sessions()).of(named("alice")).bytes }
 	st, _, err := w.session.OpenStream(t.Context(), []byte("target"))
 	if err != nil {
 		t.Fatal(err)
@@ -270,7 +272,7 @@ func TestBudgetCountsTheShareTakenTowardsTheLimit(t *testing.T) {
 	b := newBudget(1000, nil, slog.New(slog.DiscardHandler))
 	var freed []string
 	one := func(user string, bytes int64) holding {
-		return holding{user: user, bytes: bytes, stalled: true, free: func() { freed = append(freed, user) }}
+		return holding{user: named(user), bytes: bytes, stalled: true, free: func() { freed = append(freed, user) }}
 	}
 	b.reclaim(holdingsOf(one("a", 300), one("a", 300), one("a", 300), one("b", 350)), 1250, 1250)
 	if diff := cmp.Diff([]string{"a", "a"}, freed); diff != "" {
@@ -280,9 +282,9 @@ func TestBudgetCountsTheShareTakenTowardsTheLimit(t *testing.T) {
 
 func TestBudgetAttributesOverheadToUnreadBytes(t *testing.T) {
 	all := []holding{
-		{user: "a", bytes: 400},
-		{user: "b", bytes: 100, carrier: true, unread: 50},
-		{user: "c", bytes: 100, carrier: true, unread: 10},
+		{user: named("a"), bytes: 400},
+		{user: named("b"), bytes: 100, carrier: true, unread: 50},
+		{user: named("c"), bytes: 100, carrier: true, unread: 10},
 	}
 	for _, c := range []struct {
 		name string
@@ -297,8 +299,8 @@ func TestBudgetAttributesOverheadToUnreadBytes(t *testing.T) {
 			h := holdingsOf(all...)
 			h.attribute(c.live)
 			got := make(map[string]int64)
-			for user, u := range h.users {
-				got[user] = u.bytes
+			for u, held := range h.users {
+				got[u.Name] = held.bytes
 			}
 			if diff := cmp.Diff(c.want, got); diff != "" {
 				t.Error(diff)

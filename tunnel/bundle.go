@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"wmproxy/internal/notify"
+	"wmproxy/internal/stats"
 	"wmproxy/internal/udpio"
 )
 
@@ -46,7 +47,6 @@ type queue struct {
 	flows  int        // flows with datagrams waiting
 	turn   *flowQueue // ring of those flows; the one whose turn it is
 	sender *sender    // the carrier that serves now; nil while none is attached
-	drops  *dropCounters
 	closed bool
 }
 
@@ -54,7 +54,7 @@ type queue struct {
 type flowQueue struct {
 	id          uint64
 	first, last *packet
-	drops       [dropReasons]uint32
+	drops       stats.Drops
 	bytes       int
 	deficit     int
 	next, prev  *flowQueue // nil while nothing waits
@@ -134,7 +134,7 @@ func (q *queue) push(f *flowQueue, ms []udpio.Message, now time.Duration) {
 		m := &ms[i]
 		p := getPacket(m.Len())
 		if p == nil {
-			q.drop(f, DropTooLarge)
+			f.drops.Drop(stats.TooLarge, 1)
 			continue
 		}
 		p.buf = append(append(p.buf, m.Head...), m.Body...)
@@ -157,7 +157,7 @@ func (q *queue) shrink(f *flowQueue) {
 			f = q.turn
 		}
 		f = q.greedy(f)
-		q.dropOldest(f, DropQueueFull)
+		q.dropOldest(f, stats.QueueFull)
 	}
 }
 
@@ -235,14 +235,9 @@ func (q *queue) pop(f *flowQueue) *packet {
 	return p
 }
 
-func (q *queue) dropOldest(f *flowQueue, why Drop) {
-	q.drop(f, why)
+func (q *queue) dropOldest(f *flowQueue, why stats.Reason) {
+	f.drops.Drop(why, 1)
 	putPacket(q.pop(f))
-}
-
-func (q *queue) drop(f *flowQueue, why Drop) {
-	q.drops.add(why, 1)
-	f.drops[why]++
 }
 
 // waiting returns the size of the waiting datagrams, with the overhead counted for each.
@@ -250,16 +245,6 @@ func (q *queue) waiting() int {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	return q.bytes
-}
-
-// dropped is what f has lost in the queue so far.
-func (q *queue) dropped(f *flowQueue) (s Drops) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	for i, n := range f.drops {
-		s[i] = uint64(n)
-	}
-	return s
 }
 
 // clear drops what f has waiting.
@@ -307,7 +292,7 @@ func (q *queue) fill(b []byte, limit int, s *sender, now time.Duration) []byte {
 		}
 		p := f.first
 		if now-p.since > maxQueueAge && (p.off == 0 || p.by != s) {
-			q.dropOldest(f, DropStale)
+			q.dropOldest(f, stats.Stale)
 			continue
 		}
 		before := len(b)

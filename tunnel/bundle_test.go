@@ -7,15 +7,23 @@ import (
 	"testing"
 	"time"
 
+	"wmproxy/internal/stats"
 	"wmproxy/internal/udpio"
 )
 
-func newTestQueue() (*queue, *dropCounters, *sender) {
-	drops := &dropCounters{}
-	q := &queue{drops: drops}
+func newTestQueue() (*queue, *stats.Drops, *sender) {
+	drops := &stats.Drops{}
+	q := &queue{}
 	s := newSender(false)
 	q.use(s)
 	return q, drops, s
+}
+
+// countIn makes the drops of flows count in total.
+func countIn(total *stats.Drops, flows ...*flowQueue) {
+	for _, f := range flows {
+		f.drops.In(total)
+	}
 }
 
 func message(body []byte) []udpio.Message { return []udpio.Message{{Body: body}} }
@@ -58,6 +66,7 @@ func TestDatagramsOfEverySizeLeaveInOrder(t *testing.T) {
 	for _, limit := range []int{MinBundle, 1404, MaxBundleSize} {
 		q, drops, s := newTestQueue()
 		flows := []*flowQueue{{id: 2}, {id: 4}, {id: 6}}
+		countIn(drops, flows...)
 		want := make(map[uint64][][]byte)
 		for _, size := range []int{1, 7, 600, limit - 20, limit - 3, limit, limit + 1, 9000, MaxBody, 64, 64} {
 			for _, f := range flows {
@@ -72,7 +81,7 @@ func TestDatagramsOfEverySizeLeaveInOrder(t *testing.T) {
 		got, _ := drain(t, q, s, limit, 0)
 		for id, bodies := range want {
 			if len(got[id]) != len(bodies) {
-				t.Fatalf("limit %d, flow %d: %d datagrams, want %d (drops %v)", limit, id, len(got[id]), len(bodies), drops.snapshot())
+				t.Fatalf("limit %d, flow %d: %d datagrams, want %d (drops %v)", limit, id, len(got[id]), len(bodies), drops.Dropped())
 			}
 			for i := range bodies {
 				if !bytes.Equal(got[id][i], bodies[i]) {
@@ -100,6 +109,7 @@ func TestWaitingDatagramsShareABundle(t *testing.T) {
 func TestAFloodTakesNoOthersPlace(t *testing.T) {
 	q, drops, s := newTestQueue()
 	flood, voice := &flowQueue{id: 2}, &flowQueue{id: 4}
+	countIn(drops, flood, voice)
 	q.push(voice, message([]byte("voice 1")), 0)
 	for range 4 * maxQueueBytes / 1200 {
 		q.push(flood, message(make([]byte, 1200)), 0)
@@ -108,7 +118,7 @@ func TestAFloodTakesNoOthersPlace(t *testing.T) {
 	if q.bytes > maxQueueBytes {
 		t.Errorf("%d bytes wait, bound %d", q.bytes, maxQueueBytes)
 	}
-	if drops.snapshot()[DropQueueFull] == 0 {
+	if drops.Dropped()[stats.QueueFull] == 0 {
 		t.Error("the flood lost nothing")
 	}
 	b := q.fill(nil, 2*quantum, s, 0)
@@ -120,11 +130,12 @@ func TestAFloodTakesNoOthersPlace(t *testing.T) {
 func TestWhatWaitedTooLongIsDroppedWhenItsTurnComes(t *testing.T) {
 	q, drops, s := newTestQueue()
 	f := &flowQueue{id: 2}
+	countIn(drops, f)
 	q.push(f, message([]byte("old")), 0)
 	q.push(f, message([]byte("new")), 100*time.Millisecond)
 	got, _ := drain(t, q, s, 1404, maxQueueAge+time.Millisecond)
-	if len(got[2]) != 1 || string(got[2][0]) != "new" || drops.snapshot()[DropStale] != 1 {
-		t.Errorf("got %q, drops %v", got[2], drops.snapshot())
+	if len(got[2]) != 1 || string(got[2][0]) != "new" || drops.Dropped()[stats.Stale] != 1 {
+		t.Errorf("got %q, drops %v", got[2], drops.Dropped())
 	}
 }
 
@@ -194,6 +205,7 @@ func TestAFullBundleIsExactWhereThatIsCheaper(t *testing.T) {
 		s := newSender(true)
 		q.use(s)
 		f := &flowQueue{id: 2}
+		countIn(drops, f)
 		sent := 0
 		for range 40 {
 			q.push(f, message(make([]byte, size)), 0)
@@ -227,7 +239,7 @@ func TestAFullBundleIsExactWhereThatIsCheaper(t *testing.T) {
 		}
 		r.close()
 		if got != sent {
-			t.Errorf("%d bytes: %d datagrams arrived, want %d; drops %v", size, got, sent, drops.snapshot())
+			t.Errorf("%d bytes: %d datagrams arrived, want %d; drops %v", size, got, sent, drops.Dropped())
 		}
 		if share := float64(padding) / float64(bundles*limit); share > 1.0/smallRoom {
 			t.Errorf("%d bytes: %.0f %% padding", size, 100*share)
@@ -284,7 +296,7 @@ func TestTheQueueDoesNotAllocate(t *testing.T) {
 func BenchmarkQueue(b *testing.B) {
 	for _, size := range []int{64, 1200, 8000} {
 		b.Run(fmt.Sprint(size), func(b *testing.B) {
-			q := &queue{drops: &dropCounters{}}
+			q := &queue{}
 			s := newSender(false)
 			q.use(s)
 			f := &flowQueue{id: 2}

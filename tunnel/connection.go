@@ -1,6 +1,10 @@
 package tunnel
 
-import "time"
+import (
+	"time"
+
+	"wmproxy/internal/user"
+)
 
 // Connection is a client's connection to a Registry once the client has authenticated,
 // about to become a carrier or one already. Any goroutine may call its methods.
@@ -15,8 +19,8 @@ func newConnection(s *Session, kind Kind) *Connection {
 	return &Connection{session: s, kind: kind, began: time.Now(), closing: make(chan *CloseError, 1)}
 }
 
-// User returns the name that the client authenticated with.
-func (c *Connection) User() string { return c.session.user }
+// User returns who the client authenticated as.
+func (c *Connection) User() *user.User { return c.session.cfg.User }
 
 // Kind returns the connection's transport.
 func (c *Connection) Kind() Kind { return c.kind }

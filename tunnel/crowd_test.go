@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"wmproxy/internal/udpio"
+	"wmproxy/internal/user"
 )
 
 // crowdExit echoes small datagrams and counts large ones. What streams bring it
@@ -89,8 +90,8 @@ func newCrowd(t *testing.T, client, server Pending, cfg SessionConfig) *crowd {
 	t.Helper()
 	c := &crowd{t: t, exit: &crowdExit{ended: make(map[uint64]time.Time)}, sent: make(map[uint32]time.Time)}
 	c.host = NewRegistry(RegistryConfig{
-		Authenticate: func(Credentials) bool { return true },
-		Exit:         func(string) Exit { return c.exit },
+		Authenticate: anyone,
+		Exit:         func(*user.User) Exit { return c.exit },
 	})
 	c.session = NewSession(cfg)
 	var wg sync.WaitGroup
@@ -329,7 +330,7 @@ func TestACallBesideAFloodOrADownloadLosesNothingInOurQueues(t *testing.T) {
 				before, began := c.exit.large.Load(), time.Now()
 				lost, rtts := c.call(d)
 				speed := float64(c.exit.large.Load()-before+got.Load()) / time.Since(began).Seconds() / float64(cfg.rate)
-				drops := c.sound.Drops()
+				drops := c.sound.Dropped()
 				var ours uint64
 				for _, n := range drops {
 					ours += n

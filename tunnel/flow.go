@@ -5,6 +5,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"wmproxy/internal/stats"
 	"wmproxy/internal/udpio"
 )
 
@@ -76,14 +77,14 @@ func (f *Flow) Session() *Session { return f.s }
 // bounded queue has no room for pushes out the oldest and is counted.
 func (f *Flow) Send(ms []udpio.Message) {
 	if f.over.Load() {
-		f.s.drops.add(DropEnded, uint64(len(ms)))
+		f.s.drops.Drop(stats.Ended, len(ms))
 		return
 	}
 	f.s.q.push(&f.q, ms, f.s.now())
 }
 
-// Drops is what the flow has lost in the queue so far, by reason.
-func (f *Flow) Drops() Drops { return f.s.q.dropped(&f.q) }
+// Dropped returns what the flow has lost in the queue so far, by reason.
+func (f *Flow) Dropped() stats.Dropped { return f.q.drops.Dropped() }
 
 // End ends the flow on both sides. Further calls do nothing.
 func (f *Flow) End(code EndCode) {
@@ -105,7 +106,7 @@ func (f *Flow) receive(bodies [][]byte) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.over.Load() {
-		f.s.drops.add(DropEnded, uint64(len(bodies)))
+		f.s.drops.Drop(stats.Ended, len(bodies))
 		return
 	}
 	f.handler.Receive(bodies)
@@ -146,10 +147,17 @@ func (s *Session) OpenFlow(h FlowHandler) (*Flow, error) {
 	if len(s.flows) >= MaxFlows {
 		return nil, fmt.Errorf("tunnel: %d flows are open already", MaxFlows)
 	}
-	f := &Flow{s: s, handler: h}
-	f.q.id = s.numbers.next(s.server)
+	f := s.newFlow(s.numbers.next(s.server), nil)
+	f.handler = h
 	s.flows[f.q.id] = f
 	return f, nil
+}
+
+func (s *Session) newFlow(id uint64, in *incarnation) *Flow {
+	f := &Flow{s: s, in: in}
+	f.q.id = id
+	f.q.drops.In(&s.drops)
+	return f
 }
 
 // ours says whether our side opened the flow of this number.
@@ -163,14 +171,14 @@ func (s *Session) deliver(in *incarnation, id uint64, bodies [][]byte) {
 	s.flowsMu.RUnlock()
 	switch {
 	case stale:
-		s.drops.add(DropEnded, uint64(len(bodies)))
+		s.drops.Drop(stats.Ended, len(bodies))
 		return
 	case f == nil && s.ours(id):
-		s.drops.add(DropUnknown, uint64(len(bodies)))
+		s.drops.Drop(stats.Unknown, len(bodies))
 		s.answerUnknown(id)
 		return
 	case f == nil:
-		if f = s.openIncoming(in, id, uint64(len(bodies))); f == nil {
+		if f = s.openIncoming(in, id, len(bodies)); f == nil {
 			return
 		}
 	}
@@ -199,9 +207,8 @@ func (s *Session) takePeerFlows(next *incarnation) map[uint64]*Flow {
 
 // openIncoming makes the flow that the peer opened with its first datagram; n is
 // how many datagrams are lost where that fails.
-func (s *Session) openIncoming(in *incarnation, id uint64, n uint64) *Flow {
-	f := &Flow{s: s, in: in}
-	f.q.id = id
+func (s *Session) openIncoming(in *incarnation, id uint64, n int) *Flow {
+	f := s.newFlow(id, in)
 	f.mu.Lock() // others that find it wait until it has its handler
 	defer f.mu.Unlock()
 	s.flowsMu.Lock()
@@ -212,7 +219,7 @@ func (s *Session) openIncoming(in *incarnation, id uint64, n uint64) *Flow {
 	}
 	if stale || s.ended.has(id) || s.ctx.Err() != nil {
 		s.flowsMu.Unlock()
-		s.drops.add(DropEnded, n)
+		s.drops.Drop(stats.Ended, n)
 		return nil
 	}
 	full := s.cfg.Exit == nil || len(s.flows) >= MaxFlows
@@ -225,7 +232,7 @@ func (s *Session) openIncoming(in *incarnation, id uint64, n uint64) *Flow {
 		f.handler, code = s.cfg.Exit.OpenFlow(f)
 	}
 	if f.handler == nil {
-		s.drops.add(DropRefused, n)
+		s.drops.Drop(stats.Refused, n)
 		if code == EndRetry {
 			f.Forget()
 		} else {

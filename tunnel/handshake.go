@@ -283,7 +283,7 @@ func (r *Registry) nextHello(hh *clientHello) error {
 		return &CloseError{Code: CodeVersion, Reason: fmt.Sprintf(
 			"this server speaks protocol versions %d to %d, the client %d to %d", minVersion, maxVersion, hh.minVersion, hh.maxVersion)}
 	}
-	if !r.cfg.Authenticate(hh.Credentials) {
+	if r.cfg.Authenticate(hh.Credentials) == nil {
 		return errCredentials
 	}
 	return nil
@@ -294,16 +294,17 @@ var errCredentials = &CloseError{Code: CodeAuth, Reason: "unknown user or wrong 
 // join finds or makes the session that hh asks for. A nil session without an
 // error says that the client must come again with a new one.
 func (r *Registry) join(hh *clientHello, kind Kind) (s *Session, resumed bool, err error) {
-	key := sessionKey{hh.User, hh.session}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.closed {
 		return nil, false, &CloseError{Code: CodeShutdown, Reason: "the server is shutting down"}
 	}
-	// Again, with h.mu held: no session may appear after EndSessions has looked for it.
-	if !r.cfg.Authenticate(hh.Credentials) {
+	// Again, with r.mu held: no session may appear after EndSessions has looked for it.
+	u := r.cfg.Authenticate(hh.Credentials)
+	if u == nil {
 		return nil, false, errCredentials
 	}
+	key := sessionKey{u, hh.session}
 	s = r.sessions[key]
 	if s == nil && hh.secret == nil {
 		return nil, false, nil

@@ -5,6 +5,9 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"wmproxy/internal/stats"
+	"wmproxy/internal/user"
 )
 
 // leaveHeld attaches a new session of the user, opens flows in it, and cuts it off.
@@ -147,13 +150,13 @@ func TestAFlowThatWaitsForRoomIsOpenedByALaterDatagram(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newTwoPaths(t, time.Minute)
 		defer p.close()
-		p.host.cfg.Exit = func(string) Exit { return &fullExit{p.exit, 5} }
+		p.host.cfg.Exit = func(*user.User) Exit { return &fullExit{p.exit, 5} }
 		p.join(lossyPath)
 		v := p.talk()
 		if sent, back := v.run(time.Second); back != sent-5 {
 			t.Errorf("%d of %d came back, want all but 5", back, sent)
 		}
-		if n := p.host.Sessions()[0].Drops()[DropRefused]; n != 5 {
+		if n := p.host.Sessions()[0].Dropped()[stats.Refused]; n != 5 {
 			t.Errorf("%d drops for want of room, want 5", n)
 		}
 		v.check(t)

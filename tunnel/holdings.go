@@ -57,12 +57,12 @@ func (s *chunkStream) held() (heap, kernel int64) {
 
 // add adds the carrier of a and its streams to the holdings of their user.
 func (h *holdings) add(p *Path) {
-	u := h.of(p.s.user)
+	u := h.of(p.s.cfg.User)
 	windows := p.addStreams(h, u)
 	if _, ok := p.c.(memoryHolder); !ok || !p.s.server {
 		return // a client's own, or the only one of a proxy
 	}
-	own := holding{user: p.s.user, carrier: true, free: func() {
+	own := holding{user: p.s.cfg.User, carrier: true, free: func() {
 		p.s.spawn(func() { // else it closes by itself
 			p.closeFor(CodeLimit, "the server is short of memory, and this user holds most of it")
 		})
@@ -89,7 +89,7 @@ func (p *Path) addStreams(h *holdings, u *holder) (windows int64) {
 	p.carried.mu.Lock()
 	defer p.carried.mu.Unlock()
 	for s := range p.carried.all {
-		one := holding{user: p.s.user, bytes: streamCost, stalled: s.stoodStill(now), free: func() { s.Stream.Reset(CodeLimit) }}
+		one := holding{user: p.s.cfg.User, bytes: streamCost, stalled: s.stoodStill(now), free: func() { s.Stream.Reset(CodeLimit) }}
 		if beside := s.beside.Load(); beside != nil {
 			kernel := kernelOverhead * (*beside)()
 			one.bytes += kernel

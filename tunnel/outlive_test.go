@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"wmproxy/internal/udpio"
+	"wmproxy/internal/user"
 )
 
 // twoPaths is a session with a lossy carrier and an ordered one, over networks
@@ -33,8 +34,8 @@ var (
 func newTwoPaths(t *testing.T, hold time.Duration) *twoPaths {
 	p := &twoPaths{world: &world{t: t, exit: &echoExit{}}}
 	p.host = NewRegistry(RegistryConfig{
-		Authenticate: func(c Credentials) bool { return c.Token == "right" },
-		Exit:         func(string) Exit { return p.exit },
+		Authenticate: withToken,
+		Exit:         func(*user.User) Exit { return p.exit },
 		Hold:         hold,
 	})
 	p.session = NewSession(SessionConfig{Event: func(s string) {

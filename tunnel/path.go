@@ -9,6 +9,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"wmproxy/internal/stats"
 )
 
 const (
@@ -143,7 +145,7 @@ func (p *Path) sendLoop() {
 		}
 		if err := p.c.SendBundle(b); err != nil {
 			if tooLarge := (*BundleTooLargeError)(nil); errors.As(err, &tooLarge) {
-				p.s.drops.add(DropPathShrank, 1)
+				p.s.drops.Drop(stats.PathShrank, 1)
 				continue
 			}
 			return
@@ -185,7 +187,7 @@ func (p *Path) receiveBundle(b []byte, now time.Duration) {
 	for len(b) > 0 {
 		rec, rest, err := parseRecord(b)
 		if err != nil {
-			p.s.drops.add(DropMalformed, 1)
+			p.s.drops.Drop(stats.Malformed, 1)
 			return
 		}
 		if rec.padding() {
@@ -208,7 +210,7 @@ func (p *Path) receiveFragment(rec *record, now time.Duration) {
 	before := p.reassembler.drops
 	whole := p.reassembler.add(rec, now)
 	if lost := p.reassembler.drops - before; lost > 0 {
-		p.s.drops.add(DropReassembly, lost)
+		p.s.drops.Drop(stats.Reassembly, int(lost))
 	}
 	if whole != nil {
 		p.collect(rec.flow, whole)
@@ -365,5 +367,5 @@ func (p *Path) goAway(e *CloseError) {
 	}
 }
 
-// User is the name the client authenticated with; "" on the client.
-func (p *Path) User() string { return p.s.user }
+// Session returns the session that the carrier serves.
+func (p *Path) Session() *Session { return p.s }

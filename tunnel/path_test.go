@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"wmproxy/internal/udpio"
+	"wmproxy/internal/user"
 )
 
 // bounce is an exit that sends every datagram back, without allocating.
@@ -51,8 +52,8 @@ func newPath(tb testing.TB, cfg PipeConfig) (f *Flow, back *counter) {
 	tb.Helper()
 	near, far := NewPipe(cfg, cfg)
 	registry := NewRegistry(RegistryConfig{
-		Authenticate: func(Credentials) bool { return true },
-		Exit:         func(string) Exit { return bounce{} },
+		Authenticate: anyone,
+		Exit:         func(*user.User) Exit { return bounce{} },
 	})
 	s := NewSession(SessionConfig{})
 	tb.Cleanup(func() {

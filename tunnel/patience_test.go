@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/quic-go/quic-go/testutils/simnet"
+
+	"wmproxy/internal/user"
 )
 
 func TestTransportsOutliveDead(t *testing.T) {
@@ -120,8 +122,8 @@ func TestOverQUICAStreamOutlivesWhatDeadAllowsAndNoMore(t *testing.T) {
 				defer ln.Close()
 				p := &twoPaths{world: &world{t: t, exit: &echoExit{}}}
 				p.host = NewRegistry(RegistryConfig{
-					Authenticate: func(Credentials) bool { return true },
-					Exit:         func(string) Exit { return p.exit },
+					Authenticate: anyone,
+					Exit:         func(*user.User) Exit { return p.exit },
 					Timers:       Timers{Dead: c.dead},
 				})
 				p.session = NewSession(SessionConfig{Timers: Timers{Dead: c.dead}})

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"wmproxy/internal/user"
 )
 
 const (
@@ -24,11 +26,12 @@ const (
 
 // RegistryConfig is how a server treats those who come in.
 type RegistryConfig struct {
-	// Authenticate says whether the credentials are good, in constant time.
-	Authenticate func(Credentials) bool
+	// Authenticate returns the user of these credentials, nil if they are wrong. It takes
+	// as long either way.
+	Authenticate func(Credentials) *user.User
 
 	// Exit returns what serves a user's flows and streams.
-	Exit func(user string) Exit
+	Exit func(u *user.User) Exit
 
 	// Hold is how long a session without a carrier is kept; 0 ends it at once. A
 	// client that said that it goes is not waited for.
@@ -67,7 +70,7 @@ type Registry struct {
 }
 
 type sessionKey struct {
-	user string
+	user *user.User
 	id   SessionID
 }
 
@@ -177,15 +180,14 @@ func (r *Registry) create(key sessionKey, secret []byte) (*Session, error) {
 	}
 	in := &incarnation{id: key.id, confirmed: true}
 	copy(in.secret[:], secret)
-	cfg := SessionConfig{Log: r.cfg.Log.With(slog.String("user", key.user)), Timers: r.cfg.Timers}
+	cfg := SessionConfig{User: key.user, Log: r.cfg.Log.With(slog.String("user", key.user.Name)), Timers: r.cfg.Timers}
 	if r.cfg.Event != nil {
-		cfg.Event = func(sentence string) { r.cfg.Event(key.user, sentence) }
+		cfg.Event = func(sentence string) { r.cfg.Event(key.user.Name, sentence) }
 	}
 	if r.cfg.Exit != nil {
 		cfg.Exit = r.cfg.Exit(key.user)
 	}
 	s := newSession(cfg, true, in)
-	s.user = key.user
 	if r.cfg.MaxStreams > 0 {
 		s.maxStreams = int64(r.cfg.MaxStreams)
 	}
@@ -219,8 +221,8 @@ func (r *Registry) orphaned(key sessionKey, s *Session) {
 }
 
 // ofUser is the sessions of one user.
-func ofUser(user string) func(sessionKey, *Session) bool {
-	return func(k sessionKey, _ *Session) bool { return k.user == user }
+func ofUser(u *user.User) func(sessionKey, *Session) bool {
+	return func(k sessionKey, _ *Session) bool { return k.user == u }
 }
 
 // startHold makes the session end after Hold, unless it is in use.
@@ -247,9 +249,9 @@ func (r *Registry) MakeRoom(user string, may func(other string) bool) bool {
 		r.mu.Unlock()
 		return false
 	}
-	key, s := r.longestHeldLocked(func(k sessionKey, s *Session) bool { return k.user == user && s.Flows() > 0 })
+	key, s := r.longestHeldLocked(func(k sessionKey, s *Session) bool { return k.user.Name == user && s.Flows() > 0 })
 	if s == nil && may != nil {
-		key, s = r.longestHeldLocked(func(k sessionKey, s *Session) bool { return s.Flows() > 0 && may(k.user) })
+		key, s = r.longestHeldLocked(func(k sessionKey, s *Session) bool { return s.Flows() > 0 && may(k.user.Name) })
 	}
 	if s == nil {
 		r.mu.Unlock()
@@ -294,22 +296,22 @@ func (r *Registry) makeWayLocked(may func(sessionKey, *Session) bool, reason str
 // takePlaceLocked ends a session to make room for user: a held one, of user or of a user with more
 // sessions, else the least used one of the user with most, if that user then still has as many as
 // user. It reports whether it ended one. h.mu is held.
-func (r *Registry) takePlaceLocked(user string) bool {
-	has := make(map[string]int)
+func (r *Registry) takePlaceLocked(u *user.User) bool {
+	has := make(map[*user.User]int)
 	for k := range r.sessions {
 		has[k.user]++
 	}
-	mayGo := func(k sessionKey, _ *Session) bool { return k.user == user || has[k.user] > has[user] }
+	mayGo := func(k sessionKey, _ *Session) bool { return k.user == u || has[k.user] > has[u] }
 	if r.makeWayLocked(mayGo, "there are too many sessions") {
 		return true
 	}
-	greedy := ""
-	for name, n := range has {
+	var greedy *user.User
+	for other, n := range has {
 		if n > has[greedy] {
-			greedy = name
+			greedy = other
 		}
 	}
-	if has[greedy] < has[user]+2 {
+	if has[greedy] < has[u]+2 {
 		return false
 	}
 	var least *Session
@@ -340,7 +342,7 @@ func (r *Registry) dropLocked(key sessionKey, s *Session, reason string) {
 	if _, held := s.heldSince(); !held {
 		what = "a session is ended"
 	}
-	r.cfg.Log.Info(what, slog.String("user", key.user), slog.String("reason", reason))
+	r.cfg.Log.Info(what, slog.String("user", key.user.Name), slog.String("reason", reason))
 	delete(r.sessions, key)
 	r.ending.Go(func() { s.Close(CodeLimit, reason) })
 }
@@ -389,7 +391,7 @@ func (r *Registry) end(key sessionKey, s *Session) {
 // EndSessions ends the sessions of the users that of reports true for, telling
 // their clients why, and returns how many there were. A handshake that was under
 // way when Authenticate changed its mind is refused.
-func (r *Registry) EndSessions(of func(user string) bool, code ErrorCode, reason string) (n int) {
+func (r *Registry) EndSessions(of func(u *user.User) bool, code ErrorCode, reason string) (n int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.closed {

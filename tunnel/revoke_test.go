@@ -6,6 +6,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
+
+	"wmproxy/internal/user"
 )
 
 func TestEndedUsersAreToldAndOthersStay(t *testing.T) {
@@ -19,7 +21,7 @@ func TestEndedUsersAreToldAndOthersStay(t *testing.T) {
 		if errNear != nil || errFar != nil {
 			t.Fatal(errNear, errFar)
 		}
-		n := w.host.EndSessions(func(user string) bool { return user == "alice" }, CodeAuth, "the token was removed")
+		n := w.host.EndSessions(func(u *user.User) bool { return u.Name == "alice" }, CodeAuth, "the token was removed")
 		synctest.Wait()
 		var end *CloseError
 		if n != 1 || !errors.As(near.Err(), &end) || end.Code != CodeAuth || end.Reason != "the token was removed" {
@@ -35,7 +37,12 @@ func TestEndedUsersAreToldAndOthersStay(t *testing.T) {
 func TestHandshakeWithRemovedTokenIsRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var asked atomic.Int32
-		registry := NewRegistry(RegistryConfig{Authenticate: func(Credentials) bool { return asked.Add(1) == 1 }})
+		registry := NewRegistry(RegistryConfig{Authenticate: func(c Credentials) *user.User {
+			if asked.Add(1) > 1 {
+				return nil
+			}
+			return named(c.User)
+		}})
 		defer registry.Close(CodeShutdown, "done")
 		session := NewSession(SessionConfig{})
 		defer session.Close(CodeShutdown, "done")

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"wmproxy/internal/notify"
+	"wmproxy/internal/stats"
+	"wmproxy/internal/user"
 )
 
 // Errors of a session.
@@ -35,6 +37,9 @@ const (
 // SessionConfig is how a session behaves. The zero value works: it opens flows
 // and streams, and refuses those of the peer.
 type SessionConfig struct {
+	// User is whose session it is; what it drops counts in the user's total. nil is a nameless one.
+	User *user.User
+
 	// Exit serves what the peer opens; nil refuses it.
 	Exit Exit
 
@@ -69,11 +74,10 @@ type SessionConfig struct {
 type Session struct {
 	cfg    SessionConfig
 	server bool
-	user   string
 	start  time.Time
 	wall   func() time.Time // the clock that an operator may set; not steady
 	q      queue
-	drops  dropCounters
+	drops  stats.Drops
 	ctx    context.Context // ends with the session
 	cancel context.CancelFunc
 	wg     sync.WaitGroup // carriers and streams; see spawn
@@ -130,6 +134,9 @@ func newSession(cfg SessionConfig, server bool, in *incarnation) *Session {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
+	if cfg.User == nil {
+		cfg.User = user.New("", "", new(stats.Total))
+	}
 	cfg.Timers = cfg.Timers.withDefaults()
 	s := &Session{
 		cfg: cfg, server: server, inc: in, peerOf: in, start: time.Now(),
@@ -137,11 +144,11 @@ func newSession(cfg SessionConfig, server bool, in *incarnation) *Session {
 		maxStreams: MaxStreams, mostStreams: MaxStreams,
 		wall: func() time.Time { return time.Now().Round(0) },
 	}
+	s.drops.In(&cfg.User.Total.Drops)
 	s.numbers = cfg.Numbers
 	if s.numbers == nil {
 		s.numbers = new(FlowNumbers)
 	}
-	s.q.drops = &s.drops
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	return s
 }
@@ -149,11 +156,11 @@ func newSession(cfg SessionConfig, server bool, in *incarnation) *Session {
 // now is the session's steady clock.
 func (s *Session) now() time.Duration { return time.Since(s.start) }
 
-// Drops is a snapshot of the datagrams dropped, by reason.
-func (s *Session) Drops() Drops { return s.drops.snapshot() }
+// Dropped returns how many datagrams were dropped, by reason.
+func (s *Session) Dropped() stats.Dropped { return s.drops.Dropped() }
 
-// User is the name that the client authenticated with; "" on the client.
-func (s *Session) User() string { return s.user }
+// User returns whose session it is.
+func (s *Session) User() *user.User { return s.cfg.User }
 
 // PeerFeatures returns the features that the peer announced when it last attached.
 func (s *Session) PeerFeatures() Features { return Features(s.peer.Load()) }

@@ -15,7 +15,9 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"wmproxy/internal/stats"
 	"wmproxy/internal/udpio"
+	"wmproxy/internal/user"
 )
 
 // echoExit answers every datagram with itself and every stream with its bytes.
@@ -121,6 +123,25 @@ type world struct {
 
 var alice = Credentials{User: "alice", Token: "right"}
 
+var users sync.Map // of all tests, by name
+
+// named returns the user of this name.
+func named(name string) *user.User {
+	u, _ := users.LoadOrStore(name, user.New(name, "", new(stats.Total)))
+	return u.(*user.User)
+}
+
+// anyone lets everybody in.
+func anyone(c Credentials) *user.User { return named(c.User) }
+
+// withToken lets everybody in who has the right token.
+func withToken(c Credentials) *user.User {
+	if c.Token != "right" {
+		return nil
+	}
+	return named(c.User)
+}
+
 func newWorld(t *testing.T) *world {
 	w := &world{t: t, exit: &echoExit{}}
 	w.host = w.newHost()
@@ -130,8 +151,8 @@ func newWorld(t *testing.T) *world {
 
 func (w *world) newHost() *Registry {
 	return NewRegistry(RegistryConfig{
-		Authenticate: func(c Credentials) bool { return c.Token == "right" },
-		Exit:         func(string) Exit { return w.exit },
+		Authenticate: withToken,
+		Exit:         func(*user.User) Exit { return w.exit },
 	})
 }
 
@@ -194,7 +215,7 @@ func TestDatagramsGoThereAndBackInOrder(t *testing.T) {
 		time.Sleep(time.Second)
 		got, _ := s.snapshot()
 		if len(got) != len(want) {
-			t.Fatalf("%d datagrams came back, want %d; drops %v", len(got), len(want), w.session.Drops())
+			t.Fatalf("%d datagrams came back, want %d; drops %v", len(got), len(want), w.session.Dropped())
 		}
 		for i := range want {
 			if !bytes.Equal(got[i], want[i]) {
@@ -228,7 +249,7 @@ func TestAnEndedFlowIsFreedOnBothSidesAndRaisesNoGhost(t *testing.T) {
 		if opened, _ := w.exit.counts(); opened != 1 {
 			t.Errorf("the late datagram raised a ghost")
 		}
-		if n := far.Drops()[DropEnded]; n != 1 {
+		if n := far.Dropped()[stats.Ended]; n != 1 {
 			t.Errorf("%d drops of ended flows counted, want 1", n)
 		}
 	})
@@ -287,7 +308,7 @@ func TestADatagramForAFlowThatIsGoneIsAnsweredByItsEnd(t *testing.T) {
 		if _, ended := w.exit.counts(); ended != 1 {
 			t.Errorf("the server's flow ended %d times, want once", ended)
 		}
-		if n := w.session.Drops()[DropUnknown]; n != 1 {
+		if n := w.session.Dropped()[stats.Unknown]; n != 1 {
 			t.Errorf("%d unknown datagrams, want 1: the flow ended at the first", n)
 		}
 	})
@@ -471,7 +492,7 @@ func TestStaleCarrierTouchesNoNewFlow(t *testing.T) {
 	if opened, ended := clientExit.counts(); opened != 2 || ended != 1 || s.Flows() != 1 {
 		t.Errorf("opened %d, ended %d, open %d; want 2, 1, 1", opened, ended, s.Flows())
 	}
-	if got := s.Drops()[DropEnded]; got != 2 {
+	if got := s.Dropped()[stats.Ended]; got != 2 {
 		t.Errorf("%d datagrams of the old process were dropped, want 2", got)
 	}
 	if n := len(s.ends.pending); n != 0 {

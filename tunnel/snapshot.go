@@ -6,6 +6,8 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
+
+	"wmproxy/internal/stats"
 )
 
 // SessionStatus is a session at one moment, for an operator. Its parts are read one
@@ -23,7 +25,7 @@ type SessionStatus struct {
 
 	Flows       int
 	OpenStreams int
-	Drops       Drops
+	Drops       stats.Dropped
 }
 
 // Choice is the carrier that serves datagrams or new streams, and why that one.
@@ -101,11 +103,11 @@ func (s *Session) Snapshot() SessionStatus {
 	s.mu.Lock()
 	datagrams, streams := s.datagramPath, s.streamPath
 	st := SessionStatus{
-		ID: s.inc.id.String(), User: s.user, Age: s.now(), Leaving: s.leaving,
+		ID: s.inc.id.String(), User: s.cfg.User.Name, Age: s.now(), Leaving: s.leaving,
 		Attached:  len(s.paths) > 0,
 		Datagrams: s.choiceLocked(datagrams, s.reason(datagrams, KindQUIC), s.prefer.datagrams),
 		Streams:   s.choiceLocked(streams, s.streamsWhy(streams), s.prefer.streams),
-		Drops:     s.drops.snapshot(),
+		Drops:     s.drops.Dropped(),
 	}
 	switch {
 	case st.Attached:
@@ -179,17 +181,4 @@ func (s *Session) SmallSegments() bool {
 		}
 	}
 	return false
-}
-
-// ByReason is the reasons that occurred, by name; nil where none did.
-func (s *Drops) ByReason() (m map[string]uint64) {
-	for d, n := range s {
-		if n > 0 {
-			if m == nil {
-				m = make(map[string]uint64)
-			}
-			m[Drop(d).String()] = n
-		}
-	}
-	return m
 }

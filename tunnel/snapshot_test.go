@@ -161,13 +161,6 @@ func TestASnapshotSaysHowLongNothingHasBeenAttached(t *testing.T) {
 	})
 }
 
-func TestDropsAreNamed(t *testing.T) {
-	d := Drops{DropStale: 3, DropUnknown: 1}
-	if m := d.ByReason(); len(m) != 2 || m["stale"] != 3 || m["unknown"] != 1 {
-		t.Errorf("%v", m)
-	}
-}
-
 func TestTheTransportsCountWhatTheyCarry(t *testing.T) {
 	for _, kind := range []struct {
 		name string

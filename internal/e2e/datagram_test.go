@@ -85,7 +85,7 @@ func TestReplyTooLargeForSOCKSIsCounted(t *testing.T) {
 		conn.Close()
 		line := tu.Entry.WaitLog("the association's end", message("association ended"))
 		stale := tu.Exit().WaitLog("the flow's end", message("flow ended")).Int("drops", "stale")
-		if n := line.Int("drops", "too-large"); n > tooLarge || n+stale < tooLarge {
+		if n := line.Int("drops", "too_large"); n > tooLarge || n+stale < tooLarge {
 			t.Errorf("%d drops are counted and %d at the exit, want %d: %s", n, stale, tooLarge, line.Raw)
 		}
 		if up, down := line.Int("up_datagrams"), line.Int("down_datagrams"); up != 1 || down < tooLarge {

@@ -103,7 +103,7 @@ func (u *UserExit) enterBeside(cancel context.CancelCauseFunc) (release func()) 
 	}
 	use := &streamUse{pool: e.cfg.Room, cancel: cancel}
 	use.note()
-	lease, err := e.cfg.Room.TakeFree(u.name, share.Stream, 1, use)
+	lease, err := e.cfg.Room.TakeFree(u.Name, share.Stream, 1, use)
 	if err != nil {
 		e.leaveStream(u)
 		return nil

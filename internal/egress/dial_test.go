@@ -25,7 +25,7 @@ func TestDeafFirstAddressCostsOneDelay(t *testing.T) {
 	if took := time.Since(began); took < eyeballs.Delay || took > 16*eyeballs.Delay {
 		t.Errorf("connected after %v, want a little more than %v", took, eyeballs.Delay)
 	}
-	u := e.For("ann")
+	u := exitOf(e, "ann")
 	e.mu.Lock()
 	if u.streams != 1 {
 		t.Errorf("%d streams are counted, want 1", u.streams)
@@ -64,7 +64,7 @@ func TestAttemptsCountAgainstTheLimits(t *testing.T) {
 			t.Errorf("%s: refused with %d, want %d", name, code, socks.ReplyTTLExpired)
 		}
 		receive(t, done)
-		if n, used := e.For("ann").streams, e.cfg.Room.Most(); n != 0 || used != before {
+		if n, used := exitOf(e, "ann").streams, e.cfg.Room.Most(); n != 0 || used != before {
 			t.Errorf("%s: %d streams and %d descriptors are still counted", name, n, used)
 		}
 	}

@@ -18,6 +18,7 @@ import (
 
 	"wmproxy/internal/config"
 	"wmproxy/internal/share"
+	"wmproxy/internal/user"
 	"wmproxy/tunnel"
 )
 
@@ -136,11 +137,10 @@ type Exits struct {
 
 	mu      sync.Mutex
 	closed  bool
-	users   map[string]*UserExit
+	users   map[*user.User]*UserExit
 	flows   map[*flow]struct{} // open
 	closing int                // of all users
 	ended   []ending           // the ones that closeEnded has not taken yet
-	past    Stats              // of flows that have ended
 }
 
 // New returns exits that work until Close.
@@ -151,7 +151,7 @@ func New(cfg Config) *Exits {
 		policy:   newPolicy(cfg.Allow, cfg.Deny, cfg.Closed),
 		resolver: newResolver(cfg.Resolve, hasRoute),
 		now:      time.Now,
-		users:    make(map[string]*UserExit),
+		users:    make(map[*user.User]*UserExit),
 		flows:    make(map[*flow]struct{}),
 	}
 	e.ctx, e.cancel = context.WithCancel(context.Background())
@@ -172,21 +172,21 @@ func New(cfg Config) *Exits {
 
 // For returns the exit of one user. It is the same one each time, so that
 // limits hold over all sessions of the user.
-func (e *Exits) For(user string) *UserExit {
+func (e *Exits) For(of *user.User) *UserExit {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	u := e.users[user]
+	u := e.users[of]
 	if u == nil {
-		u = &UserExit{exits: e, name: user}
-		e.users[user] = u
+		u = &UserExit{User: of, exits: e}
+		e.users[of] = u
 	}
 	return u
 }
 
 // UserExit is the exit of one user. It is a tunnel.Exit.
 type UserExit struct {
+	*user.User
 	exits *Exits
-	name  string
 
 	flows, streams int       // under exits.mu
 	closing        int       // flows with a socket about to be closed; under exits.mu
@@ -298,7 +298,7 @@ func (e *Exits) makeRoom(u *UserExit) bool {
 	if closing > 0 || asked || e.cfg.MakeRoom == nil {
 		return closing > 0
 	}
-	if e.cfg.MakeRoom(u.name) {
+	if e.cfg.MakeRoom(u.Name) {
 		return true
 	}
 	e.mu.Lock()
@@ -311,5 +311,5 @@ func (e *Exits) makeRoom(u *UserExit) bool {
 // it does not allocate.
 func (e *Exits) refusedByLimit(u *UserExit, what string, err error) {
 	e.cfg.Log.LogAttrs(e.ctx, slog.LevelWarn, "refused for want of room",
-		slog.String("user", u.name), slog.String("what", what), slog.Any("error", err))
+		slog.String("user", u.Name), slog.String("what", what), slog.Any("error", err))
 }

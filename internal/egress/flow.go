@@ -1,6 +1,8 @@
 package egress
 
 import (
+	"context"
+	"log/slog"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -8,6 +10,7 @@ import (
 
 	"wmproxy/internal/config"
 	"wmproxy/internal/share"
+	"wmproxy/internal/stats"
 	"wmproxy/internal/udpio"
 	"wmproxy/socks"
 	"wmproxy/tunnel"
@@ -19,7 +22,7 @@ type downlink interface {
 	Send(ms []udpio.Message)
 	End(code tunnel.EndCode)
 	Forget()
-	Drops() tunnel.Drops
+	Dropped() stats.Dropped
 }
 
 var (
@@ -56,7 +59,7 @@ type flow struct {
 	peers   peerTable   // whom the flow has sent to; nil if everyone may answer
 	answers answerTable // nil until answersByName
 
-	counts counters
+	counts stats.Datagrams
 }
 
 // OpenFlow opens a socket for a new flow.
@@ -71,6 +74,7 @@ func (u *UserExit) OpenFlow(tf *tunnel.Flow) (tunnel.FlowHandler, tunnel.EndCode
 func (u *UserExit) openFlow(link downlink) (*flow, tunnel.EndCode) {
 	e := u.exits
 	f := &flow{user: u, link: link, since: time.Now()}
+	f.counts.In(&u.Total)
 	f.used.Store(e.tick.Load())
 	if e.cfg.Filtering != config.EndpointIndependent {
 		f.peers = make(peerTable)
@@ -182,15 +186,21 @@ func (f *flow) finish(why string) {
 	f.forgetNames()
 	f.mu.Unlock()
 	e := f.user.exits
-	s := f.counts.snapshot()
 	e.mu.Lock()
 	delete(e.flows, f)
-	e.past.add(s)
 	e.mu.Unlock()
-	e.cfg.Log.Info("flow ended", append([]any{
-		"user", f.user.name, "flow", f.link.ID(), "why", why,
-		"duration", time.Since(f.since).Round(time.Millisecond),
-	}, s.attrs(f.link.Drops())...)...)
+	counted := f.counted()
+	e.cfg.Log.LogAttrs(context.Background(), slog.LevelInfo, "flow ended", append([]slog.Attr{
+		slog.String("user", f.user.Name), slog.Uint64("flow", f.link.ID()), slog.String("why", why),
+		slog.Duration("duration", time.Since(f.since).Round(time.Millisecond)),
+	}, counted.Attrs()...)...)
+}
+
+// counted returns what the flow has counted, with what the tunnel dropped of it.
+func (f *flow) counted() stats.Snapshot {
+	s := f.counts.Snapshot()
+	s.Drops.Add(f.link.Dropped())
+	return s
 }
 
 // batchSize is how many datagrams go to a socket or to the tunnel at once.
@@ -217,14 +227,14 @@ var batches = sync.Pool{New: func() any { return new(batch) }}
 // ATYP is tunnel.TypeNameAnswered for a name that answers are to carry.
 func (f *flow) Receive(bodies [][]byte) {
 	if f.ended.Load() {
-		f.counts.drop(DropEnded, len(bodies))
+		f.counts.Drop(stats.Ended, len(bodies))
 		return
 	}
 	e := f.user.exits
 	f.used.Store(e.tick.Load())
 	f.passed.Store(e.cfg.Room.Now())
 	if f.sock.Load() == nil && !f.reopen() {
-		f.counts.drop(DropRoom, len(bodies))
+		f.counts.Drop(stats.NoRoom, len(bodies))
 		return
 	}
 	b := batches.Get().(*batch)
@@ -264,10 +274,9 @@ func (f *flow) write(ms []udpio.Message) {
 	if sent < len(ms) {
 		size = size * sent / len(ms) // which ones, the socket does not say
 	}
-	f.counts.upDatagrams.Add(uint64(sent))
-	f.counts.upBytes.Add(uint64(size))
+	f.counts.Up(sent, size)
 	if sent < len(ms) {
-		f.counts.drop(DropSend, len(ms)-sent)
+		f.counts.Drop(stats.Send, len(ms)-sent)
 	}
 	clear(ms) // the pool must not keep the payloads alive
 }
@@ -281,12 +290,12 @@ func (f *flow) destination(body []byte) (to netip.AddrPort, payload []byte, ok b
 	}
 	to, name, n, err := socks.SplitAddr(body)
 	if err != nil {
-		f.counts.drop(DropMalformed, 1)
+		f.counts.Drop(stats.Malformed, 1)
 		return to, nil, false
 	}
 	payload = body[n:]
 	if to.Port() == 0 {
-		f.counts.drop(DropPort, 1)
+		f.counts.Drop(stats.PortZero, 1)
 		return to, nil, false
 	}
 	if name != nil {
@@ -299,7 +308,7 @@ func (f *flow) destination(body []byte) (to netip.AddrPort, payload []byte, ok b
 		f.noteAddress(to)
 	}
 	if !f.up.permits(f.user.exits.policy, to) {
-		f.counts.drop(DropPolicy, 1)
+		f.counts.Drop(stats.Policy, 1)
 		return to, nil, false
 	}
 	if f.peers != nil {
@@ -359,8 +368,7 @@ func (f *flow) queue(ms []udpio.Message) {
 	for i := range ms {
 		size += len(ms[i].Body)
 	}
-	f.counts.downDatagrams.Add(uint64(len(ms)))
-	f.counts.downBytes.Add(uint64(size))
+	f.counts.Down(len(ms), size)
 	f.link.Send(ms)
 	clear(ms)
 }
@@ -368,7 +376,7 @@ func (f *flow) queue(ms []udpio.Message) {
 // mayReply holds a source to the policy and to the filtering behaviour.
 func (f *flow) mayReply(from netip.AddrPort) bool {
 	if !f.down.permits(f.user.exits.policy, from) {
-		f.counts.drop(DropSource, 1)
+		f.counts.Drop(stats.Source, 1)
 		return false
 	}
 	if f.peers == nil {
@@ -378,7 +386,7 @@ func (f *flow) mayReply(from netip.AddrPort) bool {
 	_, known := f.peers[f.filterKey(from)]
 	f.mu.Unlock()
 	if !known {
-		f.counts.drop(DropFiltered, 1)
+		f.counts.Drop(stats.Filtered, 1)
 	}
 	return known
 }

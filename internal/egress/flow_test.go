@@ -15,11 +15,13 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
 
 	"wmproxy/internal/config"
-	"wmproxy/internal/status"
+	"wmproxy/internal/stats"
 	"wmproxy/internal/udpio"
+	"wmproxy/internal/user"
 	"wmproxy/socks"
 	"wmproxy/tunnel"
 )
@@ -46,7 +48,7 @@ func newFakeLink(id uint64) *fakeLink {
 func (l *fakeLink) ID() uint64              { return l.id }
 func (l *fakeLink) End(code tunnel.EndCode) { l.ended <- code }
 func (l *fakeLink) Forget()                 { l.forgotten <- struct{}{} }
-func (l *fakeLink) Drops() tunnel.Drops     { return tunnel.Drops{} }
+func (l *fakeLink) Dropped() stats.Dropped  { return stats.Dropped{} }
 
 func (l *fakeLink) Send(ms []udpio.Message) {
 	for _, m := range ms {
@@ -140,7 +142,7 @@ func newExits(t *testing.T, cfg Config) *Exits {
 func openFlow(t *testing.T, e *Exits) (*flow, *fakeLink) {
 	t.Helper()
 	l := newFakeLink(7)
-	f, code := e.For("ann").openFlow(l)
+	f, code := exitOf(e, "ann").openFlow(l)
 	if f == nil {
 		t.Fatalf("refused: %v", code)
 	}
@@ -164,7 +166,26 @@ func send(f *flow, bodies ...[]byte) {
 	}
 }
 
-func drops(f *flow, d Drop) uint64 { return f.counts.snapshot().Drops[d] }
+// exitOf returns the exit of the user of this name.
+func exitOf(e *Exits, name string) *UserExit {
+	e.mu.Lock()
+	for u, exit := range e.users {
+		if u.Name == name {
+			e.mu.Unlock()
+			return exit
+		}
+	}
+	e.mu.Unlock()
+	return e.For(user.New(name, "", new(stats.Total)))
+}
+
+func openFlows(e *Exits) int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return len(e.flows)
+}
+
+func drops(f *flow, d stats.Reason) uint64 { return f.counts.Snapshot().Drops[d] }
 
 func TestADatagramGoesOutAndItsReplyComesBackWithTheTrueSource(t *testing.T) {
 	for _, ip := range []string{"127.0.0.1", "::1"} {
@@ -183,10 +204,10 @@ func TestADatagramGoesOutAndItsReplyComesBackWithTheTrueSource(t *testing.T) {
 					t.Fatalf("reply of %d bytes came back as %.40q", size, got)
 				}
 			}
-			s := f.counts.snapshot()
-			want := Stats{UpDatagrams: 5, DownDatagrams: 5, UpBytes: 75698, DownBytes: 75698}
-			if s != want {
-				t.Errorf("counted %+v, want %+v", s, want)
+			s := f.counts.Snapshot()
+			passed := stats.Traffic{Datagrams: 5, Bytes: 75698}
+			if diff := cmp.Diff(stats.Snapshot{Up: passed, Down: passed}, s); diff != "" {
+				t.Errorf("counts (-want +got):\n%s", diff)
 			}
 		})
 	}
@@ -217,7 +238,7 @@ func TestMappingIsEndpointIndependentAndFilteringAsConfigured(t *testing.T) {
 				try.r.put(t, "b", from)
 				if !try.pass {
 					filtered++
-					eventually(t, "the drop is counted", func() bool { return drops(f, DropFiltered) == filtered })
+					eventually(t, "the drop is counted", func() bool { return drops(f, stats.Filtered) == filtered })
 				} else if got := l.next(t); got != try.r.at.String()+" b" {
 					t.Errorf("got %q", got)
 				}
@@ -259,8 +280,8 @@ func TestWhatCannotBeSentIsDroppedAndCountedAndTheRestPasses(t *testing.T) {
 	if got, _ := r.get(t); got != "good" {
 		t.Errorf("got %q", got)
 	}
-	want := [numDrops]uint64{DropMalformed: 6, DropPort: 1, DropPolicy: 6, DropSend: 1}
-	if got := f.counts.snapshot().Drops; got != want {
+	want := stats.Dropped{stats.Malformed: 6, stats.PortZero: 1, stats.Policy: 6, stats.Send: 1}
+	if got := f.counts.Snapshot().Drops; got != want {
 		t.Errorf("drops %v, want %v", got, want)
 	}
 }
@@ -287,7 +308,7 @@ func TestRepliesFromRefusedSourcesAreDropped(t *testing.T) {
 	send(f, to(r.at, "a"))
 	_, from := r.get(t)
 	stranger.put(t, "b", from)
-	eventually(t, "the drop is counted", func() bool { return drops(f, DropSource) == 1 })
+	eventually(t, "the drop is counted", func() bool { return drops(f, stats.Source) == 1 })
 	r.put(t, "c", from)
 	if got := l.next(t); got != r.at.String()+" c" {
 		t.Errorf("got %q", got)
@@ -401,12 +422,12 @@ func TestANameIsHeldToThePolicyByItsAddress(t *testing.T) {
 	e.resolver.routable = everyRoute
 	f, _ := openFlow(t, e)
 	send(f, toName("private.example", r.at.Port(), "a"), toName("private.example", r.at.Port(), "a"))
-	eventually(t, "the drops are counted", func() bool { return drops(f, DropPolicy) == 2 })
+	eventually(t, "the drops are counted", func() bool { return drops(f, stats.Policy) == 2 })
 	send(f, toName("private.example", r.at.Port(), "a"), toName("mixed.example", r.at.Port(), "b"))
 	if got, _ := r.get(t); got != "b" {
 		t.Errorf("got %q", got)
 	}
-	if n := drops(f, DropPolicy); n != 3 {
+	if n := drops(f, stats.Policy); n != 3 {
 		t.Errorf("%d drops by policy, want 3", n)
 	}
 }
@@ -416,9 +437,9 @@ func TestANameThatDoesNotResolveDropsWhatWaited(t *testing.T) {
 	f, _ := openFlow(t, newExits(t, Config{Resolve: dns.lookup}))
 	send(f, toName("none.example", 53, "a"), toName("none.example", 53, "b"))
 	close(dns.release)
-	eventually(t, "the drops are counted", func() bool { return drops(f, DropUnresolved) == 2 })
+	eventually(t, "the drops are counted", func() bool { return drops(f, stats.Unresolved) == 2 })
 	send(f, toName("none.example", 53, "c"))
-	if n := drops(f, DropUnresolved); n != 3 {
+	if n := drops(f, stats.Unresolved); n != 3 {
 		t.Errorf("%d drops, want 3", n)
 	}
 	if dns.asked["none.example"] != 1 {
@@ -437,7 +458,7 @@ func TestWhatWaitsForNamesIsBounded(t *testing.T) {
 		send(f, toName("slow.example", r.at.Port(), fmt.Sprint(i)))
 	}
 	send(f, toName("other.example", r.at.Port(), "no room, none of its own to drop"))
-	if n := drops(f, DropWaiting); n != 6 {
+	if n := drops(f, stats.Waiting); n != 6 {
 		t.Errorf("%d drops, want 6", n)
 	}
 	for i := range 3 {
@@ -481,12 +502,12 @@ func TestOldestLookupOfAUserMakesRoom(t *testing.T) {
 			send(f, toName(fmt.Sprintf("n%d-%d.example", i, k), 53, "x"))
 		}
 	}
-	eventually(t, "the oldest are dropped", func() bool { return e.Stats().Drops[DropUnresolved] == maxFlowNames })
-	if n := waitingLookups(e.For("ann")); n != maxUserLookups {
+	eventually(t, "the oldest are dropped", func() bool { return exitOf(e, "ann").Total.Dropped()[stats.Unresolved] == maxFlowNames })
+	if n := waitingLookups(exitOf(e, "ann")); n != maxUserLookups {
 		t.Errorf("%d questions wait, want %d", n, maxUserLookups)
 	}
 	close(dns.release)
-	eventually(t, "the user's share is given back", func() bool { return waitingLookups(e.For("ann")) == 0 })
+	eventually(t, "the user's share is given back", func() bool { return waitingLookups(exitOf(e, "ann")) == 0 })
 }
 
 func TestAnIdleFlowIsForgotten(t *testing.T) {
@@ -511,7 +532,7 @@ func TestAnIdleFlowIsForgotten(t *testing.T) {
 	}
 	e.sweep()
 	receive(t, l.forgotten)
-	eventually(t, "the flow is gone", func() bool { return e.Stats().Flows == 0 })
+	eventually(t, "the flow is gone", func() bool { return openFlows(e) == 0 })
 	select {
 	case code := <-l.ended:
 		t.Errorf("the client was told %v", code)
@@ -538,7 +559,7 @@ func TestInboundKeepsTheFlowsThatSentLast(t *testing.T) {
 		anns, links = append(anns, f), append(links, l)
 	}
 	bobs := newFakeLink(8)
-	bob, _ := e.For("bob").openFlow(bobs)
+	bob, _ := exitOf(e, "bob").openFlow(bobs)
 	for i := range flows + int(e.idleTicks) + 1 {
 		if i < flows {
 			send(anns[i], to(r.at, "a"))
@@ -580,10 +601,10 @@ func TestTheReportSaysWhatEachFlowPassedAndHowLongItHasBeenIdle(t *testing.T) {
 	if got.User != "ann" || got.Flow != 7 || got.Exit != f.sock.Load().LocalAddr().String() || got.AgeSeconds < 0 || got.AgeSeconds > wait.Seconds() {
 		t.Errorf("%+v", got)
 	}
-	if got.Up != (status.Traffic{Datagrams: 2, Bytes: 9}) || got.Down != (status.Traffic{Datagrams: 1, Bytes: 4}) {
+	if got.Up != (stats.Traffic{Datagrams: 2, Bytes: 9}) || got.Down != (stats.Traffic{Datagrams: 1, Bytes: 4}) {
 		t.Errorf("up %+v, down %+v", got.Up, got.Down)
 	}
-	if len(got.Drops) != 2 || got.Drops["policy"] != 1 || got.Drops["port zero"] != 1 {
+	if len(got.Drops) != 2 || got.Drops["policy"] != 1 || got.Drops["port_zero"] != 1 {
 		t.Errorf("drops %v", got.Drops)
 	}
 	if got.IdleSeconds == nil || *got.IdleSeconds != 60 {
@@ -595,7 +616,7 @@ func TestTheSweeperRunsByItself(t *testing.T) {
 	e := newExits(t, Config{Exit: config.Exit{UDPIdle: 20 * time.Millisecond}})
 	_, l := openFlow(t, e)
 	receive(t, l.forgotten)
-	eventually(t, "the flow is gone", func() bool { return e.Stats().Flows == 0 })
+	eventually(t, "the flow is gone", func() bool { return openFlows(e) == 0 })
 }
 
 func TestAnEndedFlowClosesItsSocketAndLogsOneLine(t *testing.T) {
@@ -609,7 +630,7 @@ func TestAnEndedFlowClosesItsSocketAndLogsOneLine(t *testing.T) {
 	f.Ended(tunnel.EndNormal)
 	f.Ended(tunnel.EndNormal)
 	send(f, to(r.at, "late"), toName("late.example", 53, "late"))
-	eventually(t, "the flow is gone", func() bool { return e.Stats().Flows == 0 })
+	eventually(t, "the flow is gone", func() bool { return openFlows(e) == 0 })
 	again, err := net.ListenUDP("udp", &net.UDPAddr{Port: int(from.Port())})
 	if err != nil {
 		t.Errorf("its port is still taken: %v", err)
@@ -652,10 +673,10 @@ func TestCloseEndsEveryFlow(t *testing.T) {
 			t.Errorf("ended with %v", code)
 		}
 	}
-	if e.Stats().Flows != 0 {
+	if openFlows(e) != 0 {
 		t.Error("flows are left")
 	}
-	if f, code := e.For("ann").openFlow(newFakeLink(1)); f != nil || code != tunnel.EndShutdown {
+	if f, code := exitOf(e, "ann").openFlow(newFakeLink(1)); f != nil || code != tunnel.EndShutdown {
 		t.Errorf("opened after Close: %v", code)
 	}
 }
@@ -704,7 +725,7 @@ func FuzzReceive(f *testing.F) {
 		Resolve: func(context.Context, string) ([]netip.Addr, error) { return nil, errors.New("no") },
 	})
 	f.Cleanup(e.Close)
-	fl, _ := e.For("ann").openFlow(newFakeLink(1))
+	fl, _ := exitOf(e, "ann").openFlow(newFakeLink(1))
 	f.Fuzz(func(t *testing.T, body []byte) {
 		if ap, _, _, err := socks.SplitAddr(body); err == nil && fl.user.exits.policy.judge(ap.Addr()) == open {
 			return
@@ -726,7 +747,7 @@ func BenchmarkReceive(b *testing.B) {
 	defer sink.Close()
 	e := New(Config{Exit: config.Exit{Allow: loopback}})
 	defer e.Close()
-	f, _ := e.For("ann").openFlow(newFakeLink(1))
+	f, _ := exitOf(e, "ann").openFlow(newFakeLink(1))
 	var bodies [][]byte
 	for range 16 {
 		bodies = append(bodies, to(sink.LocalAddr().(*net.UDPAddr).AddrPort(), strings.Repeat("x", 160)))
@@ -740,7 +761,7 @@ func BenchmarkReceive(b *testing.B) {
 func BenchmarkReplies(b *testing.B) {
 	e := New(Config{Exit: config.Exit{Allow: loopback}})
 	defer e.Close()
-	f, _ := e.For("ann").openFlow(newFakeLink(1))
+	f, _ := exitOf(e, "ann").openFlow(newFakeLink(1))
 	f.link = quietLink{newFakeLink(1)}
 	var ms []udpio.Message
 	for range 16 {

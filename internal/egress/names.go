@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"wmproxy/internal/eyeballs"
+	"wmproxy/internal/stats"
 	"wmproxy/internal/udpio"
 	"wmproxy/socks"
 )
@@ -47,7 +48,7 @@ func (f *flow) named(name []byte, port uint16, payload []byte, asked bool) (neti
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.ended.Load() { // checked with f.mu, so that finish sees all that was held
-		f.counts.drop(DropEnded, 1)
+		f.counts.Drop(stats.Ended, 1)
 		return netip.Addr{}, false
 	}
 	if f.names == nil {
@@ -55,9 +56,9 @@ func (f *flow) named(name []byte, port uint16, payload []byte, asked bool) (neti
 	}
 	n := f.names.byName[string(name)] // does not allocate
 	if n == nil {
-		var why Drop
+		var why stats.Reason
 		if n, why = f.learn(string(name)); n == nil {
-			f.counts.drop(why, 1)
+			f.counts.Drop(why, 1)
 			return netip.Addr{}, false
 		}
 	}
@@ -75,20 +76,20 @@ func (f *flow) named(name []byte, port uint16, payload []byte, asked bool) (neti
 
 // learn takes in a name the flow does not know, and starts resolving it. The
 // caller has f.mu.
-func (f *flow) learn(name string) (*destName, Drop) {
+func (f *flow) learn(name string) (*destName, stats.Reason) {
 	n := &destName{name: name}
 	if ip, ok := socks.ParseLiteral(name); ok {
 		n.ip = ip
 	} else if !validName(name) {
-		return nil, DropMalformed
+		return nil, stats.Malformed
 	}
 	if !f.names.makeRoom(f.used.Load()) {
-		return nil, DropNames
+		return nil, stats.Names
 	}
 	if !n.ip.IsValid() {
 		addrs, done, err := f.user.resolve(name, keepAnswer, func(addrs []netip.Addr, err error) { f.resolved(name, addrs, err) })
 		if err != nil {
-			return nil, DropUnresolved
+			return nil, stats.Unresolved
 		}
 		if done {
 			n.use(f.user.exits.policy.choose(addrs))
@@ -122,10 +123,10 @@ func (f *flow) hold(n *destName, port uint16, payload []byte) {
 	for f.names.full(len(payload)) && len(n.waiting) > 0 {
 		f.unhold(n.waiting[0])
 		n.waiting = slices.Delete(n.waiting, 0, 1)
-		f.counts.drop(DropWaiting, 1)
+		f.counts.Drop(stats.Waiting, 1)
 	}
 	if f.names.full(len(payload)) || !f.user.exits.reserveHeld(len(payload)) {
-		f.counts.drop(DropWaiting, 1)
+		f.counts.Drop(stats.Waiting, 1)
 		return
 	}
 	f.names.heldCount++
@@ -164,7 +165,7 @@ func (f *flow) resolved(name string, addrs []netip.Addr, err error) {
 	}
 	n := f.names.byName[name]
 	if err != nil {
-		f.counts.drop(DropUnresolved, len(n.waiting))
+		f.counts.Drop(stats.Unresolved, len(n.waiting))
 		delete(f.names.byName, name) // the next datagram asks again
 	} else {
 		n.use(addrs)
@@ -185,7 +186,7 @@ func (f *flow) sendHeld(n *destName) {
 	for _, d := range n.waiting {
 		to := netip.AddrPortFrom(n.ip, d.port)
 		if !f.user.exits.policy.permits(to) {
-			f.counts.drop(DropPolicy, 1)
+			f.counts.Drop(stats.Policy, 1)
 			continue
 		}
 		if f.peers != nil {
@@ -203,7 +204,7 @@ func (f *flow) forgetNames() {
 		return
 	}
 	for _, n := range f.names.byName {
-		f.counts.drop(DropEnded, len(n.waiting))
+		f.counts.Drop(stats.Ended, len(n.waiting))
 		for _, d := range n.waiting {
 			f.unhold(d)
 		}

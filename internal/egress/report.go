@@ -28,12 +28,10 @@ func (f *flow) report() status.Association {
 	if sock := f.sock.Load(); sock != nil {
 		exit = sock.LocalAddr().String()
 	}
-	s, queue := f.counts.snapshot(), f.link.Drops()
+	s := f.counted()
 	return status.Association{
-		User: f.user.name, Exit: exit, Flow: f.link.ID(),
+		User: f.user.Name, Exit: exit, Flow: f.link.ID(),
 		AgeSeconds: status.Seconds(time.Since(f.since)), IdleSeconds: &idle,
-		Up:    status.Traffic{Datagrams: s.UpDatagrams, Bytes: s.UpBytes},
-		Down:  status.Traffic{Datagrams: s.DownDatagrams, Bytes: s.DownBytes},
-		Drops: status.Add(s.dropsByReason(), queue.ByReason()),
+		Up: s.Up, Down: s.Down, Drops: s.Drops.ByReason(),
 	}
 }

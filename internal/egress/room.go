@@ -39,7 +39,7 @@ func (e *Exits) each() int {
 func (f *flow) openSocket() tunnel.EndCode {
 	u, e := f.user, f.user.exits
 	f.passed.Store(e.cfg.Room.Now())
-	lease, err := e.cfg.Room.Take(u.name, share.Flow, e.each(), f)
+	lease, err := e.cfg.Room.Take(u.Name, share.Flow, e.each(), f)
 	if errors.Is(err, share.ErrBusy) {
 		return tunnel.EndRetry
 	}
@@ -49,7 +49,7 @@ func (f *flow) openSocket() tunnel.EndCode {
 	}
 	sock, err := e.listen()
 	if exhausted(err) {
-		if freed := e.cfg.Room.Squeeze(u.name, share.Flow); freed != nil {
+		if freed := e.cfg.Room.Squeeze(u.Name, share.Flow); freed != nil {
 			select {
 			case <-freed:
 				sock, err = e.listen()
@@ -146,7 +146,7 @@ func (s *streamUse) GiveUp(*share.Lease) { s.cancel(errGivenUp) }
 
 // squeeze frees a descriptor for a user if the system has none left.
 func (e *Exits) squeeze(ctx context.Context, u *UserExit) bool {
-	freed := e.cfg.Room.Squeeze(u.name, share.Stream)
+	freed := e.cfg.Room.Squeeze(u.Name, share.Stream)
 	if freed == nil {
 		return false
 	}

@@ -7,13 +7,14 @@ import (
 	"time"
 
 	"wmproxy/internal/share"
+	"wmproxy/internal/stats"
 	"wmproxy/socks"
 	"wmproxy/tunnel"
 )
 
 // opener opens flows of users at e.
 func opener(e *Exits) func(user string) (*flow, tunnel.EndCode) {
-	return func(user string) (*flow, tunnel.EndCode) { return e.For(user).openFlow(newFakeLink(1)) }
+	return func(user string) (*flow, tunnel.EndCode) { return exitOf(e, user).openFlow(newFakeLink(1)) }
 }
 
 func TestOwnLimitOfFlowsRefusesThatUserAlone(t *testing.T) {
@@ -29,7 +30,7 @@ func TestOwnLimitOfFlowsRefusesThatUserAlone(t *testing.T) {
 	}
 	first.Ended(tunnel.EndNormal)
 	eventually(t, "there is room", func() bool { f, _ := open("ann"); return f != nil })
-	if h, code := e.For("ann").OpenFlow(nil); h != nil || code != tunnel.EndLimit {
+	if h, code := exitOf(e, "ann").OpenFlow(nil); h != nil || code != tunnel.EndLimit {
 		t.Errorf("a refused handler is %v, not nil", h)
 	}
 }
@@ -37,7 +38,7 @@ func TestOwnLimitOfFlowsRefusesThatUserAlone(t *testing.T) {
 func TestFlowsAndStreamsShareTheDescriptors(t *testing.T) {
 	at := target(t, "127.0.0.1")
 	e := newExits(t, Config{Room: share.New(2, 2)})
-	ann := e.For("ann")
+	ann := exitOf(e, "ann")
 	a, b := ask(), ask()
 	done := serve(t, t.Context(), e, to(at, ""), a)
 	receive(t, a.bound)
@@ -87,14 +88,14 @@ func TestSocketGoesToWhoHasLessAndComesBackWithTheNextDatagram(t *testing.T) {
 		}
 	}
 	send(anns[0], to(r.at, "lost"))
-	if n := drops(anns[0], DropRoom); n != 1 {
+	if n := drops(anns[0], stats.NoRoom); n != 1 {
 		t.Errorf("%d drops for want of room, want 1", n)
 	}
-	if n := e.Stats().Flows; n != 5 {
+	if n := openFlows(e); n != 5 {
 		t.Errorf("%d flows are open, want 5: the one without a socket is", n)
 	}
 	bob.Ended(tunnel.EndNormal)
-	eventually(t, "bob's flow is gone", func() bool { return e.Stats().Flows == 4 })
+	eventually(t, "bob's flow is gone", func() bool { return openFlows(e) == 4 })
 	send(anns[0], to(r.at, "too soon")) // it asks once a second
 	room.Tick()
 	send(anns[0], to(r.at, "back"))
@@ -146,7 +147,7 @@ func TestStreamIsResetForWhoHasLess(t *testing.T) {
 	echo(anns[0])
 	echo(anns[2])
 	b := ask()
-	serveFor(t, t.Context(), e.For("bob"), to(at, ""), b)
+	serveFor(t, t.Context(), exitOf(e, "bob"), to(at, ""), b)
 	receive(t, b.bound)
 	receive(t, done[1])
 	var reset *tunnel.ResetError
@@ -188,7 +189,7 @@ func TestSpareFlowsAreAskedForFirst(t *testing.T) {
 	if fmt.Sprint(asked) != "[bob true bob false]" {
 		t.Errorf("asked for room: %q", asked)
 	}
-	eventually(t, "ann has one flow, bob two", func() bool { return e.Stats().Flows == 3 })
+	eventually(t, "ann has one flow, bob two", func() bool { return openFlows(e) == 3 })
 }
 
 func TestAFloodBeyondTheLimitSeldomAsksForRoom(t *testing.T) {

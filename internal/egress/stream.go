@@ -51,7 +51,7 @@ func (u *UserExit) serveStream(ctx context.Context, addr []byte, in request) {
 	defer context.AfterFunc(e.ctx, func() { cancel(nil) })()
 	use := &streamUse{pool: e.cfg.Room, cancel: cancel}
 	use.note()
-	lease, err := e.cfg.Room.Wait(ctx, u.name, share.Stream, e.each(), use)
+	lease, err := e.cfg.Room.Wait(ctx, u.Name, share.Stream, e.each(), use)
 	if err != nil {
 		e.refusedByLimit(u, "stream", err)
 		in.Refuse(socks.ReplyGeneralFailure)
@@ -60,7 +60,7 @@ func (u *UserExit) serveStream(ctx context.Context, addr []byte, in request) {
 	defer lease.Release()
 
 	since := time.Now()
-	log := e.cfg.Log.With("user", u.name)
+	log := e.cfg.Log.With("user", u.Name)
 	conn, err := u.connectFor(ctx, in, addr)
 	if exhausted(err) && e.squeeze(ctx, u) {
 		conn, err = u.connectFor(ctx, in, addr)

@@ -78,7 +78,7 @@ func (a *asked) Accept(bound []byte) (tunnel.Stream, error) {
 // serve runs a stream and returns what ends when it does.
 func serve(t *testing.T, ctx context.Context, e *Exits, addr []byte, a *asked) <-chan struct{} {
 	t.Helper()
-	return serveFor(t, ctx, e.For("ann"), addr, a)
+	return serveFor(t, ctx, exitOf(e, "ann"), addr, a)
 }
 
 func serveFor(t *testing.T, ctx context.Context, u *UserExit, addr []byte, a *asked) <-chan struct{} {
@@ -172,7 +172,7 @@ func TestAStreamReachesItsTargetByAddressAndByName(t *testing.T) {
 			receive(t, done)
 		})
 	}
-	if n := e.For("ann").streams; n != 0 {
+	if n := exitOf(e, "ann").streams; n != 0 {
 		t.Errorf("%d streams are counted after all ended", n)
 	}
 }
@@ -328,7 +328,7 @@ func TestAClientThatLeftBeforeTheAnswerLeavesNothing(t *testing.T) {
 	a.gone = true
 	e := newExits(t, Config{})
 	receive(t, serve(t, t.Context(), e, to(target(t, "127.0.0.1"), ""), a))
-	if len(a.refused) != 0 || e.For("ann").streams != 0 {
+	if len(a.refused) != 0 || exitOf(e, "ann").streams != 0 {
 		t.Error("refused as well, or still counted")
 	}
 }
@@ -348,7 +348,7 @@ func TestAClientThatLeavesIsNotConnectedAnyFurther(t *testing.T) {
 	receive(t, asking)
 	a.leave()
 	receive(t, done)
-	if n := e.For("ann").streams; n != 0 {
+	if n := exitOf(e, "ann").streams; n != 0 {
 		t.Errorf("%d streams are still counted", n)
 	}
 }

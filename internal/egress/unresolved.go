@@ -14,7 +14,7 @@ import (
 func (u *UserExit) noting(name string, then func([]netip.Addr, error)) func([]netip.Addr, error) {
 	return func(addrs []netip.Addr, err error) {
 		if err != nil && !errors.Is(err, context.Canceled) { // that is our own end
-			u.exits.cfg.Log.Info("a name does not resolve", slog.String("user", u.name),
+			u.exits.cfg.Log.Info("a name does not resolve", slog.String("user", u.Name),
 				slog.String("name", name), slog.String("reason", unresolvedReason(err)))
 		}
 		then(addrs, err)

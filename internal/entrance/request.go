@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"time"
 
+	"wmproxy/internal/stats"
 	"wmproxy/internal/udpio"
 )
 
@@ -83,7 +84,7 @@ func (e *Error) Unwrap() error { return e.Err }
 type Association interface {
 	Origin() Origin
 	Age() time.Duration
-	Traffic() Traffic
+	Traffic() stats.Snapshot
 
 	// Deliver sends datagrams to the application, in order. Each has the form of a record's body
 	// (docs/PROTOCOL.md), its address being the source. It never waits and keeps nothing.
@@ -91,13 +92,6 @@ type Association interface {
 
 	// Close ends the association. It does not wait for the end, which the Uplink is told.
 	Close()
-}
-
-// Traffic counts datagrams and the bytes of their payloads, and dropped datagrams by reason.
-type Traffic struct {
-	UpDatagrams, UpBytes     uint64
-	DownDatagrams, DownBytes uint64
-	Drops                    map[string]uint64
 }
 
 // Uplink is where the datagrams of an association go.
@@ -111,7 +105,7 @@ type Uplink interface {
 	End()
 }
 
-// DropReporter is an Uplink that drops datagrams and returns how many, as log attributes, after End.
+// DropReporter is an Uplink that drops datagrams and returns how many, also after End.
 type DropReporter interface {
-	DropAttrs() []any
+	Dropped() stats.Dropped
 }

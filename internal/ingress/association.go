@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"wmproxy/internal/entrance"
+	"wmproxy/internal/stats"
 	"wmproxy/internal/udpio"
 	"wmproxy/socks"
 	"wmproxy/tunnel"
@@ -24,8 +25,8 @@ type association struct {
 	away atomic.Bool
 	used atomic.Int64 // in ns since the Unix epoch
 
-	mu   sync.Mutex   // one move at a time
-	lost tunnel.Drops // of the flows before this one; guarded by mu
+	mu   sync.Mutex    // one move at a time
+	lost stats.Dropped // of the flows before this one; guarded by mu
 }
 
 // flow is one flow of an association, from the session's view.
@@ -66,7 +67,7 @@ func (a *association) move(from *flow, to *tunnel.Session) bool {
 	if !a.openLocked(to) {
 		return false
 	}
-	a.lost.Add(from.Drops())
+	a.lost.Add(from.Dropped())
 	from.End(tunnel.EndNormal)
 	return true
 }
@@ -115,17 +116,12 @@ func (a *association) End() {
 	a.use.leave()
 }
 
-// DropAttrs returns how many datagrams the tunnel dropped, for the association's line in the log.
-func (a *association) DropAttrs() []any {
-	drops := a.drops()
-	return drops.Attrs()
-}
-
-func (a *association) drops() tunnel.Drops {
+// Dropped returns how many datagrams the tunnel has dropped so far.
+func (a *association) Dropped() stats.Dropped {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	drops := a.lost
-	drops.Add(a.flow.Load().Drops())
+	drops.Add(a.flow.Load().Dropped())
 	return drops
 }
 
@@ -147,7 +143,7 @@ func (f *flow) Ended(code tunnel.EndCode) {
 	current := a.flow.Load() == f
 	ok := true
 	if current && code != tunnel.EndLimit {
-		a.lost.Add(f.Drops())
+		a.lost.Add(f.Dropped())
 		ok = a.openLocked(a.route.preferred.Load())
 	}
 	a.mu.Unlock()

@@ -3,6 +3,7 @@ package ingress
 import (
 	"testing"
 
+	"wmproxy/internal/stats"
 	"wmproxy/internal/udpio"
 	"wmproxy/tunnel"
 )
@@ -37,7 +38,7 @@ func TestAnAssociationSendsWithoutAllocating(t *testing.T) {
 			t.Errorf("%v allocations for 64 datagrams", n)
 		}
 	}
-	if drops := a.drops(); drops[tunnel.DropQueueFull] == 0 {
+	if drops := a.Dropped(); drops[stats.QueueFull] == 0 {
 		t.Errorf("the queue was never full: %v", drops)
 	}
 }

@@ -20,12 +20,11 @@ func (r *Route) Report() []status.Association {
 }
 
 func (a *association) report() status.Association {
-	o, t, drops, f := a.app.Origin(), a.app.Traffic(), a.drops(), a.flow.Load()
+	o, t, f := a.app.Origin(), a.app.Traffic(), a.flow.Load()
+	t.Drops.Add(a.Dropped())
 	return status.Association{
 		User: o.User, Client: o.Client.String(), Session: f.Session().ID().String(), Flow: f.ID(),
 		AgeSeconds: status.Seconds(a.app.Age()),
-		Up:         status.Traffic{Datagrams: t.UpDatagrams, Bytes: t.UpBytes},
-		Down:       status.Traffic{Datagrams: t.DownDatagrams, Bytes: t.DownBytes},
-		Drops:      status.Add(t.Drops, drops.ByReason()),
+		Up:         t.Up, Down: t.Down, Drops: t.Drops.ByReason(),
 	}
 }

@@ -17,6 +17,8 @@ import (
 	"wmproxy/internal/ingress"
 	"wmproxy/internal/share"
 	"wmproxy/internal/state"
+	"wmproxy/internal/stats"
+	"wmproxy/internal/user"
 	"wmproxy/tunnel"
 )
 
@@ -64,7 +66,9 @@ func Run(ctx context.Context, cfg Config) error {
 		Room: room, Counted: true, MaxUserFlows: tunnel.MaxFlows, MaxUserStreams: tunnel.MaxFlows,
 	})
 	defer exits.Close()
-	registry, session, err := join(ctx, func(user string) tunnel.Exit { return exits.For(user) }, cfg.Log)
+	// To the tunnel and the exit all applications are one user.
+	everyone := user.New("", "", new(stats.Total))
+	registry, session, err := join(ctx, everyone, exits.For(everyone), cfg.Log)
 	if err != nil {
 		ln.Close()
 		return err
@@ -81,15 +85,15 @@ func Run(ctx context.Context, cfg Config) error {
 }
 
 // join makes the two sides of a session over an in-memory carrier.
-func join(ctx context.Context, exit func(string) tunnel.Exit, log *slog.Logger) (*tunnel.Registry, *tunnel.Session, error) {
+func join(ctx context.Context, u *user.User, exit tunnel.Exit, log *slog.Logger) (*tunnel.Registry, *tunnel.Session, error) {
 	near, far := tunnel.NewPipe(tunnel.PipeConfig{}, tunnel.PipeConfig{})
 	registry := tunnel.NewRegistry(tunnel.RegistryConfig{
-		Authenticate: func(tunnel.Credentials) bool { return true }, // it is ourselves
-		Exit:         exit,
+		Authenticate: func(tunnel.Credentials) *user.User { return u }, // it is ourselves
+		Exit:         func(*user.User) tunnel.Exit { return exit },
 		MaxStreams:   tunnel.MaxFlows, // the entrance has bounds
 		Log:          log,
 	})
-	session := tunnel.NewSession(tunnel.SessionConfig{Log: log})
+	session := tunnel.NewSession(tunnel.SessionConfig{User: u, Log: log})
 	var wg sync.WaitGroup
 	var errNear, errFar error
 	wg.Go(func() { _, errFar = registry.Attach(ctx, far) })

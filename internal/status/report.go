@@ -7,6 +7,8 @@ import (
 	"cmp"
 	"slices"
 	"time"
+
+	"wmproxy/internal/stats"
 )
 
 // Values of Report.Role.
@@ -126,15 +128,9 @@ type Association struct {
 	Flow        uint64            `json:"flow"`              // its number in the session
 	AgeSeconds  float64           `json:"age_seconds"`
 	IdleSeconds *float64          `json:"idle_seconds,omitempty"` // since the application last sent, roughly
-	Up          Traffic           `json:"up"`
-	Down        Traffic           `json:"down"`
+	Up          stats.Traffic     `json:"up"`
+	Down        stats.Traffic     `json:"down"`
 	Drops       map[string]uint64 `json:"drops,omitempty"` // datagrams dropped here, by reason
-}
-
-// Traffic is a number of datagrams and the bytes of their payloads.
-type Traffic struct {
-	Datagrams uint64 `json:"datagrams"`
-	Bytes     uint64 `json:"bytes"`
 }
 
 // Event is a line of the list of events for the operator.

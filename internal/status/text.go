@@ -13,6 +13,8 @@ import (
 	"unicode"
 
 	"github.com/dustin/go-humanize"
+
+	"wmproxy/internal/stats"
 )
 
 // maxRows bounds the rows of a table for people.
@@ -160,13 +162,13 @@ func (t *text) associations(r *Report) {
 	row("CLIENT", "EXIT", "USER", "AGE", "UP", "DOWN", "DROPPED")
 	for i := range r.Associations[:min(len(r.Associations), maxRows)] {
 		a := &r.Associations[i]
-		row(a.Client, a.Exit, orDash(a.User), span(a.AgeSeconds), a.Up.String(), a.Down.String(), orDash(reasons(a.Drops)))
+		row(a.Client, a.Exit, orDash(a.User), span(a.AgeSeconds), traffic(a.Up), traffic(a.Down), orDash(reasons(a.Drops)))
 	}
 	table.end()
 	t.more(r.AssociationsTotal, "associations")
 }
 
-func (t Traffic) String() string { return fmt.Sprintf("%d (%s)", t.Datagrams, size(t.Bytes)) }
+func traffic(t stats.Traffic) string { return fmt.Sprintf("%d (%s)", t.Datagrams, size(t.Bytes)) }
 
 // orDash returns s, or a dash if it is empty.
 func orDash(s string) string {

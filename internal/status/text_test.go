@@ -16,6 +16,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"wmproxy/internal/stats"
 	"wmproxy/tunnel"
 )
 
@@ -55,8 +56,8 @@ func clientReport() Report {
 		},
 	})
 	r.SetAssociations([]Association{
-		{Client: "127.0.0.1:40002", Session: "1a2b3c4d", Flow: 4, AgeSeconds: 200000, Up: Traffic{3, 90}, Down: Traffic{2, 80}},
-		{Client: "127.0.0.1:40000", User: "app", Session: "1a2b3c4d", Flow: 2, AgeSeconds: 59.6, Up: Traffic{120, 12595}, Down: Traffic{118, 120000}, Drops: map[string]uint64{"source": 1}},
+		{Client: "127.0.0.1:40002", Session: "1a2b3c4d", Flow: 4, AgeSeconds: 200000, Up: stats.Traffic{Datagrams: 3, Bytes: 90}, Down: stats.Traffic{Datagrams: 2, Bytes: 80}},
+		{Client: "127.0.0.1:40000", User: "app", Session: "1a2b3c4d", Flow: 2, AgeSeconds: 59.6, Up: stats.Traffic{Datagrams: 120, Bytes: 12595}, Down: stats.Traffic{Datagrams: 118, Bytes: 120000}, Drops: map[string]uint64{"source": 1}},
 	})
 	return r
 }
@@ -69,7 +70,7 @@ func serverReport() Report {
 	}})
 	many := make([]Association, 1500)
 	for i := range many {
-		many[i] = Association{User: "alice", Exit: fmt.Sprintf("[::]:%d", 40000+i), Flow: uint64(i), AgeSeconds: 90, IdleSeconds: pointer(30), Up: Traffic{uint64(i), uint64(i)}}
+		many[i] = Association{User: "alice", Exit: fmt.Sprintf("[::]:%d", 40000+i), Flow: uint64(i), AgeSeconds: 90, IdleSeconds: pointer(30), Up: stats.Traffic{Datagrams: uint64(i), Bytes: uint64(i)}}
 	}
 	r.SetAssociations(many)
 	return r
@@ -160,7 +161,7 @@ func TestWholeSessionIsReported(t *testing.T) {
 			BundlesUp: 1, BundlesDown: 2, BundleBytesUp: 3, BundleBytesDown: 4, OpenStreams: 5, SmallSegments: true,
 			Path: tunnel.PathStats{RTT: time.Hour, BytesUp: 6, BytesDown: 7, PacketsUp: 8, PacketsLost: 9},
 		}},
-		Flows: 11, OpenStreams: 12, Drops: tunnel.Drops{tunnel.DropStale: 13},
+		Flows: 11, OpenStreams: 12, Drops: stats.Dropped{stats.Stale: 13},
 	}
 	want := Session{
 		ID: "1a2b3c4d", User: "alice", AgeSeconds: 1.5, Attached: true, Leaving: true, DetachedSeconds: 2,
