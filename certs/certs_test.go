@@ -107,17 +107,30 @@ func handshake(t *testing.T, serverConfig, clientConfig *tls.Config) (server, cl
 	return server, client, serverErr, clientErr
 }
 
-// dialQUIC does a QUIC handshake over loopback and returns the state of both ends.
-func dialQUIC(t *testing.T, serverConfig, clientConfig *tls.Config) (server, client tls.ConnectionState, clientErr error) {
+// transport returns a QUIC transport on loopback. Its end does not leave closed
+// connections lingering, as that of quic.ListenAddr does for as long as the path is slow.
+func transport(t *testing.T) *quic.Transport {
 	t.Helper()
-	listener, err := quic.ListenAddr("127.0.0.1:0", serverConfig, nil)
+	socket, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer listener.Close()
+	tr := &quic.Transport{Conn: socket}
+	t.Cleanup(func() { tr.Close(); socket.Close() })
+	return tr
+}
+
+// dialQUIC does a QUIC handshake over loopback and returns the state of both ends.
+func dialQUIC(t *testing.T, serverConfig, clientConfig *tls.Config) (server, client tls.ConnectionState, clientErr error) {
+	t.Helper()
+	serverSide, clientSide := transport(t), transport(t)
+	listener, err := serverSide.Listen(serverConfig, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
-	conn, err := quic.DialAddr(ctx, listener.Addr().String(), clientConfig, nil)
+	conn, err := clientSide.Dial(ctx, listener.Addr(), clientConfig, nil)
 	if err != nil {
 		return server, client, err
 	}

@@ -46,7 +46,14 @@ func selfSigned(t *testing.T) *tls.Config {
 func TestQUICRunsThroughAssociation(t *testing.T) {
 	const size = 4 << 20
 	conf := selfSigned(t)
-	ln, err := quic.ListenAddr("127.0.0.1:0", conf, nil)
+	socket, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer socket.Close()
+	server := &quic.Transport{Conn: socket}
+	defer server.Close() // closed connections of quic.ListenAddr linger
+	ln, err := server.Listen(conf, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

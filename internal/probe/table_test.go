@@ -12,8 +12,9 @@ import (
 	"wmproxy/socks"
 )
 
-// impatient is a pace for servers that lose datagrams on purpose.
-var impatient = pace{rounds: 5, wait: 30 * time.Millisecond, giveUp: 2, perSize: 10 * time.Second}
+// impatient is a pace for servers that lose datagrams on purpose. It waits long enough for
+// the others on a busy machine.
+var impatient = pace{rounds: 5, wait: time.Second, giveUp: 2, perSize: 10 * time.Second}
 
 // largest is the largest datagram that an IPv4 association carries to an IPv4 target.
 const largest = MaxDatagram - 10
@@ -66,6 +67,7 @@ func TestFaultsAreReportedBySize(t *testing.T) {
 		{"no such size", &fakeSocks{}, MaxDatagram + 1, 1, 0, false, socks.ErrDatagramSize},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
 			results, err := measureSizes(t.Context(), tt.fake.start(t).client(), echo, []int{tt.size}, impatient)
 			if err != nil || len(results) != 1 {
 				t.Fatalf("%v, %v", results, err)
