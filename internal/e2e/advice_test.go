@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// checked runs wmproxy test, which must fail, and returns its output.
+// checked runs wmproxy test, checks that it fails, and returns its output.
 func checked(t *testing.T, c *socksProcess, args ...string) string {
 	t.Helper()
 	p := launch(t, nil, append([]string{"test", "--socks", c.Addr.String(), "--timeout", "5s"}, args...)...)
@@ -18,7 +18,7 @@ func checked(t *testing.T, c *socksProcess, args ...string) string {
 
 func TestRefusalByPolicyIsReportedAsSuch(t *testing.T) {
 	t.Parallel()
-	s := startServerIn(t, filepath.Join(t.TempDir(), "server"), "127.0.0.1:0") // nothing of loopback is allowed
+	s := startServerIn(t, filepath.Join(t.TempDir(), "server"), "127.0.0.1:0") // does not allow loopback
 	c := startClient(t, s.Link)
 	echo := startEcho(t).String()
 	out := checked(t, c, "--echo", echo)

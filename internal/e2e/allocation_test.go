@@ -19,29 +19,28 @@ import (
 )
 
 const (
-	// profiled is how many datagrams are sent while allocations are counted.
+	// profiled is the number of datagrams sent while allocations are counted.
 	profiled = 100_000
 
-	// fewAllocations is how many a place of ours may make meanwhile: what lies in a
-	// sync.Pool when garbage is collected is made anew. For each datagram, or each
-	// bundle, it would be thousands.
+	// fewAllocations bounds the allocations of a function of ours meanwhile: a garbage
+	// collection empties each sync.Pool. One for each datagram or bundle would make
+	// thousands.
 	fewAllocations = 200
 )
 
-// site is a place in the program that allocates.
+// site is a function that allocates.
 type site struct {
 	name  string
 	count int64
 	ours  bool
 }
 
-// allocations asks a process that counts every allocation how many there were, by
-// the place that made them.
+// allocations returns the allocations of a process that counts all of them, by site.
 func allocations(t *testing.T, p *process) map[string]site {
 	t.Helper()
 	base := "http://" + p.WaitLog("debugging", message("debugging is listening")).String("address")
 	client := &http.Client{Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true}}
-	// What was allocated shows once two collections have begun and ended after it.
+	// An allocation is in the profile after two garbage collections.
 	for _, path := range []string{"/debug/runtime?gc=1", "/debug/pprof/heap?gc=1&debug=1"} {
 		resp, err := client.Get(base + path)
 		if err != nil {
@@ -59,12 +58,12 @@ func allocations(t *testing.T, p *process) map[string]site {
 	return nil
 }
 
-// sites reads a profile in pprof's text form, in which a stack of allocations is
+// sites parses a profile in pprof's text form, in which a stack of allocations is
 //
 //	INUSE: BYTES [COUNT: BYTES] @ PC...
 //	#	PC	FUNCTION+OFFSET	FILE:LINE
 //
-// with the runtime's own functions at its top left out.
+// without the runtime's own functions at its top.
 func sites(t *testing.T, profile string) map[string]site {
 	t.Helper()
 	if !strings.HasPrefix(profile, "heap profile: ") || !strings.Contains(profile, "@ heap/2\n") {
@@ -106,8 +105,8 @@ func sites(t *testing.T, profile string) map[string]site {
 // helpers are packages whose functions allocate on behalf of their callers.
 var helpers = []string{"slices.", "maps.", "bytes.", "strings.", "strconv.", "fmt.", "errors.", "encoding/binary.", "github.com/quic-go/quic-go/quicvarint."}
 
-// place says where a stack, innermost function first, allocates: in the function
-// itself, or in our function that called a helper.
+// place returns the site of a stack, innermost function first: the function itself, or
+// our function that called a helper.
 func place(stack []string) site {
 	for i, f := range stack {
 		if strings.HasPrefix(f, "wmproxy/") {
@@ -121,7 +120,7 @@ func place(stack []string) site {
 }
 
 // exchange sends n datagrams of changing sizes to an echo, window of them at a time,
-// and returns how many came back. A lost one is given up after a while.
+// and returns the number that came back.
 func exchange(t *testing.T, conn *socks.PacketConn, echo socks.Addr, n, window int) (back int) {
 	t.Helper()
 	sizes := []int{64, 160, 160, 700, 1200, 3000}
@@ -150,13 +149,13 @@ func exchange(t *testing.T, conn *socks.PacketConn, echo socks.Addr, n, window i
 	return back
 }
 
-// What a datagram costs in garbage, every other process of the machine pays with it.
+// Garbage of datagrams would cost CPU at every rate.
 func TestDatagramsDoNotAllocate(t *testing.T) {
 	if raceEnabled {
 		t.Skip("sync.Pool drops at random under the race detector")
 	}
 	t.Parallel()
-	// Garbage is collected seldom, because each collection empties what pools hold.
+	// Collections are rare, because each one empties the pools.
 	counting := []string{"GODEBUG=memprofilerate=1", "GOGC=2000"}
 	overEach(t, []string{overQUIC, overYamux}, func(t *testing.T, kind string) {
 		dir := t.TempDir()
@@ -173,7 +172,7 @@ func TestDatagramsDoNotAllocate(t *testing.T) {
 		if err := conn.SetDeadline(time.Time{}); err != nil {
 			t.Fatal(err)
 		}
-		exchange(t, conn, echo, profiled/10, 32) // until everything has its size
+		exchange(t, conn, echo, profiled/10, 32) // until all buffers have their size
 
 		processes := []*process{p, s.process}
 		var before []map[string]site
@@ -194,7 +193,7 @@ func TestDatagramsDoNotAllocate(t *testing.T) {
 				s := after[name]
 				s.count -= before[i][name].count
 				if !s.ours {
-					if !strings.HasPrefix(name, "runtime/pprof.") { // it makes the profile
+					if !strings.HasPrefix(name, "runtime/pprof.") { // makes the profile
 						others += s.count
 					}
 					continue

@@ -24,8 +24,8 @@ func linkOf(t testing.TB, srv *serverProcess, user, secret string) string {
 	return link.Link{Name: user, Secret: secret, Host: l.Host, Port: l.Port, Pin: l.Pin}.Text()
 }
 
-// startStalling starts a target that reads so many bytes of each connection and then
-// no more, so that its windows have grown before.
+// startStalling starts a target that stops reading each connection after this many bytes,
+// so that its windows have grown before.
 func startStalling(t testing.TB, reads int64) socks.Addr {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -51,8 +51,8 @@ func startStalling(t testing.TB, reads int64) socks.Addr {
 	return socks.AddrFrom(ln.Addr().(*net.TCPAddr).AddrPort())
 }
 
-// stall opens streams to a target that stops reading, and keeps so many of them
-// full until the test ends: one that is reset is opened again. limit is in bytes.
+// stall opens streams to a target that stops reading, and keeps this number of them full
+// until the test ends: it replaces those that are reset. limit is in bytes.
 func stall(t testing.TB, c *socksProcess, target socks.Addr, streams int, limit *rate.Limiter) {
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
@@ -64,7 +64,7 @@ func stall(t testing.TB, c *socksProcess, target socks.Addr, streams int, limit 
 				conn, err := c.Socks().Connect(ctx, target)
 				if err != nil {
 					select {
-					case <-time.After(50 * time.Millisecond): // it is refused for now
+					case <-time.After(50 * time.Millisecond): // refused for now
 					case <-ctx.Done():
 					}
 					continue
@@ -88,7 +88,7 @@ func TestMemoryForStalledStreamsIsBounded(t *testing.T) {
 	}
 	const (
 		budget = 64 << 20
-		most   = 200 << 10 // KiB resident: the budget, as much garbage, and the program
+		most   = 200 << 10 // KiB resident: twice the budget, for garbage, and the program
 	)
 	overEach(t, wireKinds, func(t *testing.T, kind string) {
 		srv := startServer(t, "--memory", "64MiB", "--token", "honest:first-secret-0123456789", "--token", "mallory:other-secret-0123456789")

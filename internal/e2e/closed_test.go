@@ -34,8 +34,7 @@ func TestDeniedDestinationsAreRefused(t *testing.T) {
 	})
 }
 
-// Public addresses, and yet not of the internet: a cloud's addresses for its machines, and the address by which
-// clients reach a server behind a NAT.
+// These addresses look public: a cloud's addresses for its machines, and the address of a server behind a NAT.
 func TestEmbeddedPrivateAddressesAreRefused(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, "--advertise", "203.0.112.1")

@@ -12,7 +12,7 @@ import (
 	"wmproxy/socks"
 )
 
-// crowdMost is how many streams a client opens at a time.
+// crowdMost bounds the streams that a client opens at a time.
 const crowdMost = 1984
 
 // startHolder starts a target that sends a byte on each connection and then waits for its end.
@@ -40,10 +40,10 @@ func startHolder(t testing.TB) socks.Addr {
 	return socks.AddrFrom(ln.Addr().(*net.TCPAddr).AddrPort())
 }
 
-// crowdAtOnce is how many of a crowd are being opened at a time: more only measures the machine.
+// crowdAtOnce is the number of streams of a crowd that are being opened at a time. More would only measure the machine.
 const crowdAtOnce = 100
 
-// crowd opens n streams and keeps them. It returns how long that took.
+// crowd opens n streams and returns them and the time that it took.
 func crowd(t testing.TB, c *socks.Client, to socks.Addr, n int) (conns []net.Conn, took time.Duration) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
@@ -94,7 +94,7 @@ func notUnderRace(t *testing.T) {
 
 func TestManyStreamsOfOneClientOpen(t *testing.T) {
 	notUnderRace(t)
-	const streams, bound = 1500, 15 * time.Second // less than one waits that finds no room
+	const streams, bound = 1500, 15 * time.Second // less than the wait of a stream without a free carrier
 	overEach(t, []string{overBoth, overYamux, overQUIC}, func(t *testing.T, kind string) {
 		tu := startOver(t, kind, nil, nil)
 		_, took := crowd(t, tu.Entry.Socks(), startHolder(t), streams)
@@ -133,7 +133,7 @@ func TestStreamBeyondClientLimitIsRefusedAtOnce(t *testing.T) {
 	})
 }
 
-// A stream that opens over silent carriers fails as soon as when nothing is attached.
+// A stream over silent carriers fails as soon as one without carriers.
 func TestStreamToDeadServerFailsIn5Seconds(t *testing.T) {
 	t.Parallel()
 	const promised = 5 * time.Second
@@ -154,7 +154,7 @@ func TestStreamToDeadServerFailsIn5Seconds(t *testing.T) {
 		}
 		asked.Go(ask)
 		c.WaitLog("the doubt", saying(" in doubt: nothing has come since "))
-		asked.Go(ask) // now that all carriers are suspect
+		asked.Go(ask) // all carriers are suspect now
 		asked.Wait()
 		c.WaitLog("why", saying("did not answer"))
 	})

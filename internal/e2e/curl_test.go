@@ -15,7 +15,7 @@ import (
 	"testing"
 )
 
-// A file of 20 MB from and to a real HTTP server.
+// 20 MB from and to a real HTTP server.
 func TestCurlDownloadsAndUploads(t *testing.T) {
 	t.Parallel()
 	curl := debian(t, "curl", "curl")
@@ -41,7 +41,7 @@ func TestCurlDownloadsAndUploads(t *testing.T) {
 				t.Fatalf("curl %s: %v: %s", strings.Join(args, " "), err, &stderr)
 			}
 			got := stdout.Bytes()
-			if len(got) != 2*sha256.Size { // it is not the sum of what was uploaded
+			if len(got) != 2*sha256.Size { // not a hash
 				got = []byte(hex.EncodeToString(sha(got)))
 			}
 			if string(got) != want {
@@ -61,8 +61,8 @@ func sha(b []byte) []byte {
 	return sum[:]
 }
 
-// startHTTP starts a server that sends body, and answers what it is sent with
-// its SHA-256 in hex. It returns its host and port.
+// startHTTP starts a server that sends body, and answers uploads with their SHA-256 in
+// hex. It returns its host and port.
 func startHTTP(t *testing.T, addr string, body []byte) string {
 	t.Helper()
 	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

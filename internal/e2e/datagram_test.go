@@ -56,7 +56,7 @@ func TestIPv6AssociationCarriesLargestToIPv4(t *testing.T) {
 	})
 }
 
-// An IPv4 association has no room for a reply of 65,507 bytes and its header.
+// A reply of 65,507 bytes and its header do not fit into a datagram of an IPv4 association.
 func TestReplyTooLargeForSOCKSIsCounted(t *testing.T) {
 	t.Parallel()
 	overEach(t, []string{overQUIC, overYamux, overProxy}, func(t *testing.T, kind string) {
@@ -65,7 +65,7 @@ func TestReplyTooLargeForSOCKSIsCounted(t *testing.T) {
 		conn := associate(t, tu.Entry.Socks())
 		writeTo(t, conn, []byte("to which all this is the answer"), addrOf(target))
 		_, from := receive(t, target)
-		// What waits for more than 120 ms on a busy machine is dropped before it gets there.
+		// On a busy machine datagrams that wait for more than 120 ms are dropped before.
 		const tooLarge = 3
 		buf := make([]byte, 1<<16)
 		for range tooLarge {
@@ -101,8 +101,8 @@ func TestModestRateLosesAndReordersNothing(t *testing.T) {
 		target := listenUDP(t, "127.0.0.1:0")
 		conn := associate(t, tu.Entry.Socks())
 
-		// The target notes what comes and sends it back. There are never more than
-		// inFlight on the way, which no buffer is too small for.
+		// The target records and echoes the datagrams. There are never more than inFlight
+		// outstanding, which fit into all buffers.
 		const datagrams, inFlight = 20000, 64
 		var up, down sequence
 		done := make(chan struct{})
@@ -133,7 +133,7 @@ func TestModestRateLosesAndReordersNothing(t *testing.T) {
 			conn.SetReadDeadline(time.Now().Add(2 * time.Second))
 			n, _, err := conn.ReadFromAddr(buf)
 			if errors.Is(err, os.ErrDeadlineExceeded) {
-				break // all that is left was lost
+				break // the rest was lost
 			}
 			if err != nil {
 				t.Fatal(err)
@@ -165,11 +165,11 @@ func TestModestRateLosesAndReordersNothing(t *testing.T) {
 	})
 }
 
-// sequence tells loss from reordering in numbers that were sent in order.
+// sequence distinguishes loss from reordering in numbers that were sent in order.
 type sequence struct {
 	next  uint32
 	seen  int
-	early int // came after a later one
+	early int // arrived after a later one
 }
 
 func (s *sequence) saw(n uint32) {
@@ -256,7 +256,7 @@ func TestPasswordIsRequired(t *testing.T) {
 	proxy.secrets = append(proxy.secrets, "a-wrong-password")
 }
 
-// listenUDP opens a target's socket; it closes with the test.
+// listenUDP opens a target's socket, which is closed after the test.
 func listenUDP(t testing.TB, addr string) *net.UDPConn {
 	t.Helper()
 	conn, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.MustParseAddrPort(addr)))
@@ -264,16 +264,16 @@ func listenUDP(t testing.TB, addr string) *net.UDPConn {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
-	_ = conn.SetReadBuffer(4 << 20) // what the system grants will do
+	_ = conn.SetReadBuffer(4 << 20) // the system may grant less
 	return conn
 }
 
-// addrOf is where a target listens.
+// addrOf returns a target's address.
 func addrOf(conn *net.UDPConn) socks.Addr {
 	return socks.AddrFrom(conn.LocalAddr().(*net.UDPAddr).AddrPort())
 }
 
-// receive waits for a datagram at a target.
+// receive reads a datagram at a target.
 func receive(t testing.TB, conn *net.UDPConn) ([]byte, netip.AddrPort) {
 	t.Helper()
 	buf := make([]byte, 1<<16)
@@ -285,7 +285,7 @@ func receive(t testing.TB, conn *net.UDPConn) ([]byte, netip.AddrPort) {
 	return buf[:n], netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
 }
 
-// writeUDP sends a target's datagram.
+// writeUDP sends a datagram from a target.
 func writeUDP(t testing.TB, conn *net.UDPConn, b []byte, to netip.AddrPort) {
 	t.Helper()
 	if _, err := conn.WriteToUDPAddrPort(b, to); err != nil {
@@ -293,7 +293,7 @@ func writeUDP(t testing.TB, conn *net.UDPConn, b []byte, to netip.AddrPort) {
 	}
 }
 
-// writeTo sends an application's datagram.
+// writeTo sends a datagram from an application.
 func writeTo(t testing.TB, conn *socks.PacketConn, b []byte, to socks.Addr) {
 	t.Helper()
 	if _, err := conn.WriteToAddr(b, to); err != nil {
@@ -301,7 +301,7 @@ func writeTo(t testing.TB, conn *socks.PacketConn, b []byte, to socks.Addr) {
 	}
 }
 
-// read waits for a datagram at an application.
+// read reads a datagram at an application.
 func read(t testing.TB, conn *socks.PacketConn) ([]byte, socks.Addr) {
 	t.Helper()
 	buf := make([]byte, 1<<16)

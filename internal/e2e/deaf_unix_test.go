@@ -12,7 +12,7 @@ import (
 	"wmproxy/socks"
 )
 
-// A listener whose backlog is full drops what asks for a connection.
+// A listener with a full backlog drops SYNs.
 func TestDialTimeoutIsReported(t *testing.T) {
 	t.Parallel()
 	addr := deafListener(t)
@@ -23,7 +23,7 @@ func TestDialTimeoutIsReported(t *testing.T) {
 	}
 }
 
-// deafListener returns an address that answers no SYN.
+// deafListener returns an address that does not answer SYNs.
 func deafListener(t *testing.T) socks.Addr {
 	t.Helper()
 	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM, 0)

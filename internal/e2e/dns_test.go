@@ -10,10 +10,10 @@ import (
 	"time"
 )
 
-// Names and addresses that dnsmasq answers with.
+// Names and addresses of dnsmasq's answers.
 const (
 	dnsName    = "host.wmproxy.test"
-	dnsAddress = "192.0.2.77" // documentation, RFC 5737
+	dnsAddress = "192.0.2.77" // for documentation, RFC 5737
 )
 
 func TestTestCommandAsksDNSServer(t *testing.T) {

@@ -18,8 +18,8 @@ func startDraining(t testing.TB, s *serverProcess) {
 	s.WaitLog("the drain", saying("draining: "))
 }
 
-// With nowhere else to go a client stays for as long as it is served, and is back
-// when the server is.
+// A client without another server stays until the end, and reconnects when the server is
+// back.
 func TestClientWithOneLinkStaysDuringDrain(t *testing.T) {
 	t.Parallel()
 	const drain = 8 * time.Second

@@ -13,8 +13,7 @@ import (
 	"wmproxy/socks"
 )
 
-// forwarder stands between client and server as a network does: TCP and UDP on
-// one port, and either can be cut.
+// forwarder forwards TCP and UDP between client and server, on one port. Either can be cut.
 type forwarder struct {
 	server netip.AddrPort
 	addr   netip.AddrPort
@@ -29,7 +28,7 @@ type forwarder struct {
 	clients map[netip.AddrPort]*net.UDPConn // towards the server, by client
 }
 
-// startForwarder starts one that leads to server.
+// startForwarder starts a forwarder to server.
 func startForwarder(t testing.TB, server netip.AddrPort) *forwarder {
 	t.Helper()
 	f := &forwarder{server: server, conns: map[net.Conn]struct{}{}, clients: map[netip.AddrPort]*net.UDPConn{}}
@@ -50,7 +49,7 @@ func startForwarder(t testing.TB, server netip.AddrPort) *forwarder {
 	return f
 }
 
-// cutTCP ends every connection and refuses new ones.
+// cutTCP closes every connection and refuses new ones.
 func (f *forwarder) cutTCP() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -64,7 +63,7 @@ func (f *forwarder) cutTCP() {
 	}
 }
 
-// mendTCP lets new connections through again.
+// mendTCP accepts new connections again.
 func (f *forwarder) mendTCP(t testing.TB) {
 	t.Helper()
 	ln := listenTCP(t, f.addr.String())
@@ -74,14 +73,14 @@ func (f *forwarder) mendTCP(t testing.TB) {
 	f.wg.Go(func() { f.accept(ln) })
 }
 
-// swallowTCP passes nothing on any more, and tells nobody.
+// swallowTCP drops the data of all connections without closing them.
 func (f *forwarder) swallowTCP() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.silent = true
 }
 
-// cutUDP swallows datagrams in both directions, or passes them on again.
+// cutUDP drops datagrams in both directions, or forwards them again.
 func (f *forwarder) cutUDP(cut bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -120,7 +119,7 @@ func (f *forwarder) pass(from, to *net.TCPConn) {
 	f.mu.Unlock()
 }
 
-// swallower writes to a connection unless TCP is swallowed.
+// swallower writes to a connection unless TCP is being swallowed.
 type swallower struct {
 	f  *forwarder
 	to io.Writer
@@ -136,7 +135,7 @@ func (s swallower) Write(b []byte) (int, error) {
 	return s.to.Write(b)
 }
 
-// up passes datagrams on to the server, each client's from a socket of its own.
+// up forwards datagrams to the server, with a socket for each client.
 func (f *forwarder) up() {
 	buf := make([]byte, 1<<16)
 	for {
@@ -218,7 +217,7 @@ func TestQUICAloneCarriesEverything(t *testing.T) {
 	}
 }
 
-// Nobody has noticed the silence when the stream is asked for.
+// Neither side has noticed the silence when the stream is requested.
 func TestStreamOpensOverQUICOnceTCPIsSilent(t *testing.T) {
 	t.Parallel()
 	f, c := startThrough(t)
@@ -268,7 +267,7 @@ func TestDatagramsMoveToTCPWhenUDPIsDropped(t *testing.T) {
 	ping(t, conn, echo)
 }
 
-// A server may be reachable over one of the two only.
+// A server may be reachable over one transport only.
 func TestOneCarrierIsEnough(t *testing.T) {
 	t.Parallel()
 	for _, kind := range []string{overQUIC, overYamux} {

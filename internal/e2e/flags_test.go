@@ -12,7 +12,7 @@ import (
 	"wmproxy/socks"
 )
 
-// The plain form, without a command, as it is typed behind NAT.
+// The address alone, as for a client behind NAT.
 func TestUDPFlagSetsBoundAddress(t *testing.T) {
 	t.Parallel()
 	for _, args := range [][]string{
@@ -45,7 +45,7 @@ func TestAssociationsShareASinglePort(t *testing.T) {
 		if got := conn.RelayAddr().Port(); got != port {
 			t.Errorf("the association is on port %d, want %d", got, port)
 		}
-		ping(t, conn, echo) // its first datagram makes it this socket's
+		ping(t, conn, echo) // the first datagram claims the association for this socket
 		conns = append(conns, conn)
 	}
 	for _, conn := range conns {
@@ -114,7 +114,7 @@ func TestIdleAssociationLosesOnlyItsSocket(t *testing.T) {
 	})
 }
 
-// A sender keeps its socket, however long the target is silent.
+// A sender keeps its socket even if the target is silent.
 func TestAssociationThatOnlySendsIsNotIdle(t *testing.T) {
 	t.Parallel()
 	p := startProxy(t, "--udp-idle", "2s")

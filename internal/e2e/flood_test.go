@@ -25,21 +25,21 @@ import (
 )
 
 const (
-	// halfOpen is how many connections the attacker opens and says nothing on.
+	// halfOpen is the number of connections that the attacker opens without sending anything.
 	halfOpen = 8000
 
-	// steadily is how often the flow beside an attack sends, and steadyFor how long
-	// at least: 50 a second.
+	// steadily is the interval of datagrams of the flow beside an attack, and steadyFor its
+	// shortest duration.
 	steadily  = 20 * time.Millisecond
 	steadyFor = 5 * time.Second
 
-	// wanted is how soon somebody honest is served during an attack. A SYN that finds
-	// the kernel's queue full is sent again after a second.
+	// wanted bounds the wait of an honest client during an attack. If the kernel's queue is
+	// full, a SYN is sent again after a second.
 	wanted = 2500 * time.Millisecond
 )
 
-// perHalfOpen is the most memory that a half-open connection may cost, in bytes,
-// and halfOpenBound all that there may be. The race detector keeps more.
+// perHalfOpen bounds the memory of a half-open connection in bytes, and halfOpenBound that
+// of all. The race detector needs more.
 func perHalfOpen() uint64   { return 48 << 10 * raceFactor() }
 func halfOpenBound() uint64 { return 1024 * perHalfOpen() }
 
@@ -50,13 +50,13 @@ func raceFactor() uint64 {
 	return 1
 }
 
-// What the environment tells the attacker: HOST:PORT, and how often.
+// Variables in the attacker's environment: HOST:PORT, and the number of connections.
 const (
 	targetVariable = "WMPROXY_E2E_ATTACK"
 	countVariable  = "WMPROXY_E2E_ATTACK_COUNT"
 )
 
-// TestAsTheAttacker is the attacker's process, and nothing in the tests' own.
+// TestAsTheAttacker is the attacker's process. In the process of the tests it does nothing.
 func TestAsTheAttacker(t *testing.T) {
 	target := os.Getenv(targetVariable)
 	if target == "" {
@@ -85,13 +85,13 @@ func TestAsTheAttacker(t *testing.T) {
 	}
 	wg.Wait()
 	fmt.Printf("open %d\n", len(conns))
-	_, _ = io.Copy(io.Discard, os.Stdin) // until the test has seen enough
+	_, _ = io.Copy(io.Discard, os.Stdin) // until the test closes it
 	for _, c := range conns {
 		c.Close()
 	}
 }
 
-// attacker is a process that holds connections open.
+// attacker is a process that keeps connections open.
 type attacker struct {
 	Open int
 	stop func()
@@ -191,16 +191,15 @@ func startSteady(t testing.TB, c *socks.Client, echo socks.Addr) *steady {
 	return s
 }
 
-// Stop stops once it has lasted long enough and returns how many were sent and how
-// many of them were lost. That is an error, unless the machine was so busy that the
-// sender itself did not come to send in time.
+// Stop stops the flow after steadyFor and returns the numbers of datagrams sent and lost.
+// A loss fails the test, unless the machine was so busy that the sender itself was late.
 func (s *steady) Stop() (sent, lost int) {
 	s.t.Helper()
-	time.Sleep(time.Until(s.began.Add(steadyFor))) // that it lasts is what is tested
+	time.Sleep(time.Until(s.began.Add(steadyFor))) // the duration is part of the test
 	s.stop()
 	tick := time.NewTicker(steadily)
 	defer tick.Stop()
-	// The sender has ended once the reader may.
+	// The reader ends after the sender.
 	for began := time.Now(); time.Since(began) < slack; <-tick.C {
 		if time.Since(began) > wanted/2 && s.back.Load() >= s.sent.Load() {
 			break
@@ -219,7 +218,7 @@ func (s *steady) Stop() (sent, lost int) {
 	return sent, lost
 }
 
-// served says how long an honest application waits for a connection through c.
+// served returns the time that an honest application waits for a connection through c.
 func served(t testing.TB, c *socksProcess, echo socks.Addr) time.Duration {
 	t.Helper()
 	began := time.Now()
@@ -234,7 +233,7 @@ func served(t testing.TB, c *socksProcess, echo socks.Addr) time.Duration {
 func TestHalfOpenFloodHarmsNobody(t *testing.T) {
 	for _, port := range []string{"SOCKS", "tunnel"} {
 		t.Run(port, func(t *testing.T) {
-			t.Parallel() // the two beside each other, and nothing else
+			t.Parallel() // beside each other, and beside nothing else
 			s := startServer(t, withDebug...)
 			c := startClient(t, s.Link, withDebug...)
 			echo := startEcho(t)
@@ -270,7 +269,7 @@ func TestHalfOpenFloodHarmsNobody(t *testing.T) {
 }
 
 func TestHalfOpenConnectionCostsLittle(t *testing.T) {
-	const each = 100 // below what one address may have
+	const each = 100 // below the bound of one address
 	s := startServer(t, withDebug...)
 	for _, test := range []struct {
 		name string
@@ -324,8 +323,8 @@ func TestHalfOpenConnectionCostsLittle(t *testing.T) {
 	}
 }
 
-// initial is a QUIC Initial packet (RFC 9000 section 17.2.2) with connection ids
-// of its own and nothing in it that could be decrypted.
+// initial returns a QUIC Initial packet (RFC 9000 section 17.2.2) with new connection ids
+// and a payload that cannot be decrypted.
 func initial() []byte {
 	const size, idLen = 1200, 8
 	b := append([]byte{0xc3}, 0, 0, 0, 1)
@@ -336,7 +335,7 @@ func initial() []byte {
 	return append(binary.BigEndian.AppendUint16(b, 1<<14|uint16(rest)), garbage(rest)...)
 }
 
-// deafSocket hears nothing, so that no handshake gets beyond its first flight.
+// deafSocket receives nothing, so that handshakes do not get beyond their first flight.
 type deafSocket struct{ net.PacketConn }
 
 func (d deafSocket) ReadFrom(b []byte) (int, net.Addr, error) {
@@ -349,8 +348,8 @@ func (d deafSocket) ReadFrom(b []byte) (int, net.Addr, error) {
 
 func TestUnfinishedQUICHandshakesAreBounded(t *testing.T) {
 	t.Parallel()
-	// Of one address that has not proved to be its own, few get in; each has 4 or 5
-	// goroutines of quic-go's.
+	// Few connections of an unverified address are accepted. Each has 4 or 5 goroutines of
+	// quic-go.
 	const initials, hellos, most = 2000, 500, 32
 	s := startServer(t, withDebug...)
 	c := startClient(t, s.Link)
@@ -373,7 +372,7 @@ func TestUnfinishedQUICHandshakesAreBounded(t *testing.T) {
 	junk := holdingsNow(t, s.process, false)
 	socket.Close()
 
-	// And real ones, of clients that hear no answer.
+	// And real handshakes, of clients that get no answer.
 	if socket, err = net.ListenPacket("udp4", "127.0.0.1:0"); err != nil {
 		t.Fatal(err)
 	}
@@ -413,7 +412,7 @@ func TestUnfinishedQUICHandshakesAreBounded(t *testing.T) {
 	}
 }
 
-// limitDescriptors leaves a running process so many more.
+// limitDescriptors lets a running process open only this many more descriptors.
 func limitDescriptors(t testing.TB, p *process, more int) {
 	t.Helper()
 	prlimit := debian(t, "prlimit", "util-linux")
@@ -461,7 +460,7 @@ func TestAcceptSurvivesLackOfDescriptors(t *testing.T) {
 	}
 }
 
-// startServerWithin starts a server that may have so many descriptors. args come last.
+// startServerWithin starts a server with a limit of descriptors. args come last.
 func startServerWithin(t testing.TB, limit int, args ...string) *serverProcess {
 	t.Helper()
 	sh, err := exec.LookPath("sh")
@@ -493,9 +492,9 @@ func TestUserLeavesDescriptorsForOthers(t *testing.T) {
 	if during.Descriptors > limit-limit/8 {
 		t.Errorf("%d descriptors of %d are in use", during.Descriptors, limit)
 	}
-	// Others still attach, over TCP too.
+	// Others can still attach, over TCP too.
 	startClient(t, s.Link).Stop()
-	greedy.hangUp() // whose flows are held
+	greedy.hangUp() // its flows are kept
 	later := startClient(t, s.Link)
 	ping(t, associate(t, later.Socks()), echo)
 	served(t, later, echo)

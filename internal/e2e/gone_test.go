@@ -13,11 +13,11 @@ import (
 	"wmproxy/internal/status"
 )
 
-// goneStreams is how many streams are left behind at a time.
+// goneStreams is the number of streams that are left behind at a time.
 const goneStreams = 20
 
-// One end of each stream ends its half and is then gone, so that its kernel sends a reset; the other end neither
-// sends nor receives anything.
+// One end of each stream ends its half and exits, so that its kernel sends a reset. The other end neither sends nor
+// receives anything.
 func TestHalfClosedStreamsOfDeadAppsAreReset(t *testing.T) {
 	t.Parallel()
 	overEach(t, []string{overQUIC, overYamux}, func(t *testing.T, kind string) {
@@ -57,14 +57,14 @@ func TestHalfClosedStreamsOfDeadAppsAreReset(t *testing.T) {
 				conn.Close()
 			}
 			for i, p := range processes {
-				before[i].Heap += 16 << 20 // buffers that have grown
+				before[i].Heap += 16 << 20 // grown buffers
 				settled(t, p, before[i], patience)
 			}
 		}
 	})
 }
 
-// The application is killed while its stream takes nothing more, because the target does not read.
+// The application is killed while its stream is blocked, because the target does not read.
 func TestStalledStreamOfDeadAppIsReset(t *testing.T) {
 	t.Parallel()
 	overEach(t, []string{overQUIC, overYamux}, func(t *testing.T, kind string) {
@@ -81,7 +81,7 @@ func TestStalledStreamOfDeadAppIsReset(t *testing.T) {
 	})
 }
 
-// awaitStreams waits until both ends have so many streams open.
+// awaitStreams waits until both ends have this number of streams open.
 func awaitStreams(t *testing.T, dir string, want int) {
 	t.Helper()
 	for _, end := range []string{"/client", "/server"} {

@@ -13,7 +13,7 @@ import (
 	"wmproxy/internal/status"
 )
 
-// hangUp sends SIGHUP and waits for the line that the process then logs.
+// hangUp sends SIGHUP and waits for the log line of the reload.
 func hangUp(p *process, what string) logLine {
 	p.t.Helper()
 	first := len(p.Logs())
@@ -65,7 +65,7 @@ func TestHangupReloadsTokens(t *testing.T) {
 	dave := startClient(t, as(t, s.Link, "dave", "secret-of-dave"))
 	ping(t, associate(t, dave.Socks()), echo)
 
-	// Who stays loses nothing.
+	// The user who stays loses nothing.
 	ping(t, stays, echo)
 	if _, err := stream.Write([]byte("x")); err != nil {
 		t.Error(err)

@@ -27,23 +27,23 @@ import (
 )
 
 const (
-	// patience bounds the wait for what is certain to come on a machine that
-	// is not overloaded.
+	// patience bounds the wait for an event that must occur. Only an overloaded machine
+	// takes so long.
 	patience = 20 * time.Second
 
-	// shutdownBound is what users are promised after SIGINT or SIGTERM.
+	// shutdownBound bounds the time to end after SIGINT or SIGTERM, as documented.
 	shutdownBound = 2 * time.Second
 )
 
-// logLine is one line of a process's log.
+// logLine is a line of a process's log.
 type logLine struct {
 	Level string
 	Msg   string
-	Attrs map[string]any // all of them, time, level and msg included
+	Attrs map[string]any // including time, level and msg
 	Raw   string
 }
 
-// String returns the attribute's text; "" where there is none.
+// String returns the attribute's text, or "" if there is none.
 func (l logLine) String(key string) string {
 	switch v := l.Attrs[key].(type) {
 	case nil:
@@ -55,8 +55,7 @@ func (l logLine) String(key string) string {
 	}
 }
 
-// Int returns a number, from a group with keys one after the other; 0 where there
-// is none.
+// Int returns a number, or 0 if there is none. Several keys lead into groups.
 func (l logLine) Int(keys ...string) int {
 	m := l.Attrs
 	for _, key := range keys[:len(keys)-1] {
@@ -66,11 +65,11 @@ func (l logLine) Int(keys ...string) int {
 	return int(n)
 }
 
-// output is what a process writes, line by line, for whoever waits for a line.
+// output collects the output of a process. Others can wait for more.
 type output struct {
 	mu      sync.Mutex
 	text    bytes.Buffer
-	changed chan struct{} // closed and made anew with each write
+	changed chan struct{} // closed and replaced with each write
 }
 
 func newOutput() *output { return &output{changed: make(chan struct{})} }
@@ -84,7 +83,7 @@ func (o *output) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// read returns all that was written and a channel that closes when there is more.
+// read returns the output so far and a channel that is closed when there is more.
 func (o *output) read() (string, <-chan struct{}) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -102,24 +101,24 @@ type process struct {
 	stderr *output
 
 	exited  chan struct{} // closed after Wait
-	secrets []string      // that must not be in a log
-	killed  bool          // no orderly end is expected
-	failing bool          // the test expects it to fail
+	secrets []string      // must not be in a log
+	killed  bool          // the test does not expect a clean end
+	failing bool          // the test expects a failure
 
-	// dial reaches a process that is in another network; nil: it is in this one.
+	// dial connects to a process in another network. It is nil for this network.
 	dial func(ctx context.Context, network, addr string) (net.Conn, error)
 }
 
 // tuneVariable turns tricks of the program off (docs/TUNING.md).
 const tuneVariable = "WMPROXY_TUNE"
 
-// environment returns the environment of processes: of the tester's own settings only tuneVariable.
+// environment returns the environment of processes. Of the caller's own settings for wmproxy it has only tuneVariable.
 func environment(t testing.TB, extra ...string) []string {
 	home := t.TempDir()
 	return append([]string{
 		"PATH=" + os.Getenv("PATH"), "HOME=" + home, "XDG_STATE_HOME=" + home,
 		tuneVariable + "=" + os.Getenv(tuneVariable),
-		"GORACE=atexit_sleep_ms=0", // else each process waits a second at its end
+		"GORACE=atexit_sleep_ms=0", // otherwise each process waits a second at its end
 	}, extra...)
 }
 
@@ -130,7 +129,7 @@ func launch(t testing.TB, env []string, args ...string) *process {
 	return launchCommand(t, env, exec.Command(program, args...), args)
 }
 
-// launchCommand is launch with a command that ends up running wmproxy with args.
+// launchCommand is like launch with a command that runs wmproxy with args in the end.
 func launchCommand(t testing.TB, env []string, cmd *exec.Cmd, args []string) *process {
 	t.Helper()
 	p := &process{
@@ -145,7 +144,7 @@ func launchCommand(t testing.TB, env []string, cmd *exec.Cmd, args []string) *pr
 	}
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		_ = p.cmd.Wait() // ProcessState says all of it
+		_ = p.cmd.Wait() // ProcessState has the result
 		close(p.exited)
 	})
 	t.Cleanup(func() {
@@ -159,7 +158,7 @@ func launchCommand(t testing.TB, env []string, cmd *exec.Cmd, args []string) *pr
 	return p
 }
 
-// secretsIn finds what a command line has of secrets.
+// secretsIn returns the secrets in a command line.
 func secretsIn(args []string) (secrets []string) {
 	for i, arg := range args {
 		if l, err := link.Parse(arg); err == nil {
@@ -179,10 +178,10 @@ func secretsIn(args []string) (secrets []string) {
 	return secrets
 }
 
-// PID is the process's id.
+// PID returns the process's id.
 func (p *process) PID() int { return p.cmd.Process.Pid }
 
-// running says whether the process has not ended.
+// running reports whether the process has not ended.
 func (p *process) running() bool {
 	select {
 	case <-p.exited:
@@ -192,7 +191,7 @@ func (p *process) running() bool {
 	}
 }
 
-// end ends a process that the test has left running.
+// end stops a process that the test has left running.
 func (p *process) end() {
 	switch {
 	case p.running():
@@ -202,7 +201,7 @@ func (p *process) end() {
 	}
 }
 
-// checkLog finds what no log may have.
+// checkLog fails the test if the log has a secret, a panic or a data race.
 func (p *process) checkLog() {
 	text := p.stderr.String()
 	for _, secret := range p.secrets {
@@ -217,10 +216,10 @@ func (p *process) checkLog() {
 	}
 }
 
-// Stop ends the process by SIGTERM and checks that it goes in order and in time.
+// Stop sends SIGTERM and checks that the process ends cleanly and in time.
 func (p *process) Stop() { p.t.Helper(); p.StopBy(syscall.SIGTERM) }
 
-// StopBy is Stop by another signal. It returns how long the end took.
+// StopBy is like Stop with another signal. It returns the time that the process took to end.
 func (p *process) StopBy(sig syscall.Signal) time.Duration {
 	p.t.Helper()
 	began := time.Now()
@@ -245,14 +244,14 @@ func (p *process) StopBy(sig syscall.Signal) time.Duration {
 	return took
 }
 
-// Kill ends the process without a chance to say anything.
+// Kill kills the process.
 func (p *process) Kill() {
 	p.killed = true
 	_ = p.cmd.Process.Kill()
 	<-p.exited
 }
 
-// WaitExit waits until the process has ended by itself and returns its exit code.
+// WaitExit waits for the end of the process and returns its exit code.
 func (p *process) WaitExit() int {
 	p.t.Helper()
 	p.failing = true
@@ -264,14 +263,14 @@ func (p *process) WaitExit() int {
 	return p.cmd.ProcessState.ExitCode()
 }
 
-// Logs returns the lines of the log so far. Lines that are not JSON, such as the
-// sentence of a fatal error, come with Raw alone.
+// Logs returns the lines of the log so far. Lines that are not JSON, such as a fatal
+// error, have Raw alone.
 func (p *process) Logs() []logLine { return parseLog(p.stderr.String()) }
 
 func parseLog(text string) (lines []logLine) {
 	for raw := range strings.Lines(text) {
 		if !strings.HasSuffix(raw, "\n") {
-			break // half of it
+			break // half a line
 		}
 		l := logLine{Raw: strings.TrimSuffix(raw, "\n")}
 		if json.Unmarshal([]byte(raw), &l.Attrs) == nil {
@@ -282,21 +281,21 @@ func parseLog(text string) (lines []logLine) {
 	return lines
 }
 
-// WaitLog waits for a line that match likes, from the given one on, and returns it.
+// WaitLog waits for a line for which match returns true and returns it.
 func (p *process) WaitLog(what string, match func(logLine) bool) logLine {
 	p.t.Helper()
 	l, _ := p.WaitLogAfter(0, what, match)
 	return l
 }
 
-// WaitLogAfter is WaitLog from line number first on; next is the number of the
-// line after the one it returns.
+// WaitLogAfter is like WaitLog from line number first on. next is the number of the line
+// after the one that it returns.
 func (p *process) WaitLogAfter(first int, what string, match func(logLine) bool) (l logLine, next int) {
 	p.t.Helper()
 	return p.WaitLogWithin(patience, first, what, match)
 }
 
-// WaitLogWithin is WaitLogAfter with a patience of its own.
+// WaitLogWithin is like WaitLogAfter with its own timeout.
 func (p *process) WaitLogWithin(patience time.Duration, first int, what string, match func(logLine) bool) (l logLine, next int) {
 	p.t.Helper()
 	deadline := time.After(patience)
@@ -320,7 +319,7 @@ func (p *process) WaitLogWithin(patience time.Duration, first int, what string, 
 	}
 }
 
-// CountLogs counts the lines that match likes.
+// CountLogs returns the number of lines for which match returns true.
 func (p *process) CountLogs(match func(logLine) bool) (n int) {
 	for _, l := range p.Logs() {
 		if match(l) {
@@ -330,12 +329,12 @@ func (p *process) CountLogs(match func(logLine) bool) (n int) {
 	return n
 }
 
-// message matches the lines with this message.
+// message returns a match for lines with this message.
 func message(msg string) func(logLine) bool {
 	return func(l logLine) bool { return l.Msg == msg }
 }
 
-// saying matches the lines with this text anywhere.
+// saying returns a match for lines that contain this text.
 func saying(text string) func(logLine) bool {
 	return func(l logLine) bool { return strings.Contains(l.Raw, text) }
 }
@@ -348,20 +347,19 @@ type serverProcess struct {
 	StateDir string
 }
 
-// loopbackAllowed lets a server reach what the tests put on loopback.
+// loopbackAllowed lets a server reach the tests' targets on loopback.
 var loopbackAllowed = []string{"--allow", "127.0.0.0/8", "--allow", "::1"}
 
-// startServer starts a server on a port of its own that may reach loopback, and
-// waits until it listens. args come last.
+// startServer starts a server on a free port that may reach loopback, and waits until it
+// listens. args come last.
 func startServer(t testing.TB, args ...string) *serverProcess {
 	t.Helper()
 	listen := fmt.Sprintf("127.0.0.1:%d", freePorts(t, 1))
 	return startServerIn(t, filepath.Join(t.TempDir(), "server"), listen, append(slices.Clone(loopbackAllowed), args...)...)
 }
 
-// freePorts finds n ports in a row that nothing listens on, for TCP or UDP. They
-// are below those that systems give to clients, so that in all likelihood they
-// stay free.
+// freePorts returns the first of n consecutive ports that are free for TCP and UDP. They
+// are below the range for clients, so that they are likely to stay free.
 func freePorts(t testing.TB, n int) uint16 {
 	t.Helper()
 	for range 50 {
@@ -391,7 +389,7 @@ func portsFree(first uint16, n int) bool {
 	return true
 }
 
-// startServerIn starts a server with just these args.
+// startServerIn starts a server with these args only.
 func startServerIn(t testing.TB, stateDir, listen string, args ...string) *serverProcess {
 	t.Helper()
 	s := serverBehind(t, launch(t, nil, append([]string{"server", "--listen", listen, "--state-dir", stateDir}, args...)...))
@@ -399,7 +397,7 @@ func startServerIn(t testing.TB, stateDir, listen string, args ...string) *serve
 	return s
 }
 
-// serverBehind waits until the server that p is listens.
+// serverBehind waits until the server p listens.
 func serverBehind(t testing.TB, p *process) *serverProcess {
 	t.Helper()
 	text, ok := p.pasted()
@@ -418,7 +416,7 @@ func serverBehind(t testing.TB, p *process) *serverProcess {
 // linkFile matches the path of the client's link in a server's output.
 var linkFile = regexp.MustCompile(`(?m)^  (/.*client\.link)$`)
 
-// pasted waits for the path that a server prints and returns the link in the file.
+// pasted returns the link in the file that a server has printed the path of.
 func (p *process) pasted() (string, bool) {
 	deadline := time.After(patience)
 	for {
@@ -443,8 +441,8 @@ type socksProcess struct {
 	Addr netip.AddrPort // of the SOCKS5 entrance
 }
 
-// startClient starts a client of the server behind linkText and waits until
-// the tunnel is up with all of its carriers. args come last.
+// startClient starts a client with a link and waits until the tunnel is up with all of
+// its carriers. args come last.
 func startClient(t testing.TB, linkText string, args ...string) *socksProcess {
 	t.Helper()
 	c := startClientAlone(t, linkText, args...)
@@ -452,7 +450,7 @@ func startClient(t testing.TB, linkText string, args ...string) *socksProcess {
 	return c
 }
 
-// startClientAlone starts a client and waits for its SOCKS5 port alone.
+// startClientAlone starts a client and waits only until its SOCKS5 port is open.
 func startClientAlone(t testing.TB, linkText string, args ...string) *socksProcess {
 	t.Helper()
 	return startEntrance(t, withState(t, append([]string{"client"}, args...)), "--listen", linkText)
@@ -464,7 +462,7 @@ func startProxy(t testing.TB, args ...string) *socksProcess {
 	return startEntrance(t, withState(t, slices.Concat([]string{"proxy"}, loopbackAllowed, args)), "--bind")
 }
 
-// withState gives a command a state directory of its own, unless args name one.
+// withState adds a new state directory to args, unless they name one.
 func withState(t testing.TB, args []string) []string {
 	if slices.Contains(args, "--state-dir") {
 		return args
@@ -472,8 +470,7 @@ func withState(t testing.TB, args []string) []string {
 	return append(args, "--state-dir", filepath.Join(t.TempDir(), args[0]))
 }
 
-// startEntrance starts what listens for SOCKS5, on a port of its own unless
-// args name one.
+// startEntrance starts a client or a proxy, on a free port unless args name one.
 func startEntrance(t testing.TB, args []string, listenFlag string, arguments ...string) *socksProcess {
 	t.Helper()
 	if !slices.Contains(args, listenFlag) {
@@ -484,13 +481,14 @@ func startEntrance(t testing.TB, args []string, listenFlag string, arguments ...
 	return &socksProcess{process: p, Addr: netip.MustParseAddrPort(line.String("address"))}
 }
 
-// waitUp waits until the tunnel is up and misses none of its carriers.
+// waitUp waits until the tunnel is up with all of its carriers.
 func (c *socksProcess) waitUp() {
 	c.t.Helper()
 	c.waitUpAfter(0)
 }
 
-// waitUpAfter is waitUp from a line of the log on; it returns the next one.
+// waitUpAfter is like waitUp from this line of the log on. It returns the number of the
+// next one.
 func (c *socksProcess) waitUpAfter(first int) int {
 	c.t.Helper()
 	_, next := c.WaitLogAfter(first, "the tunnel being up", func(l logLine) bool {
@@ -546,8 +544,8 @@ func startEchoAt(t testing.TB, addr string) socks.Addr {
 	return socks.AddrFrom(echo.Addr())
 }
 
-// ping sends a datagram to an echo until it comes back, which a tunnel that is
-// still on its way up takes more than one for.
+// ping sends datagrams to an echo until one comes back. It may take several while the
+// tunnel is coming up.
 func ping(t testing.TB, conn *socks.PacketConn, echo socks.Addr) time.Duration {
 	t.Helper()
 	pinger := probe.NewPinger(conn, echo)
@@ -563,14 +561,14 @@ func ping(t testing.TB, conn *socks.PacketConn, echo socks.Addr) time.Duration {
 	}
 }
 
-// tunnelled is a server and a client with one kind of tunnel between them, or a
-// proxy, which has none.
+// tunnelled is a server and a client with a kind of tunnel between them, or a proxy, which
+// has none.
 type tunnelled struct {
 	Server *serverProcess // nil for the proxy
 	Entry  *socksProcess
 }
 
-// Exit is the process whose sockets the targets see.
+// Exit returns the process with the sockets that targets see.
 func (tu tunnelled) Exit() *process {
 	if tu.Server != nil {
 		return tu.Server.process
@@ -578,7 +576,7 @@ func (tu tunnelled) Exit() *process {
 	return tu.Entry.process
 }
 
-// Kinds of tunnel that overEach goes through.
+// Kinds of tunnel.
 const (
 	overQUIC  = "quic"
 	overYamux = "yamux"
@@ -586,8 +584,8 @@ const (
 	overProxy = "proxy"
 )
 
-// startOver starts what kind needs. exit are flags of the exit's side, entrance
-// of the entrance's.
+// startOver starts the processes of a kind. exit has flags for the side of the exit, and
+// entrance for that of the entrance.
 func startOver(t testing.TB, kind string, exit, entrance []string) tunnelled {
 	t.Helper()
 	if kind == overProxy {

@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// The application asks once and then listens, for longer than --udp-idle.
+// The application sends once and then only receives, for longer than --udp-idle.
 func TestSpeakingRemoteKeepsAssociationOpen(t *testing.T) {
 	t.Parallel()
 	overEach(t, []string{overBoth, overProxy}, func(t *testing.T, kind string) {
@@ -23,7 +23,7 @@ func TestSpeakingRemoteKeepsAssociationOpen(t *testing.T) {
 				t.Errorf("got %q", got)
 			}
 		}
-		// Once the target is silent the socket goes.
+		// Once the target is silent the socket is closed.
 		line := tu.Exit().WaitLog("the flow's end", message("flow ended"))
 		if why := line.String("why"); why != "idle" {
 			t.Errorf("the flow ended because of %q", why)

@@ -20,14 +20,14 @@ const (
 	socksHandshakeBound = 10 * time.Second
 	streamHeaderBound   = 10 * time.Second
 
-	// slack is what a busy machine may add to a bound.
+	// slack is the addition to bounds for a busy machine.
 	slack = 3 * time.Second
 
-	// drip is how often a slow sender sends a byte.
+	// drip is the interval of bytes of a slow sender.
 	drip = 100 * time.Millisecond
 )
 
-// garbage is n bytes without a meaning; the first begins nothing that we speak.
+// garbage returns n bytes that begin no protocol of ours.
 func garbage(n int) []byte {
 	b := make([]byte, n)
 	_, _ = rand.Read(b)
@@ -35,15 +35,15 @@ func garbage(n int) []byte {
 	return b
 }
 
-// An assault is what is sent on a connection, and how long it may then stay open.
+// assault is data for a connection, and the time that the connection may stay open after it.
 type assault struct {
 	name  string
 	bytes []byte
-	slow  bool // a byte each drip
+	slow  bool // one byte each drip
 	bound time.Duration
 }
 
-// send sends it all, or until the other side is gone.
+// send sends the data until the end or until the other side closes.
 func (a assault) send(w io.Writer) {
 	if !a.slow {
 		_, _ = w.Write(a.bytes)
@@ -59,8 +59,8 @@ func (a assault) send(w io.Writer) {
 	}
 }
 
-// withstand makes the assaults on a TCP port, all at once, and checks that each
-// connection is closed in time.
+// withstand makes the assaults on a TCP port concurrently and checks that each connection
+// is closed in time.
 func withstand(t *testing.T, addr netip.AddrPort, assaults []assault) {
 	t.Helper()
 	var wg sync.WaitGroup
@@ -90,7 +90,7 @@ func withstand(t *testing.T, addr netip.AddrPort, assaults []assault) {
 	wg.Wait()
 }
 
-// roughly is h with room for heap that was not worth collecting.
+// roughly returns h with an allowance for heap that was not worth collecting.
 func roughly(h holdings) holdings {
 	h.Heap += 1 << 20
 	return h
@@ -132,7 +132,7 @@ func TestEntranceSurvivesMalformedSOCKS(t *testing.T) {
 	ping(t, associate(t, c.Socks()), echo)
 }
 
-// clientHello is the first thing that a TLS client of the tunnel says.
+// clientHello returns the first flight of a TLS client of the tunnel.
 func clientHello(t testing.TB) []byte {
 	t.Helper()
 	near, far := net.Pipe()
@@ -181,7 +181,7 @@ func TestTunnelPortSurvivesMalformedTLS(t *testing.T) {
 	ping(t, conn, echo)
 }
 
-// greetings are what may come where Hello should.
+// greetings returns assaults in place of a Hello.
 func greetings(t testing.TB, s *serverProcess) []struct {
 	assault
 	code uint64
@@ -195,7 +195,7 @@ func greetings(t testing.TB, s *serverProcess) []struct {
 		b := wireText(wireText(varints(wireVersion, wireVersion), user), token)
 		return wireMessage(typeHello, append(b, make([]byte, 16+1+32+1)...))
 	}
-	// Only what carries a right proof needs its connection: these do not.
+	// Only a correct proof depends on the connection, and these have none.
 	c := &connection{t: t, exporter: func() ([]byte, error) { return make([]byte, 32), nil }}
 	good := parsed(t, s)
 	return []struct {
@@ -250,9 +250,9 @@ func TestServerSurvivesMalformedHello(t *testing.T) {
 	})
 }
 
-// refusedAfter sends what is not a Hello and returns the code that it is refused
-// with. On TCP the code may be missing where time has run out, or where the server
-// hangs up on what it has not read.
+// refusedAfter sends something else than a Hello and returns the code of the refusal. On
+// TCP there may be none if the time has run out, or if the server closes the connection
+// with unread data.
 func (c *connection) refusedAfter(a assault) (code uint64, err error) {
 	var sender sync.WaitGroup
 	defer sender.Wait()
@@ -292,7 +292,7 @@ func (c *connection) refusedAfter(a assault) (code uint64, err error) {
 	return 0, err
 }
 
-// codeUntold stands for any code: the server hung up without one.
+// codeUntold means that the server closed the connection without a code.
 const codeUntold = 1 << 62
 
 func TestQUICHasOneStreamUntilWelcome(t *testing.T) {

@@ -18,8 +18,8 @@ import (
 	"wmproxy/certs"
 )
 
-// An HTTP/3 client whose QUIC knows nothing of the SOCKS5 association that it
-// runs through, as a browser's does not.
+// As in a browser, the QUIC of the HTTP/3 client does not know that it runs through a
+// SOCKS5 association.
 func TestHTTP3RunsThroughAnAssociation(t *testing.T) {
 	t.Parallel()
 	body := random(3, 50<<20)
@@ -60,8 +60,8 @@ func TestHTTP3RunsThroughAnAssociation(t *testing.T) {
 	})
 }
 
-// startHTTP3 starts a server on a socket, which it closes. dial makes an
-// http3.Transport's Dial out of the transport that the client's QUIC runs on.
+// startHTTP3 starts a server on a socket, which it closes. dial returns an
+// http3.Transport's Dial for the client's QUIC transport.
 func startHTTP3(t *testing.T, socket net.PacketConn, handler http.Handler) (url string, dial func(*quic.Transport) func(context.Context, string, *tls.Config, *quic.Config) (*quic.Conn, error)) {
 	t.Helper()
 	id := newIdentity(t)
@@ -84,7 +84,7 @@ func startHTTP3(t *testing.T, socket net.PacketConn, handler http.Handler) (url 
 				return nil, err
 			}
 			conf = conf.Clone()
-			conf.InsecureSkipVerify = true // the pin counts
+			conf.InsecureSkipVerify = true // the pin is checked
 			conf.VerifyConnection = func(state tls.ConnectionState) error {
 				if certs.PinOf(state.PeerCertificates[0]) != pin {
 					return x509.UnknownAuthorityError{Cert: state.PeerCertificates[0]}

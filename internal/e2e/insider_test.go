@@ -14,9 +14,9 @@ import (
 	"wmproxy/socks"
 )
 
-// What a client with a good token can do to the server: at most end itself.
+// A client with a valid token must not be able to harm others.
 
-// refusedDestination is one that the policy refuses whatever startServer allows.
+// refusedDestination is a destination that the policy refuses despite the flags of startServer.
 var refusedDestination = netip.MustParseAddrPort("10.255.255.1:9")
 
 func TestRecordsDoNotReviveAnEndedFlow(t *testing.T) {
@@ -68,14 +68,14 @@ func TestMalformedBundlesHarmOnlyTheirSender(t *testing.T) {
 			}
 		}
 		for _, b := range [][]byte{
-			varints(2, 1<<62-1), // a length beyond all
-			varints(2, 2000<<1), // and beyond the bundle
+			varints(2, 1<<62-1), // an absurd length
+			varints(2, 2000<<1), // a length beyond the bundle
 			varints(2, 1),       // a fragment without its header
 			{0x40},
 			{0xff, 0xff},
-			{2, 0x80}, // varints cut short
-			append(wireFragment(2, 1, 200, 0, nil), 1), // an index beyond the most
-			wireFragment(2, 1, 5, 3, []byte("x")),      // a count that contradicts
+			{2, 0x80}, // a truncated varint
+			append(wireFragment(2, 1, 200, 0, nil), 1), // an index above the maximum
+			wireFragment(2, 1, 5, 3, []byte("x")),      // a count that contradicts the others
 			wireRecord(2, nil), wireRecord(3, []byte("of the server's own side")),
 			wireRecord(4, []byte{9, 9, 9}), wireRecord(4, []byte{3, 0, 0, 80}),
 		} {
@@ -102,7 +102,7 @@ func TestIncompleteFragmentsAreBounded(t *testing.T) {
 		before := holdingsNow(t, srv.process, false)
 		body := garbage(1000)
 		for i := range 10_000 {
-			// As much of each datagram as there is, and never the end.
+			// All fragments of each datagram but the last.
 			message, index := uint16(i/60), byte(i%60)
 			if err := sp.send(wireFragment(2+2*uint64(i/60), message, index, 0, body)); err != nil {
 				t.Fatal(err)
@@ -156,7 +156,7 @@ func TestFlowsAreBounded(t *testing.T) {
 			t.Errorf("%d descriptors for one user's flows", during.Descriptors-before.Descriptors)
 		}
 		ping(t, beside, echo)
-		// A new connection still finds a descriptor.
+		// There is still a descriptor for a new connection.
 		attach(t, overYamux, srv, newWireSession(), wireHello{attach: 2, withSecret: true}).answers(2)
 		sp.hangUp()
 		after, took := settled(t, srv.process, before.loosely(), patience)
@@ -164,8 +164,8 @@ func TestFlowsAreBounded(t *testing.T) {
 	})
 }
 
-// loosely is h with room for tables that have grown and do not shrink, and for
-// what the test itself still holds open.
+// loosely returns h with an allowance for tables that do not shrink, and for connections
+// that the test itself has open.
 func (h holdings) loosely() holdings {
 	h.Heap += 16 << 20
 	h.Goroutines += 20
@@ -195,7 +195,7 @@ func TestControlMessagesAreBounded(t *testing.T) {
 			{"a GO_AWAY too long", wireMessage(7, append(varints(1, 257), make([]byte, 257)...))},
 		} {
 			sp := attach(t, kind, srv, newWireSession(), wireHello{attach: 1, withSecret: true})
-			sp.say(200, garbage(wireMaxMessage)) // optional, unknown, and as long as may be
+			sp.say(200, garbage(wireMaxMessage)) // optional, unknown, and of the maximal length
 			sp.answers(1)
 			provoke(sp.write, test.bytes)
 			err := sp.closed()
@@ -218,7 +218,7 @@ func TestControlFloodUsesBoundedMemory(t *testing.T) {
 		var flood []byte
 		for i := range uint64(200) {
 			flood = append(flood, wireMessage(typePing, varints(i, 0, 0))...)
-			flood = append(flood, wireMessage(typeEnd, varints(i, 2*i*100_000, 0))...) // a page of ended flows each
+			flood = append(flood, wireMessage(typeEnd, varints(i, 2*i*100_000, 0))...) // each one fills a page of ended flows
 			flood = append(flood, wireMessage(5, varints(i, 1, 1))...)
 			flood = append(flood, wireMessage(typeEndAck, varints(1<<60))...)
 		}
@@ -286,7 +286,7 @@ func TestStreamHeadersAreBounded(t *testing.T) {
 	})
 }
 
-// opened opens a stream and writes to it what should be a header, and the end of our half.
+// opened opens a stream and writes header to it, and the end of our half if end is set.
 func (sp *speaker) opened(header []byte, end bool) wireStream {
 	sp.t.Helper()
 	st, err := sp.stream()
@@ -389,7 +389,7 @@ func TestYamuxBundlesAndSignalsAreBounded(t *testing.T) {
 	settled(t, srv.process, roughly(before), settling)
 }
 
-// provoke writes bytes that the peer closes the connection for. It may do so before it has taken
+// provoke writes bytes for which the peer closes the connection, possibly before it has read
 // all of them, so that an error means nothing: speaker.closed returns how the connection ended.
 func provoke(w io.Writer, b []byte) { _, _ = w.Write(b) }
 

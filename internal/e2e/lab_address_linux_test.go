@@ -8,8 +8,8 @@ import (
 	"wmproxy/socks"
 )
 
-// A service of the server's host that is bound to every address, as most are, cannot be reached by an address
-// that the host has just got.
+// A service of the server's host that listens on the wildcard address cannot be reached by an address that the host
+// has just got.
 func TestInTheLabNewServerAddressesAreClosed(t *testing.T) {
 	const port, tries = 7777, 20
 	l := startLab(t, netlab.Config{})
@@ -28,12 +28,12 @@ func TestInTheLabNewServerAddressesAreClosed(t *testing.T) {
 		}
 		writeTo(t, conn, []byte("x"), address(fmt.Sprintf("%s:%d", ip, port)))
 	}
-	// No interface has this one, and still it is the host.
+	// No interface has this address, but the host accepts packets for it.
 	host.Run("", "ip", "route", "add", "local", "9.9.8.0/24", "dev", "lo")
 	if got := reply("9.9.8.8"); got != socks.ReplyNotAllowed {
 		t.Errorf("a local route: reply %d, want %d", got, socks.ReplyNotAllowed)
 	}
-	// --allow covers this one.
+	// --allow includes this address.
 	const allowed = "198.51.100.3"
 	host.Run("", "ip", "address", "add", allowed+"/32", "dev", "lo")
 	if got := reply(allowed); got != socks.ReplySucceeded {

@@ -14,18 +14,18 @@ import (
 	"wmproxy/internal/netlab"
 )
 
-// voice is a call as phones make it.
+// voice is the rhythm of a phone call.
 var voice = rhythm{Every: 20 * time.Millisecond, Size: 160}
 
-// rhythm is how a call sends.
+// rhythm is the size and the interval of a call's datagrams.
 type rhythm struct {
 	Every  time.Duration
 	Size   int
-	OneWay bool // the target says nothing
+	OneWay bool // the target does not answer
 }
 
-// call is a flow of numbered datagrams at a steady rate to a target that sends each
-// back. Both ends are here, so they have one clock.
+// call is a flow of numbered datagrams at a steady rate to a target that echoes them. Both
+// ends use the same clock.
 type call struct {
 	t      testing.TB
 	rhythm rhythm
@@ -40,20 +40,19 @@ type call struct {
 	egress   []netip.AddrPort
 }
 
-// passage is what became of one datagram; times are since the call's beginning, and 0
-// is never.
+// passage is the times of a datagram since the beginning of the call, 0 for never.
 type passage struct {
 	sent, heard, back time.Duration
 	heards, backs     int
 }
 
-// startCall opens an association and calls a target of its own.
+// startCall opens an association and starts a call to a new target.
 func (l *lab) startCall(r rhythm) *call {
 	l.t.Helper()
 	return l.startCallOn(l.associate(), r)
 }
 
-// startPlainCall calls without a tunnel, to compare with.
+// startPlainCall starts a call without a tunnel, for comparison.
 func (l *lab) startPlainCall(r rhythm) *call {
 	l.t.Helper()
 	var conn net.PacketConn
@@ -102,7 +101,7 @@ func (c *call) speak(stopped <-chan struct{}) {
 	}
 }
 
-// answer is the target.
+// answer runs the target.
 func (c *call) answer() {
 	b := make([]byte, 1<<16)
 	for {
@@ -157,8 +156,8 @@ func (c *call) arrived(b []byte, record func(*passage)) {
 	record(&c.passages[number])
 }
 
-// flowing waits until ten datagrams in a row that were sent from now on have come
-// back, and says when the first of them had.
+// flowing waits until ten consecutive datagrams that were sent from now on have come back,
+// and returns the time until the first of them.
 func (c *call) flowing(within time.Duration) time.Duration {
 	c.t.Helper()
 	from := c.now()
@@ -188,7 +187,7 @@ func (c *call) flowing(within time.Duration) time.Duration {
 	}
 }
 
-// Stop hangs up once what is on its way has had time to come.
+// Stop ends the call once outstanding datagrams have had time to arrive.
 func (c *call) Stop() {
 	c.t.Helper()
 	c.stop()
@@ -198,15 +197,15 @@ func (c *call) Stop() {
 	c.wg.Wait()
 }
 
-// figures is what became of the datagrams that were sent in some time.
+// figures summarizes the datagrams that were sent in an interval.
 type figures struct {
 	Sent, Lost    int           // on the way up or down
 	LostUp        int           // on the way up
-	Twice         int           // that came more than once, at either end
-	Gap           time.Duration // the longest time in which none came back
+	Twice         int           // that arrived more than once, at either end
+	Gap           time.Duration // the longest time without one that came back
 	P50, P99, Max time.Duration // round trips
 	Up50, Up99    time.Duration // one way
-	Late          time.Duration // that the speaker was, at most
+	Late          time.Duration // the largest delay of the sender
 }
 
 func (f figures) String() string {
@@ -214,11 +213,11 @@ func (f figures) String() string {
 		f.Gap.Round(time.Millisecond), f.Sent, f.Lost, f.LostUp, f.Twice, tenths(f.P50), tenths(f.P99), tenths(f.Max), tenths(f.Late))
 }
 
-// busyMachine is how late the speaker is on a machine that does not let processes run
-// when they should. What takes that long is dropped as too old, rightly.
+// busyMachine is the delay of the sender from which on the machine is too busy: the tunnel
+// drops datagrams of that age, as it should.
 const busyMachine = 100 * time.Millisecond
 
-// fault says that something is wrong, unless the machine is.
+// fault fails the test, unless the machine is too busy.
 func (c *call) fault(f figures, format string, args ...any) {
 	c.t.Helper()
 	what := fmt.Sprintf(format, args...) + ": " + f.String()
@@ -231,7 +230,7 @@ func (c *call) fault(f figures, format string, args ...any) {
 
 func tenths(d time.Duration) time.Duration { return d.Round(100 * time.Microsecond) }
 
-// between judges what was sent from one time to another.
+// between returns the figures of the datagrams sent from one time to another.
 func (c *call) between(from, to time.Duration) (f figures) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
