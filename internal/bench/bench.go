@@ -65,6 +65,12 @@ type Common struct {
 	Offload  bool          // pass several datagrams to and from the kernel as one (UDP_SEGMENT)
 	PIDs     []int         // processes to measure
 
+	// Warmup is the time for which a load runs before it is measured; datagrams sent in it
+	// are not counted. For streams 0 means 300 ms.
+	Warmup time.Duration
+	// Began, if set, is called when measuring begins.
+	Began func()
+
 	// Progress, if set, gets a line that is overwritten again and again.
 	Progress io.Writer
 }

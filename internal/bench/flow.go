@@ -30,6 +30,7 @@ type flow struct {
 	out      []udpio.Message
 	heads    []byte // of the messages in out, or of the slots
 	rtts     []int64
+	composed int64 // when the messages in out were, ns
 }
 
 // slot is a place in the window.
@@ -95,12 +96,21 @@ func (f *flow) arrived(m *udpio.Message, now int64) {
 	case inOrder:
 	}
 	rtt := now - s.sent
+	if s.sent < f.load.from {
+		f.replace(s, now)
+		return
+	}
 	if rtt > f.load.timeoutNS {
 		f.counts.late++
 		return // another datagram has its place in the window
 	}
 	f.counts.inTime++
 	f.rtts = append(f.rtts, rtt)
+	f.replace(s, now)
+}
+
+// replace sends another datagram in the place of the one that arrived, of a window.
+func (f *flow) replace(s stamp, now int64) {
 	if int(s.slot) < len(f.slots) && f.slots[s.slot].sequence == s.sequence {
 		f.slots[s.slot].sequence = 0
 		if f.load.sending.Load() {
@@ -120,6 +130,7 @@ func (f *flow) prime() {
 // compose adds the next datagram, of a slot of the window, to out.
 func (f *flow) compose(at int, now int64) {
 	f.sequence++
+	f.composed = now
 	if f.slots != nil {
 		f.slots[at] = slot{f.sequence, now}
 	}
@@ -141,8 +152,10 @@ func (f *flow) flush() {
 		return
 	}
 	sent, err := f.socket.Write(f.out)
-	f.counts.sent += int64(sent)
-	f.counts.unsent += int64(len(f.out) - sent)
+	if f.composed >= f.load.from {
+		f.counts.sent += int64(sent)
+		f.counts.unsent += int64(len(f.out) - sent)
+	}
 	if err != nil {
 		f.load.fail(err)
 	}

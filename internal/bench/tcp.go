@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"fmt"
@@ -18,6 +19,7 @@ type TCPConfig struct {
 	Common
 	Streams  int // connections in each direction
 	Up, Down bool
+	Mark     int64 // bytes after which TCPResult.Marked is taken; 0 for none
 }
 
 // TCPResult is the result of a TCPConfig. Up counts the bytes that arrived at the target,
@@ -29,7 +31,8 @@ type TCPResult struct {
 	DownBytes int64   `json:"down_bytes"`
 	UpGbit    float64 `json:"up_gbit_per_second"`
 	DownGbit  float64 `json:"down_gbit_per_second"`
-	Broken    int     `json:"streams_broken"` // ended early
+	Marked    float64 `json:"mark_seconds,omitempty"` // until TCPConfig.Mark; 0 if it was not reached
+	Broken    int     `json:"streams_broken"`         // ended early
 
 	CPUPerGB float64   `json:"cpu_seconds_per_gb,omitempty"`
 	Series   []float64 `json:"series_gbit"` // up and down together
@@ -47,12 +50,13 @@ type tcpLoad struct {
 	down   atomic.Int64
 	broken atomic.Int64
 	ending atomic.Bool
+	began  time.Time
 }
 
 // TCP runs a load of streams. If ctx ends early, it returns the figures so far and no
 // error.
 func TCP(ctx context.Context, cfg TCPConfig) (TCPResult, error) {
-	l := &tcpLoad{cfg: cfg}
+	l := &tcpLoad{cfg: cfg, began: time.Now()}
 	if err := l.cfg.prepare(ctx); err != nil {
 		return TCPResult{}, err
 	}
@@ -167,13 +171,8 @@ func (l *tcpLoad) moved() (up, down int64) {
 }
 
 func (l *tcpLoad) measure(ctx context.Context) (TCPResult, error) {
-	warmup := time.NewTimer(tcpWarmup)
-	defer warmup.Stop()
-	select {
-	case <-warmup.C:
-	case <-ctx.Done():
-	}
-	m, err := newMeter(l.cfg.PIDs)
+	marked := l.watchMark(ctx)
+	m, err := l.cfg.warmUp(ctx, cmp.Or(l.cfg.Warmup, tcpWarmup))
 	if err != nil {
 		return TCPResult{}, err
 	}
@@ -189,12 +188,44 @@ func (l *tcpLoad) measure(ctx context.Context) (TCPResult, error) {
 	r := TCPResult{
 		Outcome: o, Streams: l.cfg.Streams, UpBytes: up - up0, DownBytes: down - down0,
 		Broken: int(l.broken.Load()), Series: series,
+		Marked: marked().Seconds(),
 	}
 	r.UpGbit, r.DownGbit = gbit(r.UpBytes, o.Seconds), gbit(r.DownBytes, o.Seconds)
 	if all := r.UpBytes + r.DownBytes; all > 0 {
 		r.CPUPerGB = o.cpu() / float64(all) * 1e9
 	}
 	return r, nil
+}
+
+// markStep is how often watchMark looks.
+const markStep = 5 * time.Millisecond
+
+// watchMark measures the time from the first dial until the load has moved cfg.Mark bytes.
+// The function that it returns ends the measuring and returns the time, 0 if there is none yet.
+func (l *tcpLoad) watchMark(ctx context.Context) func() time.Duration {
+	ctx, stop := context.WithCancel(ctx)
+	var watcher sync.WaitGroup
+	var marked time.Duration
+	watcher.Go(func() {
+		tick := time.NewTicker(markStep)
+		defer tick.Stop()
+		for l.cfg.Mark > 0 {
+			select {
+			case now := <-tick.C:
+				if up, down := l.moved(); up+down >= l.cfg.Mark {
+					marked = now.Sub(l.began)
+					return
+				}
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+	return func() time.Duration {
+		stop()
+		watcher.Wait()
+		return marked
+	}
 }
 
 // watch shows the progress until the load's duration has passed or ctx ends, and returns

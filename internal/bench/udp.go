@@ -77,6 +77,7 @@ type udpLoad struct {
 	header    []byte // before each payload
 	body      []byte // after each stamp
 	timeoutNS int64
+	from      int64 // when counting begins; set before anything is sent
 	started   time.Time
 	flows     []*flow
 	recorder  *recorder
@@ -202,25 +203,25 @@ func (l *udpLoad) giveUp() (missing int) {
 
 // measure runs the load for its duration.
 func (l *udpLoad) measure(ctx context.Context) (UDPResult, error) {
-	m, err := newMeter(l.cfg.PIDs)
-	if err != nil {
-		return UDPResult{}, err
-	}
-	running, stop := context.WithTimeout(ctx, l.cfg.Duration)
+	running, stop := context.WithTimeout(ctx, l.cfg.Warmup+l.cfg.Duration)
 	defer stop()
 	var senders sync.WaitGroup
 	l.sending.Store(true)
 	begin := l.now()
+	l.from = begin + int64(l.cfg.Warmup)
 	if l.cfg.Rate > 0 {
 		senders.Go(func() { l.sendRate(running, begin) })
 	} else {
 		senders.Go(func() { l.keepWindow(running) })
 	}
+	m, err := l.cfg.warmUp(running, l.cfg.Warmup)
 	l.watch(running)
 	o := l.cfg.outcome("udp")
-	o.Seconds = float64(l.now()-begin) / 1e9
+	o.Seconds = float64(l.now()-l.from) / 1e9
 	atEnd := l.total()
-	err = m.read(&o)
+	if err == nil {
+		err = m.read(&o)
+	}
 	l.sending.Store(false)
 	senders.Wait()
 	if err == nil {

@@ -87,6 +87,26 @@ func TestLostDatagramsAreCounted(t *testing.T) {
 	}
 }
 
+func TestWarmupIsNotCounted(t *testing.T) {
+	t.Parallel()
+	tg := listenTarget(t, func(n int64, send func()) {
+		if n > 20 {
+			send()
+		}
+	})
+	cfg := tg.load(300 * time.Millisecond)
+	cfg.Rate, cfg.Warmup = 1000, 700*time.Millisecond
+	began := false
+	cfg.Began = func() { began = true }
+	r, err := UDP(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !began || r.Lost != 0 || r.Sent == 0 || r.Sent > 301 || r.Seconds > 0.9 {
+		t.Errorf("%d of %d lost in %.3f s, began %v; want none of those sent in 0.3 s", r.Lost, r.Sent, r.Seconds, began)
+	}
+}
+
 func TestDuplicatesAreNotRoundTrips(t *testing.T) {
 	tg := listenTarget(t, func(n int64, send func()) {
 		send()

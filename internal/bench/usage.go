@@ -2,11 +2,13 @@ package bench
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // Usage is the CPU time of a process during a load, and its memory.
@@ -109,6 +111,20 @@ func newMeter(pids []int) (*meter, error) {
 		m.before = append(m.before, s)
 	}
 	return m, nil
+}
+
+// warmUp waits until measuring begins and returns its meter.
+func (c *Common) warmUp(ctx context.Context, lasts time.Duration) (*meter, error) {
+	warm := time.NewTimer(lasts)
+	defer warm.Stop()
+	select {
+	case <-warm.C:
+	case <-ctx.Done():
+	}
+	if c.Began != nil {
+		c.Began()
+	}
+	return newMeter(c.PIDs)
 }
 
 // ownCPU returns the CPU seconds of this process, or 0 if they cannot be read.
