@@ -1,6 +1,6 @@
 # What is worth a name. All of it is plain Go commands.
 
-.PHONY: build test bench bench-compare
+.PHONY: build test bench bench-compare bench-road
 
 # Without cgo the file runs on every Linux of its architecture; it does without
 # glibc's resolver, and so without NSS modules (mDNS, LDAP, NIS).
@@ -18,3 +18,9 @@ bench:
 # ARGS="-quick", ARGS="-only 64,rate -systems direct,quic,ss"
 bench-compare:
 	go run ./tools/benchcompare $(ARGS)
+
+# wmproxy beside other tunnels over long, narrow and lossy paths; writes docs/ROAD.md. It takes
+# root, and more than an hour for each path. A minute:
+# ARGS="-paths P4 -loads half,down1 -systems direct,auto -cc bbr -rounds 1 -dur 3s -out /tmp/ROAD.md"
+bench-road:
+	go run ./tools/benchroad $(ARGS)

@@ -159,6 +159,12 @@ var mayImport = map[string][]string{
 		"internal/tune",
 		"tools/floor",
 	},
+	"tools/benchroad": {
+		"certs",
+		"internal/bench",
+		"internal/netlab",
+		"socks",
+	},
 	"internal/demo": {
 		"client",
 		"internal/bench",
@@ -176,7 +182,7 @@ var mayImport = map[string][]string{
 // foreign is who alone may import the packages that everything stands on. A
 // second package that does has begun to know what it should not.
 var foreign = map[string][]string{
-	"github.com/quic-go/quic-go":              {"tunnel", "client", "internal/udpio", "tools/floor"}, // client: its errors; udpio: its socket; floor: nothing else
+	"github.com/quic-go/quic-go":              {"tunnel", "client", "internal/udpio", "tools/floor", "tools/benchroad"}, // client: its errors; udpio: its socket; floor: nothing else; benchroad: HTTP/3
 	"github.com/hashicorp/yamux":              {"tunnel", "tools/floor"},
 	"github.com/urfave/cli/v2":                {"cmd/wmproxy"},
 	"github.com/lmittmann/tint":               {"cmd/wmproxy"},

@@ -107,8 +107,8 @@ func find(program string) (string, error) {
 	return path, err
 }
 
-// set sets a setting of the host below /proc/sys/net.
-func (h *Host) set(setting, value string) {
+// Set sets a setting of the host below /proc/sys/net.
+func (h *Host) Set(setting, value string) {
 	h.t.Helper()
 	err := h.In(func() error { return os.WriteFile(filepath.Join("/proc/sys/net", setting), []byte(value), 0) })
 	if err != nil {
@@ -166,7 +166,7 @@ func (h *Host) SetCongestion(name string) {
 	if err != nil {
 		h.t.Fatalf("allowing %s: %v", name, err)
 	}
-	h.set("ipv4/tcp_congestion_control", name)
+	h.Set("ipv4/tcp_congestion_control", name)
 }
 
 const allowedCongestion = "/proc/sys/net/ipv4/tcp_allowed_congestion_control"

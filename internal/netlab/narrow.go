@@ -24,7 +24,7 @@ func ServerAddr6() netip.Addr { return netip.MustParsePrefix(server6).Addr() }
 // IPv6 adds IPv6 addresses to home, the router and Servers[0].
 func (n *Net) IPv6() {
 	n.t.Helper()
-	n.Router.set("ipv6/conf/all/forwarding", "1")
+	n.Router.Set("ipv6/conf/all/forwarding", "1")
 	server := n.Servers[0]
 	n.Home.address6(wan, home6)
 	n.Router.address6(home, gateway6)

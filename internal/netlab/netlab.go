@@ -72,7 +72,7 @@ func TargetAddr() netip.Addr { return netip.MustParseAddr(targets) }
 func New(t TB, cfg Config) *Net {
 	t.Helper()
 	n := &Net{t: t, Home: newHost(t, "home"), Router: newHost(t, "router"), Targets: newHost(t, "targets")}
-	n.Router.set("ipv4/ip_forward", "1")
+	n.Router.Set("ipv4/ip_forward", "1")
 	if cfg.Path == ([2]Path{}) {
 		n.join(n.Home, home)
 	} else {
