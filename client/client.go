@@ -54,11 +54,12 @@ func (c *Client) newUpstream(l link.Link, numbers *tunnel.FlowNumbers) *upstream
 	}
 	u.connect = u.dial
 	u.session = tunnel.NewSession(tunnel.SessionConfig{
-		User:    c.everyone,
-		Streams: streamKind(c.cfg.Streams),
-		Timers:  tunnel.Timers(c.cfg.Timers),
-		Numbers: numbers,
-		Log:     log,
+		User:       c.everyone,
+		Transports: []tunnel.Traits{tunnel.QUICTraits, tunnel.YamuxTraits},
+		Streams:    streamKind(c.cfg.Streams),
+		Timers:     tunnel.Timers(c.cfg.Timers),
+		Numbers:    numbers,
+		Log:        log,
 		Changed: func() {
 			u.status.changed.Wake()
 			c.steering.Wake()

@@ -58,7 +58,11 @@ func (s *awayServer) connect(ctx context.Context, kind tunnel.Kind) (tunnel.Pend
 	if s.host == nil {
 		return nil, syscall.ECONNREFUSED
 	}
-	near, far := tunnel.NewPipe(tunnel.PipeConfig{Kind: kind}, tunnel.PipeConfig{Kind: kind})
+	cfg := tunnel.PipeConfig{Traits: tunnel.YamuxTraits}
+	if kind == tunnel.KindQUIC {
+		cfg.Traits = tunnel.QUICTraits
+	}
+	near, far := tunnel.NewPipe(cfg, cfg)
 	s.ends[kind] = far
 	registry := s.host
 	go func() { _, _ = registry.Attach(ctx, far) }()

@@ -23,7 +23,7 @@ var _ share.Holder = (*carrierUse)(nil)
 
 // admitted takes a descriptor for the connection of a client that has authenticated.
 func admitted(ctx context.Context, room *share.Pool, c *tunnel.Connection) (left func(), err error) {
-	if c.Kind() != tunnel.KindYamux {
+	if !c.Traits().OwnDescriptor {
 		return func() {}, nil
 	}
 	lease, err := room.Wait(ctx, c.User().Name, share.Carrier, 1, &carrierUse{conn: c, room: room})

@@ -259,7 +259,7 @@ func (s *Server) admit(ctx context.Context, p tunnel.Pending, registry *tunnel.R
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	gate := &s.tcp
-	if p.Kind() == tunnel.KindQUIC {
+	if !p.Traits().OwnDescriptor {
 		gate = &s.quic
 	}
 	leave, ok := gate.Enter(remote.Addr(), func() {
@@ -273,10 +273,10 @@ func (s *Server) admit(ctx context.Context, p tunnel.Pending, registry *tunnel.R
 	defer leave()
 	a, err := registry.Attach(ctx, p)
 	if err != nil {
-		s.refused(remote, p.Kind(), err)
+		s.refused(remote, p.Traits().Kind, err)
 		return
 	}
-	s.cfg.Log.Info("client attached", slog.String("user", a.Session().User().Name), slog.String("transport", p.Kind().String()),
+	s.cfg.Log.Info("client attached", slog.String("user", a.Session().User().Name), slog.String("transport", p.Traits().Kind.String()),
 		slog.String("client", remote.String()), slog.Bool("resumed", a.Resumed()))
 }
 

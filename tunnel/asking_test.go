@@ -156,7 +156,7 @@ func TestAStreamOverASlowCarrierIsWaitedFor(t *testing.T) {
 		defer p.close()
 		slow := &slowExit{echoExit: p.exit, takes: 9 * time.Second}
 		p.host.cfg.Exit = func(*user.User) Exit { return slow }
-		p.join(PipeConfig{Kind: KindYamux, Delay: 1500 * time.Millisecond, Queue: 512})
+		p.join(PipeConfig{Traits: YamuxTraits, Delay: 1500 * time.Millisecond, Queue: 512})
 		time.Sleep(time.Minute)
 		took, _, err := p.ask()
 		if err != nil || took < 12*time.Second || took > 13*time.Second || p.exit.streams != 1 {
@@ -210,7 +210,7 @@ func TestAStreamWhoseQUICConnectionEndsIsAskedForOverAnother(t *testing.T) {
 	p := &twoPaths{world: &world{t: t, exit: &echoExit{}}}
 	exit := &slowExit{echoExit: p.exit, takes: 200 * time.Millisecond}
 	p.host = NewRegistry(RegistryConfig{Authenticate: anyone, Exit: func(*user.User) Exit { return exit }})
-	p.session = NewSession(SessionConfig{})
+	p.session = NewSession(SessionConfig{Transports: testTransports})
 	defer p.close()
 	far := make(map[*Path]*Path) // of the near ones
 	for range 2 {

@@ -199,7 +199,7 @@ func TestOfASessionTheIDIsNotEnough(t *testing.T) {
 			{"bob with another secret", bob, false, false, false, false},
 			{"carol with hers", carol, true, true, false, true},
 		} {
-			other := NewSession(SessionConfig{})
+			other := NewSession(SessionConfig{Transports: testTransports})
 			others = append(others, other)
 			in := *p.session.current()
 			if !c.secret {
@@ -391,7 +391,7 @@ func TestRacingDialsMakeOneSession(t *testing.T) {
 	} {
 		for _, second := range []PipeConfig{lossyPath, orderedPath} {
 			for _, later := range []time.Duration{0, time.Millisecond, 25 * time.Millisecond, 60 * time.Millisecond} {
-				t.Run(name+", "+second.Kind.String()+" "+later.String(), func(t *testing.T) {
+				t.Run(name+", "+second.Traits.Kind.String()+" "+later.String(), func(t *testing.T) {
 					synctest.Test(t, func(t *testing.T) {
 						p := newTwoPaths(t, time.Minute)
 						defer p.close()
@@ -409,7 +409,7 @@ func TestRacingDialsMakeOneSession(t *testing.T) {
 							t.Errorf("%d of %d came back", back, sent)
 						}
 						carriers := 1 // the newer of a kind takes the place of the older
-						if second.Kind != lossyPath.Kind {
+						if second.Traits.Kind != lossyPath.Traits.Kind {
 							carriers = 2
 						}
 						p.expect("raced", tally{sessions: 1, carriers: carriers, served: carriers, flows: 1, farFlows: 1})
@@ -426,7 +426,7 @@ func TestRacingDialsMakeOneSession(t *testing.T) {
 // the server has not missed yet.
 func TestResumingBesideALivingCarrierCostsNothing(t *testing.T) {
 	for _, cfg := range []PipeConfig{lossyPath, orderedPath} {
-		t.Run(cfg.Kind.String(), func(t *testing.T) {
+		t.Run(cfg.Traits.Kind.String(), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				p := newTwoPaths(t, time.Minute)
 				defer p.close()
@@ -475,7 +475,7 @@ func TestTwoClientsWithOneTokenDoNotMeet(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newTwoPaths(t, time.Minute)
 		defer p.close()
-		q := &twoPaths{world: &world{t: t, exit: p.exit, host: p.host, session: NewSession(SessionConfig{})}}
+		q := &twoPaths{world: &world{t: t, exit: p.exit, host: p.host, session: NewSession(SessionConfig{Transports: testTransports})}}
 		near, _ := p.join(lossyPath)
 		var wg sync.WaitGroup
 		var v, w *voice

@@ -48,9 +48,6 @@ const (
 	// holds: it keeps a buffer of 1,452 bytes for each frame of at least 128 (v0.65.0).
 	quicFrameCost = 12
 
-	// quicPacketCost is the bytes of a packet that are no payload: header, tag and an ACK frame.
-	quicPacketCost = 64
-
 	// kernelOverhead is the factor by which the kernel's buffers exceed their payload.
 	kernelOverhead = 2
 )

@@ -1,24 +1,8 @@
 package tunnel
 
 import (
-	"cmp"
-	"slices"
 	"sync"
 	"sync/atomic"
-	"time"
-)
-
-const (
-	// maxStalled bounds the streams of a QUIC carrier whose users do not read what has arrived: of the
-	// connection's window, what they hold others lack. Past it those that have done so longest are reset.
-	maxStalled = 24
-
-	// stalledAfter is how long a user has not come back for more. A relay comes back for each
-	// 128 KiB, so that this is a target or application that takes less than 5 KB/s.
-	stalledAfter = 30 * time.Second
-
-	// stalledBytes is how much a stream must have brought before: one that has brought less has a small window.
-	stalledBytes = 64 << 10
 )
 
 // carriedStream is a stream that counts on its carrier: it keeps a superseded
@@ -27,8 +11,7 @@ type carriedStream struct {
 	Stream
 	a     *Path
 	done  atomic.Bool
-	bytes atomic.Uint64 // read
-	since atomic.Int64  // when Read last brought something, on the session's clock; 0: one is under way, or none will be
+	since atomic.Int64 // when Read last brought something, on the session's clock; 0: one is under way, or none will be
 
 	writing atomic.Int64                 // when the Write under way began, on the session's clock; 0: there is none
 	beside  atomic.Pointer[func() int64] // see CountBeside; nil is nothing
@@ -36,9 +19,8 @@ type carriedStream struct {
 
 // carriedStreams is those of a path.
 type carriedStreams struct {
-	mu    sync.Mutex
-	all   map[*carriedStream]struct{}
-	check *time.Timer // nil: there are few
+	mu  sync.Mutex
+	all map[*carriedStream]struct{}
 }
 
 func (p *Path) carry(st Stream) *carriedStream {
@@ -51,58 +33,13 @@ func (p *Path) carry(st Stream) *carriedStream {
 		p.carried.all = make(map[*carriedStream]struct{})
 	}
 	p.carried.all[s] = struct{}{}
-	p.checkStalledLater()
 	return s
-}
-
-// checkStalledLater is called with carried.mu held.
-func (p *Path) checkStalledLater() {
-	if len(p.carried.all) > maxStalled && p.carried.check == nil && p.Kind() == KindQUIC {
-		p.carried.check = time.AfterFunc(stalledAfter/2, p.checkStalled)
-	}
-}
-
-func (p *Path) checkStalled() {
-	type still struct {
-		s     *carriedStream
-		since int64
-	}
-	now := p.s.now()
-	var stalled []still
-	p.carried.mu.Lock()
-	for s := range p.carried.all {
-		if since := s.stalled(now); since != 0 {
-			stalled = append(stalled, still{s, since})
-		}
-	}
-	p.carried.check = nil
-	p.checkStalledLater()
-	p.carried.mu.Unlock()
-	if len(stalled) <= maxStalled {
-		return
-	}
-	slices.SortFunc(stalled, func(a, b still) int { return cmp.Compare(a.since, b.since) })
-	for _, st := range stalled[:len(stalled)-maxStalled] {
-		if st.s.stalled(now) != 0 {
-			st.s.Stream.Reset(CodeLimit) // its user, who finds out, calls ours
-		}
-	}
-}
-
-// stalled returns since when, or 0 if it is not.
-func (s *carriedStream) stalled(now time.Duration) int64 {
-	since := s.since.Load()
-	if since == 0 || now-time.Duration(since) < stalledAfter || s.bytes.Load() <= stalledBytes {
-		return 0
-	}
-	return since
 }
 
 func (s *carriedStream) Read(p []byte) (int, error) {
 	s.since.Store(0)
 	n, err := s.Stream.Read(p)
 	now := s.a.s.now()
-	s.bytes.Add(uint64(n))
 	if err == nil {
 		s.since.Store(int64(now))
 	}

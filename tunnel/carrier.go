@@ -37,11 +37,77 @@ func (k Kind) String() string {
 	return fmt.Sprintf("kind %d", uint8(k))
 }
 
+// Traits are the properties of a transport by which sessions choose and treat its carriers.
+type Traits struct {
+	Kind Kind
+	Name string // in logs, events and errors
+
+	// Datagrams, and new streams, travel over the carrier of the highest rank that works.
+	DatagramRank, StreamRank int
+
+	// Exact reports whether a bundle of exactly MaxBundle bytes costs less to send than one
+	// that is almost as large.
+	Exact bool
+
+	// InOrder reports whether a packet that has to be sent again holds up all that was sent after it.
+	InOrder bool
+
+	// OwnDescriptor reports whether a server has a descriptor for each connection.
+	OwnDescriptor bool
+
+	// SmallSegments is set on the client if the path takes small packets alone.
+	SmallSegments bool
+}
+
+// Stats are the counts of a transport.
+type Stats struct {
+	RTT time.Duration // smoothed
+
+	// Bytes of the whole connection: datagrams, streams and control, with the
+	// transport's own framing, but without the headers of TCP, UDP and IP.
+	BytesUp, BytesDown uint64
+
+	// PacketsUp are QUIC packets or TCP segments with data, those sent again
+	// among them. PacketsLost are those that QUIC takes for lost, which may become fewer
+	// again, or that TCP has sent again.
+	PacketsUp, PacketsLost uint64
+}
+
+// Holder is a carrier or a stream that can report how many bytes it holds for
+// a peer: on the heap, and in the kernel with the kernel's own overhead.
+type Holder interface {
+	Held() (heap, kernel int64)
+}
+
+// WindowHolder is a carrier whose transport does not report how much it holds for streams, so
+// that only bounds are known. Its streams are WindowedStreams.
+type WindowHolder interface {
+	Holder
+
+	// Unread returns a bound on the payload that has arrived and was not read, in bytes.
+	Unread() int64
+
+	// Window returns a bound on the bytes held for all streams together.
+	Window() int64
+}
+
+// WindowedStream is a stream of a WindowHolder.
+type WindowedStream interface {
+	// Window returns a bound on the bytes held for the stream, and the bound that it began with.
+	Window() (bytes, first int64)
+}
+
 // Carrier is one connection to the peer that has passed TLS and the handshake.
 // Everything a session sends goes through this interface; quic.go, yamux.go and
 // pipe.go implement it and one suite of tests runs on all three.
 type Carrier interface {
-	Kind() Kind
+	// Traits returns the properties of the carrier, which do not change.
+	Traits() Traits
+
+	// Stats returns what the transport has counted since it began; zero is not known. It
+	// takes a lock or a system call: not for every bundle.
+	Stats() Stats
+
 	LocalAddr() net.Addr
 	RemoteAddr() net.Addr
 
@@ -125,7 +191,7 @@ type Stream interface {
 // Pending is a connection that has passed TLS and nothing else: it can carry the
 // handshake, and then become a Carrier or be refused.
 type Pending interface {
-	Kind() Kind
+	Traits() Traits
 	LocalAddr() net.Addr
 	RemoteAddr() net.Addr
 

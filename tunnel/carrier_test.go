@@ -861,7 +861,7 @@ func testDeathResets(t *testing.T, client, server Carrier) {
 		go func() { results <- readUntilError(s) }()
 	}
 	cut(t, client)
-	if client.Kind() == KindQUIC {
+	if client.Traits().Kind == KindQUIC {
 		cutServerQUIC(server)
 	}
 	for range 2 {

@@ -18,12 +18,32 @@ const (
 // under way on it.
 const retireGrace = 500 * time.Millisecond
 
-// name is a carrier's kind as an operator knows it.
-func (k Kind) name() string {
-	if k == KindQUIC {
-		return "QUIC"
+// A rank returns the order in which transports are preferred for one class of traffic.
+type rank func(Traits) int
+
+func byDatagrams(t Traits) int { return t.DatagramRank }
+func byStreams(t Traits) int   { return t.StreamRank }
+
+// highest returns the transport of the highest rank among those that may, of all that the
+// session knows of; zero if none may.
+func (s *Session) highest(by rank, may ...func(Traits) bool) (best Traits) {
+	look := func(t Traits) {
+		if by(t) > by(best) || best.Kind == 0 {
+			for _, ok := range may {
+				if !ok(t) {
+					return
+				}
+			}
+			best = t
+		}
 	}
-	return k.String()
+	for _, t := range s.cfg.Transports {
+		look(t)
+	}
+	for _, p := range s.paths {
+		look(p.traits)
+	}
+	return best
 }
 
 // chooseLocked decides which carrier serves what, after attached, a verdict or
@@ -31,8 +51,8 @@ func (k Kind) name() string {
 func (s *Session) chooseLocked() {
 	s.wakeWaitersLocked()
 	if s.server {
-		s.datagramPath = s.named(s.prefer.datagrams, KindQUIC)
-		s.streamPath = s.named(s.prefer.streams, KindYamux)
+		s.datagramPath = s.named(s.prefer.datagrams, byDatagrams)
+		s.streamPath = s.named(s.prefer.streams, byStreams)
 	} else {
 		s.decideLocked()
 	}
@@ -48,11 +68,12 @@ func (s *Session) chooseLocked() {
 
 // decideLocked is the client's choice, which it tells the server.
 func (s *Session) decideLocked() {
-	d := s.best(KindQUIC, s.datagramPath)
-	s.tellMove("datagrams", s.datagramPath, d, s.reason(d, KindQUIC))
+	preferred := s.highest(byDatagrams)
+	d := s.best(preferred.Kind, s.datagramPath)
+	s.tellMove("datagrams", s.datagramPath, d, s.reason(d, preferred))
 	s.datagramPath = d
-	kind, _ := s.streamKind()
-	st := s.best(kind, s.streamPath)
+	preferred, _ = s.streamTransport()
+	st := s.best(preferred.Kind, s.streamPath)
 	s.tellMove("streams", s.streamPath, st, s.streamsWhy(st))
 	s.streamPath = st
 	wants := preference{epoch: s.prefer.epoch + 1}
@@ -68,27 +89,31 @@ func (s *Session) decideLocked() {
 	}
 }
 
-// streamKind is the kind of carrier that new streams prefer now, and why where
-// that is not a setting.
-func (s *Session) streamKind() (kind Kind, why string) {
+// streamTransport returns the transport that new streams prefer now, and why, unless that
+// is its rank or a setting.
+func (s *Session) streamTransport() (t Traits, why string) {
 	if s.cfg.Streams != 0 {
-		return s.cfg.Streams, ""
+		return s.highest(byStreams, func(t Traits) bool { return t.Kind == s.cfg.Streams }), ""
 	}
+	t = s.highest(byStreams)
 	for _, p := range s.paths {
-		if p.Kind() == KindYamux && p.resends() {
-			return KindQUIC, "yamux has to send too much again"
+		if p.Kind() == t.Kind && p.resends() {
+			other := s.highest(byStreams, func(o Traits) bool { return o.Kind != t.Kind })
+			if other.Kind != 0 {
+				return other, t.Name + " has to send too much again"
+			}
 		}
 	}
-	return KindYamux, ""
+	return t, ""
 }
 
 // streamsWhy returns why st, and no other carrier, serves new streams.
 func (s *Session) streamsWhy(st *Path) string {
-	kind, why := s.streamKind()
-	if why != "" && st != nil && st.Kind() == kind {
+	t, why := s.streamTransport()
+	if why != "" && st != nil && st.Kind() == t.Kind {
 		return why
 	}
-	return s.reason(st, kind)
+	return s.reason(st, t)
 }
 
 // best returns the carrier for a class that prefers kind and is now on current: a good one before one on probation before a suspect, then
@@ -117,24 +142,24 @@ func (s *Session) best(kind Kind, current *Path) (best *Path) {
 	return best
 }
 
-// reason says why a, and not the newest carrier of the preferred kind, serves a class.
-func (s *Session) reason(p *Path, kind Kind) string {
+// reason returns why p, and not the newest carrier of the preferred transport, serves a class.
+func (s *Session) reason(p *Path, preferred Traits) string {
 	switch {
 	case p == nil:
 		return "nothing is attached"
-	case p.Kind() == kind:
+	case p.Kind() == preferred.Kind:
 		if good, why := p.good(); !good {
 			return fmt.Sprintf("%s, but nothing is better", why)
 		}
 		return "preferred"
 	}
 	for _, b := range slices.Backward(s.paths) {
-		if b.Kind() == kind && b.c.Err() == nil {
+		if b.Kind() == preferred.Kind && b.c.Err() == nil {
 			_, why := b.good()
-			return fmt.Sprintf("%s %s", kind.name(), why)
+			return fmt.Sprintf("%s %s", b.Transport(), why)
 		}
 	}
-	return fmt.Sprintf("%s is not attached", kind.name())
+	return fmt.Sprintf("%s is not attached", preferred.Name)
 }
 
 // tellMove makes an event of a class that moves from one kind of carrier to another.
@@ -143,9 +168,9 @@ func (s *Session) tellMove(class string, from, to *Path, why string) {
 		return
 	}
 	if why == "preferred" {
-		why = to.Kind().name() + " works"
+		why = to.Transport() + " works"
 	}
-	s.event(slog.LevelInfo, "%s, %s moved to %s", why, class, to.Kind().name())
+	s.event(slog.LevelInfo, "%s, %s moved to %s", why, class, to.Transport())
 }
 
 // pendingEvent is an event that has yet to be told, and the level that it is logged at.
@@ -160,9 +185,9 @@ func (s *Session) event(level slog.Level, format string, args ...any) {
 	s.pendingEvents = append(s.pendingEvents, pendingEvent{level, fmt.Sprintf(format, args...)})
 }
 
-// named returns the carrier that the client asked for, where that is attached,
-// else the newest of the preferred kind, else the newest.
-func (s *Session) named(number uint64, kind Kind) *Path {
+// named returns the carrier that the client asked for if that is attached,
+// else the newest of the highest rank.
+func (s *Session) named(number uint64, by rank) *Path {
 	var best *Path
 	for _, p := range s.paths {
 		if p.c.Err() != nil {
@@ -171,7 +196,7 @@ func (s *Session) named(number uint64, kind Kind) *Path {
 		if number != 0 && p.number == number {
 			return p
 		}
-		if best == nil || p.Kind() == kind || best.Kind() != kind {
+		if best == nil || by(p.traits) >= by(best.traits) {
 			best = p
 		}
 	}
@@ -221,12 +246,12 @@ func (s *Session) retire() {
 	s.mu.Unlock()
 }
 
-// surplusLocked is the carriers of c's kind that go when c is attached: the oldest
-// without streams beyond maxPerKind, and whatever is oldest beyond maxWithStreams.
-func (s *Session) surplusLocked(c Carrier) (surplus []*Path) {
+// surplusLocked returns the carriers to close when another of the kind is attached: the oldest
+// without streams beyond maxPerKind, and the oldest of all beyond maxWithStreams.
+func (s *Session) surplusLocked(kind Kind) (surplus []*Path) {
 	n := 0
 	for _, p := range slices.Backward(s.paths) {
-		if p.Kind() != c.Kind() {
+		if p.Kind() != kind {
 			continue
 		}
 		if n++; n >= maxWithStreams || n >= maxPerKind && p.streams.Load() == 0 {

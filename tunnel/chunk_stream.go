@@ -413,3 +413,9 @@ func (s *chunkStream) SetDeadline(t time.Time) error {
 	s.moved.Wake()
 	return nil
 }
+
+// Held returns the bytes that have arrived and were not read.
+func (s *chunkStream) Held() (heap, kernel int64) {
+	taken := s.taken.Load()
+	return int64(s.arrived.Load() - min(s.arrived.Load(), taken)), 0
+}

@@ -10,20 +10,20 @@ import (
 // about to become a carrier or one already. Any goroutine may call its methods.
 type Connection struct {
 	session *Session
-	kind    Kind
+	traits  Traits
 	began   time.Time
 	closing chan *CloseError // one slot
 }
 
-func newConnection(s *Session, kind Kind) *Connection {
-	return &Connection{session: s, kind: kind, began: time.Now(), closing: make(chan *CloseError, 1)}
+func newConnection(s *Session, t Traits) *Connection {
+	return &Connection{session: s, traits: t, began: time.Now(), closing: make(chan *CloseError, 1)}
 }
 
 // User returns who the client authenticated as.
 func (c *Connection) User() *user.User { return c.session.cfg.User }
 
-// Kind returns the connection's transport.
-func (c *Connection) Kind() Kind { return c.kind }
+// Traits returns those of the connection's transport.
+func (c *Connection) Traits() Traits { return c.traits }
 
 // LastUsed returns when something other than probes last passed any carrier of the
 // session: one that stands by for another is in use with it.

@@ -50,8 +50,8 @@ func TestConnectionIsClosedWithASentence(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if conn.User().Name != "alice" || conn.Kind() != KindQUIC || left != 0 {
-			t.Errorf("user %q, %v, left %d times", conn.User().Name, conn.Kind(), left)
+		if conn.User().Name != "alice" || conn.Traits() != QUICTraits || left != 0 {
+			t.Errorf("user %q, %v, left %d times", conn.User().Name, conn.Traits().Name, left)
 		}
 		conn.Close(CodeLimit, "others need the room")
 		conn.Close(CodeLimit, "again")

@@ -198,7 +198,7 @@ func (s *Session) handshakeClient(ctx context.Context, p Pending, cred Credentia
 		h := hello{
 			minVersion: minVersion, maxVersion: maxVersion,
 			Credentials: cred, session: in.id, attach: attach,
-			proof: in.proof(p.Kind(), attach, exporter), features: ownFeatures,
+			proof: in.proof(p.Traits().Kind, attach, exporter), features: ownFeatures,
 		}
 		if !s.isConfirmed(in) {
 			h.secret = in.secret[:]

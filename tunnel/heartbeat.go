@@ -367,11 +367,11 @@ func (p *Path) resends() bool {
 	return p.beat.tcp.lossy
 }
 
-// tcpStats is what the carrier's TCP connection counts; zero on others.
+// tcpStats returns the counts of a carrier that sends again what was lost; zero on others.
 func (p *Path) tcpStats() tcpCounts {
-	if y, ok := p.c.(*yamuxCarrier); ok {
-		s := y.PathStats()
-		return tcpCounts{segments: s.PacketsUp, resent: s.PacketsLost}
+	if !p.traits.InOrder {
+		return tcpCounts{}
 	}
-	return tcpCounts{}
+	s := p.c.Stats()
+	return tcpCounts{segments: s.PacketsUp, resent: s.PacketsLost}
 }

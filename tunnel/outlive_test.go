@@ -27,8 +27,8 @@ type twoPaths struct {
 }
 
 var (
-	lossyPath   = PipeConfig{Kind: KindQUIC, Lossy: true, MaxBundle: 1415, Delay: 25 * time.Millisecond, Queue: 512}
-	orderedPath = PipeConfig{Kind: KindYamux, Delay: 25 * time.Millisecond, Queue: 512}
+	lossyPath   = PipeConfig{Traits: QUICTraits, Lossy: true, MaxBundle: 1415, Delay: 25 * time.Millisecond, Queue: 512}
+	orderedPath = PipeConfig{Traits: YamuxTraits, Delay: 25 * time.Millisecond, Queue: 512}
 )
 
 func newTwoPaths(t *testing.T, hold time.Duration) *twoPaths {
@@ -38,7 +38,7 @@ func newTwoPaths(t *testing.T, hold time.Duration) *twoPaths {
 		Exit:         func(*user.User) Exit { return p.exit },
 		Hold:         hold,
 	})
-	p.session = NewSession(SessionConfig{Event: func(s string) {
+	p.session = NewSession(SessionConfig{Transports: testTransports, Event: func(s string) {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		p.events = append(p.events, s)
@@ -206,7 +206,7 @@ func TestDatagramsMoveFromADeadPathAndBackAndStaySteady(t *testing.T) {
 // It has answered at least, which the silent one has not.
 func TestAReplacementServesAtOnceWhereTheOtherIsSilent(t *testing.T) {
 	for _, cfg := range []PipeConfig{lossyPath, orderedPath} {
-		t.Run(cfg.Kind.String(), func(t *testing.T) {
+		t.Run(cfg.Traits.Kind.String(), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				p := newTwoPaths(t, time.Minute)
 				defer p.close()
@@ -424,7 +424,7 @@ func TestADrainingServerTellsItsClientsAndTakesNoNewOnes(t *testing.T) {
 		if !p.session.Leaving() || p.host.Idle() {
 			t.Errorf("leaving %v, idle %v; want true, false", p.session.Leaving(), p.host.Idle())
 		}
-		other := NewSession(SessionConfig{})
+		other := NewSession(SessionConfig{Transports: testTransports})
 		defer other.Close(CodeNone, "")
 		_, _, err, _ := p.attach(other, alice, PipeConfig{})
 		if refusal := (*CloseError)(nil); !errors.As(err, &refusal) || refusal.Code != CodeDraining {
@@ -458,7 +458,7 @@ func TestAServerThatIsFullEndsTheSessionThatWasDetachedLongest(t *testing.T) {
 		defer w.close()
 		var sessions []*Session
 		for i := range maxSessions + 1 {
-			s := NewSession(SessionConfig{})
+			s := NewSession(SessionConfig{Transports: testTransports})
 			sessions = append(sessions, s)
 			p, _, errNear, errFar := w.attach(s, Credentials{User: fmt.Sprint("user", i), Token: "right"}, PipeConfig{})
 			if err := errors.Join(errNear, errFar); err != nil {
@@ -549,7 +549,7 @@ func randomEvents(t *testing.T, dice *rand.Rand) {
 			what = "another connection beside"
 			ends[i][0], ends[i][1] = p.join(configs[i])
 		}
-		said = append(said, fmt.Sprintf("%v: %s on %v", time.Since(began).Round(time.Second), what, configs[i].Kind))
+		said = append(said, fmt.Sprintf("%v: %s on %v", time.Since(began).Round(time.Second), what, configs[i].Traits.Kind))
 		v.run(time.Duration(dice.IntN(8000)) * time.Millisecond)
 		for _, end := range ends[i] {
 			end.Mute(false)
@@ -592,7 +592,7 @@ func TestOneUserCannotPushOutTheSessionsOfOthers(t *testing.T) {
 		w := &world{t: t, host: p.host}
 		var sessions []*Session
 		for i := range maxUserSessions + 1 {
-			s := NewSession(SessionConfig{})
+			s := NewSession(SessionConfig{Transports: testTransports})
 			sessions = append(sessions, s)
 			_, _, errNear, _ := w.attach(s, Credentials{User: "mallory", Token: alice.Token}, PipeConfig{})
 			var refused *CloseError

@@ -30,6 +30,7 @@ type Path struct {
 	handshakeResult
 	s       *Session
 	c       Carrier
+	traits  Traits
 	in      *incarnation
 	snd     *sender
 	out     outbox
@@ -53,7 +54,10 @@ type Path struct {
 }
 
 // Kind is the carrier's transport.
-func (p *Path) Kind() Kind { return p.c.Kind() }
+func (p *Path) Kind() Kind { return p.traits.Kind }
+
+// Transport returns the name of the carrier's transport.
+func (p *Path) Transport() string { return p.traits.Name }
 
 // RemoteAddr is the carrier's peer.
 func (p *Path) RemoteAddr() net.Addr { return p.c.RemoteAddr() }

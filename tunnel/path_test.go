@@ -55,7 +55,7 @@ func newPath(tb testing.TB, cfg PipeConfig) (f *Flow, back *counter) {
 		Authenticate: anyone,
 		Exit:         func(*user.User) Exit { return bounce{} },
 	})
-	s := NewSession(SessionConfig{})
+	s := NewSession(SessionConfig{Transports: testTransports})
 	tb.Cleanup(func() {
 		s.Close(CodeNone, "")
 		registry.Close(CodeNone, "")

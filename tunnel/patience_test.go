@@ -126,7 +126,7 @@ func TestOverQUICAStreamOutlivesWhatDeadAllowsAndNoMore(t *testing.T) {
 					Exit:         func(*user.User) Exit { return p.exit },
 					Timers:       Timers{Dead: c.dead},
 				})
-				p.session = NewSession(SessionConfig{Timers: Timers{Dead: c.dead}})
+				p.session = NewSession(SessionConfig{Transports: testTransports, Timers: Timers{Dead: c.dead}})
 				defer p.close()
 				ctx := context.Background()
 				var dial sync.WaitGroup
@@ -180,7 +180,7 @@ func TestAClientGivesASilentCarrierUpByItself(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			p := newTwoPaths(t, time.Minute)
 			p.host.cfg.Timers.Dead = MaxDead
-			p.session = NewSession(SessionConfig{Timers: Timers{Dead: dead}})
+			p.session = NewSession(SessionConfig{Transports: testTransports, Timers: Timers{Dead: dead}})
 			defer p.close()
 			near, far := p.join(lossyPath)
 			v := p.talk()

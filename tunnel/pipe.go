@@ -19,11 +19,14 @@ const (
 	pipeStreams = 64 // streams that wait for AcceptStream
 )
 
+// PipeTraits are those of a pipe.
+var PipeTraits = Traits{Kind: KindPipe, Name: "pipe"}
+
 // PipeConfig is the path of what one end of a pipe sends. The zero value is
 // perfect: immediate, ordered, nothing lost, and SendBundle waits for the
 // receiver. Delay, Jitter and Rate need no goroutine and work in testing/synctest.
 type PipeConfig struct {
-	Kind Kind // what the end says that it is; 0 is KindPipe
+	Traits Traits // that the end has; zero is PipeTraits
 
 	MaxBundle int           // in bytes, MinBundle..MaxBundleSize; 0 is MaxBundleSize
 	Queue     int           // bundles under way, delayed ones included; 0 is 64
@@ -118,13 +121,16 @@ func (e *PipeEnd) finish(ours, theirs error) {
 	})
 }
 
-// Kind is the configuration's.
-func (e *PipeEnd) Kind() Kind {
-	if e.config.Kind != 0 {
-		return e.config.Kind
+// Traits are the configuration's.
+func (e *PipeEnd) Traits() Traits {
+	if e.config.Traits != (Traits{}) {
+		return e.config.Traits
 	}
-	return KindPipe
+	return PipeTraits
 }
+
+// Stats are not counted.
+func (e *PipeEnd) Stats() Stats { return Stats{} }
 
 // LocalAddr is a name for this end.
 func (e *PipeEnd) LocalAddr() net.Addr { return pipeAddr(e.side) }

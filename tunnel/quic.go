@@ -48,6 +48,9 @@ const (
 	// path MTU discovery raises (RFC 8899).
 	quicProbeInterval = 200 * time.Millisecond
 
+	// quicPacketCost is the bytes of a packet that are no payload: header, tag and an ACK frame.
+	quicPacketCost = 64
+
 	// maxReason bounds the sentence of a close in bytes, so that it fits into
 	// one packet.
 	maxReason = 512
@@ -62,6 +65,9 @@ var (
 	ErrForgotten = errors.New("the peer no longer knows the connection")
 )
 
+// QUICTraits are those of QUIC: datagrams do not wait for lost ones.
+var QUICTraits = Traits{Kind: KindQUIC, Name: "QUIC", DatagramRank: 2, StreamRank: 1, Exact: true}
+
 // quicConfig is for connections whose Timers.Dead is dead. The shorter idle timeout
 // of the two sides counts.
 func quicConfig(dead time.Duration, w Windows) *quic.Config {
@@ -72,8 +78,8 @@ func quicConfig(dead time.Duration, w Windows) *quic.Config {
 		KeepAlivePeriod:                quicKeepAlive,
 		InitialStreamReceiveWindow:     quicStreamWindow,
 		MaxStreamReceiveWindow:         w.Stream,
-		InitialConnectionReceiveWindow: w.connection(),
-		MaxConnectionReceiveWindow:     w.connection(),
+		InitialConnectionReceiveWindow: connectionWindow(w.Stream),
+		MaxConnectionReceiveWindow:     connectionWindow(w.Stream),
 		MaxIncomingStreams:             quicMaxStreams,
 		MaxIncomingUniStreams:          -1,
 		EnableDatagrams:                true,
@@ -92,6 +98,7 @@ type quicLink struct {
 	abandoned atomic.Int64 // the most in bytes that quic-go holds for streams that were reset
 	taken     atomic.Int64 // bytes of streams and bundles that were read
 
+	readers *readers
 	watcher sync.WaitGroup
 	done    chan struct{}
 	err     error // set before done is closed
@@ -100,7 +107,7 @@ type quicLink struct {
 func newQUICLink(conn *quic.Conn, tr *quic.Transport, socket net.PacketConn, w Windows) *quicLink {
 	l := &quicLink{
 		conn: conn, transport: tr, socket: socket, window: int64(w.withDefaults().Stream),
-		done: make(chan struct{}), delivered: func() {},
+		readers: newReaders(), done: make(chan struct{}), delivered: func() {},
 	}
 	if told, ok := socket.(interface{ Delivered() }); ok {
 		l.delivered = told.Delivered
@@ -120,7 +127,7 @@ func (l *quicLink) watch() {
 	close(l.done)
 }
 
-func (l *quicLink) Kind() Kind            { return KindQUIC }
+func (l *quicLink) Traits() Traits        { return QUICTraits }
 func (l *quicLink) LocalAddr() net.Addr   { return l.conn.LocalAddr() }
 func (l *quicLink) RemoteAddr() net.Addr  { return l.conn.RemoteAddr() }
 func (l *quicLink) Done() <-chan struct{} { return l.done }
@@ -328,7 +335,11 @@ type quicCarrier struct {
 	probed  time.Time                   // belongs to SendBundle
 }
 
-var _ Carrier = (*quicCarrier)(nil)
+var (
+	_ Carrier        = (*quicCarrier)(nil)
+	_ WindowHolder   = (*quicCarrier)(nil)
+	_ WindowedStream = (*quicStream)(nil)
+)
 
 // quicOversize is larger than any path's limit and never sent.
 var quicOversize [MaxBundleSize]byte
@@ -423,16 +434,42 @@ func (c *quicCarrier) OpenStream(ctx context.Context) (Stream, error) {
 	if err != nil {
 		return nil, c.callError(ctx, err)
 	}
-	return &quicStream{s: s, link: c.quicLink}, nil
+	return newQUICStream(s, c.quicLink), nil
 }
 
 func (c *quicCarrier) AcceptStream(ctx context.Context) (Stream, error) {
 	if s := c.early.Swap(nil); s != nil {
-		return &quicStream{s: s, link: c.quicLink}, nil
+		return newQUICStream(s, c.quicLink), nil
 	}
 	s, err := c.conn.AcceptStream(ctx)
 	if err != nil {
 		return nil, c.callError(ctx, err)
 	}
-	return &quicStream{s: s, link: c.quicLink}, nil
+	return newQUICStream(s, c.quicLink), nil
+}
+
+// connectionWindow returns the window of all streams together, where stream is the largest of one.
+// Unread streams would keep the others from it: it has room for maxStalled of them and for others.
+func connectionWindow(stream uint64) uint64 { return (maxStalled + 8) * stream }
+
+// Stats returns what QUIC counts.
+func (c *quicCarrier) Stats() Stats {
+	s := c.conn.ConnectionStats()
+	return Stats{
+		RTT: s.SmoothedRTT, BytesUp: s.BytesSent, BytesDown: s.BytesReceived,
+		PacketsUp: s.PacketsSent, PacketsLost: s.PacketsLost,
+	}
+}
+
+// Held counts streams that were reset until the peer has answered: quic-go keeps
+// their data until then.
+func (c *quicCarrier) Held() (heap, kernel int64) { return min(c.abandoned.Load(), c.Window()), 0 }
+
+// Window returns the most that quic-go may hold for all streams: the connection's window.
+func (c *quicCarrier) Window() int64 { return int64(connectionWindow(uint64(c.window))) }
+
+// Unread returns the bytes that have arrived and were not read, less the packets' overhead.
+func (c *quicCarrier) Unread() int64 {
+	s := c.conn.ConnectionStats()
+	return max(0, int64(s.BytesReceived)-quicPacketCost*int64(s.PacketsReceived)-c.taken.Load())
 }

@@ -25,7 +25,21 @@ type quicStream struct {
 	wroteEnd  atomic.Bool
 	readEnd   atomic.Bool
 	abandoned atomic.Bool
-	read      atomic.Int64 // bytes
+	reader    reader
+}
+
+// newQUICStream returns a stream whose user has to read it.
+func newQUICStream(s *quic.Stream, link *quicLink) *quicStream {
+	st := &quicStream{s: s, link: link}
+	st.reader.reset = func() { st.Reset(CodeLimit) }
+	link.readers.add(&st.reader)
+	return st
+}
+
+// Window returns the most that quic-go may hold, as it does not report how much it does:
+// the stream's window, which it doubles whenever a quarter of it has been read.
+func (s *quicStream) Window() (bytes, first int64) {
+	return min(s.link.window, quicStreamWindow+4*s.reader.bytes.Load()), quicStreamWindow
 }
 
 // quicStreamError maps an error of a QUIC stream to the contract's.
@@ -43,8 +57,9 @@ func quicStreamError(err error) error {
 }
 
 func (s *quicStream) Read(p []byte) (int, error) {
+	s.reader.reads()
 	n, err := s.s.Read(p)
-	s.read.Add(int64(n))
+	s.reader.read(s.link.readers.now(), n, err)
 	s.link.taken.Add(int64(n))
 	if err == io.EOF {
 		s.readEnd.Store(true)
@@ -90,12 +105,13 @@ func (s *quicStream) CloseWrite() error {
 // throw away the end of what we wrote where the peer has not acknowledged it yet.
 func (s *quicStream) Reset(code ErrorCode) {
 	defer s.life.end(context.Canceled)
+	s.link.readers.remove(&s.reader)
 	if s.wroteEnd.Load() && s.readEnd.Load() || s.abandoned.Swap(true) {
 		return
 	}
 	s.life.end(&ResetError{Code: code})
 	if !s.readEnd.Load() {
-		heap := s.held()
+		heap, _ := s.Window()
 		s.link.abandoned.Add(heap)
 		s.s.SetReceiveFinalSizeCallback(func(int64) { s.link.abandoned.Add(-heap) })
 	}

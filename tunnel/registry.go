@@ -95,16 +95,16 @@ func (r *Registry) Attach(ctx context.Context, p Pending) (*Path, error) {
 		refuse(p, hh.rw, err)
 		return nil, err
 	}
-	s, resumed, err := r.join(hh, p.Kind())
+	s, resumed, err := r.join(hh, p.Traits().Kind)
 	if s == nil && err == nil {
-		s, resumed, err = r.rejoin(hh, p.Kind())
+		s, resumed, err = r.rejoin(hh, p.Traits().Kind)
 	}
 	if err != nil {
 		refuse(p, hh.rw, err)
 		return nil, err
 	}
 	defer s.release()
-	conn := newConnection(s, p.Kind())
+	conn := newConnection(s, p.Traits())
 	left, err := r.admit(ctx, conn)
 	if err != nil {
 		s.leaveUnused()

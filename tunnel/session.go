@@ -43,8 +43,12 @@ type SessionConfig struct {
 	// Exit serves what the peer opens; nil refuses it.
 	Exit Exit
 
-	// Streams is the kind of carrier that new streams prefer; 0 is yamux while it
-	// seldom has to send again, else QUIC.
+	// Transports are those that carriers may come by, for a client to choose among; nil
+	// is those that carriers have come by.
+	Transports []Traits
+
+	// Streams is the kind of carrier that new streams prefer; 0 is by rank, but for
+	// a transport that delivers in order while it has to send much again.
 	Streams Kind
 
 	// Timers say how soon a carrier is doubted.
@@ -258,8 +262,8 @@ type handshakeResult struct {
 // attach adds c to the session and serves it until it ends.
 func (s *Session) attach(c Carrier, in *incarnation, info handshakeResult) (*Path, error) {
 	p := &Path{
-		s: s, c: c, in: in, handshakeResult: info, began: s.now(),
-		snd: newSender(c.Kind() == KindQUIC), done: make(chan struct{}),
+		s: s, c: c, traits: c.Traits(), in: in, handshakeResult: info, began: s.now(),
+		snd: newSender(c.Traits().Exact), done: make(chan struct{}),
 	}
 	p.snd.pads = p.snd.pads && !s.cfg.unpadded
 	p.out.wake = notify.New()
@@ -286,13 +290,13 @@ func (s *Session) attach(c Carrier, in *incarnation, info handshakeResult) (*Pat
 	s.peer.Store(uint64(info.features))
 	if !s.server {
 		for _, b := range slices.Backward(s.paths) {
-			if b.Kind() == c.Kind() && b.c.Err() == nil {
+			if b.Kind() == p.Kind() && b.c.Err() == nil {
 				p.inherit(b)
 				break
 			}
 		}
 	}
-	surplus := s.surplusLocked(c)
+	surplus := s.surplusLocked(p.Kind())
 	if s.holding != nil {
 		s.holding.Stop()
 	}
@@ -301,10 +305,10 @@ func (s *Session) attach(c Carrier, in *incarnation, info handshakeResult) (*Pat
 	if s.draining > 0 {
 		p.out.sendDrain(s.draining)
 	}
-	if p.smallSegments() {
-		s.event(slog.LevelInfo, "%s attached to %v in small segments: nothing came back with larger ones", c.Kind().name(), c.RemoteAddr())
+	if p.traits.SmallSegments {
+		s.event(slog.LevelInfo, "%s attached to %v in small segments: nothing came back with larger ones", p.Transport(), c.RemoteAddr())
 	} else {
-		s.event(slog.LevelDebug, "%s attached to %v", c.Kind().name(), c.RemoteAddr())
+		s.event(slog.LevelDebug, "%s attached to %v", p.Transport(), c.RemoteAddr())
 	}
 	s.chooseLocked()
 	s.wg.Go(p.execute)
@@ -323,7 +327,7 @@ func (s *Session) detach(p *Path) {
 	if s.ends.on == p {
 		s.ends.on = nil // with all that its streams hold
 	}
-	s.event(slog.LevelDebug, "%s ended: %v", p.Kind().name(), p.Err())
+	s.event(slog.LevelDebug, "%s ended: %v", p.Transport(), p.Err())
 	s.chooseLocked()
 	s.detached = time.Now()
 	if e, ok := errors.AsType[*CloseError](p.Err()); ok && s.server && e.Code == CodeShutdown {

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -142,10 +141,13 @@ func withToken(c Credentials) *user.User {
 	return named(c.User)
 }
 
+// testTransports are those that sessions of tests know of.
+var testTransports = []Traits{QUICTraits, YamuxTraits}
+
 func newWorld(t *testing.T) *world {
 	w := &world{t: t, exit: &echoExit{}}
 	w.host = w.newHost()
-	w.session = NewSession(SessionConfig{})
+	w.session = NewSession(SessionConfig{Transports: testTransports})
 	return w
 }
 
@@ -525,11 +527,11 @@ func TestWhoIsNotLetInIsToldWhy(t *testing.T) {
 		defer w.close()
 		w.mustAttach(PipeConfig{})
 
-		foreign := NewSession(SessionConfig{})
+		foreign := NewSession(SessionConfig{Transports: testTransports})
 		defer foreign.Close(CodeNone, "")
 		foreign.inc.id = w.session.inc.id // alice's session, with a secret of its own
 
-		mallory := NewSession(SessionConfig{})
+		mallory := NewSession(SessionConfig{Transports: testTransports})
 		defer mallory.Close(CodeNone, "")
 		mallory.inc = &incarnation{id: w.session.inc.id, secret: w.session.inc.secret}
 
@@ -539,7 +541,7 @@ func TestWhoIsNotLetInIsToldWhy(t *testing.T) {
 			cred    Credentials
 			code    ErrorCode
 		}{
-			{"wrong token", NewSession(SessionConfig{}), Credentials{"alice", "wrong"}, CodeAuth},
+			{"wrong token", NewSession(SessionConfig{Transports: testTransports}), Credentials{"alice", "wrong"}, CodeAuth},
 			{"wrong secret", foreign, alice, CodeSession},
 		} {
 			_, _, errNear, errFar := w.attach(c.session, c.cred, PipeConfig{})
@@ -593,71 +595,6 @@ func TestStreamsCarryBytesAndRefusals(t *testing.T) {
 		time.Sleep(time.Minute)
 		if n := w.host.Sessions()[0].streams.Load(); n != 0 {
 			t.Errorf("%d streams are left at the far end", n)
-		}
-	})
-}
-
-func TestOfStreamsThatNobodyReadsTheOldestAreReset(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
-		defer w.close()
-		near, _ := w.mustAttach(PipeConfig{Kind: KindQUIC})
-		const streams, small = maxStalled + 3, 3
-		var all []Stream
-		for i := range streams + small {
-			st, _, err := w.session.OpenStream(t.Context(), []byte("target"))
-			if err != nil {
-				t.Fatal(err)
-			}
-			n := stalledBytes + 1
-			if i < small {
-				n = stalledBytes / 2 // these have brought less and count for nothing
-			}
-			if _, err := st.Write(make([]byte, n)); err != nil {
-				t.Fatal(err)
-			}
-			if _, err := io.ReadFull(st, make([]byte, n)); err != nil {
-				t.Fatal(err)
-			}
-			all = append(all, st)
-			time.Sleep(time.Millisecond)
-		}
-		// These two hold nothing: one waits for more, one has ended.
-		last, ended := all[len(all)-1], all[len(all)-2]
-		if err := ended.CloseWrite(); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := ended.Read(make([]byte, 1)); err != io.EOF {
-			t.Fatal(err)
-		}
-		var reading sync.WaitGroup
-		reading.Go(func() { _, _ = last.Read(make([]byte, 1)) })
-		reset := func() (which []int) {
-			for i, st := range all {
-				if st.Context().Err() != nil {
-					which = append(which, i)
-				}
-			}
-			return which
-		}
-		time.Sleep(stalledAfter - time.Second)
-		if got := reset(); got != nil {
-			t.Errorf("%v are reset too early", got)
-		}
-		time.Sleep(stalledAfter)
-		if got := reset(); !slices.Equal(got, []int{small}) {
-			t.Errorf("%v are reset, want only %d", got, small)
-		}
-		last.Reset(CodeNone)
-		reading.Wait()
-		for _, st := range all {
-			st.Reset(CodeNone)
-		}
-		time.Sleep(time.Minute)
-		near.carried.mu.Lock()
-		defer near.carried.mu.Unlock()
-		if len(near.carried.all) != 0 || near.carried.check != nil {
-			t.Errorf("%d streams are still known, the check runs: %v", len(near.carried.all), near.carried.check != nil)
 		}
 	})
 }

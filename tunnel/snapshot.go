@@ -65,7 +65,7 @@ type CarrierStatus struct {
 	BundlesUp, BundlesDown         uint64
 	BundleBytesUp, BundleBytesDown uint64
 	OpenStreams                    int
-	Path                           PathStats
+	Path                           Stats
 
 	// SmallSegments is set on the client if TCP passed in small segments alone.
 	SmallSegments bool
@@ -90,7 +90,7 @@ func (s *Session) Problem() string {
 	for _, p := range s.paths {
 		heard = max(heard, time.Duration(p.heard.Load()))
 		_, why := p.good()
-		reasons = append(reasons, fmt.Sprintf("%s %s", p.Kind().name(), why))
+		reasons = append(reasons, fmt.Sprintf("%s %s", p.Transport(), why))
 	}
 	if s.now()-heard >= s.cfg.Timers.Suspect {
 		return "nothing has come since " + s.start.Add(heard).Format(time.TimeOnly)
@@ -105,7 +105,7 @@ func (s *Session) Snapshot() SessionStatus {
 	st := SessionStatus{
 		ID: s.inc.id.String(), User: s.cfg.User.Name, Age: s.now(), Leaving: s.leaving,
 		Attached:  len(s.paths) > 0,
-		Datagrams: s.choiceLocked(datagrams, s.reason(datagrams, KindQUIC), s.prefer.datagrams),
+		Datagrams: s.choiceLocked(datagrams, s.reason(datagrams, s.highest(byDatagrams)), s.prefer.datagrams),
 		Streams:   s.choiceLocked(streams, s.streamsWhy(streams), s.prefer.streams),
 		Drops:     s.drops.Dropped(),
 	}
@@ -149,7 +149,7 @@ func (p *Path) snapshot() CarrierStatus {
 		Age: p.s.now() - p.began, Heard: p.s.now() - time.Duration(p.heard.Load()), RTT: p.RTT(), Health: HealthGood,
 		BundlesUp: p.beat.sent[0].Load(), BundlesDown: p.beat.received[0].Load(),
 		BundleBytesUp: p.bytes.up.Load(), BundleBytesDown: p.bytes.down.Load(),
-		OpenStreams: int(p.streams.Load()), Path: p.PathStats(), SmallSegments: p.smallSegments(),
+		OpenStreams: int(p.streams.Load()), Path: p.c.Stats(), SmallSegments: p.traits.SmallSegments,
 	}
 	if c.RTT == 0 {
 		c.RTT = c.Path.RTT
@@ -166,17 +166,11 @@ func (p *Path) snapshot() CarrierStatus {
 	return c
 }
 
-// smallSegments reports whether the carrier's TCP passed in small segments alone.
-func (p *Path) smallSegments() bool {
-	y, ok := p.c.(*yamuxCarrier)
-	return ok && y.small
-}
-
 // SmallSegments reports whether a carrier is attached whose TCP passed in small segments alone: the
 // path loses large packets.
 func (s *Session) SmallSegments() bool {
 	for _, p := range s.Paths() {
-		if p.smallSegments() {
+		if p.traits.SmallSegments {
 			return true
 		}
 	}

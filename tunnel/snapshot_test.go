@@ -171,10 +171,10 @@ func TestTheTransportsCountWhatTheyCarry(t *testing.T) {
 				t.Skip("only Linux tells what TCP counts")
 			}
 			near, far := kind.pair(t)
-			before := near.(pathStats).PathStats()
+			before := near.Stats()
 			const size = 1 << 20
 			sendStream(t, near, far, size)
-			up, down := near.(pathStats).PathStats(), far.(pathStats).PathStats()
+			up, down := near.Stats(), far.Stats()
 			if got := up.BytesUp - before.BytesUp; got < size || got > size*5/4 {
 				t.Errorf("%d bytes up for %d", got, size)
 			}

@@ -78,7 +78,7 @@ func (s *Session) OpenStream(ctx context.Context, addr []byte) (st Stream, bound
 		case !errors.As(err, &failed) && p.c.Err() != nil:
 			continue // the peer was not asked
 		case !errors.As(err, &failed):
-			return nil, nil, fmt.Errorf("opening a stream over %v: %w", p.Kind(), err)
+			return nil, nil, fmt.Errorf("opening a stream over %s: %w", p.Transport(), err)
 		case asked == maxAsked || p.c.Err() == nil && !failed.left:
 			return nil, nil, failed.err
 		}
@@ -111,10 +111,10 @@ var ErrUnanswered = errors.New("the far end did not answer")
 // unanswered is the error of a stream that waited on a for as long as ctx lived.
 func (p *Path) unanswered(ctx context.Context, err error) error {
 	if _, why := p.good(); why != "" {
-		return fmt.Errorf("%w: %s %s", ErrUnanswered, p.Kind().name(), why)
+		return fmt.Errorf("%w: %s %s", ErrUnanswered, p.Transport(), why)
 	}
 	if ended := p.Err(); ended != nil {
-		return fmt.Errorf("%w: %s ended: %w", ErrUnanswered, p.Kind().name(), ended)
+		return fmt.Errorf("%w: %s ended: %w", ErrUnanswered, p.Transport(), ended)
 	}
 	return fmt.Errorf("%w: %w", context.Cause(ctx), err)
 }
@@ -151,7 +151,7 @@ func (s *Session) openOver(ctx context.Context, p *Path, r *streamRequest, mayLe
 	case errors.As(err, &refused):
 	case why == isMute:
 		_, silent := p.good()
-		return nil, nil, fmt.Errorf("%w: %s %s", ErrUnanswered, p.Kind().name(), silent)
+		return nil, nil, fmt.Errorf("%w: %s %s", ErrUnanswered, p.Transport(), silent)
 	case why == isLeft && errors.As(err, &failed):
 		failed.left = true
 	case why == isLeft:

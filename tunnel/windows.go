@@ -33,8 +33,3 @@ func (w Windows) withDefaults() Windows {
 	}
 	return w
 }
-
-// connection returns the window of all streams of a QUIC connection together.
-// Streams that are not read would keep the others from it: it has room for
-// maxStalled of them and for others.
-func (w Windows) connection() uint64 { return (maxStalled + 8) * w.Stream }

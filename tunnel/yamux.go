@@ -17,6 +17,7 @@ import (
 	"github.com/quic-go/quic-go/quicvarint"
 
 	"wmproxy/internal/notify"
+	"wmproxy/internal/udpio"
 )
 
 const (
@@ -56,6 +57,15 @@ var (
 	errNotYamux = errors.New("the peer does not speak yamux")
 )
 
+// YamuxTraits are those of yamux over TLS over TCP: it passes where only TCP does.
+var YamuxTraits = Traits{Kind: KindYamux, Name: "yamux", DatagramRank: 1, StreamRank: 2, InOrder: true, OwnDescriptor: true}
+
+func yamuxTraits(small bool) Traits {
+	t := YamuxTraits
+	t.SmallSegments = small
+	return t
+}
+
 // yamuxConfig is for connections whose Timers.Dead is dead. When one has taken no byte
 // at all for longer, yamux is in no defined state (GHSA-29qp-crvh-w22m) and the carrier ends.
 func yamuxConfig(dead time.Duration, w Windows) *yamux.Config {
@@ -86,7 +96,7 @@ type yamuxPending struct {
 	unbind  func() bool // undoes the handshake's bound
 }
 
-func (p *yamuxPending) Kind() Kind           { return KindYamux }
+func (p *yamuxPending) Traits() Traits       { return yamuxTraits(p.small) }
 func (p *yamuxPending) LocalAddr() net.Addr  { return p.raw.LocalAddr() }
 func (p *yamuxPending) RemoteAddr() net.Addr { return p.raw.RemoteAddr() }
 
@@ -227,7 +237,11 @@ type yamuxCarrier struct {
 	all          sync.WaitGroup // run, which waits for the others
 }
 
-var _ Carrier = (*yamuxCarrier)(nil)
+var (
+	_ Carrier = (*yamuxCarrier)(nil)
+	_ Holder  = (*yamuxCarrier)(nil)
+	_ Holder  = (*chunkStream)(nil)
+)
 
 // release is a stream that its user is done with.
 type release struct {
@@ -245,7 +259,8 @@ func (c *yamuxCarrier) start() {
 	c.all.Go(c.run)
 }
 
-func (c *yamuxCarrier) Kind() Kind             { return KindYamux }
+func (c *yamuxCarrier) Traits() Traits         { return yamuxTraits(c.small) }
+func (c *yamuxCarrier) Stats() Stats           { return tcpStats(c.conn.raw) }
 func (c *yamuxCarrier) LocalAddr() net.Addr    { return c.conn.LocalAddr() }
 func (c *yamuxCarrier) RemoteAddr() net.Addr   { return c.conn.RemoteAddr() }
 func (c *yamuxCarrier) Control() io.ReadWriter { return &c.control }
@@ -451,4 +466,17 @@ func (s *yamuxControl) Write(p []byte) (int, error) {
 		return n, s.c.ending(err)
 	}
 	return n, nil
+}
+
+// Held counts streams that wait for AcceptStream, and streams that were reset while the peer reads
+// nothing: yamux keeps the data that arrived for them.
+func (c *yamuxCarrier) Held() (heap, kernel int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	heap = c.unread.Load()
+	for _, s := range c.streams {
+		unread, _ := s.Held()
+		heap -= unread
+	}
+	return max(heap, 0), kernelOverhead * udpio.Buffered(c.conn.raw)
 }

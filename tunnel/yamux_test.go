@@ -717,7 +717,7 @@ func TestWaitingReadersDoNotSpinWhileTheSessionCloses(t *testing.T) {
 func wantHeld(t *testing.T, c Carrier, want int64) {
 	t.Helper()
 	await(t, "bytes that the carrier holds", func() (int, bool) {
-		heap, _ := c.(*yamuxCarrier).held()
+		heap, _ := c.(*yamuxCarrier).Held()
 		return int(heap), heap == want
 	})
 }

@@ -159,7 +159,7 @@ func TestWholeSessionIsReported(t *testing.T) {
 			Number: 7, Kind: tunnel.KindQUIC, Local: address, Remote: address, Age: time.Second, Heard: 250 * time.Millisecond, Datagrams: true, Streams: true,
 			RTT: 1234567 * time.Nanosecond, Loss: &loss, Health: tunnel.HealthSuspect, Reason: "silent",
 			BundlesUp: 1, BundlesDown: 2, BundleBytesUp: 3, BundleBytesDown: 4, OpenStreams: 5, SmallSegments: true,
-			Path: tunnel.PathStats{RTT: time.Hour, BytesUp: 6, BytesDown: 7, PacketsUp: 8, PacketsLost: 9},
+			Path: tunnel.Stats{RTT: time.Hour, BytesUp: 6, BytesDown: 7, PacketsUp: 8, PacketsLost: 9},
 		}},
 		Flows: 11, OpenStreams: 12, Drops: stats.Dropped{stats.Stale: 13},
 	}

@@ -7,8 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// tcpPathStats asks the kernel. What an old one does not know stays zero.
-func tcpPathStats(conn net.Conn) (s PathStats) {
+// tcpStats asks the kernel. What an old one does not know stays zero.
+func tcpStats(conn net.Conn) (s Stats) {
 	tcp, ok := conn.(*net.TCPConn)
 	if !ok {
 		return s
@@ -22,7 +22,7 @@ func tcpPathStats(conn net.Conn) (s PathStats) {
 		if err != nil {
 			return
 		}
-		s = PathStats{
+		s = Stats{
 			RTT:     time.Duration(info.Rtt) * time.Microsecond,
 			BytesUp: info.Bytes_sent, BytesDown: info.Bytes_received,
 			PacketsUp: uint64(info.Data_segs_out), PacketsLost: uint64(info.Total_retrans),
