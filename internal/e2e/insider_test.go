@@ -92,8 +92,8 @@ func TestMalformedBundlesHarmOnlyTheirSender(t *testing.T) {
 
 func TestIncompleteFragmentsAreBounded(t *testing.T) {
 	t.Parallel()
-	// 64 datagrams in parts, each at most as long as the longest, and a window of
-	// yamux; all of it twice, for buffers that were outgrown.
+	// 64 incomplete datagrams of the maximal length and a window of yamux, twice for
+	// buffers that were replaced by larger ones.
 	const bound = 2 * (64*(64<<10) + wireWindow)
 	overEach(t, wireKinds, func(t *testing.T, kind string) {
 		srv := startServer(t, withDebug...)
@@ -119,8 +119,8 @@ func TestIncompleteFragmentsAreBounded(t *testing.T) {
 
 func TestFlowsAreBounded(t *testing.T) {
 	t.Parallel()
-	// The server opens 16,384 flows for one user, if it has the descriptors. Here it
-	// has fewer: so many ports of one machine are nothing for a test to take.
+	// The server opens 16,384 flows for one user if it has the descriptors. Here it has
+	// fewer, because a test should not take so many ports of the machine.
 	const (
 		flows     = 100_000
 		perBundle = 50

@@ -18,8 +18,8 @@ import (
 	"wmproxy/socks"
 )
 
-// smallCgroup makes a memory cgroup of so many bytes and returns its directory, or
-// skips the test.
+// smallCgroup makes a memory cgroup with this limit and returns its directory, or skips the
+// test.
 func smallCgroup(t *testing.T, limit int64) string {
 	t.Helper()
 	root, file := "/sys/fs/cgroup/memory", "memory.limit_in_bytes" // version 1
@@ -38,8 +38,8 @@ func smallCgroup(t *testing.T, limit int64) string {
 	return dir
 }
 
-// callOf sends 50 datagrams a second for d and returns the share that got lost and
-// the 99th percentile of the round-trip times.
+// callOf sends 50 datagrams a second for d and returns the share of lost ones and the 99th
+// percentile of the round-trip times.
 func callOf(t *testing.T, conn *socks.PacketConn, echo socks.Addr, d time.Duration) (lost float64, p99 time.Duration) {
 	t.Helper()
 	pinger := probe.NewPinger(conn, echo)
@@ -67,12 +67,12 @@ func TestInTheLabTwoAttackersInASmallCgroup(t *testing.T) {
 		limit = 256 << 20
 		calls = 5 * time.Second
 
-		// late is a p99 that is no fault however short the other is: attackers, clients and
-		// targets share the server's processors.
+		// late is a p99 that is accepted in any case: attackers, clients and targets share the
+		// server's processors.
 		late = 40 * time.Millisecond
 
-		// perAttacker is how many bytes per second each sends at most: the attackers run on
-		// the same processors, which they are not meant to fill.
+		// perAttacker bounds the bytes per second of each attacker, so that they do not use up
+		// the processors that they share with the server.
 		perAttacker = 25 << 20
 	)
 	group := smallCgroup(t, limit)

@@ -15,11 +15,11 @@ import (
 	"wmproxy/internal/probe"
 )
 
-// A router with this MTU stands before many: IPv6's least, and that of tunnels in tunnels.
+// narrowMTU is a common MTU: the minimum of IPv6, and that of tunnels in tunnels.
 const narrowMTU = 1280
 
-// startNarrowLab makes a lab whose router passes on no larger packets, and starts its server at
-// addr. There is no client yet.
+// startNarrowLab makes a lab with a router that drops larger packets, and starts its server at
+// addr. It starts no client.
 func startNarrowLab(t *testing.T, addr netip.Addr, icmp bool) *lab {
 	t.Helper()
 	l := &lab{Net: newNet(t, netlab.Config{}), t: t}
@@ -30,7 +30,7 @@ func startNarrowLab(t *testing.T, addr netip.Addr, icmp bool) *lab {
 	return l
 }
 
-// startServerOn starts the lab's first server at an address of it.
+// startServerOn starts the lab's first server at one of its addresses.
 func (l *lab) startServerOn(addr netip.Addr) {
 	l.t.Helper()
 	l.servers = []*serverProcess{serverBehind(l.t, l.launch(l.Servers[0], "server",
@@ -38,7 +38,7 @@ func (l *lab) startServerOn(addr netip.Addr) {
 		"--allow", netlab.TargetNetwork))}
 }
 
-// startOver starts a client that has this transport alone, and returns how long its tunnel takes to come up.
+// startOver starts a client with this transport alone, and returns the time until its tunnel is up.
 func (l *lab) startOver(transport string) time.Duration {
 	l.t.Helper()
 	began := time.Now()
@@ -101,7 +101,7 @@ func TestInTheLabPathOf1280BytesCarriesAll(t *testing.T) {
 	}
 }
 
-// A path that narrows while the tunnel is up stops TCP for good: only a new connection learns of it.
+// If a path narrows while the tunnel is up, TCP stops for good: only a new connection learns the MTU.
 func TestInTheLabTrafficSurvivesNarrowedPath(t *testing.T) {
 	t.Parallel()
 	for _, transport := range []string{overQUIC, overYamux} {
@@ -132,7 +132,7 @@ func TestInTheLabTrafficSurvivesNarrowedPath(t *testing.T) {
 	}
 }
 
-// QUIC cannot work on a narrow path, and no firewall is to blame.
+// QUIC cannot work on a narrow path. The log must not blame a firewall.
 func TestInTheLabPathTooNarrowForQUICIsNamed(t *testing.T) {
 	t.Parallel()
 	const mtu = 1150

@@ -19,13 +19,13 @@ type busy struct {
 	downloads []*download
 }
 
-// startBusy starts a lab with everything that runs in it.
+// startBusy starts a lab with a call and downloads.
 func startBusy(t *testing.T, downloads ...func(*lab) *download) *busy {
 	t.Helper()
 	return startBusyIn(startLab(t, netlab.Config{}), downloads...)
 }
 
-// startBusyIn fills a lab.
+// startBusyIn starts a call and downloads in a lab.
 func startBusyIn(l *lab, downloads ...func(*lab) *download) *busy {
 	l.t.Helper()
 	l.rest()
@@ -41,7 +41,7 @@ func startBusyIn(l *lab, downloads ...func(*lab) *download) *busy {
 	return b
 }
 
-// finish ends it all and checks that it was whole and that nothing is left over.
+// finish ends the call and the downloads and checks that these were complete and that nothing remains.
 func (b *busy) finish() {
 	b.t.Helper()
 	for _, d := range b.downloads {
@@ -51,8 +51,8 @@ func (b *busy) finish() {
 	b.settles()
 }
 
-// uninterrupted checks what was sent in a time when nothing was wrong. One or two may be
-// lost where several labs share a machine.
+// uninterrupted checks the datagrams sent in a time without a fault. One or two may be lost if
+// several labs share a machine.
 func (c *call) uninterrupted(what string, from, to time.Duration) {
 	c.t.Helper()
 	f := c.between(from, to)
@@ -87,7 +87,7 @@ func TestInTheLabStreamsSurviveRadioPause(t *testing.T) {
 	b.finish()
 }
 
-// recovers waits until a call is undisturbed for a while after something happened.
+// recovers waits until a call has been undisturbed for a while after a fault.
 func (c *call) recovers(what string) {
 	c.t.Helper()
 	const window, onItsWay = 700 * time.Millisecond, 300 * time.Millisecond
@@ -106,7 +106,7 @@ func (c *call) recovers(what string) {
 	}
 }
 
-// traffic is how many packets a second come to the router on their way up over d.
+// traffic returns the packets per second that go up through the router during d.
 func (l *lab) traffic(d time.Duration) (udp, tcp float64) {
 	l.t.Helper()
 	began := time.Now()
@@ -117,17 +117,17 @@ func (l *lab) traffic(d time.Duration) (udp, tcp float64) {
 	return float64(afterUDP-beforeUDP) / took, float64(afterTCP-beforeTCP) / took
 }
 
-// overUDP says whether datagrams travelled over UDP for the next d. Nothing else may be
-// under way but streams that rest and probes. How many packets the datagrams make depends
-// on how busy the machine is, so only the ratio counts.
+// overUDP reports whether datagrams travel over UDP during d. There must be no other traffic
+// but idle streams and probes. The number of packets depends on how busy the machine is, so
+// only the ratio counts.
 func (l *lab) overUDP(d time.Duration) (bool, string) {
 	l.t.Helper()
 	udp, tcp := l.traffic(d)
 	return udp > 20 && udp > 3*tcp, fmt.Sprintf("%.0f packets/s over UDP, %.0f over TCP", udp, tcp)
 }
 
-// movesBack waits until datagrams travel over UDP, and checks that they stay there for
-// a while.
+// movesBack waits until datagrams travel over UDP, and checks that they continue to for a
+// while.
 func (l *lab) movesBack(within time.Duration) (took time.Duration) {
 	l.t.Helper()
 	began := time.Now()
@@ -145,7 +145,7 @@ func (l *lab) movesBack(within time.Duration) (took time.Duration) {
 	return took
 }
 
-// staysOnUDP checks that datagrams do, for d.
+// staysOnUDP checks that datagrams travel over UDP for d.
 func (l *lab) staysOnUDP(d time.Duration) {
 	l.t.Helper()
 	for range d / time.Second {
@@ -155,11 +155,11 @@ func (l *lab) staysOnUDP(d time.Duration) {
 	}
 }
 
-// movesWithin is the longest that datagrams may stay on a path that has died.
+// movesWithin bounds the time that datagrams stay on a dead path.
 const movesWithin = 3 * time.Second
 
-// moves waits until a call goes on after its path has died, and checks that this did
-// not take too long, and that what takes over works.
+// moves waits until a call continues after its path has died, and checks that it did not take
+// too long, and that the new path works.
 func (c *call) moves(what string, died time.Duration) {
 	c.t.Helper()
 	c.flowing(patience)
@@ -177,7 +177,7 @@ func (c *call) moves(what string, died time.Duration) {
 func TestInTheLabDatagramsLeaveDroppedUDPAndReturn(t *testing.T) {
 	t.Parallel()
 	b := startBusy(t, (*lab).startHTTP3Download)
-	for range 2 { // that it came back once is not held against it
+	for range 2 { // it may come back once
 		b.Drop(netlab.Both, netlab.UDP, netlab.All)
 		b.call.moves("UDP swallowed", b.call.now())
 
@@ -194,7 +194,7 @@ func TestInTheLabDatagramsLeaveDroppedUDPAndReturn(t *testing.T) {
 	b.finish()
 }
 
-// Both carriers end, by errors and by resets, and none can be made for a while.
+// Both carriers end, by errors and by resets, and new ones cannot be made for a while.
 func TestInTheLabAssociationsSurviveBothCarriers(t *testing.T) {
 	t.Parallel()
 	const outage = 10 * time.Second
@@ -220,8 +220,7 @@ func TestInTheLabAssociationsSurviveBothCarriers(t *testing.T) {
 	b.finish()
 }
 
-// endsAbruptly checks that a stream whose carrier died neither hangs nor ends as if
-// that were all.
+// endsAbruptly checks that a stream ends with an error after its carrier died.
 func endsAbruptly(t *testing.T, conn *net.TCPConn) {
 	t.Helper()
 	began := time.Now()
@@ -252,7 +251,7 @@ func TestInTheLabStreamsUseQUICWhenTCPIsDropped(t *testing.T) {
 
 	b.Mend()
 	began := time.Now()
-	for { // until a stream alone makes TCP busy
+	for { // until only a stream uses TCP
 		before := b.Counts(netlab.Up, netlab.TCP).Seen
 		for range 10 {
 			b.connects(time.Second)
@@ -269,7 +268,7 @@ func TestInTheLabStreamsUseQUICWhenTCPIsDropped(t *testing.T) {
 	b.finish()
 }
 
-// opening asks for a stream and says later what became of it.
+// opening opens a stream and sends the outcome later.
 func (l *lab) opening() <-chan string {
 	said := make(chan string, 1)
 	began := time.Now()
@@ -285,7 +284,7 @@ func (l *lab) opening() <-chan string {
 	return said
 }
 
-// The two are raced, so a network where UDP was never open costs nothing at start.
+// The client dials both transports concurrently, so that blocked UDP delays no start.
 func TestInTheLabBlockedUDPDelaysNoStart(t *testing.T) {
 	t.Parallel()
 	took := map[string]time.Duration{}
@@ -306,7 +305,7 @@ func TestInTheLabBlockedUDPDelaysNoStart(t *testing.T) {
 		took[network] = c.began.Sub(began) + c.firstBack()
 		t.Logf("%s: the first datagram is back %v after the client's start, a stream takes %v",
 			network, took[network].Round(time.Millisecond), stream.Round(time.Millisecond))
-		if took[network] > took["open"]+2*time.Second { // far less than any dial's timeout
+		if took[network] > took["open"]+2*time.Second { // far less than the timeout of a dial
 			t.Errorf("%s: %v, with an open network %v", network, took[network], took["open"])
 		}
 		l.client.Stop()
@@ -314,9 +313,8 @@ func TestInTheLabBlockedUDPDelaysNoStart(t *testing.T) {
 	}
 }
 
-// As where a tunnel on the way takes less than 1,500 bytes and its ICMP is filtered. The
-// call's own datagrams are small and pass, but for those that share a packet with a
-// large one.
+// As with a tunnel on the way that takes less than 1,500 bytes, and filtered ICMP. The call's
+// own datagrams are small and pass, except for those that share a packet with a large one.
 func TestInTheLabPathWithoutLargePacketsIsLeft(t *testing.T) {
 	t.Parallel()
 	b := startBusy(t)
@@ -448,8 +446,8 @@ func TestInTheLabCallsSurviveKilledServer(t *testing.T) {
 	b.finish()
 }
 
-// leavesFromTheFirst waits until new associations leave from the first server, and
-// says how long that takes.
+// leavesFromTheFirst waits until new associations leave from the first server, and returns the
+// time that it took.
 func (l *lab) leavesFromTheFirst() time.Duration {
 	l.t.Helper()
 	began := time.Now()
@@ -468,8 +466,8 @@ func (l *lab) leavesFromTheFirst() time.Duration {
 	}
 }
 
-// The application keeps its association and is seen at another address; what it opens
-// later returns to the first server, and what it has open stays where it is.
+// The application keeps its association, which gets another address. New associations return
+// to the first server, and open ones stay.
 func TestInTheLabCallsMoveToAnotherServer(t *testing.T) {
 	t.Parallel()
 	l := startLab(t, netlab.Config{Servers: 2})

@@ -8,12 +8,12 @@ import (
 	"wmproxy/internal/netlab"
 )
 
-// oldest is how old a datagram may be that has waited in a queue of ours: 120 ms,
-// and what it takes to notice.
+// oldest bounds the age of a datagram that has waited in a queue of ours: 120 ms, and the time
+// to notice.
 const oldest = 150 * time.Millisecond
 
-// A TCP connection that stands still holds what it was given. What comes after that
-// waits in our queue, which must not deliver history.
+// A stalled TCP connection keeps the data that it has. Later datagrams wait in our queue, which
+// must not deliver old ones.
 func TestInTheLabStandstillDropsOldDatagrams(t *testing.T) {
 	t.Parallel()
 	const standstill = 3 * time.Second
@@ -27,7 +27,7 @@ func TestInTheLabStandstillDropsOldDatagrams(t *testing.T) {
 	meanwhile := holdingsNow(t, l.client.process, false)
 	mended := c.now()
 	l.Mend()
-	during(4 * time.Second) // TCP looks again when it sees fit
+	during(4 * time.Second) // TCP decides when to retransmit
 	after := holdingsNow(t, l.client.process, false)
 	end := c.now() - time.Second
 	c.Stop()
@@ -53,16 +53,16 @@ func TestInTheLabStandstillDropsOldDatagrams(t *testing.T) {
 	}
 }
 
-// standstill is what became of datagrams around one.
+// standstill summarizes the datagrams around a standstill.
 type standstill struct {
-	held     int           // that had left our queues before, or into TCP
-	heldAge  time.Duration // of the first of them, when it came
+	held     int           // had left our queues before, or are in TCP
+	heldAge  time.Duration // of the first of them, on arrival
 	dropped  int
-	resumed  time.Duration // when the first after those dropped came
-	firstAge time.Duration // how old that was
+	resumed  time.Duration // arrival of the first one after those dropped
+	firstAge time.Duration // its age
 }
 
-// standstill judges a call whose path stood still from cut to mended.
+// standstill summarizes a call with a standstill from cut to mended.
 func (c *call) standstill(cut, mended, end time.Duration) (s standstill) {
 	c.t.Helper()
 	c.mu.Lock()
@@ -88,17 +88,17 @@ func (c *call) standstill(cut, mended, end time.Duration) (s standstill) {
 	return s
 }
 
-// Padding makes packets that the kernel sends many at a time. It must not cost room
-// where room is short.
+// Padding makes packets that the kernel sends many at a time. It must not take bandwidth from
+// payload.
 func TestInTheLabFullLineCarriesPayload(t *testing.T) {
 	t.Parallel()
 	const (
-		line   = 10_000_000 // bits a second
+		line   = 10_000_000 // bits per second
 		warmUp = 2 * time.Second
 		lasts  = 5 * time.Second
 
-		// What a datagram costs in a record, and a full packet beyond its bundle:
-		// Ethernet, IP, UDP, QUIC, the frame's head.
+		// The overhead of a record, and that of a full packet beyond its bundle: Ethernet,
+		// IP, UDP, QUIC, the frame's header.
 		perRecord           = 2 + 1 + 1 + 4 + 2
 		perPacket, inPacket = 14 + 20 + 8 + 1 + 17 + 2 + 16 + 3, 14 + 1500
 	)
@@ -128,7 +128,7 @@ func TestInTheLabFullLineCarriesPayload(t *testing.T) {
 	}
 }
 
-// heardBetween is how many datagrams came to the target in a time.
+// heardBetween returns the number of datagrams that arrived at the target in an interval.
 func (c *call) heardBetween(from, to time.Duration) (n int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

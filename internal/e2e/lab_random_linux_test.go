@@ -12,7 +12,7 @@ import (
 	"wmproxy/internal/netlab"
 )
 
-// seedVariable makes the random events those of an earlier run.
+// seedVariable repeats the random events of an earlier run.
 const seedVariable = "WMPROXY_TEST_SEED"
 
 func seed(t *testing.T) uint64 {
@@ -28,8 +28,7 @@ func seed(t *testing.T) uint64 {
 	return n
 }
 
-// Whatever happens, and however little time there is between one thing and the next:
-// once it is over, everything goes on.
+// After a series of faults in quick succession everything works again.
 func TestInTheLabCallSurvivesManyFaults(t *testing.T) {
 	t.Parallel()
 	const lasts = 40 * time.Second

@@ -19,31 +19,31 @@ import (
 )
 
 const (
-	// atOnce is how many associations are open at a time.
+	// atOnce is the number of associations that are open at a time.
 	atOnce = 500
 
-	// settling is how long a process may take to be as it was.
+	// settling bounds the time until a process is as it was before.
 	settling = 5 * time.Second
 
-	// heapSlack is how much more heap it may then have, in percent.
+	// heapSlack is the heap that it may then have in addition, in percent.
 	heapSlack = 5
 
-	// bufferSlack is how many bytes a carrier's buffers may have grown by meanwhile:
-	// where no stream is busy they grow to fixed bounds (three of 32 KiB at TLS, one of 64 KiB; yamux's own of one frame) and stay.
+	// bufferSlack bounds the growth of a carrier's buffers meanwhile, in bytes:
+	// without busy streams they grow to fixed sizes (three of 32 KiB at TLS, one of 64 KiB; yamux's own of one frame) and stay.
 	bufferSlack = 192 << 10
 
-	// retryAfter is when an unanswered datagram is sent again: with so many at
-	// once, some are lost on the way through the sockets of the test itself.
+	// retryAfter is the time after which an unanswered datagram is sent again: of so
+	// many at once, the test's own sockets lose some.
 	retryAfter = 500 * time.Millisecond
 )
 
-// withDebug makes a process tell what it holds.
+// withDebug makes a process serve its counters.
 var withDebug = []string{"--debug", "127.0.0.1:0"}
 
-// withoutHold is for servers of which it is looked at what they free, not what they hold.
+// withoutHold makes a server end sessions at once, for tests of the resources that it frees.
 var withoutHold = append([]string{"--hold", "0s"}, withDebug...)
 
-// holdings is what a process says that it holds.
+// holdings is the resources of a process.
 type holdings struct {
 	Goroutines  int    `json:"goroutines"`
 	Descriptors int    `json:"descriptors"`
@@ -57,8 +57,8 @@ func (h holdings) String() string {
 		h.Goroutines, h.Descriptors, h.Heap>>10, h.Stacks>>10, h.RSS>>20)
 }
 
-// holdingsNow asks a process that was started with withDebug; garbage says
-// whether it may still count.
+// holdingsNow returns the resources of a process that was started with withDebug, with or
+// without garbage.
 func holdingsNow(t testing.TB, p *process, garbage bool) (h holdings) {
 	t.Helper()
 	if _, err := os.Stat("/proc/self/fd"); err != nil {
@@ -80,8 +80,8 @@ func holdingsNow(t testing.TB, p *process, garbage bool) (h holdings) {
 	return h
 }
 
-// settled waits until a process is what it was before, within bound, and says how
-// long that took.
+// settled waits up to bound until a process has no more resources than before, and returns
+// the time that it took.
 func settled(t testing.TB, p *process, before holdings, bound time.Duration) (after holdings, took time.Duration) {
 	t.Helper()
 	began := time.Now()
@@ -102,12 +102,12 @@ func settled(t testing.TB, p *process, before holdings, bound time.Duration) (af
 	}
 }
 
-// work is what is done often and has to leave nothing. It calls meanwhile once
-// everything is open and in use.
+// work is a task that must leave no resources behind. It calls meanwhile once everything is
+// open and in use.
 type work func(ctx context.Context, c *socks.Client, echo socks.Addr, meanwhile func()) error
 
-// useOnce opens an association, sends one datagram through it until it comes
-// back, and closes it.
+// useOnce opens an association, sends a datagram through it until it comes back, and closes
+// it.
 func useOnce(ctx context.Context, c *socks.Client, echo socks.Addr, meanwhile func()) error {
 	conn, err := c.Associate(ctx)
 	if err != nil {
@@ -153,8 +153,8 @@ func connectOnce(ctx context.Context, c *socks.Client, echo socks.Addr, meanwhil
 	return err
 }
 
-// many does w n times, at most parallel at once, every second time through a
-// client whose connections end with a reset.
+// many does w n times, at most parallel at once, every second time through a client that ends
+// its connections with a reset.
 func many(t testing.TB, entry *socksProcess, echo socks.Addr, n, parallel int, w work, meanwhile func()) {
 	t.Helper()
 	clean, abrupt := entry.Socks(), entry.Socks()
@@ -184,10 +184,10 @@ func many(t testing.TB, entry *socksProcess, echo socks.Addr, n, parallel int, w
 	}
 }
 
-// warmUp gives pools and tables, and what the runtime keeps of goroutines, the
-// size that they have from then on: it does w often, because a map that entries
-// come to and go from grows beyond what is in it at a time, and then n all at once,
-// more than are open at a time later, because ends overlap with beginnings.
+// warmUp makes pools, tables and the runtime's free goroutines grow to their final size. It
+// does w often, because a map with many insertions and deletions grows beyond its entries,
+// and then n times at once, more than are open at a time later, because ends and beginnings
+// overlap.
 func warmUp(t testing.TB, entry *socksProcess, echo socks.Addr, n int, w work) {
 	t.Helper()
 	many(t, entry, echo, 5*n, n/2, w, func() {})
@@ -199,12 +199,12 @@ func warmUp(t testing.TB, entry *socksProcess, echo socks.Addr, n int, w work) {
 		}
 		select {
 		case <-all:
-		case <-time.After(patience): // another one has failed, and says so
+		case <-time.After(patience): // another one has failed and reported it
 		}
 	})
 }
 
-// leavesNothing does w often and checks that both processes are then as before.
+// leavesNothing does w often and checks that both processes are as before afterwards.
 func leavesNothing(t *testing.T, kind string, n, parallel int, w work) {
 	t.Helper()
 	tu := startOver(t, kind, withDebug, withDebug)
@@ -213,7 +213,7 @@ func leavesNothing(t *testing.T, kind string, n, parallel int, w work) {
 	processes := []*process{tu.Entry.process, tu.Server.process}
 	var before []holdings
 	for _, p := range processes {
-		// What is still ending from the warm-up would excuse a leak.
+		// Resources of the warm-up that are not freed yet would hide a leak.
 		rested(t, p)
 		before = append(before, holdingsNow(t, p, false))
 	}
@@ -248,7 +248,7 @@ func TestKilledClientLeavesNothingAtServer(t *testing.T) {
 	t.Parallel()
 	const open = 200
 	overEach(t, []string{overQUIC, overYamux}, func(t *testing.T, kind string) {
-		t.Parallel() // QUIC has no end but silence
+		t.Parallel() // a QUIC connection ends by its idle timeout
 		bound := settling
 		if kind == overQUIC {
 			bound += quicSilence
@@ -282,8 +282,7 @@ func TestKilledClientLeavesNothingAtServer(t *testing.T) {
 	})
 }
 
-// The race detector takes its time, so it sees fewer over the carrier that is the
-// second choice.
+// With the race detector there are fewer over the second transport, because it is slow.
 func TestTenThousandAssociationsLeaveNothing(t *testing.T) {
 	t.Parallel()
 	overEach(t, []string{overQUIC, overYamux}, func(t *testing.T, kind string) {
@@ -306,6 +305,6 @@ func TestTwoThousandConnectsLeaveNothing(t *testing.T) {
 	})
 }
 
-// quicSilence is how long it takes at most until a QUIC connection whose peer is
-// gone has ended: 30 s without a word, which is looked at every 10 s.
+// quicSilence bounds the time until a QUIC connection without a peer has ended: 30 s of silence,
+// which are checked every 10 s.
 const quicSilence = 40 * time.Second

@@ -11,15 +11,15 @@ import (
 	"wmproxy/socks"
 )
 
-// Lines of one kind about one user in ten seconds, and the line at their end with the number
-// left out.
+// Bounds of the lines of one kind about one user in ten seconds, including the last one with the
+// number left out.
 const (
 	mostWarnings    = 5 + 1
 	mostInformation = 30 + 1
 )
 
-// checkLines stops a process and checks that of one kind of line, which somebody had
-// reason for so often, there are few, which account for all.
+// checkLines stops a process and checks that its log has at most this number of lines with the
+// message, which account for all that were caused.
 func checkLines(t *testing.T, p *process, msg string, caused, most int) {
 	t.Helper()
 	p.Stop()
@@ -30,7 +30,7 @@ func checkLines(t *testing.T, p *process, msg string, caused, most int) {
 		}
 	}
 	t.Logf("%d lines say %q, and that %d more are left out", lines, msg, leftOut)
-	// On a slow machine it takes more than one interval.
+	// On a slow machine there is more than one interval.
 	if lines > 3*most || leftOut == 0 {
 		t.Errorf("%d lines, want %d", lines, most)
 	}
@@ -80,14 +80,14 @@ func TestLogLinesOfAPeerAreBounded(t *testing.T) {
 		last := speakers[2]
 		for refused := 0; refused < beyond; {
 			st := open(last)
-			_ = st.SetReadDeadline(time.Now().Add(time.Second)) // it is among the first that the server sees
+			_ = st.SetReadDeadline(time.Now().Add(time.Second)) // one of the first that the server sees
 			_, err := st.Read(make([]byte, 1))
 			reset := (*quic.StreamError)(nil)
 			switch {
 			case errors.As(err, &reset) && reset.ErrorCode == codeLimit:
 				refused++
 			case err == nil && opened < limit+2*beyond:
-				continue // an earlier one has ended, and this one takes its place
+				continue // this one takes the place of an earlier one that has ended
 			case !isTimeout(err) || opened > limit+2*beyond:
 				t.Fatalf("stream %d: %v", opened, err)
 			}

@@ -12,11 +12,11 @@ import (
 	"go.uber.org/goleak"
 )
 
-// program is the program under test, built once. It has the race detector when
-// the tests have it.
+// program is the path of the program under test, built once, with the race detector if the
+// tests have it.
 var program string
 
-// programVariable names the program to a process that a test makes of this one.
+// programVariable has the path of the program in processes that tests start of this binary.
 const programVariable = "WMPROXY_E2E_PROGRAM"
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
@@ -26,13 +26,13 @@ func run(m *testing.M) int {
 		fmt.Println("nothing is tried here: the tests end processes by signals, which Windows does not have")
 		return 0
 	}
-	// Most tests wait more than they work, so two cores serve more than two; what
-	// is on the command line comes later and wins.
+	// Most tests wait more than they work, so that two cores can run more than two. The
+	// command line overrides it.
 	_ = flag.Set("test.parallel", "4")
-	// An association is no *net.UDPConn, about which quic-go complains.
+	// quic-go would warn that an association is not a *net.UDPConn.
 	os.Setenv("QUIC_GO_DISABLE_RECEIVE_BUFFER_WARNING", "true")
 	if program = os.Getenv(programVariable); program != "" {
-		return m.Run() // as a process of one of the tests, which has built it
+		return m.Run() // a process of one of the tests, which has built the program
 	}
 	dir, err := os.MkdirTemp("", "wmproxy-e2e-")
 	if err != nil {
@@ -50,8 +50,8 @@ func run(m *testing.M) int {
 		return 1
 	}
 	code := m.Run()
-	// QUIC connections that the tests' own listeners refused linger for some
-	// seconds (RFC 9000 section 10.2), and Find waits for one.
+	// QUIC connections that the tests' own listeners refused stay for some seconds
+	// (RFC 9000 section 10.2), and Find waits for only one.
 	err = goleak.Find()
 	for range 10 {
 		if err == nil {
@@ -66,8 +66,8 @@ func run(m *testing.M) int {
 	return code
 }
 
-// unable skips a test that needs what this machine lacks. Where
-// WMPROXY_TEST_NO_SKIP is set, as .ci/run does, everything has to be there.
+// unable skips a test that cannot run on this machine, or fails it if WMPROXY_TEST_NO_SKIP is
+// set, as by .ci/run.
 func unable(t testing.TB, why string) {
 	t.Helper()
 	if os.Getenv("WMPROXY_TEST_NO_SKIP") != "" {
@@ -81,7 +81,7 @@ func debian(t testing.TB, name, pkg string) string {
 	t.Helper()
 	path, err := exec.LookPath(name)
 	if err != nil {
-		// Debian keeps daemons where ordinary users do not look.
+		// Debian's daemons are not on the PATH of ordinary users.
 		path = filepath.Join("/usr/sbin", name)
 		if _, err := os.Stat(path); err != nil {
 			unable(t, name+" is not installed (Debian package "+pkg+")")

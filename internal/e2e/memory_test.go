@@ -11,7 +11,7 @@ import (
 	"wmproxy/internal/probe"
 )
 
-// residentKiB asks the system, so that the process itself need not do anything.
+// residentKiB returns the resident memory of a process, as the system counts it.
 func residentKiB(t *testing.T, p *process) int {
 	t.Helper()
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.PID()))
@@ -28,7 +28,7 @@ func residentKiB(t *testing.T, p *process) int {
 	return 0
 }
 
-// What many associations held goes back to the system, and not only to the program.
+// The memory of many associations is returned to the system, and not only to the program.
 func TestMemoryIsReturnedAfterAssociationsEnd(t *testing.T) {
 	if raceEnabled {
 		t.Skip("the race detector keeps memory of its own")
@@ -37,7 +37,7 @@ func TestMemoryIsReturnedAfterAssociationsEnd(t *testing.T) {
 	const (
 		open  = 5000
 		bound = 30 * time.Second
-		most  = 120 // percent of what it was
+		most  = 120 // percent of the memory before
 	)
 	s := startServer(t)
 	c := startClient(t, s.Link)

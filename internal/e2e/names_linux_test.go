@@ -23,7 +23,7 @@ import (
 	"wmproxy/socks"
 )
 
-// namesLab is a machine by itself, with a DNS server of the test's own.
+// namesLab is a machine without a network, with a DNS server of the test.
 type namesLab struct {
 	*netlab.Host
 
@@ -34,7 +34,7 @@ type namesLab struct {
 // answers returns the addresses of a name, or reports that the DNS server is silent.
 type answers func(name string) (addrs []netip.Addr, silent bool)
 
-// mute6 is a name; no DNS server answers for its IPv6 addresses.
+// mute6 is a name for which the DNS server does not answer queries for IPv6.
 const mute6 = "mute6.test"
 
 // startNamesLab makes the machine, or skips the test.
@@ -82,7 +82,7 @@ func (a answers) ServeDNS(w dns.ResponseWriter, query *dns.Msg) {
 	_ = w.WriteMsg(reply)
 }
 
-// in runs f as on the machine.
+// in runs f on the machine.
 func (l *namesLab) in(f func()) {
 	l.t.Helper()
 	if err := l.In(func() error { f(); return nil }); err != nil {
@@ -90,8 +90,7 @@ func (l *namesLab) in(f func()) {
 	}
 }
 
-// launch starts wmproxy on the machine. In its sight of the file system the machine's resolv.conf
-// is that of the system.
+// launch starts wmproxy on the machine, in a mount namespace with the machine's resolv.conf.
 func (l *namesLab) launch(args ...string) (p *process) {
 	l.t.Helper()
 	const script = `mount --bind "$0" /etc/resolv.conf && exec "$@"`
@@ -147,7 +146,7 @@ func (e *namedEntrance) associate() (conn *socks.PacketConn) {
 	return conn
 }
 
-// connects returns how long a stream to an echo takes to open and to carry something.
+// connects returns the time that a stream to an echo takes to open and to carry data.
 func (e *namedEntrance) connects(echo socks.Addr) time.Duration {
 	e.t.Helper()
 	ctx, cancel := context.WithTimeout(e.t.Context(), patience)
@@ -159,8 +158,7 @@ func (e *namedEntrance) connects(echo socks.Addr) time.Duration {
 	return time.Since(began)
 }
 
-// floodNames sends to as many names as one user may have looked up at a time, and a
-// flow may have.
+// floodNames sends to as many names as a user may have looked up at a time.
 func (e *namedEntrance) floodNames(zone string) {
 	e.t.Helper()
 	const associations, names = 4, 64
@@ -172,10 +170,10 @@ func (e *namedEntrance) floodNames(zone string) {
 	}
 }
 
-// A user who asked for 256 names of a silent zone held all look-ups up for 4.8 s.
+// Without sharing, a user with 256 names of a silent zone would delay all look-ups for 4.8 s.
 func TestInTheLabSilentZoneDelaysOnlyItself(t *testing.T) {
 	t.Parallel()
-	// It takes a few milliseconds; the rest is for a busy machine.
+	// It takes a few milliseconds. The rest is for a busy machine.
 	const bound = 2 * time.Second
 	asked := make(chan struct{}, 10_000)
 	l := startNamesLab(t, func(name string) ([]netip.Addr, bool) {
@@ -191,7 +189,7 @@ func TestInTheLabSilentZoneDelaysOnlyItself(t *testing.T) {
 	greedy, honest := l.startEntrance(1081, links[0]), l.startEntrance(1082, links[1])
 	proxy := l.startEntrance(1083, "")
 	names := 0
-	fresh := func() socks.Addr { // a name that nothing remembers
+	fresh := func() socks.Addr { // a name that is in no cache
 		names++
 		return socks.Addr{Name: fmt.Sprintf("fresh%d.test", names), Port: echo.Port}
 	}
@@ -214,12 +212,12 @@ func TestInTheLabSilentZoneDelaysOnlyItself(t *testing.T) {
 	for _, flooder := range []*namedEntrance{greedy, proxy} {
 		flooder.floodNames("silent.test")
 		for range 100 {
-			<-asked // the slots are taken
+			<-asked // all slots are in use
 		}
 	}
 	measure("beside a user whose zone is silent", honest)
-	// 32 look-ups have up to three sockets each; the rest is the proxy's own.
-	during(2 * time.Second) // several turns: a look-up that has made way keeps none
+	// 32 look-ups have up to three sockets each. The rest is for the proxy's own.
+	during(2 * time.Second) // a look-up that gave its slot up keeps no socket
 	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", proxy.PID()))
 	if err != nil {
 		t.Fatal(err)
@@ -233,7 +231,7 @@ func TestInTheLabSilentZoneDelaysOnlyItself(t *testing.T) {
 	measure("the proxy's one user", proxy)
 }
 
-// deafRules make two of the machine's addresses take everything and answer nothing.
+// deafRules drop everything that is sent to two of the machine's addresses.
 const deafRules = `table inet deaf {
 	chain input {
 		type filter hook input priority filter;
@@ -257,7 +255,7 @@ func (l *namesLab) makeDeaf() {
 
 func TestInTheLabSilentAddressCostsQuarterSecond(t *testing.T) {
 	t.Parallel()
-	// 250 ms, and the rest for a busy machine; it was five seconds.
+	// It takes 250 ms. The rest is for a busy machine, but less than a DNS timeout.
 	const bound = 2 * time.Second
 	local := netip.MustParseAddr("127.0.0.1")
 	zone := map[string][]netip.Addr{
@@ -287,7 +285,7 @@ func TestInTheLabSilentAddressCostsQuarterSecond(t *testing.T) {
 			c := l.startEntrance(1090+2*i+k, named, "--transport", transport)
 			took := time.Since(began)
 			t.Logf("%s to %s: up after %v", transport, host, took.Round(time.Millisecond))
-			if took > bound+2*time.Second { // a client has to start, too
+			if took > bound+2*time.Second { // the client has to start, too
 				t.Errorf("%s to %s: up after %v, want %v at most", transport, host, took, bound+2*time.Second)
 			}
 			c.Stop()
@@ -295,8 +293,8 @@ func TestInTheLabSilentAddressCostsQuarterSecond(t *testing.T) {
 	}
 }
 
-// answersAfter sends datagrams to an echo, two a second, and returns after how long the
-// first one comes back.
+// answersAfter sends two datagrams a second to an echo and returns the time until the first one
+// comes back.
 func answersAfter(t *testing.T, conn *socks.PacketConn, echo socks.Addr, bound time.Duration) time.Duration {
 	t.Helper()
 	const pace = 500 * time.Millisecond
@@ -341,7 +339,7 @@ func TestInTheLabDatagramsLeaveSilentAddress(t *testing.T) {
 
 	conn := e.associate()
 	writeTo(t, conn, []byte("x"), socks.Addr{Name: "moving.test", Port: echo.Port})
-	during(time.Second) // the flow has the name's first address
+	during(time.Second) // the flow uses the name's first address
 	moved.Store(true)
 	took = answersAfter(t, conn, socks.Addr{Name: "moving.test", Port: echo.Port}, 2*time.Minute)
 	t.Logf("the name has moved from a deaf address: an answer after %v", took.Round(time.Millisecond))

@@ -15,24 +15,23 @@ import (
 	"wmproxy/socks"
 )
 
-// featureNamedAnswers is the bit of docs/PROTOCOL.md, and typeNameAnswered the address
-// type that goes with it.
+// featureNamedAnswers and typeNameAnswered are the feature bit and the address type of
+// docs/PROTOCOL.md.
 const (
 	featureNamedAnswers = 1
 	typeNameAnswered    = 0x83
 )
 
-// localName is a name that every machine knows, in a spelling of its own.
+// localName is a name that every machine knows, in an unusual spelling.
 const localName = "LocalHost"
 
-// nameDatagram is the body of a record to or from a name.
+// nameDatagram returns the body of a record to or from a name.
 func nameDatagram(kind byte, name string, port uint16, payload string) []byte {
 	b := append([]byte{kind, byte(len(name))}, name...)
 	return append(append(b, byte(port>>8), byte(port)), payload...)
 }
 
-// asks sends the body of a datagram until an answer comes with its payload, and returns
-// the answer.
+// asks sends the body of a datagram until an answer with its payload arrives, and returns it.
 func (a *application) asks(c *net.UDPConn, body []byte, payload string) []byte {
 	a.t.Helper()
 	b := make([]byte, 2048)
@@ -84,7 +83,7 @@ func TestRepliesToANameCarryTheName(t *testing.T) {
 	}
 }
 
-// An old client announces no features and gets addresses, as before.
+// An old client announces no features and gets addresses.
 func TestNamesAreSentOnlyIfRequested(t *testing.T) {
 	target := startMemo(t)
 	port := target.addr.Port()
@@ -112,15 +111,15 @@ func TestNamesAreSentOnlyIfRequested(t *testing.T) {
 	})
 }
 
-// wireServer is a server's side of the wire over yamux, written from docs/PROTOCOL.md, as
-// far as one datagram needs it: it echoes each datagram, except for its ATYP.
+// wireServer is a server over yamux, written from docs/PROTOCOL.md, as far as one datagram needs
+// it. It echoes each datagram, except for its ATYP.
 type wireServer struct {
-	features []byte // at the end of WELCOME; nil is none, as of old
+	features []byte // at the end of WELCOME; nil for an old server
 	kinds    chan byte
 }
 
 func (w *wireServer) serve(conn net.Conn) {
-	_ = conn.SetDeadline(time.Time{}) // the client ends with the test
+	_ = conn.SetDeadline(time.Time{}) // until the client ends
 	if kind, _, err := readWire(conn); err != nil || kind != typeHello {
 		return
 	}
@@ -155,7 +154,7 @@ func (w *wireServer) serve(conn net.Conn) {
 			return
 		}
 		flow, m, err := quicvarint.Parse(b)
-		if err != nil || flow == 0 { // a probe, which stays unanswered for as long as this takes
+		if err != nil || flow == 0 { // a probe, which it does not answer
 			continue
 		}
 		length, k, err := quicvarint.Parse(b[m:])

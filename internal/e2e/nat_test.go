@@ -19,8 +19,8 @@ const (
 	changePort = 2
 )
 
-// stunServer is a STUN server (RFC 8489) on two addresses with two ports each,
-// as RFC 5780 has it for finding out what a NAT does.
+// stunServer is a STUN server (RFC 8489) on two addresses with two ports each, as RFC 5780
+// requires for NAT behavior discovery.
 type stunServer struct {
 	conns [2][2]*net.UDPConn // by address, by port
 }
@@ -59,8 +59,8 @@ func (s *stunServer) addr(i, j int) netip.AddrPort {
 	return s.conns[i][j].LocalAddr().(*net.UDPAddr).AddrPort()
 }
 
-// serve answers what comes to one of the four sockets, from the one that the
-// request asks for.
+// serve answers requests that arrive at one of the four sockets, from the socket that they ask
+// for.
 func (s *stunServer) serve(i, j int) {
 	buf := make([]byte, 1500)
 	for {
@@ -90,15 +90,14 @@ func (s *stunServer) serve(i, j int) {
 	}
 }
 
-// bindingAnswer is what a Binding response says, and where it came from.
+// bindingAnswer is a Binding response and its source.
 type bindingAnswer struct {
 	id     [stun.TransactionIDSize]byte
 	mapped netip.AddrPort
 	other  netip.AddrPort
 }
 
-// sendBinding asks for a Binding response from elsewhere, or not, and returns the
-// transaction's id.
+// sendBinding sends a Binding request with this CHANGE-REQUEST and returns the transaction's id.
 func sendBinding(t *testing.T, conn *socks.PacketConn, to netip.AddrPort, change uint32) [stun.TransactionIDSize]byte {
 	t.Helper()
 	setters := []stun.Setter{stun.TransactionID, stun.BindingRequest}
@@ -113,8 +112,7 @@ func sendBinding(t *testing.T, conn *socks.PacketConn, to netip.AddrPort, change
 	return request.TransactionID
 }
 
-// readBinding waits for the next Binding response and checks that it comes from
-// where it says it does.
+// readBinding reads the next Binding response and checks that its source is its RESPONSE-ORIGIN.
 func readBinding(t *testing.T, conn *socks.PacketConn) bindingAnswer {
 	t.Helper()
 	raw, from := read(t, conn)
@@ -146,8 +144,7 @@ func addrPort(t *testing.T, ip net.IP, port int) netip.AddrPort {
 	return netip.AddrPortFrom(addr.Unmap(), uint16(port))
 }
 
-// RFC 5780 section 4.3: the address that remotes see does not depend on which
-// remote it is.
+// RFC 5780 section 4.3: all remotes see the same address.
 func TestMappingIsEndpointIndependent(t *testing.T) {
 	t.Parallel()
 	server := startSTUN(t)
@@ -179,7 +176,7 @@ func TestMappingIsEndpointIndependent(t *testing.T) {
 	})
 }
 
-// RFC 5780 section 4.4: who may answer, when only one of the four was asked.
+// RFC 5780 section 4.4: which of the four sockets may answer, if a request went to one.
 func TestFilteringFollowsTheFlag(t *testing.T) {
 	t.Parallel()
 	server := startSTUN(t)
@@ -188,7 +185,7 @@ func TestFilteringFollowsTheFlag(t *testing.T) {
 		name   string
 		kind   string
 		flags  []string
-		passes []uint32 // by what is changed
+		passes []uint32 // by CHANGE-REQUEST
 	}{
 		{"by default over QUIC", overQUIC, nil, everyone},
 		{"by default over yamux", overYamux, nil, everyone},
@@ -202,7 +199,7 @@ func TestFilteringFollowsTheFlag(t *testing.T) {
 			for _, change := range everyone {
 				conn := associate(t, tu.Entry.Socks())
 				id := sendBinding(t, conn, server.addr(0, 0), change)
-				// A plain one comes after it, and so does its answer.
+				// A plain request follows, whose answer arrives later.
 				plain := sendBinding(t, conn, server.addr(0, 0), 0)
 				got := readBinding(t, conn)
 				passed := got.id == id
@@ -230,7 +227,7 @@ func TestFilteringFollowsTheFlag(t *testing.T) {
 	}
 }
 
-// pion's client, with its retransmissions, as WebRTC uses it.
+// pion's client retransmits, as in WebRTC.
 func TestSTUNClientLearnsItsAddress(t *testing.T) {
 	t.Parallel()
 	server := startSTUN(t)
@@ -259,7 +256,7 @@ func TestSTUNClientLearnsItsAddress(t *testing.T) {
 	})
 }
 
-// dialled is an association with one remote, as net.Dial has it.
+// dialled is an association with one remote, like a connection of net.Dial.
 type dialled struct {
 	*socks.PacketConn
 	to socks.Addr

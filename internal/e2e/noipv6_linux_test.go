@@ -21,7 +21,7 @@ import (
 // withoutIPv6Variable, if set, makes a test binary the process that becomes wmproxy without IPv6.
 const withoutIPv6Variable = "WMPROXY_E2E_WITHOUT_IPV6"
 
-// launchWithoutIPv6 starts wmproxy as under a kernel that was booted with ipv6.disable=1.
+// launchWithoutIPv6 starts wmproxy as if the kernel was booted with ipv6.disable=1.
 func launchWithoutIPv6(t *testing.T, args ...string) *process {
 	t.Helper()
 	if bits.UintSize != 64 || runtime.GOARCH != "amd64" && runtime.GOARCH != "arm64" {
@@ -31,12 +31,12 @@ func launchWithoutIPv6(t *testing.T, args ...string) *process {
 	return launchCommand(t, []string{withoutIPv6Variable + "=1", programVariable + "=" + program}, cmd, args)
 }
 
-// TestBecomesWMProxyWithoutIPv6 is no test but the process that launchWithoutIPv6 starts.
+// TestBecomesWMProxyWithoutIPv6 is the process that launchWithoutIPv6 starts, and not a test.
 func TestBecomesWMProxyWithoutIPv6(t *testing.T) {
 	if os.Getenv(withoutIPv6Variable) == "" {
 		return
 	}
-	runtime.LockOSThread() // the filter is the thread's, and stays when it becomes another program
+	runtime.LockOSThread() // the filter belongs to the thread and survives exec
 	if err := refuseIPv6(); err != nil {
 		t.Fatal(err)
 	}
@@ -50,8 +50,8 @@ func TestBecomesWMProxyWithoutIPv6(t *testing.T) {
 // refuseIPv6 keeps the calling thread and its children from opening IPv6 sockets.
 func refuseIPv6() error {
 	const (
-		syscallNumber = 0  // where seccomp_data has it
-		firstArgument = 16 // its lower half
+		syscallNumber = 0  // the offset in seccomp_data
+		firstArgument = 16 // of its lower half
 	)
 	filter := []unix.SockFilter{
 		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: syscallNumber},
@@ -117,7 +117,7 @@ func TestProxyListensOnIPv4WithoutIPv6(t *testing.T) {
 	}
 }
 
-// entranceOf is the SOCKS5 port of a process that listens on all addresses.
+// entranceOf returns the SOCKS5 entrance of a process that listens on all addresses.
 func entranceOf(t *testing.T, p *process) *socksProcess {
 	t.Helper()
 	line := p.WaitLog("listening", message("SOCKS5 is listening"))

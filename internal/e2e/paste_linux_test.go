@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// openTerminal returns the two sides of a new terminal: the user's screen and the
+// openTerminal returns the two sides of a new terminal: the user's, and the one for the
 // program's standard output.
 func openTerminal(t *testing.T) (user, program *os.File) {
 	t.Helper()
@@ -37,7 +37,7 @@ func openTerminal(t *testing.T) (user, program *os.File) {
 	return user, program
 }
 
-// A terminal shows the link and forgets it; any other standard output keeps it.
+// A terminal does not store the link. Other kinds of standard output do.
 func TestLinkIsPrintedOnlyOnTerminals(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "server")
@@ -57,7 +57,7 @@ func TestLinkIsPrintedOnlyOnTerminals(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	terminal.Close() // so that the user's side ends with the process
+	terminal.Close() // so that the user's side is closed with the process
 	shown := newOutput()
 	copied := make(chan struct{})
 	go func() { _, _ = io.Copy(shown, user); close(copied) }()

@@ -36,7 +36,7 @@ func TestExposedTokenIsMadePrivate(t *testing.T) {
 		t.Error("the link has changed")
 	}
 
-	// One that is put there while the server runs.
+	// A token that is written while the server runs.
 	if err := os.Chmod(token, 0o644); err != nil {
 		t.Fatal(err)
 	}

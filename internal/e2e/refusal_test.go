@@ -29,8 +29,8 @@ import (
 	"wmproxy/internal/link"
 )
 
-// Each reason for which a client does not get in has a sentence of its own on
-// its side, and one line on the server's.
+// Each reason to refuse a client has its own sentence in the client and one line in the server's
+// log.
 func TestRefusedClientExitsWithReason(t *testing.T) {
 	t.Parallel()
 	sentences := map[string]string{}
@@ -38,8 +38,8 @@ func TestRefusedClientExitsWithReason(t *testing.T) {
 		name   string
 		link   func(t *testing.T, good link.Link) link.Link
 		kinds  []string
-		client string // in its sentence
-		server string // in its line; "" where no wmproxy server is involved
+		client string // in the client's error
+		server string // in the server's line; "" if there is no wmproxy server
 	}{
 		{
 			"a wrong token", func(_ *testing.T, l link.Link) link.Link {
@@ -66,7 +66,7 @@ func TestRefusedClientExitsWithReason(t *testing.T) {
 			"has another key than the link's pin", "certificate",
 		},
 		{
-			// The server's own certificate is for nobody's eyes but the pin's.
+			// Without a pin the server's own certificate is not valid.
 			"no pin", func(_ *testing.T, l link.Link) link.Link {
 				l.Pin = nil
 				return l
@@ -102,7 +102,7 @@ func TestRefusedClientExitsWithReason(t *testing.T) {
 	} {
 		for _, kind := range test.kinds {
 			t.Run(test.name+" over "+kind, func(t *testing.T) {
-				s := startServer(t) // of its own, so that every line is about this client
+				s := startServer(t) // a new one, so that every line is about this client
 				l := test.link(t, parsedLink(t, s.Link))
 				c := launch(t, nil, "client", "--transport", kind, "--listen", "127.0.0.1:0",
 					"--state-dir", filepath.Join(t.TempDir(), "client"), l.Text())
@@ -123,12 +123,12 @@ func TestRefusedClientExitsWithReason(t *testing.T) {
 				}
 				line, next := s.WaitLogAfter(0, "the refusal", message("connection refused"))
 				if kind == overBoth {
-					return // it came over both, and the client's end may have cut one short
+					return // the client dialed both, and its end may have interrupted one
 				}
 				if !strings.Contains(line.String("reason"), test.server) {
 					t.Errorf("the server says %s, want %q", line.Raw, test.server)
 				}
-				// Whoever comes next comes after all that there is to say of this one.
+				// The next client's line comes after all lines about this one.
 				startClient(t, s.Link, "--transport", kind).Stop()
 				for _, l := range s.Logs()[next:] {
 					if l.Msg == "connection refused" {
@@ -145,7 +145,7 @@ func lastLine(text string) string {
 	return text[strings.LastIndexByte(text, '\n')+1:]
 }
 
-// linkTo is a link to a stranger with this identity.
+// linkTo returns a link to a stranger with this identity.
 func linkTo(id *certs.Identity, addr net.Addr) link.Link {
 	pin := id.Pin()
 	l := link.Link{Name: "wmproxy", Secret: "a-secret-for-strangers", Pin: &pin, Host: "127.0.0.1"}
@@ -167,7 +167,7 @@ func newIdentity(t *testing.T) *certs.Identity {
 	return id
 }
 
-// serveEach serves each connection until the test's end.
+// serveEach serves each connection until the end of the test.
 func serveEach(t *testing.T, ln net.Listener, serve func(net.Conn)) {
 	var wg sync.WaitGroup
 	wg.Go(func() {
@@ -186,7 +186,7 @@ func serveEach(t *testing.T, ln net.Listener, serve func(net.Conn)) {
 	t.Cleanup(func() { ln.Close(); wg.Wait() })
 }
 
-// tlsStranger is a TLS server that is not wmproxy's.
+// tlsStranger starts a TLS server that is not wmproxy.
 func tlsStranger(t *testing.T, protocols ...string) link.Link {
 	id, ln := newIdentity(t), listenTCP(t, "127.0.0.1:0")
 	conf := &tls.Config{Certificates: []tls.Certificate{*id.Certificate()}, NextProtos: protocols}
@@ -194,7 +194,7 @@ func tlsStranger(t *testing.T, protocols ...string) link.Link {
 	return linkTo(id, ln.Addr())
 }
 
-// httpStranger is a server of plain HTTP.
+// httpStranger starts a server of plain HTTP.
 func httpStranger(t *testing.T) link.Link {
 	ln := listenTCP(t, "127.0.0.1:0")
 	serveEach(t, ln, func(conn net.Conn) {
@@ -204,7 +204,7 @@ func httpStranger(t *testing.T) link.Link {
 	return linkTo(newIdentity(t), ln.Addr())
 }
 
-// quicStranger is a QUIC server that is not wmproxy's.
+// quicStranger starts a QUIC server that is not wmproxy.
 func quicStranger(t *testing.T, protocol string) link.Link {
 	id := newIdentity(t)
 	conf := &tls.Config{Certificates: []tls.Certificate{*id.Certificate()}, NextProtos: []string{protocol}}
@@ -231,8 +231,8 @@ func appendMessage(b []byte, kind uint64, payload []byte) []byte {
 	return append(quicvarint.Append(quicvarint.Append(b, kind), uint64(len(payload))), payload...)
 }
 
-// strangerOfVersion is a wmproxy server of a version yet to come, which refuses
-// as docs/PROTOCOL.md has it.
+// strangerOfVersion starts a wmproxy server of a future version, which refuses as in
+// docs/PROTOCOL.md.
 func strangerOfVersion(t *testing.T, version uint64) link.Link {
 	id, ln := newIdentity(t), listenTCP(t, "127.0.0.1:0")
 	conf := &tls.Config{Certificates: []tls.Certificate{*id.Certificate()}, NextProtos: []string{protocol}}
@@ -248,7 +248,7 @@ func strangerOfVersion(t *testing.T, version uint64) link.Link {
 	return linkTo(id, ln.Addr())
 }
 
-// Clients that are not ours, or not of our time, are told so too.
+// Clients that are not wmproxy, or of another version, get a reason too.
 func TestServerTellsStrangersTheReason(t *testing.T) {
 	t.Parallel()
 	s := startServer(t)
@@ -373,7 +373,7 @@ func newAuthority(t *testing.T) *authority {
 	return a
 }
 
-// sign makes a certificate; the first one is the authority's own.
+// sign makes a certificate. The first one is the authority's own.
 func (a *authority) sign(t *testing.T, template *x509.Certificate) []byte {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -415,7 +415,7 @@ func (a *authority) issue(t *testing.T, ip string, until time.Time) {
 
 func writePEM(t *testing.T, path, kind string, der []byte) {
 	t.Helper()
-	// As tools for certificates do it: whole or not at all.
+	// As certificate tools do: atomically.
 	next := path + ".new"
 	if err := os.WriteFile(next, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
 		t.Fatal(err)

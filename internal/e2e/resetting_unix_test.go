@@ -8,7 +8,7 @@ import (
 	"syscall"
 )
 
-// resetting is a dialer whose connections end with a reset when they are closed.
+// resetting is a dialer of connections that end with a reset when they are closed.
 var resetting = &net.Dialer{Control: func(_, _ string, c syscall.RawConn) error {
 	var err error
 	return errors.Join(c.Control(func(fd uintptr) {

@@ -10,8 +10,7 @@ import (
 	"wmproxy/socks"
 )
 
-// The applications see nothing of it: their association is the same one, and
-// they open nothing anew.
+// The applications do not notice the restart: they use the same association.
 func TestAssociationsSurviveServerRestart(t *testing.T) {
 	t.Parallel()
 	overEach(t, []string{overQUIC, overYamux, overBoth}, func(t *testing.T, kind string) {
@@ -69,15 +68,15 @@ func TestClientMayStartBeforeItsServer(t *testing.T) {
 	t.Logf("datagrams pass %v after the server's start", time.Since(began).Round(time.Millisecond))
 }
 
-// A server that was away for long, is back for three seconds and gone for one is not left
-// alone for as long as before.
+// The wait for a server that was away for long, came back for three seconds and went for one is
+// short again.
 func TestBackoffEndsWithFirstSuccess(t *testing.T) {
 	t.Parallel()
 	s := startServer(t)
 	s.Stop()
 	c := startClientAlone(t, s.Link, "--transport", "yamux")
 	up := saying("tunnel up: ")
-	time.Sleep(10 * time.Second) // so that the waits are of about eight seconds, and the next of 16
+	time.Sleep(10 * time.Second) // until the waits are about eight seconds, and the next 16
 	s = startServerIn(t, s.StateDir, s.Addr.String())
 	_, next := c.WaitLogAfter(0, "the tunnel being up", up)
 	time.Sleep(3 * time.Second)
@@ -95,7 +94,7 @@ func TestBackoffEndsWithFirstSuccess(t *testing.T) {
 	}
 }
 
-// A client that was let in once stays, whatever the server says later.
+// A client that was accepted once does not exit if the server refuses it later.
 func TestRefusalAfterSuccessDoesNotEndClient(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, "--token", "alice:first-secret-of-alice")

@@ -8,7 +8,7 @@ import (
 	"wmproxy/socks"
 )
 
-// The application keeps its association and sees another address at the far end.
+// The application keeps its association, and targets see another address.
 func TestAssociationsMoveToAnotherServer(t *testing.T) {
 	t.Parallel()
 	for _, end := range []struct {
@@ -29,7 +29,7 @@ func TestAssociationsMoveToAnotherServer(t *testing.T) {
 		t.Run(end.name, func(t *testing.T) {
 			t.Parallel()
 			first, second := startServer(t, end.args...), startServer(t)
-			c := startClient(t, second.Link, first.Link) // what comes last is preferred least
+			c := startClient(t, second.Link, first.Link) // the last link is preferred least
 			echo := startEcho(t)
 			conn := associate(t, c.Socks())
 			ping(t, conn, echo)

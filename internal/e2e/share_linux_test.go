@@ -18,18 +18,18 @@ import (
 	"wmproxy/socks"
 )
 
-// One user must not take the descriptors from the others.
+// A user must not take the descriptors of others.
 
 const (
-	// hogInUse is how many of the hog's flows or streams are in use, fewer than its share.
+	// hogInUse is the number of the hog's flows or streams in use, fewer than its share.
 	hogInUse = 20
 
-	// untilIdle is how long the other flows have to be unused to count as idle.
+	// untilIdle is the time without use after which the other flows count as idle.
 	untilIdle = 2500 * time.Millisecond
 )
 
-// fewDescriptors returns the usual limit of a process. With the race detector, filling
-// 1,024 would take longer than an unused descriptor counts as in use.
+// fewDescriptors returns the usual limit of a process, or less with the race detector, because to
+// fill 1,024 would take longer than an unused descriptor counts as in use.
 func fewDescriptors() int {
 	if raceEnabled {
 		return 256
@@ -37,10 +37,10 @@ func fewDescriptors() int {
 	return 1024
 }
 
-// sharedOut returns how many of so many descriptors users share.
+// sharedOut returns the number of descriptors that users share of a process's limit.
 func sharedOut(limit int) int { return limit - max(64, limit/8) }
 
-// servedWithin returns how soon a user below its share is served.
+// servedWithin bounds the wait of a user below its share.
 func servedWithin() time.Duration { return time.Second * time.Duration(raceFactor()) }
 
 // twoUsers are a server's arguments for a hog and an honest user.
@@ -50,7 +50,7 @@ func asUser(name string, attach uint64) wireHello {
 	return wireHello{user: name, token: name + "-secret", attach: attach, withSecret: true}
 }
 
-// launchWithin is launch for a process that may have so many descriptors.
+// launchWithin is like launch with a limit of descriptors.
 func launchWithin(t testing.TB, limit int, args ...string) *process {
 	t.Helper()
 	sh, err := exec.LookPath("sh")
@@ -61,7 +61,7 @@ func launchWithin(t testing.TB, limit int, args ...string) *process {
 	return launchCommand(t, nil, cmd, args)
 }
 
-// manyFlows is a speaker that has many flows to one echo.
+// manyFlows is a speaker with many flows to one echo.
 type manyFlows struct {
 	*speaker
 	echo socks.Addr
@@ -113,8 +113,8 @@ func (m *manyFlows) send(first, last uint64) {
 	}
 }
 
-// fill sends on the flows until no more of them are answered for a while, and returns how
-// many were.
+// fill sends on the flows until no more of them are answered for a while, and returns the number
+// of those that were.
 func (m *manyFlows) fill(first, last uint64) (n int) {
 	m.t.Helper()
 	m.mu.Lock()
@@ -124,7 +124,7 @@ func (m *manyFlows) fill(first, last uint64) (n int) {
 	for grew := time.Now(); time.Since(grew) < servedWithin() && n < int(last-first+1); {
 		m.send(first, last)
 		m.answers(last)
-		time.Sleep(50 * time.Millisecond) // for datagrams under way
+		time.Sleep(50 * time.Millisecond) // for outstanding datagrams
 		m.mu.Lock()
 		if len(m.back) > n {
 			n, grew = len(m.back), time.Now()
@@ -137,13 +137,13 @@ func (m *manyFlows) fill(first, last uint64) (n int) {
 // inUse calls use, which waits for an answer, again and again until all other flows and
 // streams have become idle.
 func inUse(use func()) {
-	use() // all that was sent before has arrived as well
+	use() // everything sent before has arrived, too
 	for began := time.Now(); time.Since(began) < untilIdle; time.Sleep(100 * time.Millisecond) {
 		use()
 	}
 }
 
-// mustServe makes bob attach, open a flow and a stream, each in time.
+// mustServe attaches as bob and opens a flow and a stream, each in time.
 func mustServe(t *testing.T, srv *serverProcess, echo socks.Addr) *manyFlows {
 	t.Helper()
 	began := time.Now()
@@ -170,10 +170,10 @@ func mustServe(t *testing.T, srv *serverProcess, echo socks.Addr) *manyFlows {
 	return startFlows(sp, echo)
 }
 
-// bobsShare makes bob take all he can get, and checks that it is half.
+// bobsShare opens as many flows as bob can get and checks that they are half of all.
 func bobsShare(t *testing.T, srv *serverProcess, bob *manyFlows, limit int) {
 	t.Helper()
-	got := 1 + bob.fill(1, uint64(limit)) // and his connection
+	got := 1 + bob.fill(1, uint64(limit)) // and the connection
 	during := holdingsNow(t, srv.process, false)
 	t.Logf("bob has %d descriptors of %d; the server %d in all", got, limit, during.Descriptors)
 	if got < limit/2-2 || got > limit/2+1 {
@@ -191,8 +191,8 @@ func startShared(t *testing.T, limit int) (*serverProcess, socks.Addr) {
 	return srv, startEcho(t)
 }
 
-// emptied makes the test wait at its end, before the process is told to stop, until the
-// process has closed everything that the test made it open.
+// emptied makes the test wait at its end, before the process is stopped, until the process has
+// closed everything that it opened for the test.
 func emptied(t testing.TB, p *process) {
 	before := holdingsNow(t, p, true).Descriptors
 	t.Cleanup(func() {
@@ -205,7 +205,7 @@ func emptied(t testing.TB, p *process) {
 	})
 }
 
-// startEchoes starts as many echoes as the hog's streams need: each bears 256.
+// startEchoes starts echoes for the hog's streams, one for each 256.
 func startEchoes(t testing.TB) (echoes []socks.Addr) {
 	t.Helper()
 	for range 1 + fewDescriptors()/256 {
@@ -233,7 +233,7 @@ func TestHogOfFlowsLeavesOthersTheirShare(t *testing.T) {
 	bob := mustServe(t, srv, echo)
 	bobsShare(t, srv, bob, limit)
 	use()
-	// A socket that was taken comes back when there is room.
+	// A flow whose socket was taken gets another one when a descriptor is free.
 	bob.hangUp()
 	for began := time.Now(); ; {
 		got := hog.fill(1, uint64(most))
@@ -254,7 +254,7 @@ func TestHogLosesDescriptorsWhenTheyRunOut(t *testing.T) {
 	if got := hog.fill(1, uint64(flows)); got != flows {
 		t.Fatalf("the hog has %d flows, want %d", got, flows)
 	}
-	limitDescriptors(t, srv.process, 0) // though the server counts on more
+	limitDescriptors(t, srv.process, 0) // although the server expects more
 	use := func() {
 		t.Helper()
 		if got := hog.fill(1, hogInUse); got != hogInUse {
@@ -277,7 +277,7 @@ type openStream struct {
 	in io.Reader
 }
 
-// connects opens n streams to the echoes in turn.
+// connects opens n streams, to the echoes in turn.
 func (sp *speaker) connects(n int, echoes []socks.Addr) (open []openStream) {
 	sp.t.Helper()
 	for i := range n {
@@ -346,7 +346,7 @@ func TestHogOfStreamsLeavesOthersTheirShare(t *testing.T) {
 
 func TestHogOfConnectionsLeavesOthersTheirShare(t *testing.T) {
 	t.Parallel()
-	limit := fewDescriptors() / 2 // or the first connection is dead before the last is made
+	limit := fewDescriptors() / 2 // otherwise the first connection is dead before the last is made
 	srv, echo := startShared(t, limit)
 	var open []*speaker
 	for i := range sharedOut(limit) - 1 {
@@ -369,7 +369,7 @@ func TestHogOfConnectionsLeavesOthersTheirShare(t *testing.T) {
 	inUse(use)
 	mustServe(t, srv, echo)
 	use()
-	// One of the least used was closed, with a code.
+	// One of the least recently used was closed, with a code.
 	closed := make(chan error, len(open))
 	for _, sp := range open[1:] {
 		go func() { closed <- sp.closed() }()
@@ -379,14 +379,14 @@ func TestHogOfConnectionsLeavesOthersTheirShare(t *testing.T) {
 	}
 }
 
-// from returns a SOCKS5 client that comes from a local address.
+// from returns a SOCKS5 client that connects from a local address.
 func (c *socksProcess) from(ip string) *socks.Client {
 	s := c.Socks()
 	s.Dialer = &net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr(ip), 0))}
 	return s
 }
 
-// startEntranceWithin starts a client or a proxy that may have few descriptors.
+// startEntranceWithin starts a client or a proxy with a limit of descriptors.
 func startEntranceWithin(t testing.TB, limit int, command string, args ...string) *socksProcess {
 	t.Helper()
 	listen := map[string]string{"client": "--listen", "proxy": "--bind"}[command]
@@ -406,7 +406,7 @@ func TestHogAtEntranceLeavesOthersTheirShare(t *testing.T) {
 				var c *socksProcess
 				each := map[string]int{"associations": 2, "connects": 1}[what]
 				if command == "proxy" {
-					each++ // its exit is here
+					each++ // the exit is in the same process
 					c = startEntranceWithin(t, fewDescriptors(), command, slices.Concat(loopbackAllowed, withDebug)...)
 				} else {
 					c = startEntranceWithin(t, fewDescriptors(), command, append(withDebug, startServer(t).Link)...)
@@ -433,7 +433,7 @@ func TestHogAtEntranceLeavesOthersTheirShare(t *testing.T) {
 				if udp > servedWithin() || tcp > servedWithin() {
 					t.Errorf("bob's association took %v, his CONNECT %v", udp, tcp)
 				}
-				bobs := 0 // besides those two, which have at most five descriptors
+				bobs := 0 // without those two, which have at most five descriptors
 				for ; bobs < most; bobs++ {
 					if _, err := open(t, bob, echoes[bobs%len(echoes)], what); err != nil {
 						break
@@ -456,7 +456,7 @@ func TestHogAtEntranceLeavesOthersTheirShare(t *testing.T) {
 	}
 }
 
-// open opens an association or a CONNECT and returns how to use it.
+// open opens an association or a CONNECT and returns a function that uses it.
 func open(t testing.TB, c *socks.Client, echo socks.Addr, what string) (use func() error, err error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
@@ -501,7 +501,7 @@ func open(t testing.TB, c *socks.Client, echo socks.Addr, what string) (use func
 	}, nil
 }
 
-// hogEntrance opens as many as there are for one user, and one more, which is refused.
+// hogEntrance opens as many as one user can get, and checks that one more is refused.
 func hogEntrance(t testing.TB, c *socks.Client, echoes []socks.Addr, what string, most int) (uses []func() error) {
 	t.Helper()
 	for i := range most {

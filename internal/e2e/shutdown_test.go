@@ -29,7 +29,7 @@ func TestSignalEndsProcessesUnderTraffic(t *testing.T) {
 					}
 				}
 			})
-			traffic.Go(func() { // into a target that reads
+			traffic.Go(func() { // to a target that reads
 				for block := make([]byte, 1<<16); ; {
 					if _, err := app.Write(block); err != nil {
 						return

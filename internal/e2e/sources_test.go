@@ -14,25 +14,25 @@ import (
 	"wmproxy/socks"
 )
 
-// An application is a SOCKS5 client of few words: its sockets are the test's own, and it
-// names in UDP ASSOCIATE the source that the test wants.
+// application is a SOCKS5 client with sockets of the test, which can name any source in UDP
+// ASSOCIATE.
 type application struct {
 	t       testing.TB
 	control net.Conn
 	relay   netip.AddrPort // BND of the association
 }
 
-// entranceUser and entrancePassword open protected entrances.
+// entranceUser and entrancePassword are the credentials of protected entrances.
 var entranceUser, entrancePassword = "owner", "owner's secret"
 
-// protected are the flags of an entrance with that password.
+// protected returns the flags of an entrance with these credentials.
 func protected() []string { return []string{"--user", entranceUser, "--pass", entrancePassword} }
 
-// nowhere is DST of UDP ASSOCIATE as nearly every client sends it.
+// nowhere is DST of UDP ASSOCIATE as most clients send it.
 var nowhere = netip.MustParseAddrPort("0.0.0.0:0")
 
-// associateFrom opens an association from a local address ("" is any), naming dst, and
-// with the password if there is one.
+// associateFrom opens an association from a local address ("" for any) with this DST, and with
+// the password if password is set.
 func associateFrom(t testing.TB, entrance, local string, dst netip.AddrPort, password bool) *application {
 	t.Helper()
 	var d net.Dialer
@@ -89,7 +89,7 @@ func udpAt(t testing.TB, ip string) *net.UDPConn {
 
 func portOf(c *net.UDPConn) uint16 { return c.LocalAddr().(*net.UDPAddr).AddrPort().Port() }
 
-// sends sends text to a target by way of the relay.
+// sends sends text to a target through the relay.
 func (a *application) sends(c *net.UDPConn, to netip.AddrPort, text string) {
 	a.t.Helper()
 	b := append([]byte{0, 0, 0}, datagram(to, []byte(text))...)
@@ -98,7 +98,7 @@ func (a *application) sends(c *net.UDPConn, to netip.AddrPort, text string) {
 	}
 }
 
-// gets waits for the datagram of text from the relay, and skips others.
+// gets reads datagrams from the relay until one with this text arrives.
 func (a *application) gets(c *net.UDPConn, from netip.AddrPort, text string) bool {
 	return a.getsWithin(c, from, text, patience)
 }
@@ -119,7 +119,7 @@ func (a *application) getsWithin(c *net.UDPConn, from netip.AddrPort, text strin
 	}
 }
 
-// served sends until the answer comes, which a tunnel on its way up loses some of.
+// served sends until an answer arrives. A tunnel that is coming up loses some.
 func (a *application) served(c *net.UDPConn, to netip.AddrPort) bool {
 	a.t.Helper()
 	for i := range 20 {
@@ -132,7 +132,7 @@ func (a *application) served(c *net.UDPConn, to netip.AddrPort) bool {
 	return false
 }
 
-// A memo is a UDP target that answers each datagram with itself, and remembers it.
+// memo is a UDP target that echoes and records each datagram.
 type memo struct {
 	conn *net.UDPConn
 	addr netip.AddrPort
@@ -160,7 +160,7 @@ func startMemo(t testing.TB) *memo {
 	return m
 }
 
-// heard reports whether the target has got the text.
+// heard reports whether the target has received the text.
 func (m *memo) heard(text string) bool { return strings.Contains(m.got.String(), text+"\n") }
 
 func TestAssociationServesTwoSockets(t *testing.T) {
@@ -172,7 +172,7 @@ func TestAssociationServesTwoSockets(t *testing.T) {
 		if !a.served(first, one.addr) || !a.served(second, two.addr) {
 			t.Fatal("not both sockets are answered")
 		}
-		// Answers that come late, after the other one has spoken.
+		// Late answers, after the other one has sent.
 		for i := range 3 {
 			ask1, ask2 := fmt.Sprint("first ", i), fmt.Sprint("second ", i)
 			a.sends(first, one.addr, ask1)
@@ -197,7 +197,7 @@ func TestAssociationSurvivesAChangedPort(t *testing.T) {
 		t.Run(c.what, func(t *testing.T) {
 			entry := startProxy(t, c.args...)
 			a := associateFrom(t, entry.Addr.String(), "", nowhere, c.what == "password")
-			for range 6 { // more than there are places
+			for range 6 { // more than the table has entries
 				socket := udpAt(t, "127.0.0.1")
 				if !a.served(socket, target.addr) {
 					t.Fatal("the new port is not served")

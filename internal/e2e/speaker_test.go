@@ -26,9 +26,9 @@ import (
 	"wmproxy/socks"
 )
 
-// This file is a second implementation of the client's side of the wire, written
-// from docs/PROTOCOL.md: nothing of package tunnel is in it. It says what an honest
-// client does, and then what it does not.
+// This file is a second implementation of the client's side of the protocol, written from
+// docs/PROTOCOL.md without package tunnel. It can send what an honest client sends, and what
+// it never sends.
 
 // Message types, codes and bounds of docs/PROTOCOL.md.
 const (
@@ -44,9 +44,9 @@ const (
 	wireMaxMessage  = 4096
 	wireMaxBundle   = 16384
 	wireMaxSentence = 256
-	wireWindow      = 4 << 20 // of a stream on yamux
+	wireWindow      = 4 << 20 // of a yamux stream
 
-	// hangUpAfter is how long the server has to hang up after a close.
+	// hangUpAfter is the time for the server to hang up after a close.
 	hangUpAfter = 300 * time.Millisecond
 )
 
@@ -59,7 +59,7 @@ func wireText(b []byte, s string) []byte {
 	return append(quicvarint.Append(b, uint64(len(s))), s...)
 }
 
-// wireSession is what a client remembers of its session.
+// wireSession is the state of a session in a client.
 type wireSession struct {
 	id     [16]byte
 	secret [32]byte
@@ -72,17 +72,17 @@ func newWireSession() *wireSession {
 	return s
 }
 
-// wireHello is a Hello's fields; its zero parts are filled in by hello.
+// wireHello is the fields of a Hello. hello replaces zero fields by valid values.
 type wireHello struct {
 	min, max    uint64
 	user, token string
 	attach      uint64
 	withSecret  bool
-	proof       []byte // in place of the right one
-	features    []byte // a varint; nil is none, as of old
+	proof       []byte // instead of the valid one
+	features    []byte // a varint; nil for an old client
 }
 
-// connection is one that has passed TLS, and the stream for the handshake.
+// connection is a connection after TLS, and its stream for the handshake.
 type connection struct {
 	t        testing.TB
 	kind     byte // 1 QUIC, 2 yamux
@@ -93,12 +93,12 @@ type connection struct {
 	tls      *tls.Conn // of yamux
 }
 
-// wireTLS accepts any certificate: the attacker does not care whom it attacks.
+// wireTLS returns a configuration that accepts any certificate, as an attacker would.
 func wireTLS(alpn ...string) *tls.Config {
 	return &tls.Config{MinVersion: tls.VersionTLS13, InsecureSkipVerify: true, NextProtos: alpn}
 }
 
-// dialWire connects over one transport, up to the end of TLS.
+// dialWire connects over a transport, up to the end of TLS.
 func dialWire(t testing.TB, kind string, addr netip.AddrPort, alpn ...string) *connection {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
@@ -127,7 +127,7 @@ func dialWire(t testing.TB, kind string, addr netip.AddrPort, alpn ...string) *c
 	}}
 }
 
-// open opens the handshake's stream; on TCP that is the connection itself.
+// open opens the handshake's stream, which on TCP is the connection itself.
 func (c *connection) open() {
 	c.t.Helper()
 	if c.kind == 1 && c.first == nil {
@@ -139,7 +139,7 @@ func (c *connection) open() {
 	}
 }
 
-// hello is a Hello for this connection.
+// hello returns a Hello for this connection.
 func (c *connection) hello(l link.Link, s *wireSession, h wireHello) []byte {
 	c.t.Helper()
 	if h.min == 0 {
@@ -179,7 +179,7 @@ func (c *connection) hello(l link.Link, s *wireSession, h wireHello) []byte {
 	return wireMessage(typeHello, append(b, h.features...))
 }
 
-// readWire reads one message, byte by byte on a stream that is not only ours.
+// readWire reads a message byte by byte, so that it leaves the rest of the stream.
 func readWire(r io.Reader) (kind uint64, payload []byte, err error) {
 	one := bufio.NewReaderSize(oneByte{r}, 16)
 	if kind, err = quicvarint.Read(one); err != nil {
@@ -202,7 +202,7 @@ type oneByte struct{ r io.Reader }
 
 func (i oneByte) Read(p []byte) (int, error) { return i.r.Read(p[:min(1, len(p))]) }
 
-// refusal is the code of a REFUSE.
+// refusal returns the code of a REFUSE.
 func refusal(payload []byte) (uint64, error) {
 	code, n, err := quicvarint.Parse(payload)
 	if err != nil {
@@ -215,7 +215,7 @@ func refusal(payload []byte) (uint64, error) {
 	return code, nil
 }
 
-// speaker is a client that the server has let in.
+// speaker is a client that the server has accepted.
 type speaker struct {
 	*connection
 	resumed  bool
@@ -225,18 +225,18 @@ type speaker struct {
 	send     func(bundle []byte) error
 	receive  func() ([]byte, error)
 	stream   func() (wireStream, error)
-	closed   func() error // waits for the carrier's end and says why
-	bundles  io.Writer    // yamux's second stream
-	signals  io.Writer    // and third
+	closed   func() error // waits for the end of the carrier and returns the reason
+	bundles  io.Writer    // the second yamux stream
+	signals  io.Writer    // the third one
 }
 
-// wireStream is a stream of data as it is on the wire.
+// wireStream is a stream for data, without its framing.
 type wireStream interface {
 	io.ReadWriteCloser
 	SetDeadline(time.Time) error
 }
 
-// greet says Hello and returns the answer.
+// greet sends a Hello and returns the answer.
 func (c *connection) greet(l link.Link, s *wireSession, h wireHello) (kind uint64, payload []byte) {
 	c.t.Helper()
 	c.open()
@@ -250,7 +250,7 @@ func (c *connection) greet(l link.Link, s *wireSession, h wireHello) (kind uint6
 	return kind, payload
 }
 
-// attach connects, authenticates and starts what comes after Welcome.
+// attach connects, authenticates and opens the streams of the carrier.
 func attach(t testing.TB, kind string, srv *serverProcess, s *wireSession, h wireHello) *speaker {
 	t.Helper()
 	l := parsed(t, srv)
@@ -366,19 +366,19 @@ func (sp *speaker) startYamux() {
 		}
 		select {
 		case <-y.CloseChan():
-		case <-time.After(hangUpAfter): // as the receiver of a close does
+		case <-time.After(hangUpAfter): // as the protocol says
 			y.Close()
 		}
 		return wireClose(code)
 	}
 }
 
-// wireClose is the code that a carrier was closed with.
+// wireClose is the code with which a carrier was closed.
 type wireClose uint64
 
 func (c wireClose) Error() string { return fmt.Sprintf("closed with code %d", uint64(c)) }
 
-// closeCode is the code in the error that closed returned.
+// closeCode returns the code in an error of closed.
 func closeCode(err error) (uint64, bool) {
 	var app *quic.ApplicationError
 	if errors.As(err, &app) {
@@ -388,7 +388,7 @@ func closeCode(err error) (uint64, bool) {
 	return uint64(code), errors.As(err, &code)
 }
 
-// say writes a message to the control stream.
+// say sends a message on the control stream.
 func (sp *speaker) say(kind uint64, payload []byte) {
 	sp.t.Helper()
 	if _, err := sp.write.Write(wireMessage(kind, payload)); err != nil {
@@ -396,7 +396,7 @@ func (sp *speaker) say(kind uint64, payload []byte) {
 	}
 }
 
-// hear waits for a message of the type and returns its varints.
+// hear reads messages until one of the type and returns its varints.
 func (sp *speaker) hear(want uint64) []uint64 {
 	sp.t.Helper()
 	cut := time.AfterFunc(patience, sp.hangUp)
@@ -421,7 +421,7 @@ func (sp *speaker) hear(want uint64) []uint64 {
 	}
 }
 
-// hangUp ends the connection without a word.
+// hangUp closes the connection without a message.
 func (sp *speaker) hangUp() {
 	if sp.quic != nil {
 		sp.quic.CloseWithError(0, "")
@@ -430,7 +430,7 @@ func (sp *speaker) hangUp() {
 	}
 }
 
-// answers checks that the carrier is alive: a PING is answered.
+// answers checks that the carrier is alive by a PING.
 func (sp *speaker) answers(id uint64) {
 	sp.t.Helper()
 	sp.say(typePing, varints(id, 0, 0))
@@ -448,24 +448,24 @@ func varints(values ...uint64) (b []byte) {
 	return b
 }
 
-// datagram is the body of a record: address, port and payload.
+// datagram returns the body of a record: address, port and payload.
 func datagram(to netip.AddrPort, payload []byte) []byte {
 	return append(socks.AppendAddrPort(nil, to), payload...)
 }
 
-// wireRecord is a whole datagram's record.
+// wireRecord returns the record of a whole datagram.
 func wireRecord(flow uint64, body []byte) []byte {
 	return append(varints(flow, uint64(len(body))<<1), body...)
 }
 
-// wireFragment is a fragment's.
+// wireFragment returns the record of a fragment.
 func wireFragment(flow uint64, message uint16, index, count byte, body []byte) []byte {
 	b := varints(flow, uint64(len(body))<<1|1)
 	b = append(binary.BigEndian.AppendUint16(b, message), index, count)
 	return append(b, body...)
 }
 
-// records takes a bundle apart into its whole datagrams.
+// records returns the whole datagrams in a bundle.
 func records(t testing.TB, b []byte) (found [][]byte) {
 	t.Helper()
 	for len(b) > 0 {
@@ -486,8 +486,8 @@ func records(t testing.TB, b []byte) (found [][]byte) {
 	return found
 }
 
-// echoed sends bundles, and again where one is lost, until the datagram that they
-// make comes back from the echo. It returns all that came meanwhile.
+// echoed sends bundles, again if one is lost, until the datagram that they contain comes back
+// from the echo. It returns all datagrams that arrive until then.
 func (sp *speaker) echoed(bundles [][]byte, want []byte) (all [][]byte) {
 	sp.t.Helper()
 	back := make(chan struct{})
@@ -558,7 +558,7 @@ func TestClientWrittenFromDocumentWorks(t *testing.T) {
 		}
 		sp.talk(st, echo)
 
-		// The same session again, without the secret, and a session that is unknown.
+		// The same session again, without the secret, and an unknown session.
 		again := attach(t, kind, srv, session, wireHello{attach: 2})
 		if !again.resumed {
 			t.Error("a known session was not resumed")
@@ -574,7 +574,7 @@ func TestClientWrittenFromDocumentWorks(t *testing.T) {
 	})
 }
 
-// talk has a stream connected to the echo and half-closes it.
+// talk connects a stream to the echo, sends data on it and half-closes it.
 func (sp *speaker) talk(st wireStream, echo socks.Addr) {
 	t := sp.t
 	t.Helper()
@@ -587,7 +587,7 @@ func (sp *speaker) talk(st wireStream, echo socks.Addr) {
 	if sp.kind == 1 {
 		out = append(out, text...)
 	} else {
-		// In one chunk what belongs together or not, and the end.
+		// The header, the data and the end in chunks of their own.
 		out = append(append(append([]byte{byte(len(out))}, out...), byte(len(text))), text...)
 		out = append(out, 0)
 	}
@@ -609,7 +609,7 @@ func (sp *speaker) talk(st wireStream, echo socks.Addr) {
 	}
 }
 
-// chunked reads the chunks of a stream on yamux.
+// chunked reads the chunks of a yamux stream.
 type chunked struct {
 	r    *bufio.Reader
 	left uint64
@@ -631,8 +631,8 @@ func (c *chunked) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// abandoned waits for the server to reset a stream; nil is that it did. On yamux
-// the stream then ends without a chunk of length 0.
+// abandoned returns nil once the server has reset a stream. On yamux the stream then ends
+// without a chunk of length 0.
 func (sp *speaker) abandoned(st wireStream) error {
 	if sp.kind == 1 {
 		_, err := io.Copy(io.Discard, st)

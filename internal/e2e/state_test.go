@@ -28,7 +28,7 @@ func TestRestartKeepsIdentityAndToken(t *testing.T) {
 	}
 	again.Stop()
 
-	// Deleting the token's file rotates the token, and nothing else.
+	// To delete the token's file rotates the token and nothing else.
 	if err := os.Remove(filepath.Join(s.StateDir, "token")); err != nil {
 		t.Fatal(err)
 	}
@@ -73,7 +73,7 @@ func TestStateDirectoryIsPrivate(t *testing.T) {
 	if strings.TrimSpace(string(text)) != s.Link {
 		t.Error("client.link is not the link that was printed")
 	}
-	// And a client takes it from there.
+	// A client reads it from there.
 	c := startEntrance(t, []string{
 		"client", "--state-dir", t.TempDir() + "/client",
 		"--link-file", filepath.Join(s.StateDir, "client.link"),
@@ -92,5 +92,5 @@ func TestStateDirectoryIsForOneProcess(t *testing.T) {
 	if !strings.Contains(text, "in use by another process") || !strings.Contains(text, "--state-dir") {
 		t.Errorf("it says %q", text)
 	}
-	startClient(t, s.Link) // the first one is none the worse for it
+	startClient(t, s.Link) // the first one still works
 }

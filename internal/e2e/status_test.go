@@ -21,7 +21,7 @@ import (
 	"wmproxy/socks"
 )
 
-// shortDir is a directory for a state whose socket's path is short enough.
+// shortDir returns a state directory with a path that is short enough for a socket.
 func shortDir(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "wmproxy-")
@@ -32,14 +32,14 @@ func shortDir(t testing.TB) string {
 	return dir
 }
 
-// asked is what wmproxy status says.
+// asked runs wmproxy status and returns its output and exit code.
 func asked(t testing.TB, args ...string) (stdout, stderr string, code int) {
 	t.Helper()
 	cmd := exec.Command(program, append([]string{"status"}, args...)...)
 	cmd.Env = environment(t)
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
-	_ = cmd.Run() // ProcessState says all of it
+	_ = cmd.Run() // ProcessState has the result
 	return out.String(), errs.String(), cmd.ProcessState.ExitCode()
 }
 
@@ -55,7 +55,7 @@ func reportOf(t testing.TB, stateDir string) (r status.Report) {
 	return r
 }
 
-// awaitReport asks again until ok.
+// awaitReport asks for reports until ok returns true and returns the last one.
 func awaitReport(t testing.TB, stateDir, what string, ok func(*status.Report) bool) status.Report {
 	t.Helper()
 	for end := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
@@ -71,7 +71,7 @@ func awaitReport(t testing.TB, stateDir, what string, ok func(*status.Report) bo
 
 const pings = 20
 
-// pinged sends pings datagrams of 100 bytes to an echo and back.
+// pinged sends this number of datagrams of 100 bytes to an echo and back.
 func pinged(t testing.TB, c *socks.Client, echo socks.Addr) *socks.PacketConn {
 	t.Helper()
 	conn := associate(t, c)
@@ -145,7 +145,7 @@ func TestStatusShowsBothEndsOfATunnel(t *testing.T) {
 		down := uint64(pings)
 		up := down
 		if side.name == "client" {
-			up++ // that which the server refuses
+			up++ // the one that the server refuses
 		}
 		if a.Up.Datagrams != up || a.Down.Datagrams != down || a.Down.Bytes != 100*pings || a.AgeSeconds <= 0 || a.Flow == 0 {
 			t.Errorf("%s: %+v, want %d datagrams up and %d down", side.name, a, up, down)

@@ -30,14 +30,14 @@ import (
 	"wmproxy/internal/netlab"
 )
 
-// Strangers flood the server's port with halves of a ClientHello from many addresses.
-// They are a process of their own, on a host beside the server.
+// Strangers flood the server's port with halves of a ClientHello from many addresses, in a
+// process of their own on a host beside the server.
 
 const (
-	// strangerVariable makes a process a stranger: KIND TARGET RATE TIME.
+	// strangerVariable makes a process that of the strangers: KIND TARGET RATE TIME.
 	strangerVariable = "WMPROXY_E2E_STRANGER"
 
-	// strangers4 is how many IPv4 addresses they have, each in a /24 of its own.
+	// strangers4 is the number of their IPv4 addresses, each in a /24 of its own.
 	strangers4 = 57
 
 	// keptOpen bounds the TCP connections that they keep open.
@@ -50,7 +50,7 @@ var (
 	strangers6Network = netip.MustParsePrefix("2001:db8:bad::/49")
 )
 
-// TestAsTheStranger is the strangers' process, and nothing in the tests' own.
+// TestAsTheStranger is the strangers' process. In the process of the tests it does nothing.
 func TestAsTheStranger(t *testing.T) {
 	text := os.Getenv(strangerVariable)
 	if text == "" {
@@ -87,7 +87,7 @@ type strangers struct {
 	out *output
 }
 
-// startStrangers floods a server for a time and returns when that has begun.
+// startStrangers starts a flood of a server and returns once it has begun.
 func startStrangers(t testing.TB, h *netlab.Host, kind string, to netip.AddrPort, rate int, lasts time.Duration) *strangers {
 	t.Helper()
 	s := &strangers{t: t, cmd: exec.Command(os.Args[0], "-test.run=^TestAsTheStranger$"), out: newOutput()}
@@ -219,7 +219,7 @@ func (a *attaches) report(t testing.TB, kind string) float64 {
 	return share
 }
 
-// notAccepted returns how many TCP connections a host's full queues have turned away.
+// notAccepted returns the number of TCP connections that a host's full queues have refused.
 func notAccepted(t testing.TB, h *netlab.Host) (n int) {
 	t.Helper()
 	var names []string
@@ -241,7 +241,7 @@ func notAccepted(t testing.TB, h *netlab.Host) (n int) {
 func TestInTheLabStrangersDoNotLockClientsOut(t *testing.T) {
 	const (
 		lasts = 6 * time.Second
-		every = 75 * time.Millisecond // a client comes, over both transports in turn
+		every = 75 * time.Millisecond // between attempts of clients, over both transports in turn
 		rtt   = 200 * time.Millisecond
 		want  = 0.95
 	)
@@ -266,7 +266,7 @@ func TestInTheLabStrangersDoNotLockClientsOut(t *testing.T) {
 			rate := test.rate / int(raceFactor()*raceFactor())
 			flood := startStrangers(t, l.Neighbour(0, test.from), test.flood, target, rate, lasts)
 			over := time.Now().Add(lasts)
-			during(lasts / 6) // until the server is as full as it will be
+			during(lasts / 6) // until the server is full
 			honest := attaches{took: map[string][]time.Duration{}, failed: map[string][]error{}}
 			var wg sync.WaitGroup
 			tick := time.NewTicker(every)
@@ -291,8 +291,8 @@ func TestInTheLabStrangersDoNotLockClientsOut(t *testing.T) {
 	}
 }
 
-// paced calls once with rising numbers, rate times a second while that lasts, and returns
-// how often it did.
+// paced calls once with rising numbers, rate times a second for this time, and returns the number
+// of calls.
 func paced(rate int, lasts time.Duration, once func(i int) error) (n int, err error) {
 	began := time.Now()
 	for time.Since(began) < lasts {
@@ -306,9 +306,9 @@ func paced(rate int, lasts time.Duration, once func(i int) error) (n int, err er
 	return n, nil
 }
 
-// floodTCP opens connections, sends half a ClientHello on each and leaves it.
+// floodTCP opens connections and sends half a ClientHello on each.
 func floodTCP(to netip.AddrPort, hello []byte, rate int, lasts time.Duration) (int, error) {
-	const later = 64 // connections on, one is established
+	const later = 64 // a connection is established after this many others
 	half := hello[:len(hello)/2]
 	open := make([]int, keptOpen)
 	for i := range open {
@@ -351,8 +351,8 @@ func floodTCP(to netip.AddrPort, hello []byte, rate int, lasts time.Duration) (i
 	})
 }
 
-// floodQUIC sends Initial packets with half a ClientHello, from another /64 each time,
-// and once more with the token that a Retry gives.
+// floodQUIC sends Initial packets with half a ClientHello, each from another /64, and again with
+// the token of a Retry.
 func floodQUIC(to netip.AddrPort, hello []byte, rate int, lasts time.Duration) (int, error) {
 	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) (err error) {
 		e := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_FREEBIND, 1) })

@@ -20,14 +20,14 @@ import (
 	"wmproxy/socks"
 )
 
-// random is n bytes that differ from call to call only by seed.
+// random returns n pseudo-random bytes that depend on the seed.
 func random(seed byte, n int) []byte {
 	b := make([]byte, n)
 	_, _ = rand.NewChaCha8([32]byte{seed}).Read(b)
 	return b
 }
 
-// listenTCP opens a target's listener; it closes with the test.
+// listenTCP opens a target's listener, which is closed after the test.
 func listenTCP(t testing.TB, addr string) *net.TCPListener {
 	t.Helper()
 	ln, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.MustParseAddrPort(addr)))
@@ -54,8 +54,7 @@ func stream(t testing.TB, c *socks.Client) (app, target *net.TCPConn) {
 	return app, target
 }
 
-// pour writes b in the background; the channel gets the error of writing or of
-// finish.
+// pour writes b in the background and sends the error of the write or of finish.
 func pour(conn *net.TCPConn, b []byte, finish func() error) <-chan error {
 	result := make(chan error, 1)
 	go func() {
@@ -68,7 +67,7 @@ func pour(conn *net.TCPConn, b []byte, finish func() error) <-chan error {
 	return result
 }
 
-// drained reads until the end and compares.
+// drained reads until the end and compares the data.
 func drained(t testing.TB, what string, conn *net.TCPConn, want []byte) {
 	t.Helper()
 	got, err := io.ReadAll(conn)
@@ -79,7 +78,7 @@ func drained(t testing.TB, what string, conn *net.TCPConn, want []byte) {
 	}
 }
 
-const tail = 8 << 20 // bytes that are under way when one side says that it is done
+const tail = 8 << 20 // bytes that are under way when one side ends its half
 
 func TestHalvesOfAStreamCloseSeparately(t *testing.T) {
 	t.Parallel()
@@ -199,8 +198,8 @@ func TestSlowReaderBlocksSenderWithoutMemory(t *testing.T) {
 	})
 }
 
-// offer writes random bytes until n bytes are out or nothing is taken for a while, and
-// returns how many were taken and their SHA-256.
+// offer writes random bytes until n are written or none has been for a while, and returns their
+// number and SHA-256.
 func offer(t testing.TB, conn *net.TCPConn, n int64) (taken int64, sum []byte) {
 	t.Helper()
 	const stalled = 700 * time.Millisecond
@@ -220,7 +219,7 @@ func offer(t testing.TB, conn *net.TCPConn, n int64) (taken int64, sum []byte) {
 	return taken, hash.Sum(nil)
 }
 
-// peakMemory is the most that a process had resident, in bytes.
+// peakMemory returns the peak of a process's resident memory, in bytes.
 func peakMemory(t testing.TB, p *process) int {
 	t.Helper()
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.PID()))
@@ -257,9 +256,9 @@ func TestReplyTellsOutcomeOfDial(t *testing.T) {
 			{"a link-local address", address("169.254.169.254:80"), socks.ReplyNotAllowed},
 			{"a mapped private address", address("[::ffff:10.11.12.13]:80"), socks.ReplyNotAllowed},
 			{"multicast", address("224.0.0.1:80"), socks.ReplyNotAllowed},
-			// Linux has no TCP to the broadcast address; no route is needed to see it.
+			// Linux refuses TCP to the broadcast address, also without a route.
 			{"the broadcast address", address("255.255.255.255:80"), socks.ReplyNetworkUnreachable},
-			// No such name can be, so no DNS server needs to be asked.
+			// The name is not valid, so that no DNS server is asked.
 			{"a name that is none", socks.Addr{Name: "no..name", Port: 80}, socks.ReplyHostUnreachable},
 		} {
 			if got := replyTo(t, tu.Entry.Socks(), test.dst); got != test.want {
@@ -288,7 +287,7 @@ func TestLoopbackIsRefusedUnlessAllowed(t *testing.T) {
 			t.Errorf("%v: reply %d, want %d", dst, got, socks.ReplyNotAllowed)
 		}
 	}
-	// Refused datagrams are dropped and counted, and the association lives on.
+	// Refused datagrams are dropped and counted, and the association goes on.
 	conn := associate(t, c.Socks())
 	writeTo(t, conn, []byte("one"), closed)
 	writeTo(t, conn, []byte("two"), closed)
@@ -300,10 +299,10 @@ func TestLoopbackIsRefusedUnlessAllowed(t *testing.T) {
 	}
 }
 
-// address is a destination in text.
+// address parses a destination.
 func address(s string) socks.Addr { return socks.AddrFrom(netip.MustParseAddrPort(s)) }
 
-// replyTo asks for a stream to dst and returns the reply's code.
+// replyTo requests a stream to dst and returns the reply's code.
 func replyTo(t testing.TB, c *socks.Client, dst socks.Addr) byte {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)

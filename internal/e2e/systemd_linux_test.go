@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// serviceUser is nobody in particular: a user without a home directory.
+// serviceUser is the id of a user without a home directory.
 const serviceUser = 4711
 
 // launchAsService starts wmproxy as systemd does for a service with DynamicUser, in new
@@ -19,7 +19,7 @@ func launchAsService(t *testing.T, namespaces uintptr, env []string, args ...str
 	if os.Geteuid() != 0 {
 		unable(t, "only root can start a process as another user")
 	}
-	// The directories that the program is built in and that tests have are root's alone.
+	// The directories of the program and of tests are accessible to root only.
 	dir := t.TempDir()
 	if err := os.Chmod(filepath.Dir(dir), 0o755); err != nil {
 		t.Fatal(err)
@@ -61,7 +61,7 @@ func TestServiceKeepsStateInStateDirectory(t *testing.T) {
 
 func TestPrivilegedPortErrorNamesItsFlag(t *testing.T) {
 	t.Parallel()
-	// Containers let any user have port 80; a new network does not.
+	// In containers any user may listen on port 80. In a new network namespace not.
 	p := launchAsService(t, syscall.CLONE_NEWNET, nil, "proxy", "--open", "--bind", "0.0.0.0:80")
 	if code := p.WaitExit(); code != 1 {
 		t.Errorf("exit code %d, want 1", code)

@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// nobody is a user of the machine who does not know the password.
+// nobody is the id of a user of the machine who does not know the password.
 const nobody = 65534
 
 // udpAs opens a UDP socket of another user of this machine.
@@ -65,7 +65,7 @@ func TestOtherUserCannotUseAnAssociation(t *testing.T) {
 	}
 }
 
-// asRoot skips a test that has to act as several users.
+// asRoot skips a test of several users unless it runs as root.
 func asRoot(t testing.TB) {
 	t.Helper()
 	if os.Getuid() != 0 {
