@@ -80,9 +80,11 @@ var mayImport = map[string][]string{
 		"internal/stats",
 		"internal/udpio",
 	},
+	"internal/httpproxy": {"internal/entrance"},
 	"internal/ingress": {
 		"internal/config",
 		"internal/entrance",
+		"internal/httpproxy",
 		"internal/relay",
 		"internal/share",
 		"internal/stats",

@@ -116,6 +116,9 @@ func (c *Conn) Admit(r Receiver) {
 // MakeRoom frees descriptors if err reports that none are left.
 func (c *Conn) MakeRoom(err error) { c.serving.makeRoom(err) }
 
+// CloseOldest closes the oldest half-open connection, for its memory.
+func (c *Conn) CloseOldest() { c.serving.halfOpen.closeOldest() }
+
 // opening waits for the first byte.
 type opening struct{ c *Conn }
 

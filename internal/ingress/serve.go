@@ -7,6 +7,7 @@ import (
 	"net"
 
 	"wmproxy/internal/entrance"
+	"wmproxy/internal/httpproxy"
 	"wmproxy/internal/udpio"
 	"wmproxy/socks"
 )
@@ -27,12 +28,16 @@ func (h *Handler) Listen(ctx context.Context) (net.Listener, error) {
 // is no error. It calls started, unless that is nil, with the address of ln.
 func (h *Handler) Serve(ctx context.Context, ln net.Listener, started func(net.Addr)) error {
 	o := &h.Options
+	users := entrance.OneUser(o.User, string(o.Pass))
 	s := &entrance.Server{
-		Protocols: []entrance.Protocol{&socks.Server{
-			Authenticate: entrance.OneUser(o.User, string(o.Pass)),
-			UDPAdvertise: o.UDPAdvertise, UDPPorts: socks.PortRange(o.UDPPorts), UDPFrom: o.UDPFrom, NoOffload: h.NoOffload,
-			Handler: h, Log: h.Log,
-		}},
+		Protocols: []entrance.Protocol{
+			&socks.Server{
+				Authenticate: users,
+				UDPAdvertise: o.UDPAdvertise, UDPPorts: socks.PortRange(o.UDPPorts), UDPFrom: o.UDPFrom, NoOffload: h.NoOffload,
+				Handler: h, Log: h.Log,
+			},
+			&httpproxy.Server{Authenticate: users, Handler: h, Log: h.Log},
+		},
 		MaxHalfOpen: h.Room.HalfOpen(), MakeRoom: h.Room.MakeRoom, Log: h.Log,
 	}
 	h.Log.Info("SOCKS5 is listening", slog.String("address", ln.Addr().String()))
