@@ -39,7 +39,7 @@ type site struct {
 func allocations(t *testing.T, p *process) map[string]site {
 	t.Helper()
 	base := "http://" + p.WaitLog("debugging", message("debugging is listening")).String("address")
-	client := &http.Client{Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true}}
+	client := &http.Client{Timeout: waitTimeout, Transport: &http.Transport{DisableKeepAlives: true}}
 	// An allocation is in the profile after two garbage collections.
 	for _, path := range []string{"/debug/runtime?gc=1", "/debug/pprof/heap?gc=1&debug=1"} {
 		resp, err := client.Get(base + path)
@@ -165,8 +165,8 @@ func TestDatagramsDoNotAllocate(t *testing.T) {
 		p := launch(t, counting, slices.Concat(
 			[]string{"client", "--transport", kind, "--listen", "127.0.0.1:0", "--state-dir", filepath.Join(dir, "client")},
 			withDebug, []string{s.Link})...)
-		p.WaitLog("the tunnel being up", saying("tunnel up: "))
-		entry := &socks.Client{Server: p.WaitLog("listening", message("SOCKS5 is listening")).String("address"), Timeout: patience}
+		p.WaitLog("the tunnel being up", containing("tunnel up: "))
+		entry := &socks.Client{Server: p.WaitLog("listening", message("SOCKS5 is listening")).String("address"), Timeout: waitTimeout}
 		conn, echo := associate(t, entry), startEcho(t)
 		ping(t, conn, echo)
 		if err := conn.SetDeadline(time.Time{}); err != nil {

@@ -46,7 +46,7 @@ const crowdAtOnce = 100
 // crowd opens n streams and returns them and the time that it took.
 func crowd(t testing.TB, c *socks.Client, to socks.Addr, n int) (conns []net.Conn, took time.Duration) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*waitTimeout)
 	defer cancel()
 	began := time.Now()
 	var wg sync.WaitGroup
@@ -63,7 +63,7 @@ func crowd(t testing.TB, c *socks.Client, to socks.Addr, n int) (conns []net.Con
 				return
 			}
 			conns[i] = conn
-			_ = conn.SetDeadline(time.Now().Add(2 * patience))
+			_ = conn.SetDeadline(time.Now().Add(2 * waitTimeout))
 			if _, err := io.ReadFull(conn, make([]byte, 1)); err != nil {
 				failures <- err
 			}
@@ -123,7 +123,7 @@ func TestStreamBeyondClientLimitIsRefusedAtOnce(t *testing.T) {
 		for _, conn := range conns[:10] {
 			conn.Close()
 		}
-		deadline := time.Now().Add(patience)
+		deadline := time.Now().Add(waitTimeout)
 		for replyTo(t, c, to) != socks.ReplySucceeded {
 			if time.Now().After(deadline) {
 				t.Fatal("there is room again, and no stream opens")
@@ -153,9 +153,9 @@ func TestStreamToDeadServerFailsIn5Seconds(t *testing.T) {
 			}
 		}
 		asked.Go(ask)
-		c.WaitLog("the doubt", saying(" in doubt: nothing has come since "))
+		c.WaitLog("the doubt", containing(" in doubt: nothing has come since "))
 		asked.Go(ask) // all carriers are suspect now
 		asked.Wait()
-		c.WaitLog("why", saying("did not answer"))
+		c.WaitLog("why", containing("did not answer"))
 	})
 }

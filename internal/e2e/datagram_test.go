@@ -46,11 +46,11 @@ func TestIPv6AssociationCarriesLargestToIPv4(t *testing.T) {
 			t.Fatalf("the association is on %v", conn.RelayAddr())
 		}
 		pinger := probe.NewPinger(conn, startEcho(t))
-		if _, err := pinger.Ping(probe.MaxDatagram, patience); err != nil {
+		if _, err := pinger.Ping(probe.MaxDatagram, waitTimeout); err != nil {
 			t.Errorf("%d bytes to IPv4: %v", probe.MaxDatagram, err)
 		}
 		pinger = probe.NewPinger(conn, startEchoAt(t, "[::1]:0"))
-		if _, err := pinger.Ping(1200, patience); err != nil {
+		if _, err := pinger.Ping(1200, waitTimeout); err != nil {
 			t.Errorf("to IPv6: %v", err)
 		}
 	})
@@ -77,7 +77,7 @@ func TestReplyTooLargeForSOCKSIsCounted(t *testing.T) {
 				if err == nil && string(buf[:n]) == "small" {
 					break
 				}
-				if err == nil || time.Since(began) > patience {
+				if err == nil || time.Since(began) > waitTimeout {
 					t.Fatalf("%d bytes and %v, want a small datagram", n, err)
 				}
 			}
@@ -277,7 +277,7 @@ func addrOf(conn *net.UDPConn) socks.Addr {
 func receive(t testing.TB, conn *net.UDPConn) ([]byte, netip.AddrPort) {
 	t.Helper()
 	buf := make([]byte, 1<<16)
-	_ = conn.SetReadDeadline(time.Now().Add(patience))
+	_ = conn.SetReadDeadline(time.Now().Add(waitTimeout))
 	n, from, err := conn.ReadFromUDPAddrPort(buf)
 	if err != nil {
 		t.Fatal(err)
@@ -305,7 +305,7 @@ func writeTo(t testing.TB, conn *socks.PacketConn, b []byte, to socks.Addr) {
 func read(t testing.TB, conn *socks.PacketConn) ([]byte, socks.Addr) {
 	t.Helper()
 	buf := make([]byte, 1<<16)
-	conn.SetReadDeadline(time.Now().Add(patience))
+	conn.SetReadDeadline(time.Now().Add(waitTimeout))
 	n, from, err := conn.ReadFromAddr(buf)
 	if err != nil {
 		t.Fatal(err)

@@ -71,7 +71,7 @@ func startDnsmasq(t *testing.T) string {
 		_ = cmd.Process.Signal(syscall.SIGTERM)
 		wg.Wait()
 	})
-	for deadline := time.After(patience); ; {
+	for deadline := time.After(waitTimeout); ; {
 		text, more := log.read()
 		if strings.Contains(text, "started, version") {
 			return fmt.Sprintf("127.0.0.1:%d", port)

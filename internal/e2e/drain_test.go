@@ -15,7 +15,7 @@ func startDraining(t testing.TB, s *serverProcess) {
 	if err := s.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
-	s.WaitLog("the drain", saying("draining: "))
+	s.WaitLog("the drain", containing("draining: "))
 }
 
 // A client without another server stays until the end, and reconnects when the server is
@@ -34,7 +34,7 @@ func TestClientWithOneLinkStaysDuringDrain(t *testing.T) {
 		began := time.Now()
 		startDraining(t, s)
 		other := startClientAlone(t, s.Link)
-		other.WaitLog("the refusal of who comes now", saying("about to stop"))
+		other.WaitLog("the refusal of who comes now", containing("about to stop"))
 		other.Stop()
 		ping(t, conn, echo)
 		if got := replyTo(t, c.Socks(), echo); got != socks.ReplySucceeded {
@@ -82,7 +82,7 @@ func TestSIGINTDoesNotDrain(t *testing.T) {
 	c := startClient(t, s.Link)
 	ping(t, associate(t, c.Socks()), startEcho(t))
 	t.Logf("it ended after %v", s.StopBy(syscall.SIGINT))
-	if n := s.CountLogs(saying("draining: ")); n != 0 {
+	if n := s.CountLogs(containing("draining: ")); n != 0 {
 		t.Error("it drained")
 	}
 }

@@ -144,7 +144,7 @@ func TestAssociationLogHasItsTraffic(t *testing.T) {
 		pinger := probe.NewPinger(conn, startEcho(t))
 		const datagrams, size = 5, 100
 		for range datagrams {
-			if _, err := pinger.Ping(size, patience); err != nil {
+			if _, err := pinger.Ping(size, waitTimeout); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -73,7 +73,7 @@ func TestAsTheAttacker(t *testing.T) {
 	for range 64 {
 		wg.Go(func() {
 			for next.Add(1) <= int64(count) {
-				c, err := net.DialTimeout("tcp", target, patience)
+				c, err := net.DialTimeout("tcp", target, waitTimeout)
 				if err != nil {
 					continue
 				}

@@ -58,7 +58,7 @@ func TestHalfClosedStreamsOfDeadAppsAreReset(t *testing.T) {
 			}
 			for i, p := range processes {
 				before[i].Heap += 16 << 20 // grown buffers
-				settled(t, p, before[i], patience)
+				settled(t, p, before[i], waitTimeout)
 			}
 		}
 	})

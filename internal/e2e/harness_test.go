@@ -27,9 +27,9 @@ import (
 )
 
 const (
-	// patience bounds the wait for an event that must occur. Only an overloaded machine
+	// waitTimeout bounds the wait for an event that must occur. Only an overloaded machine
 	// takes so long.
-	patience = 20 * time.Second
+	waitTimeout = 20 * time.Second
 
 	// shutdownBound bounds the time to end after SIGINT or SIGTERM, as documented.
 	shutdownBound = 2 * time.Second
@@ -257,7 +257,7 @@ func (p *process) WaitExit() int {
 	p.failing = true
 	select {
 	case <-p.exited:
-	case <-time.After(patience):
+	case <-time.After(waitTimeout):
 		p.t.Fatalf("%s is still running; its log:\n%s", p.name, p.stderr)
 	}
 	return p.cmd.ProcessState.ExitCode()
@@ -292,13 +292,13 @@ func (p *process) WaitLog(what string, match func(logLine) bool) logLine {
 // after the one that it returns.
 func (p *process) WaitLogAfter(first int, what string, match func(logLine) bool) (l logLine, next int) {
 	p.t.Helper()
-	return p.WaitLogWithin(patience, first, what, match)
+	return p.WaitLogWithin(waitTimeout, first, what, match)
 }
 
 // WaitLogWithin is like WaitLogAfter with its own timeout.
-func (p *process) WaitLogWithin(patience time.Duration, first int, what string, match func(logLine) bool) (l logLine, next int) {
+func (p *process) WaitLogWithin(waitTimeout time.Duration, first int, what string, match func(logLine) bool) (l logLine, next int) {
 	p.t.Helper()
-	deadline := time.After(patience)
+	deadline := time.After(waitTimeout)
 	for {
 		text, more := p.stderr.read()
 		lines := parseLog(text)
@@ -314,7 +314,7 @@ func (p *process) WaitLogWithin(patience time.Duration, first int, what string, 
 				p.t.Fatalf("%s ended (%v) without a line of %s", p.name, p.cmd.ProcessState, what)
 			}
 		case <-deadline:
-			p.t.Fatalf("%s has no line of %s after %v", p.name, what, patience)
+			p.t.Fatalf("%s has no line of %s after %v", p.name, what, waitTimeout)
 		}
 	}
 }
@@ -334,8 +334,8 @@ func message(msg string) func(logLine) bool {
 	return func(l logLine) bool { return l.Msg == msg }
 }
 
-// saying returns a match for lines that contain this text.
-func saying(text string) func(logLine) bool {
+// containing returns a match for lines that contain this text.
+func containing(text string) func(logLine) bool {
 	return func(l logLine) bool { return strings.Contains(l.Raw, text) }
 }
 
@@ -400,7 +400,7 @@ func startServerIn(t testing.TB, stateDir, listen string, args ...string) *serve
 // serverBehind waits until the server p listens.
 func serverBehind(t testing.TB, p *process) *serverProcess {
 	t.Helper()
-	text, ok := p.pasted()
+	text, ok := p.printedLink()
 	if !ok {
 		t.Fatalf("the server did not start:\n%s", p.stderr)
 	}
@@ -416,9 +416,9 @@ func serverBehind(t testing.TB, p *process) *serverProcess {
 // linkFile matches the path of the client's link in a server's output.
 var linkFile = regexp.MustCompile(`(?m)^  (/.*client\.link)$`)
 
-// pasted returns the link in the file that a server has printed the path of.
-func (p *process) pasted() (string, bool) {
-	deadline := time.After(patience)
+// printedLink returns the link in the file that a server has printed the path of.
+func (p *process) printedLink() (string, bool) {
+	deadline := time.After(waitTimeout)
 	for {
 		text, more := p.stdout.read()
 		if m := linkFile.FindStringSubmatch(text); m != nil {
@@ -499,13 +499,13 @@ func (c *socksProcess) waitUpAfter(first int) int {
 
 // Socks returns a SOCKS5 client of the entrance.
 func (c *socksProcess) Socks() *socks.Client {
-	return &socks.Client{Server: c.Addr.String(), Timeout: patience}
+	return &socks.Client{Server: c.Addr.String(), Timeout: waitTimeout}
 }
 
 // associate opens a UDP association that ends with the test.
 func associate(t testing.TB, c *socks.Client) *socks.PacketConn {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), waitTimeout)
 	defer cancel()
 	conn, err := c.Associate(ctx)
 	if err != nil {
@@ -518,7 +518,7 @@ func associate(t testing.TB, c *socks.Client) *socks.PacketConn {
 // connect opens a stream that ends with the test.
 func connect(t testing.TB, c *socks.Client, dst socks.Addr) *net.TCPConn {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), waitTimeout)
 	defer cancel()
 	conn, err := c.Connect(ctx, dst)
 	if err != nil {
@@ -555,7 +555,7 @@ func ping(t testing.TB, conn *socks.PacketConn, echo socks.Addr) time.Duration {
 		if err == nil {
 			return rtt
 		}
-		if !errors.Is(err, probe.ErrNoReply) || time.Since(began) > patience {
+		if !errors.Is(err, probe.ErrNoReply) || time.Since(began) > waitTimeout {
 			t.Fatalf("after %v: %v", time.Since(began), err)
 		}
 	}

@@ -264,7 +264,7 @@ func (c *connection) refusedAfter(a assault) (code uint64, err error) {
 		sender.Go(func() { a.send(s) })
 		select {
 		case <-c.quic.Context().Done():
-		case <-time.After(patience):
+		case <-time.After(waitTimeout):
 			return 0, errors.New("still open")
 		}
 		code, ok := closeCode(context.Cause(c.quic.Context()))
@@ -275,7 +275,7 @@ func (c *connection) refusedAfter(a assault) (code uint64, err error) {
 	}
 	sender.Go(func() { a.send(c.tls) })
 	defer c.tls.NetConn().Close()
-	if err := c.tls.SetReadDeadline(time.Now().Add(patience)); err != nil {
+	if err := c.tls.SetReadDeadline(time.Now().Add(waitTimeout)); err != nil {
 		return 0, err
 	}
 	kind, payload, err := readWire(c.tls)
@@ -302,7 +302,7 @@ func TestQUICHasOneStreamUntilWelcome(t *testing.T) {
 		t.Helper()
 		select {
 		case <-c.quic.Context().Done():
-		case <-time.After(patience):
+		case <-time.After(waitTimeout):
 			t.Fatalf("%s: still open", name)
 		}
 		if code, ok := closeCode(context.Cause(c.quic.Context())); !ok || code != codeProtocol {

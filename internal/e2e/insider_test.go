@@ -159,7 +159,7 @@ func TestFlowsAreBounded(t *testing.T) {
 		// There is still a descriptor for a new connection.
 		attach(t, overYamux, srv, newWireSession(), wireHello{attach: 2, withSecret: true}).answers(2)
 		sp.hangUp()
-		after, took := settled(t, srv.process, before.loosely(), patience)
+		after, took := settled(t, srv.process, before.loosely(), waitTimeout)
 		t.Logf("after  %v, %v later", after, took.Round(time.Millisecond))
 	})
 }
@@ -293,7 +293,7 @@ func (sp *speaker) opened(header []byte, end bool) wireStream {
 	if err != nil {
 		sp.t.Fatal(err)
 	}
-	if err := st.SetDeadline(time.Now().Add(patience)); err != nil {
+	if err := st.SetDeadline(time.Now().Add(waitTimeout)); err != nil {
 		sp.t.Fatal(err)
 	}
 	if sp.kind == 2 {

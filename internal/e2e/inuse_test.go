@@ -39,7 +39,7 @@ func TestPortInUseErrorNamesItsFlag(t *testing.T) {
 			}
 			p := launch(t, nil, args...)
 			want := "wmproxy: cannot listen on " + test.what + ": another program has that port; stop it, or give another port with " + test.flag
-			if code := p.WaitExit(); code != 1 || p.CountLogs(saying(want)) != 1 {
+			if code := p.WaitExit(); code != 1 || p.CountLogs(containing(want)) != 1 {
 				t.Errorf("exit code %d and %q, want 1 and %q", code, p.stderr, want)
 			}
 		})

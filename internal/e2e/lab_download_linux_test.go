@@ -109,7 +109,7 @@ func (d *download) Finish() string {
 	d.end()
 	select {
 	case <-d.done:
-	case <-time.After(2 * patience):
+	case <-time.After(2 * waitTimeout):
 		d.t.Errorf("the %s download does not end: %d bytes of %d", d.name, d.got.Load(), d.sent.Load())
 		return d.name + " download hangs"
 	}
@@ -196,7 +196,7 @@ func (d *download) started() {
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for began := time.Now(); d.got.Load() < bulk/10; <-tick.C {
-		if time.Since(began) > patience {
+		if time.Since(began) > waitTimeout {
 			d.t.Fatalf("the %s download does not start", d.name)
 		}
 	}

@@ -146,7 +146,7 @@ func (l *lab) connects(bound time.Duration) time.Duration {
 			return took
 		case err == nil:
 			return took
-		case took > patience:
+		case took > waitTimeout:
 			l.t.Fatalf("no stream passes after %v: %v", took, err)
 		}
 	}
@@ -159,7 +159,7 @@ func (l *lab) rest() {
 	l.t.Helper()
 	conn := l.associate()
 	ping(l.t, conn, l.echo)
-	l.connects(patience)
+	l.connects(waitTimeout)
 	conn.Close()
 	l.before = nil
 	for _, p := range l.processes() {

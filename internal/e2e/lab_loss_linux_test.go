@@ -23,7 +23,7 @@ func TestInTheLabQUICAddsNoLoss(t *testing.T) {
 				t.Parallel()
 				l := startLab(t, netlab.Config{Path: netlab.Symmetric(netlab.Path{Delay: oneWay})}, "--transport", kind)
 				c, plain := l.startCall(fast), l.startPlainCall(voice)
-				c.flowing(patience)
+				c.flowing(waitTimeout)
 				protocol := netlab.UDP
 				if kind == overYamux {
 					protocol = netlab.TCP

@@ -65,7 +65,7 @@ func (l *lab) carriesAll() {
 	}
 	st := l.connect(l.echo)
 	defer st.Close()
-	_ = st.SetDeadline(time.Now().Add(patience))
+	_ = st.SetDeadline(time.Now().Add(waitTimeout))
 	sent := random(1, 300_000)
 	written := pour(st, sent, func() error { return nil })
 	got := make([]byte, len(sent))
@@ -91,7 +91,7 @@ func TestInTheLabPathOf1280BytesCarriesAll(t *testing.T) {
 					took := l.startOver(transport)
 					t.Logf("%s is up after %v", transport, took.Round(time.Millisecond))
 					l.carriesAll()
-					if transport == overYamux && !icmp && !slices.ContainsFunc(l.client.Logs(), saying("in small segments")) {
+					if transport == overYamux && !icmp && !slices.ContainsFunc(l.client.Logs(), containing("in small segments")) {
 						t.Error("the log does not tell of small segments")
 					}
 					l.client.Stop()
@@ -108,7 +108,7 @@ func TestInTheLabTrafficSurvivesNarrowedPath(t *testing.T) {
 		t.Run(transport, func(t *testing.T) {
 			t.Parallel()
 			l := startLab(t, netlab.Config{}, "--transport", transport)
-			l.connects(patience)
+			l.connects(waitTimeout)
 			l.Narrow(narrowMTU, false)
 			conn := l.associate()
 			pinger := probe.NewPinger(conn, l.echo)
@@ -118,7 +118,7 @@ func TestInTheLabTrafficSurvivesNarrowedPath(t *testing.T) {
 				if err == nil {
 					break
 				}
-				if time.Since(began) > patience {
+				if time.Since(began) > waitTimeout {
 					t.Fatal(err)
 				}
 			}
@@ -141,7 +141,7 @@ func TestInTheLabPathTooNarrowForQUICIsNamed(t *testing.T) {
 	l.in(l.Targets, func() { l.echo = startEchoAt(t, netip.AddrPortFrom(netlab.TargetAddr(), 7).String()) })
 	l.startServerOn(netlab.ServerAddr(0))
 	l.startClient()
-	line, _ := l.client.WaitLogAfter(0, "the reason", saying("QUIC needs 1228 bytes"))
+	line, _ := l.client.WaitLogAfter(0, "the reason", containing("QUIC needs 1228 bytes"))
 	if !strings.HasPrefix(line.Msg, "tunnel up: yamux to ") || strings.Contains(line.Msg, "firewall") {
 		t.Errorf("the log says %q", line.Msg)
 	}

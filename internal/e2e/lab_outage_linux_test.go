@@ -36,7 +36,7 @@ func startBusyIn(l *lab, downloads ...func(*lab) *download) *busy {
 	for _, d := range b.downloads {
 		d.started()
 	}
-	b.call.flowing(patience)
+	b.call.flowing(waitTimeout)
 	during(time.Second)
 	return b
 }
@@ -73,7 +73,7 @@ func TestInTheLabStreamsSurviveRadioPause(t *testing.T) {
 	cut := b.call.now()
 	during(outage)
 	b.Mend()
-	b.call.flowing(patience)
+	b.call.flowing(waitTimeout)
 	b.call.recovers("after")
 	end := b.call.now()
 	f := b.call.between(cut-200*time.Millisecond, end)
@@ -162,7 +162,7 @@ const movesWithin = 3 * time.Second
 // too long, and that the new path works.
 func (c *call) moves(what string, died time.Duration) {
 	c.t.Helper()
-	c.flowing(patience)
+	c.flowing(waitTimeout)
 	c.recovers(what + ", moved")
 	f := c.between(died-200*time.Millisecond, c.now())
 	c.t.Logf("%s: %v", what, f)
@@ -183,7 +183,7 @@ func TestInTheLabDatagramsLeaveDroppedUDPAndReturn(t *testing.T) {
 
 		b.Mend()
 		mended := b.call.now()
-		took := b.movesBack(patience)
+		took := b.movesBack(waitTimeout)
 		back := b.call.between(mended, b.call.now())
 		t.Logf("UDP works again: back on it after %v; %v", took.Round(100*time.Millisecond), back)
 		if back.Gap > 400*time.Millisecond || back.Lost > 2 {
@@ -207,7 +207,7 @@ func TestInTheLabAssociationsSurviveBothCarriers(t *testing.T) {
 	during(outage)
 	b.Plug(b.Home)
 	plugged := b.call.now()
-	b.call.flowing(patience)
+	b.call.flowing(waitTimeout)
 	b.call.recovers("after")
 	end := b.call.now()
 	f := b.call.between(cut-200*time.Millisecond, end)
@@ -224,7 +224,7 @@ func TestInTheLabAssociationsSurviveBothCarriers(t *testing.T) {
 func endsAbruptly(t *testing.T, conn *net.TCPConn) {
 	t.Helper()
 	began := time.Now()
-	if err := conn.SetReadDeadline(began.Add(patience)); err != nil {
+	if err := conn.SetReadDeadline(began.Add(waitTimeout)); err != nil {
 		t.Fatal(err)
 	}
 	_, err := conn.Read(make([]byte, 1))
@@ -259,7 +259,7 @@ func TestInTheLabStreamsUseQUICWhenTCPIsDropped(t *testing.T) {
 		if b.Counts(netlab.Up, netlab.TCP).Seen >= before+20 {
 			break
 		}
-		if time.Since(began) > patience {
+		if time.Since(began) > waitTimeout {
 			t.Fatal("streams do not come back to TCP")
 		}
 		during(100 * time.Millisecond)
@@ -273,10 +273,10 @@ func (l *lab) opening() <-chan string {
 	said := make(chan string, 1)
 	began := time.Now()
 	go func() {
-		ctx, cancel := context.WithTimeout(l.t.Context(), 2*patience)
+		ctx, cancel := context.WithTimeout(l.t.Context(), 2*waitTimeout)
 		defer cancel()
 		err := l.Home.In(func() error { return connectOnce(ctx, l.client.Socks(), l.echo, func() {}) })
-		if took := time.Since(began); took > patience {
+		if took := time.Since(began); took > waitTimeout {
 			l.t.Errorf("a stream hangs for %v: %v", took, err)
 		}
 		said <- fmt.Sprintf("%v after %v", err, time.Since(began).Round(time.Millisecond))
@@ -299,7 +299,7 @@ func TestInTheLabBlockedUDPDelaysNoStart(t *testing.T) {
 		began := time.Now()
 		l.startClient()
 		c := l.startCall(voice)
-		c.flowing(patience)
+		c.flowing(waitTimeout)
 		stream := l.connects(time.Second)
 		c.Stop()
 		took[network] = c.began.Sub(began) + c.firstBack()
@@ -319,7 +319,7 @@ func TestInTheLabPathWithoutLargePacketsIsLeft(t *testing.T) {
 	t.Parallel()
 	b := startBusy(t)
 	large := b.startCall(rhythm{Every: voice.Every, Size: 1350})
-	large.flowing(patience)
+	large.flowing(waitTimeout)
 	for _, direction := range netlab.Both {
 		b.Drop([]netlab.Direction{direction}, netlab.UDP, netlab.Above(1300))
 		died := b.call.now()
@@ -330,7 +330,7 @@ func TestInTheLabPathWithoutLargePacketsIsLeft(t *testing.T) {
 			b.call.fault(small, "small ones are lost meanwhile")
 		}
 		b.Mend()
-		t.Logf("back on UDP %v after large ones pass again", b.movesBack(patience).Round(100*time.Millisecond))
+		t.Logf("back on UDP %v after large ones pass again", b.movesBack(waitTimeout).Round(100*time.Millisecond))
 	}
 	t.Log(large.kept())
 	large.Stop()
@@ -349,7 +349,7 @@ func TestInTheLabPathWithMostPacketsLostIsLeft(t *testing.T) {
 			t.Logf("60 %% lost %v: %v", direction, b.call.between(from, from+movesWithin))
 			b.call.uninterrupted("moved", from+movesWithin, b.call.now()-300*time.Millisecond)
 			b.Mend()
-			t.Logf("back on UDP %v after it works again; %s", b.movesBack(patience).Round(100*time.Millisecond), b.call.kept())
+			t.Logf("back on UDP %v after it works again; %s", b.movesBack(waitTimeout).Round(100*time.Millisecond), b.call.kept())
 			b.finish()
 		})
 	}
@@ -388,7 +388,7 @@ func TestInTheLabCallSurvivesNewAddress(t *testing.T) {
 				b.call.moves(test.name, happened)
 				t.Logf("a stream passes after %v", b.connects(5*time.Second).Round(time.Millisecond))
 			}
-			t.Logf("%s; on UDP after %v", b.call.kept(), b.movesBack(patience).Round(100*time.Millisecond))
+			t.Logf("%s; on UDP after %v", b.call.kept(), b.movesBack(waitTimeout).Round(100*time.Millisecond))
 			b.finish()
 		})
 	}
@@ -402,7 +402,7 @@ func TestInTheLabCallsSurvivePausedServer(t *testing.T) {
 	signal(t, b.servers[0].process, syscall.SIGSTOP)
 	during(outage)
 	signal(t, b.servers[0].process, syscall.SIGCONT)
-	b.call.flowing(patience)
+	b.call.flowing(waitTimeout)
 	b.call.recovers("after")
 	end := b.call.now()
 	f := b.call.between(paused-200*time.Millisecond, end)
@@ -429,7 +429,7 @@ func TestInTheLabCallsSurviveKilledServer(t *testing.T) {
 	during(time.Second)
 	b.startServer(0)
 	started := b.call.now()
-	b.call.flowing(patience)
+	b.call.flowing(waitTimeout)
 	b.call.recovers("after")
 	end := b.call.now()
 	f := b.call.between(killed-200*time.Millisecond, end)
@@ -453,14 +453,14 @@ func (l *lab) leavesFromTheFirst() time.Duration {
 	began := time.Now()
 	for {
 		c := l.startCall(voice)
-		c.flowing(patience)
+		c.flowing(waitTimeout)
 		at := c.seenAs()
 		c.Stop()
 		took := time.Since(began)
 		if len(at) == 1 && at[0].Addr() == netlab.ServerAddr(0) {
 			return took
 		}
-		if took > 2*patience {
+		if took > 2*waitTimeout {
 			l.t.Fatalf("new associations leave from %v and not from the first server", at)
 		}
 	}
@@ -475,7 +475,7 @@ func TestInTheLabCallsMoveToAnotherServer(t *testing.T) {
 	b := startBusyIn(l, (*lab).startHTTP3Download)
 	killed := b.call.now()
 	b.servers[0].Kill()
-	b.call.flowing(patience)
+	b.call.flowing(waitTimeout)
 	b.call.recovers("after")
 	end := b.call.now()
 	f := b.call.between(killed-200*time.Millisecond, end)

@@ -84,8 +84,8 @@ func TestInTheLabCallSurvivesManyFaults(t *testing.T) {
 	for _, h := range history {
 		t.Log(h)
 	}
-	took := b.call.flowing(patience) - over
-	stream := b.connects(patience)
+	took := b.call.flowing(waitTimeout) - over
+	stream := b.connects(waitTimeout)
 	b.call.recovers("after it all")
 	f := b.call.between(began, over)
 	egress := b.call.seenAs()

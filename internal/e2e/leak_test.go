@@ -68,7 +68,7 @@ func holdingsNow(t testing.TB, p *process, garbage bool) (h holdings) {
 	if !garbage {
 		url += "?gc=1"
 	}
-	client := &http.Client{Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true, DialContext: p.dial}}
+	client := &http.Client{Timeout: waitTimeout, Transport: &http.Transport{DisableKeepAlives: true, DialContext: p.dial}}
 	resp, err := client.Get(url)
 	if err != nil {
 		t.Fatal(err)
@@ -116,7 +116,7 @@ func useOnce(ctx context.Context, c *socks.Client, echo socks.Addr, meanwhile fu
 	defer conn.Close()
 	payload := []byte("once")
 	to := net.UDPAddrFromAddrPort(echo.AddrPort())
-	for range int(patience / retryAfter) {
+	for range int(waitTimeout / retryAfter) {
 		if _, err := conn.WriteTo(payload, to); err != nil {
 			return err
 		}
@@ -141,7 +141,7 @@ func connectOnce(ctx context.Context, c *socks.Client, echo socks.Addr, meanwhil
 		return err
 	}
 	defer conn.Close()
-	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(waitTimeout)); err != nil {
 		return err
 	}
 	if _, err := conn.Write([]byte("once")); err != nil {
@@ -199,7 +199,7 @@ func warmUp(t testing.TB, entry *socksProcess, echo socks.Addr, n int, w work) {
 		}
 		select {
 		case <-all:
-		case <-time.After(patience): // another one has failed and reported it
+		case <-time.After(waitTimeout): // another one has failed and reported it
 		}
 	})
 }
@@ -232,7 +232,7 @@ func rested(t testing.TB, p *process) {
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
 	last, since := holdings{}, time.Now()
-	for began := time.Now(); time.Since(began) < patience; <-tick.C {
+	for began := time.Now(); time.Since(began) < waitTimeout; <-tick.C {
 		h := holdingsNow(t, p, true)
 		if h.Goroutines != last.Goroutines || h.Descriptors != last.Descriptors {
 			last, since = h, time.Now()
@@ -266,7 +266,7 @@ func TestKilledClientLeavesNothingAtServer(t *testing.T) {
 		for range open {
 			conn := associate(t, c.Socks())
 			wg.Go(func() {
-				if _, err := probe.NewPinger(conn, echo).Ping(4, patience); err != nil {
+				if _, err := probe.NewPinger(conn, echo).Ping(4, waitTimeout); err != nil {
 					t.Error(err)
 				}
 			})

@@ -63,13 +63,13 @@ func TestLogLinesOfAPeerAreBounded(t *testing.T) {
 			opened++
 			return st
 		}
-		// All are attached before most streams, because a server at work may be late for a
-		// handshake; one that carries a stream is not closed for the next.
+		// All attach before most streams are opened, because a busy server may be late for a
+		// handshake. A connection with a stream is not closed for the next one.
 		var speakers [3]*speaker
 		for i := range speakers {
 			speakers[i] = attach(t, overQUIC, s, session, wireHello{attach: uint64(i + 1), withSecret: true})
 			st := open(speakers[i])
-			_ = st.SetReadDeadline(time.Now().Add(patience))
+			_ = st.SetReadDeadline(time.Now().Add(waitTimeout))
 			if _, err := st.Read(make([]byte, 1)); err != nil {
 				t.Fatalf("stream %d: %v", opened, err)
 			}
@@ -112,7 +112,7 @@ func TestLogLinesOfAPeerAreBounded(t *testing.T) {
 	t.Run("a wrong SOCKS password", func(t *testing.T) {
 		const often = 200
 		c := startProxy(t, "--user", "me", "--pass", "the-right-password")
-		client := socks.Client{Server: c.Addr.String(), Username: "me", Password: "a-wrong-one", Timeout: patience}
+		client := socks.Client{Server: c.Addr.String(), Username: "me", Password: "a-wrong-one", Timeout: waitTimeout}
 		for range often {
 			if conn, err := client.Connect(t.Context(), socks.Addr{Name: "example.test", Port: 1}); err == nil {
 				conn.Close()

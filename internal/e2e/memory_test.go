@@ -53,7 +53,7 @@ func TestMemoryIsReturnedAfterAssociationsEnd(t *testing.T) {
 		ends = append(ends, conn.Close)
 		turns <- struct{}{}
 		wg.Go(func() {
-			if _, err := probe.NewPinger(conn, echo).Ping(64, patience); err != nil {
+			if _, err := probe.NewPinger(conn, echo).Ping(64, waitTimeout); err != nil {
 				t.Error(err)
 			}
 			<-turns

@@ -149,7 +149,7 @@ func (e *namedEntrance) associate() (conn *socks.PacketConn) {
 // connects returns the time that a stream to an echo takes to open and to carry data.
 func (e *namedEntrance) connects(echo socks.Addr) time.Duration {
 	e.t.Helper()
-	ctx, cancel := context.WithTimeout(e.t.Context(), patience)
+	ctx, cancel := context.WithTimeout(e.t.Context(), waitTimeout)
 	defer cancel()
 	began := time.Now()
 	if err := e.lab.In(func() error { return connectOnce(ctx, e.Socks(), echo, func() {}) }); err != nil {
@@ -331,7 +331,7 @@ func TestInTheLabDatagramsLeaveSilentAddress(t *testing.T) {
 	l.in(func() { echo = startEchoAt(t, "127.0.0.1:7") })
 	e := l.startEntrance(1081, l.startServer("ann")[0])
 
-	took := answersAfter(t, e.associate(), socks.Addr{Name: "two.test", Port: echo.Port}, patience)
+	took := answersAfter(t, e.associate(), socks.Addr{Name: "two.test", Port: echo.Port}, waitTimeout)
 	t.Logf("the first of two addresses is deaf: an answer after %v", took.Round(time.Millisecond))
 	if took > 10*time.Second {
 		t.Errorf("an answer after %v, want about 3s", took)

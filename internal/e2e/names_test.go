@@ -35,7 +35,7 @@ func nameDatagram(kind byte, name string, port uint16, payload string) []byte {
 func (a *application) asks(c *net.UDPConn, body []byte, payload string) []byte {
 	a.t.Helper()
 	b := make([]byte, 2048)
-	for began := time.Now(); time.Since(began) < patience; {
+	for began := time.Now(); time.Since(began) < waitTimeout; {
 		if _, err := c.WriteToUDPAddrPort(append([]byte{0, 0, 0}, body...), a.relay); err != nil {
 			a.t.Fatal(err)
 		}

@@ -67,7 +67,7 @@ func TestLinkIsPrintedOnlyOnTerminals(t *testing.T) {
 		<-copied
 	}()
 	want := "./wmproxy client '" + link + "'"
-	deadline := time.After(patience)
+	deadline := time.After(waitTimeout)
 	for text, more := shown.read(); !strings.Contains(text, want); text, more = shown.read() {
 		select {
 		case <-more:

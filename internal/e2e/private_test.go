@@ -21,7 +21,7 @@ func TestExposedTokenIsMadePrivate(t *testing.T) {
 		t.Fatal(err)
 	}
 	again := startServerIn(t, s.StateDir, s.Addr.String())
-	warning := again.WaitLog("the exposed file", saying("could read this file until now"))
+	warning := again.WaitLog("the exposed file", containing("could read this file until now"))
 	if warning.Level != "WARN" || warning.String("file") != token || warning.String("secret") != token {
 		t.Errorf("it says %s", warning.Raw)
 	}

@@ -272,7 +272,7 @@ func TestServerTellsStrangersTheReason(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer conn.Close()
-			_ = conn.SetDeadline(time.Now().Add(patience))
+			_ = conn.SetDeadline(time.Now().Add(waitTimeout))
 			if _, err := conn.Write(test.hello); err != nil {
 				t.Fatal(err)
 			}
@@ -288,7 +288,7 @@ func TestServerTellsStrangersTheReason(t *testing.T) {
 		}
 		t.Run(test.name+" over QUIC", func(t *testing.T) {
 			first := len(s.Logs())
-			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			ctx, cancel := context.WithTimeout(t.Context(), waitTimeout)
 			defer cancel()
 			conn, err := quic.DialAddr(ctx, s.Addr.String(), conf, nil)
 			if err != nil {

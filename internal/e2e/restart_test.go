@@ -75,7 +75,7 @@ func TestBackoffEndsWithFirstSuccess(t *testing.T) {
 	s := startServer(t)
 	s.Stop()
 	c := startClientAlone(t, s.Link, "--transport", "yamux")
-	up := saying("tunnel up: ")
+	up := containing("tunnel up: ")
 	time.Sleep(10 * time.Second) // until the waits are about eight seconds, and the next 16
 	s = startServerIn(t, s.StateDir, s.Addr.String())
 	_, next := c.WaitLogAfter(0, "the tunnel being up", up)
@@ -102,7 +102,7 @@ func TestRefusalAfterSuccessDoesNotEndClient(t *testing.T) {
 	conn := associate(t, c.Socks())
 	s.Stop()
 	again := startServerIn(t, s.StateDir, s.Addr.String(), "--token", "alice:second-secret-of-alice")
-	c.WaitLog("the refusal", saying("does not know this user and token"))
+	c.WaitLog("the refusal", containing("does not know this user and token"))
 	again.Stop()
 	if !c.running() {
 		t.Fatal("the client has ended")

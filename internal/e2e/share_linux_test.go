@@ -197,7 +197,7 @@ func emptied(t testing.TB, p *process) {
 	before := holdingsNow(t, p, true).Descriptors
 	t.Cleanup(func() {
 		for began := time.Now(); holdingsNow(t, p, true).Descriptors > before+10; time.Sleep(50 * time.Millisecond) {
-			if time.Since(began) > patience {
+			if time.Since(began) > waitTimeout {
 				t.Errorf("%s has not closed its descriptors", p.name)
 				return
 			}
@@ -240,7 +240,7 @@ func TestHogOfFlowsLeavesOthersTheirShare(t *testing.T) {
 		if got == most {
 			break
 		}
-		if time.Since(began) > patience {
+		if time.Since(began) > waitTimeout {
 			t.Fatalf("%d of the hog's flows are back, want %d", got, most)
 		}
 	}
@@ -300,7 +300,7 @@ func (a openStream) answer() (code byte, err error) {
 
 // echo sends a byte and waits for it.
 func (a openStream) echo() error {
-	if err := a.SetDeadline(time.Now().Add(patience)); err != nil {
+	if err := a.SetDeadline(time.Now().Add(waitTimeout)); err != nil {
 		return err
 	}
 	if _, err := a.Write([]byte{1, 'x'}); err != nil {
@@ -459,7 +459,7 @@ func TestHogAtEntranceLeavesOthersTheirShare(t *testing.T) {
 // open opens an association or a CONNECT and returns a function that uses it.
 func open(t testing.TB, c *socks.Client, echo socks.Addr, what string) (use func() error, err error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), waitTimeout)
 	defer cancel()
 	b := make([]byte, 100)
 	if what == "associations" {
@@ -474,7 +474,7 @@ func open(t testing.TB, c *socks.Client, echo socks.Addr, what string) (use func
 				if _, err = conn.WriteTo([]byte("x"), to); err != nil {
 					return err
 				}
-				if err = conn.SetReadDeadline(time.Now().Add(patience / 10)); err != nil {
+				if err = conn.SetReadDeadline(time.Now().Add(waitTimeout / 10)); err != nil {
 					return err
 				}
 				if _, _, err = conn.ReadFrom(b); err == nil {
@@ -490,7 +490,7 @@ func open(t testing.TB, c *socks.Client, echo socks.Addr, what string) (use func
 	}
 	t.Cleanup(func() { conn.Close() })
 	return func() error {
-		if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
+		if err := conn.SetDeadline(time.Now().Add(waitTimeout)); err != nil {
 			return err
 		}
 		if _, err := conn.Write([]byte("x")); err != nil {

@@ -73,7 +73,7 @@ func TestApplicationsSeeEndOfClient(t *testing.T) {
 	ping(t, conn, startEcho(t))
 	app, target := stream(t, p.Socks())
 	p.Stop()
-	_ = conn.SetReadDeadline(time.Now().Add(patience))
+	_ = conn.SetReadDeadline(time.Now().Add(waitTimeout))
 	if _, _, err := conn.ReadFromAddr(make([]byte, 1)); err == nil || isTimeout(err) {
 		t.Errorf("the association: %v", err)
 	}

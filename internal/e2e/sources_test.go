@@ -39,14 +39,14 @@ func associateFrom(t testing.TB, entrance, local string, dst netip.AddrPort, pas
 	if local != "" {
 		d.LocalAddr = &net.TCPAddr{IP: net.ParseIP(local)}
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), waitTimeout)
 	defer cancel()
 	c, err := d.DialContext(ctx, "tcp", entrance)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
-	_ = c.SetDeadline(time.Now().Add(patience))
+	_ = c.SetDeadline(time.Now().Add(waitTimeout))
 	b := []byte{5, 1, 0}
 	want := []byte{5, 0}
 	if password {
@@ -100,7 +100,7 @@ func (a *application) sends(c *net.UDPConn, to netip.AddrPort, text string) {
 
 // gets reads datagrams from the relay until one with this text arrives.
 func (a *application) gets(c *net.UDPConn, from netip.AddrPort, text string) bool {
-	return a.getsWithin(c, from, text, patience)
+	return a.getsWithin(c, from, text, waitTimeout)
 }
 
 func (a *application) getsWithin(c *net.UDPConn, from netip.AddrPort, text string, wait time.Duration) bool {
@@ -204,7 +204,7 @@ func TestAssociationSurvivesAChangedPort(t *testing.T) {
 				}
 				socket.Close()
 			}
-			if n := entry.CountLogs(saying("udp-from")); n != 0 {
+			if n := entry.CountLogs(containing("udp-from")); n != 0 {
 				t.Errorf("%d lines suggest --udp-from, which cannot help", n)
 			}
 		})
@@ -227,7 +227,7 @@ func TestSharedPortKeepsAssociationsApart(t *testing.T) {
 	if target.heard("a third source") {
 		t.Error("a third source could speak for an association")
 	}
-	entry.WaitLog("what helps", saying("a range of ports"))
+	entry.WaitLog("what helps", containing("a range of ports"))
 }
 
 func TestNamedSourceRegainsItsAssociation(t *testing.T) {
@@ -286,8 +286,8 @@ func TestRepliesLeaveFromTheAddressedAddress(t *testing.T) {
 				if a.relay.Addr().String() != "198.51.100.9" {
 					t.Fatalf("BND is %v", a.relay)
 				}
-				// The address is one that the application knows otherwise; its socket is
-				// connected, and takes answers from there alone.
+				// The application knows the address from elsewhere. Its socket is
+				// connected and receives answers from there alone.
 				at := &net.UDPAddr{IP: net.ParseIP(c.to), Port: int(a.relay.Port())}
 				socket, err := net.DialUDP("udp", nil, at)
 				if err != nil {
@@ -298,7 +298,7 @@ func TestRepliesLeaveFromTheAddressedAddress(t *testing.T) {
 				if _, err := socket.Write(ask); err != nil {
 					t.Fatal(err)
 				}
-				_ = socket.SetReadDeadline(time.Now().Add(patience))
+				_ = socket.SetReadDeadline(time.Now().Add(waitTimeout))
 				b := make([]byte, 100)
 				if n, err := socket.Read(b); err != nil || !bytes.Equal(b[:n], ask) {
 					t.Errorf("%q, %v", b[:n], err)

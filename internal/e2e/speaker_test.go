@@ -101,7 +101,7 @@ func wireTLS(alpn ...string) *tls.Config {
 // dialWire connects over a transport, up to the end of TLS.
 func dialWire(t testing.TB, kind string, addr netip.AddrPort, alpn ...string) *connection {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), waitTimeout)
 	defer cancel()
 	if kind == overQUIC {
 		conn, err := quic.DialAddr(ctx, addr.String(), wireTLS(alpn...), &quic.Config{EnableDatagrams: true})
@@ -296,7 +296,7 @@ func (sp *speaker) startQUIC() {
 	sp.control, sp.write = bufio.NewReader(sp.first), sp.first
 	sp.send = conn.SendDatagram
 	sp.receive = func() ([]byte, error) {
-		ctx, cancel := context.WithTimeout(sp.t.Context(), patience)
+		ctx, cancel := context.WithTimeout(sp.t.Context(), waitTimeout)
 		defer cancel()
 		return conn.ReceiveDatagram(ctx)
 	}
@@ -305,7 +305,7 @@ func (sp *speaker) startQUIC() {
 		select {
 		case <-conn.Context().Done():
 			return context.Cause(conn.Context())
-		case <-time.After(patience):
+		case <-time.After(waitTimeout):
 			return errors.New("the connection is still open")
 		}
 	}
@@ -336,7 +336,7 @@ func (sp *speaker) startYamux() {
 		return err
 	}
 	sp.receive = func() ([]byte, error) {
-		if err := three[1].SetReadDeadline(time.Now().Add(patience)); err != nil {
+		if err := three[1].SetReadDeadline(time.Now().Add(waitTimeout)); err != nil {
 			return nil, err
 		}
 		n, err := quicvarint.Read(bundles)
@@ -353,7 +353,7 @@ func (sp *speaker) startYamux() {
 	sp.stream = func() (wireStream, error) { return y.OpenStream() }
 	sp.closed = func() error {
 		signal := bufio.NewReader(three[2])
-		if err := three[2].SetReadDeadline(time.Now().Add(patience)); err != nil {
+		if err := three[2].SetReadDeadline(time.Now().Add(waitTimeout)); err != nil {
 			return err
 		}
 		kind, err := signal.ReadByte()
@@ -399,7 +399,7 @@ func (sp *speaker) say(kind uint64, payload []byte) {
 // hear reads messages until one of the type and returns its varints.
 func (sp *speaker) hear(want uint64) []uint64 {
 	sp.t.Helper()
-	cut := time.AfterFunc(patience, sp.hangUp)
+	cut := time.AfterFunc(waitTimeout, sp.hangUp)
 	defer cut.Stop()
 	for {
 		kind, payload, err := readWire(sp.control)
@@ -578,7 +578,7 @@ func TestClientWrittenFromDocumentWorks(t *testing.T) {
 func (sp *speaker) talk(st wireStream, echo socks.Addr) {
 	t := sp.t
 	t.Helper()
-	if err := st.SetDeadline(time.Now().Add(patience)); err != nil {
+	if err := st.SetDeadline(time.Now().Add(waitTimeout)); err != nil {
 		t.Fatal(err)
 	}
 	addr := socks.AppendAddrPort(nil, echo.AddrPort())

@@ -58,7 +58,7 @@ func reportOf(t testing.TB, stateDir string) (r status.Report) {
 // awaitReport asks for reports until ok returns true and returns the last one.
 func awaitReport(t testing.TB, stateDir, what string, ok func(*status.Report) bool) status.Report {
 	t.Helper()
-	for end := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(waitTimeout); ; time.Sleep(20 * time.Millisecond) {
 		r := reportOf(t, stateDir)
 		if ok(&r) {
 			return r
@@ -77,7 +77,7 @@ func pinged(t testing.TB, c *socks.Client, echo socks.Addr) *socks.PacketConn {
 	conn := associate(t, c)
 	pinger := probe.NewPinger(conn, echo)
 	for range pings {
-		if _, err := pinger.Ping(100, patience); err != nil {
+		if _, err := pinger.Ping(100, waitTimeout); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -261,7 +261,7 @@ func TestTooLongSocketPathIsAWarning(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(shortDir(t), strings.Repeat("d", 120))
 	p := startProxy(t, "--state-dir", dir)
-	line := p.WaitLog("the warning", saying("choose a shorter --state-dir"))
+	line := p.WaitLog("the warning", containing("choose a shorter --state-dir"))
 	if line.Level != "WARN" {
 		t.Errorf("it is %s", line.Level)
 	}
@@ -291,7 +291,7 @@ func TestStatusSocketSurvivesHostileUse(t *testing.T) {
 		{"hanging up", func(c net.Conn) { c.Close() }},
 	} {
 		for range 50 {
-			c, err := net.DialTimeout("unix", path, patience)
+			c, err := net.DialTimeout("unix", path, waitTimeout)
 			if err != nil {
 				t.Fatalf("%s: %v", assault.name, err)
 			}
@@ -304,7 +304,7 @@ func TestStatusSocketSurvivesHostileUse(t *testing.T) {
 		}
 		ping(t, conn, echo)
 	}
-	if after, took := settled(t, p.process, before, patience); after.Descriptors > before.Descriptors || after.Goroutines > before.Goroutines {
+	if after, took := settled(t, p.process, before, waitTimeout); after.Descriptors > before.Descriptors || after.Goroutines > before.Goroutines {
 		t.Errorf("%v after it is %v, before it was %v", took, after, before)
 	}
 }

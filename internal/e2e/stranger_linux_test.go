@@ -96,7 +96,7 @@ func startStrangers(t testing.TB, h *netlab.Host, kind string, to netip.AddrPort
 	if err := h.In(s.cmd.Start); err != nil {
 		t.Fatal(err)
 	}
-	deadline := time.After(patience)
+	deadline := time.After(waitTimeout)
 	for {
 		text, more := s.out.read()
 		if strings.Contains(text, "begin\n") {

@@ -49,7 +49,7 @@ func stream(t testing.TB, c *socks.Client) (app, target *net.TCPConn) {
 	}
 	t.Cleanup(func() { target.Close() })
 	for _, conn := range []*net.TCPConn{app, target} {
-		_ = conn.SetDeadline(time.Now().Add(2 * patience))
+		_ = conn.SetDeadline(time.Now().Add(2 * waitTimeout))
 	}
 	return app, target
 }
@@ -152,8 +152,8 @@ func TestResetReachesTheOtherEnd(t *testing.T) {
 func TestSlowReaderBlocksSenderWithoutMemory(t *testing.T) {
 	t.Parallel()
 	const offered = 200 << 20
-	// What the kernels and the tunnel's windows hold; with the race detector
-	// memory costs several times as much.
+	// The kernels' buffers and the tunnel's windows. The race detector needs
+	// several times the memory.
 	const mostTaken = 64 << 20
 	mostGrown := 24 << 20
 	if raceEnabled {
@@ -305,7 +305,7 @@ func address(s string) socks.Addr { return socks.AddrFrom(netip.MustParseAddrPor
 // replyTo requests a stream to dst and returns the reply's code.
 func replyTo(t testing.TB, c *socks.Client, dst socks.Addr) byte {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), waitTimeout)
 	defer cancel()
 	conn, err := c.Connect(ctx, dst)
 	if err == nil {
