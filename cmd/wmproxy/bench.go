@@ -34,7 +34,7 @@ const (
 	defaultBenchWait  = bench.DefaultTimeout
 )
 
-// benchFlags says which loads take a flag; those not listed suit all.
+// benchFlags names the loads that take a flag. All loads take a flag that is not in it.
 var benchFlags = map[string][]string{
 	"listen": {"echo"},
 	"assoc":  {"udp", "hold"}, "window": {"udp"}, "rate": {"udp"},
@@ -120,7 +120,7 @@ func (p *program) benchOptions(c *cli.Context) (o benchOptions, err error) {
 		return o, usageErrorf("bench needs to know what to do; write wmproxy bench %s", strings.Join(benchLoads, "|"))
 	}
 	for name, loads := range benchFlags {
-		// What the environment says may be meant for another load.
+		// A flag of the environment may be meant for another load.
 		if c.IsSet(name) && p.fromEnv[name] == "" && !slices.Contains(loads, o.load) {
 			return o, usageErrorf("--%s is not for bench %s; leave it out, or see wmproxy bench --help", name, o.load)
 		}
@@ -169,7 +169,7 @@ func (p *program) listenAddress(c *cli.Context, flag string) (netip.AddrPort, er
 	return ap, nil
 }
 
-// benchWay reads how to go where.
+// benchWay reads the SOCKS5 server, if any, and the target.
 func (p *program) benchWay(c *cli.Context) (w bench.Way, err error) {
 	switch direct := c.Bool("direct"); {
 	case direct == (c.String("socks") != ""):

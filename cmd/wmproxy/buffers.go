@@ -11,8 +11,8 @@ import (
 // a gigabit while the process is kept from running for 50 ms.
 const wantUDPBuffer = 7 << 20
 
-// checkUDPBuffers says in one line when the host does not let sockets have
-// buffers that large. quic-go's own notice is switched off for it.
+// checkUDPBuffers logs one line if the host does not let sockets have buffers that
+// large. quic-go's own notice is switched off for it.
 func checkUDPBuffers(log *slog.Logger) {
 	os.Setenv("QUIC_GO_DISABLE_RECEIVE_BUFFER_WARNING", "true")
 	read, write, ok := udpio.Buffers(wantUDPBuffer)

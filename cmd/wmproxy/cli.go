@@ -40,12 +40,12 @@ import (
 // items may hold commas, and the plain form reads WMPROXY_PROXY_FLAG. The command line
 // wins over the environment.
 //
-// urfave/cli does several of these differently, so arrange turns what was typed
+// urfave/cli does several of these differently, so arrange turns the command line
 // into the one form that it reads without surprises,
 // wmproxy CMD --flag=VALUE... -- ARGUMENT, and it only stores and documents.
 
-// app returns the commands. It is made anew for each run because urfave/cli
-// keeps what it parsed in the flags.
+// app returns the commands. Each run needs new ones, because urfave/cli keeps the parsed
+// values in the flags.
 func (p *program) app() *cli.App {
 	return &cli.App{
 		Name:      "wmproxy",
@@ -107,7 +107,7 @@ func arrangeHelp(app *cli.App, args []string) ([]string, error) {
 	return []string{app.Name, args[0], "--help"}, nil
 }
 
-// plainWord is what can be repeated in an error without giving a secret away.
+// plainWord matches words that an error can repeat without giving a secret away.
 var plainWord = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9-]{0,15}$`)
 
 func unknownCommand(word string) error {
@@ -157,7 +157,7 @@ type given struct {
 // helpName is the flag that urfave/cli adds to every command.
 const helpName = "help"
 
-// scan sorts what was typed after a command into flags and arguments.
+// scan splits the words after a command into flags and arguments.
 func scan(command *cli.Command, args []string) (flags []given, arguments []string, err error) {
 	known := knownFlags(command)
 	for i := 0; i < len(args); i++ {
@@ -221,7 +221,7 @@ func isList(flag cli.Flag) bool {
 	return ok
 }
 
-// finish checks what was typed, adds the environment and writes the command
+// finish checks the flags and arguments, adds the environment and returns the command
 // line for urfave/cli.
 func (p *program) finish(app *cli.App, command *cli.Command, flags []given, arguments []string) ([]string, error) {
 	p.command = command.Name
@@ -303,7 +303,7 @@ func envName(command, flag string) string {
 	return strings.ToUpper("WMPROXY_" + command + "_" + strings.ReplaceAll(flag, "-", "_"))
 }
 
-// checkValue refuses here what urfave/cli would refuse in its own words.
+// checkValue refuses the values that urfave/cli would refuse in its own words.
 func (p *program) checkValue(g given) error {
 	switch g.flag.(type) {
 	case *cli.BoolFlag:
@@ -326,7 +326,7 @@ func (p *program) wrong(flag, message string) error {
 	return usageErrorf("%s %s", p.origin(flag), message)
 }
 
-// origin is where the flag's value came from: --flag or WMPROXY_CMD_FLAG.
+// origin returns the source of the flag's value: --flag or WMPROXY_CMD_FLAG.
 func (p *program) origin(flag string) string {
 	if variable := p.fromEnv[flag]; variable != "" {
 		return variable

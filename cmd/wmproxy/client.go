@@ -54,8 +54,8 @@ func (p *program) clientConfig(c *cli.Context) (config.Client, error) {
 	return cfg, p.misconfigured(cfg.Validate())
 }
 
-// links reads the links from where they were given: what was typed wins over the
-// environment, and of one kind there may be only one.
+// links returns the links of the arguments, the file or the environment. The command line
+// wins over the environment; two sources of one kind are an error.
 func (p *program) links(arguments []string, path string) ([]link.Link, error) {
 	variable := p.getenv(linkVariable)
 	fileTyped := path != "" && p.fromEnv["link-file"] == ""

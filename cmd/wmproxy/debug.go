@@ -80,7 +80,7 @@ func debugHandler() http.Handler {
 }
 
 // localOnly refuses requests for other names than this machine's own: a web page
-// whose name was made to resolve to 127.0.0.1 must not read what is here.
+// whose name was made to resolve to 127.0.0.1 must not read them.
 func localOnly(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		host := r.Host
@@ -96,8 +96,8 @@ func localOnly(next http.Handler) http.Handler {
 	})
 }
 
-// runtimeCounts is what /debug/runtime says, as JSON. What this system does not
-// tell is null.
+// runtimeCounts is the JSON of /debug/runtime. A figure that the system does not have is
+// null.
 type runtimeCounts struct {
 	Goroutines  int     `json:"goroutines"`
 	HeapBytes   uint64  `json:"heap_bytes"`   // of objects, reachable or not yet swept
@@ -107,8 +107,8 @@ type runtimeCounts struct {
 	RSSBytes    *uint64 `json:"rss_bytes"`
 }
 
-// serveRuntime collects garbage first with ?gc=1: twice, because the first round
-// only moves what lies in a sync.Pool to where the second finds it.
+// serveRuntime collects garbage first if asked with ?gc=1: twice, because the first
+// collection only moves the objects of a sync.Pool to its victim cache.
 func serveRuntime(w http.ResponseWriter, r *http.Request) {
 	if r.URL.Query().Get("gc") == "1" {
 		runtime.GC()
@@ -124,7 +124,8 @@ func serveRuntime(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
-// openDescriptors counts them where /proc does; the one it reads with is not counted.
+// openDescriptors returns the number of open descriptors, without the one that it reads
+// /proc with, or nil if there is no /proc.
 func openDescriptors() *int {
 	d, err := os.Open("/proc/self/fd")
 	if err != nil {

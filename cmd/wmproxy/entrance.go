@@ -30,8 +30,9 @@ func (p *program) readPassword(e *config.Entrance) error {
 	return nil
 }
 
-// checkExposure is the rule about loopback: an entrance that others can reach
-// has a password or was opened on purpose. A name counts by what it resolves to.
+// checkExposure returns an error if an entrance listens beyond loopback with neither a
+// password nor --open. A name counts as the addresses that it resolves to. flag is that
+// of the address.
 func (p *program) checkExposure(ctx context.Context, e config.Entrance, flag string) error {
 	if e.Open || e.User != "" {
 		return nil

@@ -7,18 +7,18 @@ import (
 )
 
 const (
-	// lineDelay is how late a line may leave that comes soon after another.
+	// lineDelay is the longest delay of a line that comes soon after another.
 	lineDelay = 100 * time.Millisecond
 
-	// lineBuffer is how many bytes may wait.
+	// lineBuffer bounds the lines that wait, in bytes.
 	lineBuffer = 256 << 10
 )
 
-// lines is a writer of lines that never waits: a standard error that nobody reads must
-// not stop what has something to say. It also does not make a system call for each line
-// where many come at once, such as one for each of a thousand associations a
-// second. A line that comes alone leaves at once. A crash loses those of the last
-// delay, and what there is no room for is lost.
+// lines is a writer of lines that never blocks, so that a standard error that is not read
+// stops no goroutine. If many lines come at once, such as one for each of a thousand
+// associations a second, one system call writes several. A line that comes alone is
+// written at once. A crash loses the lines of the last delay; lines beyond the buffer are
+// lost.
 type lines struct {
 	w     io.Writer
 	delay time.Duration // lineDelay, or 0 for no company
@@ -31,7 +31,7 @@ type lines struct {
 	writing chan struct{} // closed when there is nothing left to write; nil if so
 }
 
-// Write keeps p until it can be written. Errors are not told.
+// Write keeps p until it can be written. It returns no error.
 func (l *lines) Write(p []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -49,7 +49,7 @@ func (l *lines) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// Flush returns when all that waited has been written.
+// Flush blocks until the lines that wait have been written.
 func (l *lines) Flush() {
 	l.mu.Lock()
 	l.beginLocked()

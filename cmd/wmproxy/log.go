@@ -10,7 +10,7 @@ import (
 	"wmproxy/internal/loglimit"
 )
 
-// logger returns the logger. Of lines that somebody can cause at will it passes on a few.
+// logger returns the logger, which drops lines of a kind that comes too often.
 func (p *program) logger(o config.Log) *slog.Logger {
 	p.limited = loglimit.New(p.logHandler(o))
 	return slog.New(p.limited)

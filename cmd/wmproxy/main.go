@@ -24,11 +24,11 @@ const (
 	exitUsage  = 2
 )
 
-// shutdownGrace is how long the first signal gives everything to end. Users are
-// promised two seconds; the rest is for the process itself to go.
+// shutdownGrace bounds the orderly end after the first signal. Users are promised two
+// seconds; the rest is for the process itself to exit.
 const shutdownGrace = 1900 * time.Millisecond
 
-// flushBound is how long the last lines may take to be written.
+// flushBound bounds the writing of the last lines.
 const flushBound = 500 * time.Millisecond
 
 func main() {
@@ -43,7 +43,7 @@ func main() {
 	}
 	log := &lines{w: os.Stderr}
 	p.log = log
-	if !p.console { // whoever watches sees things when they happen
+	if !p.console { // on a terminal each line appears at once
 		log.delay = lineDelay
 		p.stderr = log
 	}
@@ -61,7 +61,7 @@ func main() {
 	os.Exit(code)
 }
 
-// program is one run of the command line, with what it takes from the process.
+// program is one run of the command line, with its environment and outputs.
 type program struct {
 	name           string // that a shell finds this program by
 	getenv         func(string) string
@@ -71,7 +71,7 @@ type program struct {
 	shown          bool              // stdout is a terminal, so that secrets written to it are not kept
 	limited        *loglimit.Handler // of the logger; nil if there is none
 
-	command string // whose flags were read; empty until then
+	command string // name of the one to run; empty before arrange
 
 	// fromEnv names the environment variable behind a flag that was not on the
 	// command line, so that an error names what the user wrote.
@@ -80,7 +80,7 @@ type program struct {
 	// hangups gets SIGHUP in commands that stay; nil in tests.
 	hangups chan os.Signal
 
-	// drain, where set, is what SIGTERM calls before work is canceled; its channel
+	// drain, if set, is called by SIGTERM before work is canceled; its channel
 	// is closed when nothing is left to wait for.
 	drain atomic.Pointer[func() <-chan struct{}]
 }
@@ -125,9 +125,9 @@ func (p *program) run(ctx context.Context, args []string) int {
 	}
 }
 
-// untilSignal runs work and returns its exit code. The first signal cancels its
-// context, after the drain where that is set, which another signal cuts short; a second, or work that then takes longer than shutdownGrace, ends
-// the wait with exit code 1, and the process exits under it.
+// untilSignal runs work and returns its exit code. The first signal cancels its context,
+// after the drain if that is set, which another signal cuts short. A second signal, or
+// work that then takes longer than shutdownGrace, ends the wait with exit code 1.
 func (p *program) untilSignal(signals <-chan os.Signal, work func(context.Context) int) int {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()

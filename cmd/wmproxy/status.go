@@ -13,7 +13,7 @@ import (
 	"wmproxy/internal/status"
 )
 
-// statusOptions is whom to ask and how to print what they say.
+// statusOptions is the processes to ask and the form of their reports.
 type statusOptions struct {
 	stateDir string // empty: the default ones of all that can be asked
 	json     bool
@@ -42,7 +42,8 @@ func (p *program) status() *cli.Command {
 	}
 }
 
-// printStatus prints what everybody says who answers in dirs, and fails if nobody does.
+// printStatus prints the reports of all processes that answer in dirs. It fails if none
+// does.
 func (p *program) printStatus(ctx context.Context, dirs []string, o statusOptions) error {
 	answers := 0
 	var failed error
@@ -85,7 +86,7 @@ func (p *program) printReport(r *status.Report, document []byte, asJSON bool) er
 	return err
 }
 
-// statusDirs is where to ask.
+// statusDirs returns the state directories of the processes to ask.
 func statusDirs(given string) (dirs []string, err error) {
 	if given != "" {
 		return []string{given}, nil

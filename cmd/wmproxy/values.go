@@ -14,7 +14,7 @@ import (
 	"wmproxy/internal/config"
 )
 
-// maxInputFile bounds what is read of a file that a flag names, in bytes.
+// maxInputFile bounds a file that a flag names, in bytes.
 const maxInputFile = 1 << 20
 
 // hostPort reads HOST:PORT, HOST or :PORT and fills in the default port.
@@ -63,7 +63,7 @@ func credentials(c *cli.Context) (user, pass string, err error) {
 }
 
 // readSmall reads a file that a flag names, of at most maxInputFile bytes. Its
-// error says which file, why, and what to do.
+// error names the file, the reason, and the flag to check.
 func (p *program) readSmall(flag, path string) ([]byte, error) {
 	data, err := readBounded(path)
 	if err != nil {

@@ -23,7 +23,7 @@ func (p *program) version() *cli.Command {
 	}
 }
 
-// version is the release, or what the Go tool noted of the source.
+// version returns the release, or the revision that the Go tool recorded.
 func version() string {
 	if release != "" {
 		return release
