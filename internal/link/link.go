@@ -22,8 +22,8 @@ import (
 
 // Bounds, in bytes.
 const (
-	MaxLink = 4096 // a link as text
-	MaxHost = 253  // a domain name, RFC 1035 section 2.3.4
+	maxLink = 4096 // a link as text
+	maxHost = 253  // a domain name, RFC 1035 section 2.3.4
 )
 
 // MaxLinks bounds the links of one client.
@@ -51,8 +51,8 @@ type Link struct {
 // that tells the user how to correct the link.
 func Parse(text string) (Link, error) {
 	text = strings.TrimSpace(text)
-	if len(text) > MaxLink {
-		return Link{}, fmt.Errorf("the link is longer than %d characters, so it is not one; copy it again from the server", MaxLink)
+	if len(text) > maxLink {
+		return Link{}, fmt.Errorf("the link is longer than %d characters, so it is not one; copy it again from the server", maxLink)
 	}
 	if len(text) < len(scheme) || !strings.EqualFold(text[:len(scheme)], scheme) {
 		return Link{}, errors.New("the link must start with wmproxy://; copy it again from the server's output or its client.link file")
@@ -163,13 +163,13 @@ func (l *Link) parseQuery(query string) error {
 }
 
 // CheckHost returns an error unless host can stand in a link: an IP address (IPv6
-// without brackets, but with any zone) or a domain name of at most MaxHost bytes.
+// without brackets, but with any zone) or a domain name of at most maxHost bytes.
 func CheckHost(host string) error {
 	if _, err := netip.ParseAddr(host); err == nil {
 		return nil
 	}
-	if host == "" || len(host) > MaxHost {
-		return fmt.Errorf("the host must be an IP address or a name of 1 to %d characters", MaxHost)
+	if host == "" || len(host) > maxHost {
+		return fmt.Errorf("the host must be an IP address or a name of 1 to %d characters", maxHost)
 	}
 	for _, c := range []byte(host) {
 		if !isAlphanumeric(c) && c != '-' && c != '.' && c != '_' {
@@ -183,9 +183,6 @@ func CheckHost(host string) error {
 func (l Link) Address() string {
 	return net.JoinHostPort(l.Host, strconv.Itoa(int(l.Port)))
 }
-
-// Token returns the link's NAME:SECRET.
-func (l Link) Token() Token { return Token{Name: l.Name, Secret: l.Secret} }
 
 // Text returns the link as Parse takes it, secret included.
 func (l Link) Text() string { return l.text(escape(l.Secret)) }

@@ -59,14 +59,14 @@ func TestLinkErrorsContainNoSecret(t *testing.T) {
 		"", secret, "http://a:" + secret + "@h:1", "wmproxy:a:" + secret + "@h:1",
 		"wmproxy://" + secret, "wmproxy://" + secret + "@h:1", "wmproxy://a:" + secret + "@h", "wmproxy://a:" + secret + "@",
 		"wmproxy://a:" + secret + "@:1", "wmproxy://a:" + secret + "@h:0", "wmproxy://a:" + secret + "@h:65536", "wmproxy://a:" + secret + "@h:http",
-		"wmproxy://a:" + secret + "@2001:db8::1:1", "wmproxy://a:" + secret + "@h h:1", "wmproxy://a:" + secret + "@" + strings.Repeat("h", MaxHost+1) + ":1",
-		"wmproxy://:" + secret + "@h:1", "wmproxy://a b:" + secret + "@h:1", "wmproxy://" + strings.Repeat("a", MaxName+1) + ":" + secret + "@h:1",
-		"wmproxy://a:@h:1", "wmproxy://a:" + secret + strings.Repeat("x", MaxSecret) + "@h:1",
+		"wmproxy://a:" + secret + "@2001:db8::1:1", "wmproxy://a:" + secret + "@h h:1", "wmproxy://a:" + secret + "@" + strings.Repeat("h", maxHost+1) + ":1",
+		"wmproxy://:" + secret + "@h:1", "wmproxy://a b:" + secret + "@h:1", "wmproxy://" + strings.Repeat("a", maxName+1) + ":" + secret + "@h:1",
+		"wmproxy://a:@h:1", "wmproxy://a:" + secret + strings.Repeat("x", maxSecret) + "@h:1",
 		"wmproxy://a:" + secret + "%@h:1", "wmproxy://a:" + secret + "%zz@h:1", "wmproxy://a:" + secret + "%00@h:1", "wmproxy://a:" + secret + "%ff@h:1",
 		"wmproxy://a:" + secret + " x@h:1", "wmproxy://a:" + secret + "/x@h:1", "wmproxy://a:" + secret + "#x@h:1", "wmproxy://a:" + secret + "?x@h:1",
 		"wmproxy://a:" + secret + "@h:1/path", "wmproxy://a:" + secret + "@h:1?pin=", "wmproxy://a:" + secret + "@h:1?pin=" + secret,
 		"wmproxy://a:" + secret + "@h:1?pin=" + testPin.String() + "=", "wmproxy://a:" + secret + "@h:1?pin=" + testPin.String() + "&pin=" + testPin.String(),
-		"wmproxy://a:" + secret + "@h:1?" + secret + "=1", "wmproxy://a:" + secret + "@h:1?x-" + strings.Repeat("x", MaxLink),
+		"wmproxy://a:" + secret + "@h:1?" + secret + "=1", "wmproxy://a:" + secret + "@h:1?x-" + strings.Repeat("x", maxLink),
 	} {
 		_, err := Parse(text)
 		if err == nil {
@@ -84,7 +84,7 @@ func TestSecretsAreNotLogged(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	token := l.Token()
+	token := Token{Name: l.Name, Secret: l.Secret}
 	var out bytes.Buffer
 	for _, handler := range []slog.Handler{slog.NewJSONHandler(&out, nil), slog.NewTextHandler(&out, nil)} {
 		slog.New(handler).Info("x", "link", l, "pointer", &l, "token", token, "tokens", []Token{token})
@@ -106,7 +106,7 @@ func TestTokensAreChecked(t *testing.T) {
 	}{
 		{"alice:s", Token{"alice", "s"}, true},
 		{"a.b-c_D9:x:y,z@/?", Token{"a.b-c_D9", "x:y,z@/?"}, true},
-		{strings.Repeat("a", MaxName) + ":" + strings.Repeat("x", MaxSecret), Token{strings.Repeat("a", MaxName), strings.Repeat("x", MaxSecret)}, true},
+		{strings.Repeat("a", maxName) + ":" + strings.Repeat("x", maxSecret), Token{strings.Repeat("a", maxName), strings.Repeat("x", maxSecret)}, true},
 		{"alice", Token{}, false},
 		{":s", Token{}, false},
 		{"alice:", Token{}, false},
@@ -114,8 +114,8 @@ func TestTokensAreChecked(t *testing.T) {
 		{"alice:s s", Token{}, false},
 		{"alice:s\n", Token{}, false},
 		{"alice:\xff", Token{}, false},
-		{strings.Repeat("a", MaxName+1) + ":s", Token{}, false},
-		{"a:" + strings.Repeat("x", MaxSecret+1), Token{}, false},
+		{strings.Repeat("a", maxName+1) + ":s", Token{}, false},
+		{"a:" + strings.Repeat("x", maxSecret+1), Token{}, false},
 	} {
 		got, err := ParseToken(test.text)
 		if got != test.want || (err == nil) != test.ok {

@@ -13,8 +13,8 @@ import (
 
 // Bounds of a token and of a list of them.
 const (
-	MaxName   = 64  // bytes
-	MaxSecret = 256 // bytes
+	maxName   = 64  // bytes
+	maxSecret = 256 // bytes
 	MaxTokens = 4096
 )
 
@@ -23,8 +23,8 @@ const secretBytes = 32
 
 // Token is a user's name and the secret that proves it.
 type Token struct {
-	Name   string // 1 to MaxName of letters, digits, dot, hyphen and underscore
-	Secret string `json:"-"` // 1 to MaxSecret bytes of UTF-8, no control characters or spaces
+	Name   string // 1 to maxName of letters, digits, dot, hyphen and underscore
+	Secret string `json:"-"` // 1 to maxSecret bytes of UTF-8, no control characters or spaces
 }
 
 // NewToken returns a token for name with a random secret of 256 bits, or an error
@@ -83,8 +83,8 @@ func newToken(name, secret string) (Token, error) {
 	if err := checkName(name); err != nil {
 		return Token{}, err
 	}
-	if secret == "" || len(secret) > MaxSecret {
-		return Token{}, fmt.Errorf("the secret must have 1 to %d characters", MaxSecret)
+	if secret == "" || len(secret) > maxSecret {
+		return Token{}, fmt.Errorf("the secret must have 1 to %d characters", maxSecret)
 	}
 	if !utf8.ValidString(secret) || strings.ContainsFunc(secret, unprintable) {
 		return Token{}, errors.New("the secret must not have spaces or control characters in it")
@@ -93,8 +93,8 @@ func newToken(name, secret string) (Token, error) {
 }
 
 func checkName(name string) error {
-	if name == "" || len(name) > MaxName {
-		return fmt.Errorf("the name must have 1 to %d characters", MaxName)
+	if name == "" || len(name) > maxName {
+		return fmt.Errorf("the name must have 1 to %d characters", maxName)
 	}
 	for _, c := range []byte(name) {
 		if !isAlphanumeric(c) && c != '-' && c != '.' && c != '_' {

@@ -11,13 +11,13 @@ import (
 )
 
 const (
-	// Interval is the time for which lines are counted together.
-	Interval = 10 * time.Second
+	// interval is the time for which lines are counted together.
+	interval = 10 * time.Second
 
-	// MaxInfo and MaxWarn bound the lines of one kind about one user in an Interval, at
-	// level Info and above it. The last line left out is logged at the Interval's end.
-	MaxInfo = 30
-	MaxWarn = 5
+	// maxInfo and maxWarn bound the lines of one kind about one user in an interval, at
+	// level Info and above it. The last line left out is logged at the interval's end.
+	maxInfo = 30
+	maxWarn = 5
 
 	// leftOutKey is the attribute with the number of lines left out before a line.
 	leftOutKey = "left_out"
@@ -79,7 +79,7 @@ func (h *Handler) Handle(ctx context.Context, r slog.Record) error {
 	return h.next.Handle(ctx, r)
 }
 
-// Flush passes on the records that are due at the end of an Interval.
+// Flush passes on the records that are due at the end of an interval.
 func (h *Handler) Flush() {
 	for _, l := range h.counts.endAll() {
 		l.log()
@@ -93,9 +93,9 @@ func (h *Handler) passes(r slog.Record) bool {
 		k.about = h.counts.subject(k.about, a)
 		return true
 	})
-	most := MaxInfo
+	most := maxInfo
 	if r.Level > slog.LevelInfo {
-		most = MaxWarn
+		most = maxWarn
 	}
 	return h.counts.passes(k, r, h.next, most, time.Now())
 }
@@ -112,7 +112,7 @@ type kind struct {
 	about subject
 }
 
-// count is the number of lines of one kind in an Interval.
+// count is the number of lines of one kind in an interval.
 type count struct {
 	ends   time.Time
 	lines  int
@@ -194,7 +194,7 @@ func (c *counts) passes(k kind, r slog.Record, next slog.Handler, most int, now 
 		c.of[k] = n
 	}
 	if n.out == 0 && !now.Before(n.ends) {
-		*n = count{ends: now.Add(Interval)}
+		*n = count{ends: now.Add(interval)}
 	}
 	n.lines++
 	if n.lines <= most {
@@ -208,9 +208,9 @@ func (c *counts) passes(k kind, r slog.Record, next slog.Handler, most int, now 
 	return false
 }
 
-// sweepLocked deletes the counts of past Intervals, at most twice in an Interval.
+// sweepLocked deletes the counts of past intervals, at most twice in an interval.
 func (c *counts) sweepLocked(now time.Time) {
-	if now.Sub(c.swept) < Interval/2 {
+	if now.Sub(c.swept) < interval/2 {
 		return
 	}
 	c.swept = now
@@ -221,7 +221,7 @@ func (c *counts) sweepLocked(now time.Time) {
 	}
 }
 
-// end ends an Interval in which lines were left out.
+// end ends an interval in which lines were left out.
 func (c *counts) end(k kind, n *count) {
 	c.mu.Lock()
 	if c.of[k] != n {
@@ -233,7 +233,7 @@ func (c *counts) end(k kind, n *count) {
 	n.last.log()
 }
 
-// endAll ends every Interval and returns the lines to log.
+// endAll ends every interval and returns the lines to log.
 func (c *counts) endAll() (all []leftOut) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -64,20 +64,20 @@ func TestLinesBeyondTheBoundAreCounted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log, _, b := newLog(slog.LevelInfo)
 		refuse(log, 12_317, "user", "mallory")
-		if diff := cmp.Diff(slices.Repeat([]string{"level=WARN msg=refused user=mallory\n"}, MaxWarn), b.take()); diff != "" {
+		if diff := cmp.Diff(slices.Repeat([]string{"level=WARN msg=refused user=mallory\n"}, maxWarn), b.take()); diff != "" {
 			t.Errorf("at once (-want +got):\n%s", diff)
 		}
-		time.Sleep(Interval)
+		time.Sleep(interval)
 		synctest.Wait()
 		if diff := cmp.Diff([]string{"level=WARN msg=refused user=mallory left_out=12311\n"}, b.take()); diff != "" {
 			t.Errorf("at the end of the interval (-want +got):\n%s", diff)
 		}
-		time.Sleep(Interval)
-		refuse(log, MaxWarn+1, "user", "mallory")
-		if got := len(b.take()); got != MaxWarn {
-			t.Errorf("%d lines in the next interval, want %d", got, MaxWarn)
+		time.Sleep(interval)
+		refuse(log, maxWarn+1, "user", "mallory")
+		if got := len(b.take()); got != maxWarn {
+			t.Errorf("%d lines in the next interval, want %d", got, maxWarn)
 		}
-		time.Sleep(Interval)
+		time.Sleep(interval)
 		synctest.Wait()
 		if diff := cmp.Diff([]string{"level=WARN msg=refused user=mallory\n"}, b.take()); diff != "" {
 			t.Errorf("one line left out (-want +got):\n%s", diff)
@@ -91,12 +91,12 @@ func TestBoundIsPerIntervalUserKindAndLevel(t *testing.T) {
 		lines func(log *slog.Logger)
 		want  int
 	}{
-		{"warnings", func(log *slog.Logger) { refuse(log, 100) }, MaxWarn},
+		{"warnings", func(log *slog.Logger) { refuse(log, 100) }, maxWarn},
 		{"information", func(log *slog.Logger) {
 			for range 100 {
 				log.Info("ended")
 			}
-		}, MaxInfo},
+		}, maxInfo},
 		{"debugging", func(log *slog.Logger) {
 			for range 100 {
 				log.Debug("read")
@@ -105,42 +105,42 @@ func TestBoundIsPerIntervalUserKindAndLevel(t *testing.T) {
 		{"two users", func(log *slog.Logger) {
 			refuse(log, 100, "user", "a")
 			refuse(log, 100, "user", "b")
-		}, 2 * MaxWarn},
+		}, 2 * maxWarn},
 		{"a user with two addresses", func(log *slog.Logger) {
 			refuse(log, 100, "user", "a", "client", "192.0.2.1:1")
 			refuse(log, 100, "client", "198.51.100.1:1", "user", "a")
-		}, MaxWarn},
+		}, maxWarn},
 		{"the user of a logger", func(log *slog.Logger) {
 			refuse(log.With("user", "a"), 100)
 			refuse(log.With("user", "b"), 100)
 			refuse(log, 100, "user", "b")
-		}, 2 * MaxWarn},
+		}, 2 * maxWarn},
 		{"two servers", func(log *slog.Logger) {
 			refuse(log.With("server", "one.example:8090"), 100)
 			refuse(log.With("server", "two.example:8090"), 100)
-		}, 2 * MaxWarn},
+		}, 2 * maxWarn},
 		{"one stranger with many ports", func(log *slog.Logger) {
 			for port := range uint16(100) {
 				refuse(log, 1, "user", "", "client", netip.AddrPortFrom(netip.MustParseAddr("192.0.2.1"), port))
 				refuse(log, 1, "client", fmt.Sprintf("192.0.2.1:%d", port))
 			}
-		}, MaxWarn},
+		}, maxWarn},
 		{"two kinds", func(log *slog.Logger) {
 			refuse(log, 100)
 			for range 100 {
 				log.Warn("refused")
 			}
-		}, 2 * MaxWarn},
+		}, 2 * maxWarn},
 		{"one kind with many messages", func(log *slog.Logger) {
 			for i := range 100 {
 				log.Warn(fmt.Sprintf("refused for the %dth time", i))
 			}
-		}, MaxWarn},
+		}, maxWarn},
 		{"two intervals", func(log *slog.Logger) {
-			refuse(log, MaxWarn)
-			time.Sleep(Interval)
-			refuse(log, MaxWarn)
-		}, 2 * MaxWarn},
+			refuse(log, maxWarn)
+			time.Sleep(interval)
+			refuse(log, maxWarn)
+		}, 2 * maxWarn},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -161,8 +161,8 @@ func TestStrangersOfManyNetworksAreBounded(t *testing.T) {
 		a := netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 1})
 		refuse(log, 1, "client", netip.AddrPortFrom(a, 1))
 	}
-	if got := len(b.take()); got < 2*MaxWarn || got > strangers*MaxWarn {
-		t.Errorf("%d lines, want %d at most", got, strangers*MaxWarn)
+	if got := len(b.take()); got < 2*maxWarn || got > strangers*maxWarn {
+		t.Errorf("%d lines, want %d at most", got, strangers*maxWarn)
 	}
 	h.Flush()
 	if got := len(b.take()); got < 2 || got > strangers {
@@ -176,10 +176,10 @@ func TestCountsAreBounded(t *testing.T) {
 		for i := range 2 * maxCounts {
 			refuse(log, 1, "user", fmt.Sprint(i))
 		}
-		if got := len(b.take()); got != maxCounts+MaxWarn {
-			t.Errorf("%d lines, want one for each of %d users and %d for the others", got, maxCounts, MaxWarn)
+		if got := len(b.take()); got != maxCounts+maxWarn {
+			t.Errorf("%d lines, want one for each of %d users and %d for the others", got, maxCounts, maxWarn)
 		}
-		time.Sleep(Interval)
+		time.Sleep(interval)
 		refuse(log, 1, "user", "new")
 		if got := len(h.counts.of); got > 2 {
 			t.Errorf("%d counts remain after their interval", got)
@@ -195,8 +195,8 @@ func TestFlushLogsLinesLeftOut(t *testing.T) {
 		b.take()
 		h.Flush()
 		h.Flush()
-		time.Sleep(2 * Interval)
-		if diff := cmp.Diff([]string{fmt.Sprintf("level=WARN msg=refused user=a left_out=%d\n", 99-MaxWarn)}, b.take()); diff != "" {
+		time.Sleep(2 * interval)
+		if diff := cmp.Diff([]string{fmt.Sprintf("level=WARN msg=refused user=a left_out=%d\n", 99-maxWarn)}, b.take()); diff != "" {
 			t.Errorf("(-want +got):\n%s", diff)
 		}
 	})
@@ -208,7 +208,7 @@ func TestLeftOutLineDoesNotAllocate(t *testing.T) {
 	line := func() {
 		log.LogAttrs(context.Background(), slog.LevelWarn, "refused", slog.String("user", "mallory"), slog.Any("error", context.Canceled))
 	}
-	for range 2 * MaxWarn {
+	for range 2 * maxWarn {
 		line()
 	}
 	if n := testing.AllocsPerRun(100, line); n != 0 {

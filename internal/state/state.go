@@ -16,8 +16,8 @@ import (
 	"sync"
 )
 
-// MaxFile is the largest file, in bytes, that ReadFile and WriteFile accept.
-const MaxFile = 1 << 20
+// maxFile is the largest file, in bytes, that ReadFile and WriteFile accept.
+const maxFile = 1 << 20
 
 const (
 	dirMode  = 0o700
@@ -175,7 +175,7 @@ func (d *Dir) Path() string { return d.path }
 func (d *Dir) Join(name string) string { return filepath.Join(d.path, name) }
 
 // ReadFile returns the content of the file name. It returns fs.ErrNotExist, wrapped,
-// if there is none, and an error if it is larger than MaxFile.
+// if there is none, and an error if it is larger than maxFile.
 func (d *Dir) ReadFile(name string) ([]byte, error) {
 	if err := checkName(name); err != nil {
 		return nil, err
@@ -193,12 +193,12 @@ func readFile(path string) ([]byte, error) {
 		return nil, err
 	}
 	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, MaxFile+1))
+	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
 	if err != nil {
 		return nil, err
 	}
-	if len(data) > MaxFile {
-		return nil, fmt.Errorf("it is larger than %d bytes and so not a file of wmproxy's", MaxFile)
+	if len(data) > maxFile {
+		return nil, fmt.Errorf("it is larger than %d bytes and so not a file of wmproxy's", maxFile)
 	}
 	return data, nil
 }
@@ -209,8 +209,8 @@ func (d *Dir) WriteFile(name string, data []byte) error {
 	if err := checkName(name); err != nil {
 		return err
 	}
-	if len(data) > MaxFile {
-		return fmt.Errorf("%d bytes are too many for the state file %s, at most %d fit", len(data), name, MaxFile)
+	if len(data) > maxFile {
+		return fmt.Errorf("%d bytes are too many for the state file %s, at most %d fit", len(data), name, maxFile)
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -266,16 +266,16 @@ func TestTemporaryFileOfACrashIsReplaced(t *testing.T) {
 
 func TestFilesAreBounded(t *testing.T) {
 	dir := open(t, filepath.Join(t.TempDir(), "d"))
-	if err := dir.WriteFile("f", make([]byte, MaxFile)); err != nil {
+	if err := dir.WriteFile("f", make([]byte, maxFile)); err != nil {
 		t.Error(err)
 	}
-	if data, err := dir.ReadFile("f"); err != nil || len(data) != MaxFile {
+	if data, err := dir.ReadFile("f"); err != nil || len(data) != maxFile {
 		t.Errorf("read %d bytes, %v", len(data), err)
 	}
-	if err := dir.WriteFile("f", make([]byte, MaxFile+1)); err == nil {
+	if err := dir.WriteFile("f", make([]byte, maxFile+1)); err == nil {
 		t.Error("a file above the bound was written")
 	}
-	if err := os.WriteFile(dir.Join("g"), make([]byte, MaxFile+1), 0o600); err != nil {
+	if err := os.WriteFile(dir.Join("g"), make([]byte, maxFile+1), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := dir.ReadFile("g"); err == nil {
