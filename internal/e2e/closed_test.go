@@ -35,7 +35,7 @@ func TestDeniedDestinationsAreRefused(t *testing.T) {
 }
 
 // These addresses look public: a cloud's addresses for its machines, and the address of a server behind a NAT.
-func TestEmbeddedPrivateAddressesAreRefused(t *testing.T) {
+func TestAddressesThatLookPublicAreRefused(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, "--advertise", "203.0.112.1")
 	l := parsedLink(t, s.Link)
