@@ -9,7 +9,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"wmproxy/internal/config"
 	"wmproxy/internal/udpio"
 	"wmproxy/tunnel"
 )
@@ -69,7 +68,7 @@ func TestDatagramsThatWaitedAreAnsweredByName(t *testing.T) {
 }
 
 func TestManyLongNamesInOneBatchKeepTheirOrder(t *testing.T) {
-	f, link := openFlow(t, newExits(t, Config{Exit: config.Exit{Allow: loopback}}))
+	f, link := openFlow(t, newExits(t, Config{Exit: permissive}))
 	f.answers = make(answerTable)
 	f.answersByName.Store(true)
 	var ms []udpio.Message

@@ -22,12 +22,11 @@ import (
 	"wmproxy/tunnel"
 )
 
-// Defaults and bounds of Config.
+// Defaults of Config.
 const (
-	DefaultIdle           = 5 * time.Minute // RFC 4787 REQ-5 recommends at least this
-	DefaultDialTimeout    = 10 * time.Second
-	DefaultMaxUserFlows   = 16384
-	DefaultMaxUserStreams = 8192
+	defaultDialTimeout    = 10 * time.Second
+	defaultMaxUserFlows   = 16384
+	defaultMaxUserStreams = 8192
 )
 
 const (
@@ -48,10 +47,10 @@ const (
 
 var errLimit = errors.New("the limit is reached")
 
-// Config is what exits may do. The zero value is the default.
+// Config is the configuration of exits. The zero value of a field but Exit is the default.
 type Config struct {
 	// Exit is the user's options. A flow keeps its socket for UDPIdle without a datagram from
-	// the client or, within heardFor of that one, from a remote; 0 means DefaultIdle.
+	// the client or, within heardFor of that one, from a remote.
 	config.Exit
 
 	// Advertised is the address or the name by which clients reach this host. Behind a NAT no
@@ -64,7 +63,7 @@ type Config struct {
 	// says. It is called on the data path, from many goroutines.
 	Closed func(ap netip.AddrPort) bool
 
-	DialTimeout time.Duration // for a stream's name and all its dials together; 0 means DefaultDialTimeout
+	DialTimeout time.Duration // for a stream's name and all its dials together; 0 means defaultDialTimeout
 
 	// The most at once for one user, however many others have; 0 means the default.
 	MaxUserFlows, MaxUserStreams int
@@ -92,10 +91,9 @@ type Config struct {
 }
 
 func (c Config) withDefaults() Config {
-	c.UDPIdle = defaulted(c.UDPIdle, DefaultIdle)
-	c.DialTimeout = defaulted(c.DialTimeout, DefaultDialTimeout)
-	c.MaxUserFlows = defaulted(c.MaxUserFlows, DefaultMaxUserFlows)
-	c.MaxUserStreams = defaulted(c.MaxUserStreams, DefaultMaxUserStreams)
+	c.DialTimeout = defaulted(c.DialTimeout, defaultDialTimeout)
+	c.MaxUserFlows = defaulted(c.MaxUserFlows, defaultMaxUserFlows)
+	c.MaxUserStreams = defaulted(c.MaxUserStreams, defaultMaxUserStreams)
 	if c.Room == nil {
 		c.Room = share.For(0)
 	}

@@ -31,6 +31,9 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // wait bounds what should happen at once.
 const wait = 10 * time.Second
 
+// permissive is options for tests that are not about them.
+var permissive = config.Exit{Allow: loopback, UDPIdle: 5 * time.Minute}
+
 var loopback = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}
 
 // fakeLink is the way back to a client that keeps what it is sent.
@@ -133,6 +136,9 @@ func newExits(t *testing.T, cfg Config) *Exits {
 	t.Helper()
 	if cfg.Allow == nil {
 		cfg.Allow = loopback
+	}
+	if cfg.UDPIdle == 0 {
+		cfg.UDPIdle = permissive.UDPIdle
 	}
 	e := New(cfg)
 	t.Cleanup(e.Close)
@@ -417,7 +423,7 @@ func TestANameIsHeldToThePolicyByItsAddress(t *testing.T) {
 	dns := newFakeDNS("private.example", "10.0.0.1", "mixed.example", "10.0.0.1", "mixed.example", "127.0.0.1")
 	close(dns.release)
 	r := newRemote(t, "127.0.0.1")
-	e := New(Config{Exit: config.Exit{Allow: loopback}, Resolve: dns.lookup})
+	e := New(Config{Exit: permissive, Resolve: dns.lookup})
 	defer e.Close()
 	e.resolver.routable = everyRoute
 	f, _ := openFlow(t, e)
@@ -623,7 +629,7 @@ func TestAnEndedFlowClosesItsSocketAndLogsOneLine(t *testing.T) {
 	var out bytes.Buffer
 	dns := newFakeDNS()
 	r := newRemote(t, "127.0.0.1")
-	e := New(Config{Exit: config.Exit{Allow: loopback}, Resolve: dns.lookup, Log: slog.New(slog.NewTextHandler(&out, nil))})
+	e := New(Config{Exit: permissive, Resolve: dns.lookup, Log: slog.New(slog.NewTextHandler(&out, nil))})
 	f, l := openFlow(t, e)
 	send(f, to(r.at, "abc"), to(netip.MustParseAddrPort("10.0.0.1:5"), "secret"), toName("slow.example", 53, "waits"))
 	_, from := r.get(t)
@@ -661,7 +667,7 @@ func TestAnEndedFlowClosesItsSocketAndLogsOneLine(t *testing.T) {
 }
 
 func TestCloseEndsEveryFlow(t *testing.T) {
-	e := New(Config{Exit: config.Exit{Allow: loopback}})
+	e := New(Config{Exit: permissive})
 	var links []*fakeLink
 	for range 20 {
 		_, l := openFlow(t, e)
@@ -745,7 +751,7 @@ func BenchmarkReceive(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer sink.Close()
-	e := New(Config{Exit: config.Exit{Allow: loopback}})
+	e := New(Config{Exit: permissive})
 	defer e.Close()
 	f, _ := exitOf(e, "ann").openFlow(newFakeLink(1))
 	var bodies [][]byte
@@ -759,7 +765,7 @@ func BenchmarkReceive(b *testing.B) {
 }
 
 func BenchmarkReplies(b *testing.B) {
-	e := New(Config{Exit: config.Exit{Allow: loopback}})
+	e := New(Config{Exit: permissive})
 	defer e.Close()
 	f, _ := exitOf(e, "ann").openFlow(newFakeLink(1))
 	f.link = quietLink{newFakeLink(1)}

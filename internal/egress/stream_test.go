@@ -14,7 +14,6 @@ import (
 	"testing"
 	"time"
 
-	"wmproxy/internal/config"
 	"wmproxy/socks"
 	"wmproxy/tunnel"
 )
@@ -302,7 +301,7 @@ func TestStreamsEndWithTheirSessionAndWithTheExits(t *testing.T) {
 	at := target(t, "127.0.0.1")
 	for _, what := range []string{"session", "exits"} {
 		t.Run(what, func(t *testing.T) {
-			e := New(Config{Exit: config.Exit{Allow: loopback}})
+			e := New(Config{Exit: permissive})
 			defer e.Close()
 			ctx, cancel := context.WithCancel(context.Background())
 			defer cancel()
