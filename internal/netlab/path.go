@@ -67,6 +67,9 @@ type Traffic struct {
 
 	// Late is how much later than due packets left: the median, 99 of 100, the worst.
 	Late50, Late99, LateMax time.Duration
+
+	// CPU is the time that passing packets on took, of both directions.
+	CPU time.Duration
 }
 
 // Dropped is the sum over all reasons.
@@ -103,7 +106,6 @@ func init() {
 
 // link is a running forwarder, seen from the network that it belongs to.
 type link struct {
-	cmd    *exec.Cmd
 	orders *json.Encoder
 	counts *json.Decoder
 }
@@ -164,7 +166,7 @@ func (n *Net) startForwarder(files []*os.File) error {
 	for _, f := range files {
 		_ = f.Close()
 	}
-	n.link = &link{cmd: cmd, orders: json.NewEncoder(stdin), counts: json.NewDecoder(stdout)}
+	n.link = &link{orders: json.NewEncoder(stdin), counts: json.NewDecoder(stdout)}
 	return nil
 }
 
@@ -202,6 +204,3 @@ func (n *Net) Traffic() [2]Traffic {
 	n.t.Helper()
 	return n.tell(order{})
 }
-
-// ForwarderPID is the process that passes packets on.
-func (n *Net) ForwarderPID() int { return n.link.cmd.Process.Pid }

@@ -16,16 +16,15 @@ type panel struct {
 	figure int
 	title  [2]string // lines
 	unit   string
-	// best is the most or the least that the path allows; NaN if unknown.
-	best func(path) float64
-	less bool // less is better
+	best   func(path) float64 // what the path itself allows, or does without a tunnel
+	less   bool               // less is better
 }
 
 var panels = []panel{
 	{"down1", 0, [2]string{"download,", "one stream"}, "Mbit/s", path.goodput, false},
 	{"up1", 0, [2]string{"upload,", "one stream"}, "Mbit/s", path.goodput, false},
 	{"half", 0, [2]string{"UDP at half rate,", "back in time"}, "%", func(p path) float64 { return 100 * p.roundTrips(0.5) }, false},
-	{"call", 0, [2]string{"a call,", "lost"}, "%", nil, true},
+	{"call", 0, [2]string{"a call,", "lost"}, "%", func(p path) float64 { return 100 * (1 - p.roundTrips(0)) }, true},
 	{"call-down", 2, [2]string{"beside a download,", "a call's p99"}, "ms", path.idle, true},
 	{"over", 4, [2]string{"beside too much UDP,", "a call's p99"}, "ms", path.idle, true},
 }
@@ -84,37 +83,25 @@ func drawChart(p path, r *results) string {
 	for i, x := range shown {
 		x.draw(&b, p, r, rows, chartName+i*chartPanel)
 	}
-	fmt.Fprintf(&b, `<text x="10" y="%d" font-size="11" fill="#52606d">medians of %d; the line: the path's own bound; –: does not pass</text>`+"\n", height-12, r.Rounds)
+	fmt.Fprintf(&b, `<text x="10" y="%d" font-size="11" fill="#52606d">medians of %d; the line: what the path itself allows; –: does not pass; no entry: not measured, as it does not depend on the kernel's congestion control</text>`+"\n", height-12, r.Rounds)
 	b.WriteString("</svg>\n")
 	return b.String()
 }
 
 // draw draws a panel at the pixel left.
 func (x panel) draw(b *strings.Builder, p path, r *results, rows []row, left int) {
-	value := func(of row) float64 {
-		for _, c := range r.Cells {
-			// What does not use TCP on the path is measured with the first congestion control alone.
-			if c.Load == x.load && c.System == of.System && c.Congestion == of.Congestion && len(c.Rounds) > 0 {
-				return c.median(x.figure)
-			}
-		}
-		return math.NaN()
-	}
-	best := math.NaN()
-	if x.best != nil {
-		best = x.best(p)
-	}
-	most := 0.0
-	for _, v := range append(valuesOf(rows, value), best) {
-		if !math.IsNaN(v) {
-			most = max(most, v)
+	best := x.best(p)
+	most := best
+	for _, row := range rows {
+		if c := r.cellOf(x.load, row); c != nil && !math.IsNaN(c.median(x.figure)) {
+			most = max(most, c.median(x.figure))
 		}
 	}
 	better := "more is better"
 	if x.less {
 		better = "less is better"
 	}
-	if x.less && !math.IsNaN(best) {
+	if x.less && best > 0 {
 		most = min(most, 5*best) // a bar that is longer is cut
 	}
 	for i, line := range []string{x.title[0], x.title[1]} {
@@ -122,30 +109,54 @@ func (x panel) draw(b *strings.Builder, p path, r *results, rows []row, left int
 	}
 	fmt.Fprintf(b, `<text x="%d" y="%d" font-size="11" fill="#52606d">%s, %s</text>`+"\n", left, 79, x.unit, better)
 	for i, row := range rows {
-		y := chartTop + i*chartRow
-		v := value(row)
-		if math.IsNaN(v) {
-			fmt.Fprintf(b, `<text x="%d" y="%d" fill="#7b8794">–</text>`+"\n", left, y+16)
-			continue
-		}
-		length := 0.0
-		if most > 0 {
-			length = min(v/most, 1) * chartBar
-		}
-		fmt.Fprintf(b, `<rect x="%d" y="%d" width="%.1f" height="14" fill="%s"/>`+"\n", left, y+5, max(length, 1), row.colour())
-		fmt.Fprintf(b, `<text x="%.1f" y="%d">%s</text>`+"\n", float64(left)+length+4, y+16, short(v))
+		x.bar(b, row, r.cellOf(x.load, row), most, left, chartTop+i*chartRow)
 	}
-	if !math.IsNaN(best) && most > 0 {
+	if most > 0 {
 		at := float64(left) + best/most*chartBar
 		fmt.Fprintf(b, `<line x1="%.1f" y1="%d" x2="%.1f" y2="%d" stroke="%s" stroke-width="1.5"/>`+"\n", at, chartTop-3, at, chartTop+len(rows)*chartRow, colourBound)
 	}
+	for i, row := range rows {
+		if c := r.cellOf(x.load, row); c != nil {
+			x.label(b, c, most, left, chartTop+i*chartRow)
+		}
+	}
 }
 
-func valuesOf(rows []row, value func(row) float64) (all []float64) {
-	for _, r := range rows {
-		all = append(all, value(r))
+// bar draws what a row reached; nothing if it was not measured.
+func (x panel) bar(b *strings.Builder, of row, c *cell, most float64, left, y int) {
+	if c == nil || math.IsNaN(c.median(x.figure)) {
+		return
 	}
-	return all
+	length := barLength(c.median(x.figure), most)
+	fmt.Fprintf(b, `<rect x="%d" y="%d" width="%.1f" height="14" fill="%s"/>`+"\n", left, y+5, max(length, 1), of.colour())
+	if c.median(x.figure) > most { // it goes on
+		fmt.Fprintf(b, `<path d="M%.1f %d l-4 16 M%.1f %d l-4 16" stroke="white" stroke-width="2"/>`+"\n", float64(left)+length-8, y+4, float64(left)+length-13, y+4)
+	}
+}
+
+// label writes the figure beside the bar, over the line of the bound.
+func (x panel) label(b *strings.Builder, c *cell, most float64, left, y int) {
+	v, text, at := c.median(x.figure), "–", float64(left)
+	if !math.IsNaN(v) {
+		text, at = short(v), at+barLength(v, most)+4
+	}
+	fmt.Fprintf(b, `<text x="%.1f" y="%d" stroke="white" stroke-width="3" paint-order="stroke">%s</text>`+"\n", at, y+16, text)
+}
+
+func barLength(v, most float64) float64 {
+	if most <= 0 {
+		return 0
+	}
+	return min(v/most, 1) * chartBar
+}
+
+// cellOf is what a row did with a load, nil if it was not measured.
+func (r *results) cellOf(load string, of row) *cell {
+	i := slices.IndexFunc(r.Cells, func(c *cell) bool { return c.Load == load && c.row == of })
+	if i < 0 {
+		return nil
+	}
+	return r.Cells[i]
 }
 
 // colour tells ours from the others.

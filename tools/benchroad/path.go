@@ -66,7 +66,7 @@ func (p path) keeps() float64 {
 // roundTrips is the share of datagrams that can come back when they are sent at a multiple
 // of the path's rate for UDP: what fits, less the loss of both ways.
 func (p path) roundTrips(multiple float64) float64 {
-	return min(1, 1/multiple) * math.Pow(p.keeps(), 2)
+	return 1 / max(1, multiple) * math.Pow(p.keeps(), 2)
 }
 
 // goodput is what TCP can carry at most, in Mbit/s of payload: full packets, less the loss.

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -85,6 +86,12 @@ func (p *process) tail() string {
 		return ""
 	}
 	return string(bytes.TrimSpace(b[max(0, len(b)-tailBytes):]))
+}
+
+// lastLine is the last line of the process's output.
+func (p *process) lastLine() string {
+	tail := p.tail()
+	return tail[strings.LastIndexByte(tail, '\n')+1:]
 }
 
 // until calls ready until it returns true; it gives up when the process ends.

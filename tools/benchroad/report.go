@@ -98,16 +98,17 @@ tunnel and at the target; what does not use TCP on the path is measured once.
 func writeChecks(b *strings.Builder, all []*results) {
 	b.WriteString("\n## The paths by themselves\n\n" +
 		"What bare flows without any tunnel got, beside what was asked. *Late* is how much later than\n" +
-		"due 99 of 100 packets left the path, at most; †: the path did not do what was asked.\n\n" +
-		"| path | | asked | got | late | load average |\n| --- | --- | ---: | ---: | ---: | --- |\n")
+		"due 99 of 100 packets left the path, at most, *CPU* the share of a processor that passing them\n" +
+		"on took; †: the path did not do what was asked, or late.\n\n" +
+		"| path | | asked | got | late | CPU | load average |\n| --- | --- | ---: | ---: | ---: | ---: | --- |\n")
 	for _, r := range all {
 		for _, c := range r.Checks {
 			mark := ""
 			if !c.passed() {
 				mark = " †"
 			}
-			fmt.Fprintf(b, "| %s | %s | %s %s | %s%s | %v | %s |\n",
-				r.Path, c.Title, digits(c.Asked, 1), c.Unit, digits(c.Got, 1), mark, c.Late.Round(10*time.Microsecond), c.LoadAverage)
+			fmt.Fprintf(b, "| %s | %s | %s %s | %s%s | %v | %s %% | %s |\n",
+				r.Path, c.Title, digits(c.Asked, 1), c.Unit, digits(c.Got, 1), mark, c.Late.Round(10*time.Microsecond), digits(100*c.Busy, 1), c.LoadAverage)
 		}
 	}
 }
