@@ -1,9 +1,9 @@
-# What is worth a name. All of it is plain Go commands.
+# Names for plain Go commands.
 
 .PHONY: build test bench bench-compare bench-road
 
-# Without cgo the file runs on every Linux of its architecture; it does without
-# glibc's resolver, and so without NSS modules (mDNS, LDAP, NIS).
+# Without cgo the file runs on every Linux of its architecture, but it has no
+# glibc resolver and so no NSS modules (mDNS, LDAP, NIS).
 build:
 	CGO_ENABLED=0 go build -o wmproxy ./cmd/wmproxy
 
