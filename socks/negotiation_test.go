@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"sync"
 	"testing"
+	"time"
 
 	"wmproxy/internal/entrance"
 	"wmproxy/internal/udpio"
@@ -56,6 +57,8 @@ func (c *script) CloseWrite() error {
 	c.halved = true
 	return nil
 }
+
+func (c *script) SetReadDeadline(time.Time) error { return nil }
 
 func (c *script) Close() error {
 	c.once.Do(func() { close(c.closed) })
@@ -133,6 +136,8 @@ func FuzzHandshake(f *testing.F) {
 	f.Add([]byte{5, 0}, true, uint16(1))
 	f.Add([]byte{5, 0, '0'}, true, uint16(2))
 	f.Add([]byte{4, 1, 0, 80, 1, 2, 3, 4, 0}, false, uint16(1))
+	f.Add([]byte{4, 1, 0, 80, 0, 0, 0, 1, 'u', 0, 'n', 0, 'x'}, false, uint16(11))
+	f.Add([]byte{4, 1, 0, 80, 1, 2, 3, 4, 0}, true, uint16(8))
 	f.Add([]byte{5, 1, 2, 1, 0, 0, 5, 3, 0, 3, 0, 0, 0}, false, uint16(6))
 	f.Add(append([]byte{5, 1, 0, 5, 1, 0, 4}, make([]byte, 18)...), false, uint16(9))
 	f.Add([]byte{5, 1, 0, 5, 1, 0, 9, 0}, false, uint16(7))
@@ -145,7 +150,7 @@ func FuzzHandshake(f *testing.F) {
 			password = "p"
 		}
 		whole := handshake(password, in)
-		if whole.dst != "" {
+		if whole.dst != "" && in[0] == version {
 			// The target, and what comes ahead, is the end of what was sent.
 			rest, ok := bytes.CutSuffix(in, []byte(whole.ahead))
 			if !ok {

@@ -3,12 +3,14 @@ package socks
 import (
 	"log/slog"
 	"net/netip"
+	"sync"
 	"sync/atomic"
 
 	"wmproxy/internal/entrance"
 )
 
-// Server is SOCKS5 (RFC 1928, RFC 1929) at an entrance. Its fields must not change once the entrance serves.
+// Server is SOCKS5 (RFC 1928, RFC 1929) at an entrance, and the CONNECT of SOCKS4 and 4a unless there is
+// authentication. Its fields must not change once the entrance serves.
 type Server struct {
 	// Authenticate returns the user with a name and a password. If it is nil there is no authentication, and an
 	// application that sends a password all the same is let in with any.
@@ -43,16 +45,20 @@ type Server struct {
 	owners       owners
 	reassembling atomic.Int64 // bytes in fragment queues
 	unmatched    atomic.Uint64
+	told4        sync.Once // logs that SOCKS4 is refused
 }
 
 var _ entrance.Protocol = (*Server)(nil)
 
-// Begin returns a receiver for a connection that begins with SOCKS5's version.
+// Begin returns a receiver for a connection that begins with a version of SOCKS.
 func (s *Server) Begin(c *entrance.Conn, first byte) entrance.Receiver {
-	if first != version {
-		return nil
+	switch first {
+	case version:
+		return &negotiation{server: s, conn: c, step: (*negotiation).greeting}
+	case version4:
+		return &request4{server: s, conn: c}
 	}
-	return &negotiation{server: s, conn: c, step: (*negotiation).greeting}
+	return nil
 }
 
 // Unmatched returns how many datagrams came in on shared UDP ports that belonged to
