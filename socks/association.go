@@ -108,7 +108,7 @@ func (a *Association) open(ip netip.Addr) (err error) {
 	if !ip.IsValid() {
 		return errControlLocal
 	}
-	cfg := udpio.Config{NoOffload: s.NoOffload, Beside: a.conn.Conn, TellLocal: ip.IsUnspecified()}
+	cfg := udpio.Config{NoOffload: s.NoOffload, TellLocal: ip.IsUnspecified()}
 	if s.UDPPorts.single() {
 		if a.shared, err = s.ports.join(s, netip.AddrPortFrom(ip, s.UDPPorts.First), cfg); err != nil {
 			return err
@@ -128,6 +128,7 @@ func (a *Association) open(ip netip.Addr) (err error) {
 func (a *Association) closeSocket() {
 	if a.shared == nil {
 		a.sock.Close()
+		a.sock.Wait()
 		return
 	}
 	a.shared.exit(a)

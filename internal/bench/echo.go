@@ -91,6 +91,7 @@ func (e *Echo) Close() error {
 	}
 	e.conns = nil
 	e.mu.Unlock()
+	e.udp.Wait()
 	e.wg.Wait()
 	return err
 }

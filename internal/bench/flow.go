@@ -223,6 +223,7 @@ func (f *flow) open(ctx context.Context, way *Way, cfg udpio.Config) (err error)
 func (f *flow) close() {
 	if f.socket != nil {
 		_ = f.socket.Close()
+		f.socket.Wait()
 	}
 	if f.control != nil {
 		_ = f.control.Close()

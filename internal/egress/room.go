@@ -105,6 +105,7 @@ func (f *flow) closeSocket(of *share.Lease) {
 	f.mu.Unlock()
 	if sock != nil {
 		sock.Close()
+		sock.Wait()
 		lease.Release()
 	}
 }

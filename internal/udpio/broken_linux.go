@@ -21,7 +21,7 @@ func OnBroken(conn *net.TCPConn, broken func()) (stop func()) {
 	if err := raw.Control(func(fd uintptr) { w.fd = int(fd) }); err != nil {
 		return none
 	}
-	if w.loop, err = join(nil); err != nil {
+	if w.loop, err = join(); err != nil {
 		return none
 	}
 	// epoll always reports errors, and the end of both halves; nothing else is asked for.

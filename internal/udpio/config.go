@@ -10,9 +10,4 @@ type Config struct {
 	// a Socket on the wildcard address cannot answer from there without knowing. Linux
 	// only; elsewhere the system chooses the address that answers leave from.
 	TellLocal bool
-
-	// Beside, unless nil, is a Conn that has been started: the Socket is read by the
-	// same goroutine, so that Close in that one's receive leaves no receive of the
-	// Socket's running. On systems without event loops Close waits instead.
-	Beside Conn
 }

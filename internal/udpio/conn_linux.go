@@ -87,7 +87,7 @@ type loopConn struct {
 }
 
 func (c *loopConn) Start(receive func(b []byte, err error)) error {
-	l, err := join(nil)
+	l, err := join()
 	if err != nil {
 		return err
 	}

@@ -26,6 +26,7 @@ type socket interface {
 	Write([]Message) (int, error)
 	LocalAddr() netip.AddrPort
 	Close() error
+	Wait()
 }
 
 type listener func(local netip.AddrPort, cfg Config) (socket, error)
@@ -68,7 +69,7 @@ func (listen listener) open(t testing.TB, local netip.AddrPort, cfg Config) sock
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = s.Close() })
+	t.Cleanup(func() { _ = s.Close(); s.Wait() })
 	return s
 }
 
@@ -339,7 +340,7 @@ func TestTheIPv6WildcardCarriesIPv4Unmapped(t *testing.T) {
 	})
 }
 
-func TestCloseWaitsForTheCallbackThatRuns(t *testing.T) {
+func TestWaitBlocksUntilReceiveReturns(t *testing.T) {
 	onBothPaths(t, func(t *testing.T, listen listener) {
 		from, to := listen.open(t, loopback4, Config{}), listen.open(t, loopback4, Config{})
 		entered, release := make(chan struct{}), make(chan struct{})
@@ -360,21 +361,22 @@ func TestCloseWaitsForTheCallbackThatRuns(t *testing.T) {
 		var wg sync.WaitGroup
 		wg.Go(func() {
 			_ = to.Close()
+			to.Wait()
 			closed <- running.Load()
 		})
-		// Writes meet a closed socket while Close still waits.
+		// Writes meet a closed socket while Wait still blocks.
 		eventually(t, "the socket stays open", func() bool {
 			_, err := to.Write([]Message{{Body: []byte("x"), Addr: from.LocalAddr()}})
 			return errors.Is(err, net.ErrClosed)
 		})
 		select {
 		case <-closed:
-			t.Fatal("Close returned while the callback ran")
+			t.Fatal("Wait returned while the callback ran")
 		default:
 		}
 		close(release)
 		if n := <-closed; n != 0 {
-			t.Fatal("Close returned while the callback ran")
+			t.Fatal("Wait returned while the callback ran")
 		}
 		wg.Wait()
 		was := calls.Load()
@@ -383,7 +385,7 @@ func TestCloseWaitsForTheCallbackThatRuns(t *testing.T) {
 		}
 		runtime.Gosched()
 		if calls.Load() != was {
-			t.Fatal("called back after Close")
+			t.Fatal("called back after Wait")
 		}
 		if err := to.Close(); !errors.Is(err, net.ErrClosed) {
 			t.Fatalf("second Close: %v", err)
@@ -391,7 +393,7 @@ func TestCloseWaitsForTheCallbackThatRuns(t *testing.T) {
 	})
 }
 
-func TestCloseFromACallbackDoesNotDeadlock(t *testing.T) {
+func TestSocketsAreClosedFromACallback(t *testing.T) {
 	onBothPaths(t, func(t *testing.T, listen listener) {
 		from := listen.open(t, loopback4, Config{})
 		for range 50 {

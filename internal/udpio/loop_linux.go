@@ -3,7 +3,6 @@ package udpio
 import (
 	"errors"
 	"os"
-	"reflect"
 	"runtime"
 	"sync"
 	"syscall"
@@ -75,9 +74,6 @@ type watched interface {
 	visit(l *loop) (more bool)
 }
 
-// loopEntry tells Close that it runs on a loop's goroutine.
-var loopEntry = reflect.ValueOf((*loop).run).Pointer()
-
 // processors is what the process started with; it may run on fewer while it is calm.
 var processors = runtime.GOMAXPROCS(0)
 
@@ -90,14 +86,10 @@ func loopLimit() int {
 }
 
 // join finds the loop with the fewest sockets, or starts one, and counts one
-// socket more on it. Beside a Conn it is that one's.
-func join(beside Conn) (*loop, error) {
+// socket more on it.
+func join() (*loop, error) {
 	loops.mu.Lock()
 	defer loops.mu.Unlock()
-	if c, ok := beside.(*loopConn); ok && c.loop != nil {
-		c.loop.sockets++
-		return c.loop, nil
-	}
 	best := 0
 	for i := range loopLimit() {
 		l := loops.running[i]

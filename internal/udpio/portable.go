@@ -5,7 +5,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"reflect"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -37,9 +36,6 @@ type portable struct {
 
 	out sender
 }
-
-// portableEntry tells Close that it runs in a callback.
-var portableEntry = reflect.ValueOf((*portable).read).Pointer()
 
 func (s *portable) open(local netip.AddrPort, cfg Config) error {
 	conn, err := listenUDP(local)
@@ -161,21 +157,18 @@ func (s *portable) Write(ms []Message) (sent int, err error) {
 // LocalAddr is the address the socket is bound to, IPv4 unmapped.
 func (s *portable) LocalAddr() netip.AddrPort { return s.local }
 
-// Close closes the socket. Once it returns, receive is not running and will not
-// be called again; only when Close was called from the receive of this or
-// another socket it does not wait for one that is running. A
-// second Close returns net.ErrClosed.
+// Close closes the socket. It does not wait: receive may be running, and is called at most once
+// more, until Wait returns. A second Close returns net.ErrClosed. Any goroutine may call it.
 func (s *portable) Close() error {
 	s.started.Lock()
+	defer s.started.Unlock()
 	if s.closed.Swap(true) {
-		s.started.Unlock()
 		return net.ErrClosed
 	}
-	s.started.Unlock()
 	close(s.closing)
-	err := s.conn.Close()
-	if !calledFrom(portableEntry) {
-		s.reader.Wait()
-	}
-	return err
+	return s.conn.Close()
 }
+
+// Wait blocks until receive has returned, which is then not called again. It comes after Close. It must be
+// called neither from receive nor with a lock held that receive takes.
+func (s *portable) Wait() { s.reader.Wait() }

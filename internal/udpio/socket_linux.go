@@ -84,7 +84,7 @@ func listen(local netip.AddrPort, cfg Config) (*Socket, error) {
 		_ = closeSocket(s.fd)
 		return nil, err
 	}
-	if s.loop, err = join(cfg.Beside); err != nil {
+	if s.loop, err = join(); err != nil {
 		_ = closeSocket(s.fd)
 		return nil, err
 	}
@@ -305,14 +305,12 @@ func (s *Socket) LocalAddr() netip.AddrPort {
 	return netip.AddrPortFrom(s.local.Addr(), uint16(s.port.Load()))
 }
 
-// Close closes the socket. Once it returns, receive is not running and will not
-// be called again; only when Close was called from the receive of this or
-// another socket or of a Conn it does not wait for one that is running. A
-// second Close returns net.ErrClosed.
+// Close closes the socket. It does not wait: receive may be running, and is called at most once
+// more, until Wait returns. A second Close returns net.ErrClosed. Any goroutine may call it.
 func (s *Socket) Close() error {
 	s.fdmu.Lock()
+	defer s.fdmu.Unlock()
 	if s.closed {
-		s.fdmu.Unlock()
 		return net.ErrClosed
 	}
 	s.closed = true
@@ -321,18 +319,14 @@ func (s *Socket) Close() error {
 	if s.counted {
 		roomySockets.Add(-1)
 	}
-	s.fdmu.Unlock()
-
-	// The callback that runs now is the last. It may be the one that called us.
-	settled := s.reading.TryLock()
-	if !settled && !calledFrom(loopEntry) {
-		s.reading.Lock()
-		settled = true
-	}
-	if settled {
-		s.receive = nil
-		s.reading.Unlock()
-	}
 	s.loop.leave()
 	return err
+}
+
+// Wait blocks until receive has returned, which is then not called again. It comes after Close. It must be
+// called neither from receive nor with a lock held that receive takes.
+func (s *Socket) Wait() {
+	s.reading.Lock()
+	defer s.reading.Unlock()
+	s.receive = nil
 }

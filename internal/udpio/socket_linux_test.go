@@ -3,7 +3,6 @@ package udpio
 import (
 	"bytes"
 	"errors"
-	"net"
 	"net/netip"
 	"os"
 	"runtime"
@@ -385,44 +384,6 @@ func FuzzFindControl(f *testing.F) {
 			t.Fatalf("found %d bytes at %d of %d", space, at, len(oob))
 		}
 	})
-}
-
-// An association ends in the receive of its control connection: nothing of it may be
-// running on another loop then.
-func TestASocketBesideAConnIsReadByTheSameLoop(t *testing.T) {
-	before := processors
-	processors = 2 * maxLoops
-	defer func() { processors = before }()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	a := NewAcceptor(ln)
-	defer a.Close()
-	seen := make(map[*loop]bool)
-	for range 4 {
-		far, err := net.Dial("tcp", ln.Addr().String())
-		if err != nil {
-			t.Fatal(err)
-		}
-		c, err := a.Accept()
-		if err != nil {
-			t.Fatal(err)
-		}
-		ended := make(chan struct{})
-		if err := c.Start(func([]byte, error) { _ = c.Close(); close(ended) }); err != nil {
-			t.Fatal(err)
-		}
-		s := open(t, Config{Beside: c})
-		if s.loop != c.(*loopConn).loop {
-			t.Error("on another loop")
-		}
-		seen[s.loop] = true
-		defer func() { far.Close(); <-ended }()
-	}
-	if len(seen) < 2 {
-		t.Errorf("%d loops for 4 connections", len(seen))
-	}
 }
 
 func receiveBuffer(t *testing.T, s *Socket) int {

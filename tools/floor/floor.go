@@ -121,6 +121,7 @@ func (u *UDP) Addr() netip.AddrPort { return u.front.LocalAddr() }
 // Close closes the relay.
 func (u *UDP) Close() error {
 	err := u.front.Close()
+	u.front.Wait()
 	u.nat.close()
 	return err
 }
