@@ -105,7 +105,7 @@ func (p *yamuxPending) dial(ctx context.Context, addr *net.TCPAddr) (err error) 
 // startTLS returns once TLS has passed; with an error it has closed the connection.
 func (p *yamuxPending) startTLS(ctx context.Context, conf *tls.Config) error {
 	tuneTCP(p.raw, p.dead)
-	p.records = &recordConn{Conn: udpio.Quiet(p.raw)}
+	p.records = &recordConn{Conn: udpio.RawConn(p.raw)}
 	p.tls = tls.Client(p.records, fullRecords(conf))
 	if err := p.tls.HandshakeContext(ctx); err != nil {
 		p.raw.Close()

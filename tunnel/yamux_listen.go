@@ -42,7 +42,7 @@ func (l *YamuxListener) Accept(ctx context.Context) (Pending, error) {
 	if err != nil {
 		return nil, err
 	}
-	records := &recordConn{Conn: udpio.Quiet(raw)}
+	records := &recordConn{Conn: udpio.RawConn(raw)}
 	return &yamuxPending{raw: raw, records: records, tls: tls.Server(records, l.tls), dead: l.dead, windows: l.windows}, nil
 }
 

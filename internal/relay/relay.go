@@ -42,7 +42,7 @@ const drainTime = 2 * time.Second
 //
 // ahead is data that has been read from c already; it is written to the stream first.
 func Run(ctx context.Context, c *net.TCPConn, ahead []byte, s tunnel.Stream) Result {
-	p := pair{tcp: c, conn: udpio.Quiet(c), stream: s}
+	p := pair{tcp: c, conn: udpio.RawConn(c), stream: s}
 	unwatch := udpio.OnBroken(c, p.drain)
 	defer unwatch()
 	stop := context.AfterFunc(ctx, func() { p.abort(endCode(context.Cause(ctx)), context.Cause(ctx)) })

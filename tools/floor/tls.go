@@ -109,7 +109,7 @@ func (f *TLSFar) accept() {
 		f.mu.Unlock()
 		f.accepting.Go(func() {
 			defer tcp.Close()
-			if conn, err := f.over(tls.Server(udpio.Quiet(tcp), f.conf), false); err == nil {
+			if conn, err := f.over(tls.Server(udpio.RawConn(tcp), f.conf), false); err == nil {
 				f.serve(conn)
 			}
 		})
@@ -148,7 +148,7 @@ func ListenTLSNear(at, server netip.AddrPort, over Over) (*TLSNear, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connect to %v: %w", server, err)
 	}
-	conn, err := over(tls.Client(udpio.Quiet(tcp), clientTLS), true)
+	conn, err := over(tls.Client(udpio.RawConn(tcp), clientTLS), true)
 	if err != nil {
 		_ = tcp.Close()
 		return nil, err

@@ -13,38 +13,36 @@ import (
 	"wmproxy/internal/tune"
 )
 
-// Quiet returns conn with reads and writes of which the Go scheduler is not told.
-// They never sleep, and being told wakes the runtime's monitor thread whenever the
-// process was idle, which at some thousand datagrams a second costs as much as
-// the datagrams themselves. Writes should be of 128 KiB or little more, so that none takes long.
-func Quiet(conn net.Conn) net.Conn {
+// RawConn returns conn with reads and writes by tune.Syscall, if it is a TCP connection; with
+// tune.RawCalls off it returns conn. Writes should not be much longer than 128 KiB, so that none takes long.
+func RawConn(conn net.Conn) net.Conn {
 	tcp, ok := conn.(*net.TCPConn)
-	if !ok {
+	if !ok || !tune.RawCalls.On() {
 		return conn
 	}
 	raw, err := tcp.SyscallConn()
 	if err != nil {
 		return conn
 	}
-	q := &quietConn{TCPConn: tcp, raw: raw}
-	q.in.call = func(fd uintptr) bool {
-		b := q.in.b
-		return q.in.done(tune.Syscall(unix.SYS_READ, fd, uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), 0, 0, 0))
+	c := &rawConn{TCPConn: tcp, raw: raw}
+	c.in.call = func(fd uintptr) bool {
+		b := c.in.b
+		return c.in.done(tune.Syscall(unix.SYS_READ, fd, uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), 0, 0, 0))
 	}
-	q.out.call = func(fd uintptr) bool {
-		b := q.out.b
-		return q.out.done(tune.Syscall(unix.SYS_WRITE, fd, uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), 0, 0, 0))
+	c.out.call = func(fd uintptr) bool {
+		b := c.out.b
+		return c.out.done(tune.Syscall(unix.SYS_WRITE, fd, uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), 0, 0, 0))
 	}
-	return q
+	return c
 }
 
-type quietConn struct {
+type rawConn struct {
 	*net.TCPConn
 	raw     syscall.RawConn
 	in, out transfer
 }
 
-// transfer is one read or write under way.
+// transfer is the read or the write that is under way.
 type transfer struct {
 	mu     sync.Mutex
 	call   func(fd uintptr) bool
@@ -54,7 +52,7 @@ type transfer struct {
 	waited bool
 }
 
-// done notes what a system call returned; false means wait and try again.
+// done notes the result of a system call and reports whether the transfer has ended.
 func (t *transfer) done(n uintptr, errno unix.Errno) bool {
 	t.n, t.errno = int(n), errno
 	if errno == unix.EAGAIN {
@@ -64,7 +62,7 @@ func (t *transfer) done(n uintptr, errno unix.Errno) bool {
 	return true
 }
 
-func (c *quietConn) Read(p []byte) (int, error) {
+func (c *rawConn) Read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
@@ -89,7 +87,7 @@ func (c *quietConn) Read(p []byte) (int, error) {
 	return t.n, nil
 }
 
-func (c *quietConn) Write(p []byte) (n int, err error) {
+func (c *rawConn) Write(p []byte) (n int, err error) {
 	t := &c.out
 	t.mu.Lock()
 	defer t.mu.Unlock()
