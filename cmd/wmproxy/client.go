@@ -26,15 +26,8 @@ func (p *program) client() *cli.Command {
 		Description: "LINK is what the server printed. It holds a secret, and on the command line other users of this\n" +
 			"machine can see it (ps): use --link-file or " + linkVariable + " where that matters. With links of several\n" +
 			"servers, the first that works is used, or the fastest; when it is gone, everything moves to another.",
-		Flags: configFlags("client", &defaults),
-		Action: func(c *cli.Context) error {
-			p.keepHangups()
-			cfg, err := p.clientConfig(c)
-			if err != nil {
-				return err
-			}
-			return p.runClient(c.Context, cfg)
-		},
+		Flags:  configFlags("client", &defaults),
+		Action: serve(p, p.clientConfig, p.runClient),
 	}
 }
 

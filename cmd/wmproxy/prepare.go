@@ -6,11 +6,25 @@ import (
 	"log/slog"
 	"sync"
 
+	"github.com/urfave/cli/v2"
+
 	"wmproxy/internal/config"
 	"wmproxy/internal/state"
 	"wmproxy/internal/status"
 	"wmproxy/internal/tune"
 )
+
+// serve returns the action of a command that stays.
+func serve[T any](p *program, read func(*cli.Context) (T, error), run func(context.Context, T) error) cli.ActionFunc {
+	return func(c *cli.Context) error {
+		p.keepHangups()
+		cfg, err := read(c)
+		if err != nil {
+			return err
+		}
+		return run(c.Context, cfg)
+	}
+}
 
 // running is a process that serves.
 type running struct {

@@ -18,14 +18,7 @@ func (p *program) proxy() *cli.Command {
 		UsageText:   "wmproxy proxy [flags]\nwmproxy --flag...",
 		Description: "Entrance and exit in one process, without a tunnel. Flags without a command mean this one.",
 		Flags:       configFlags("proxy", &defaults),
-		Action: func(c *cli.Context) error {
-			p.keepHangups()
-			cfg, err := p.proxyConfig(c)
-			if err != nil {
-				return err
-			}
-			return p.runProxy(c.Context, cfg)
-		},
+		Action:      serve(p, p.proxyConfig, p.runProxy),
 	}
 }
 

@@ -22,15 +22,8 @@ func (p *program) server() *cli.Command {
 		Description: "Listens on one port number, UDP for QUIC and TCP for yamux over TLS 1.3. The first start makes an\n" +
 			"identity and a random token; each start writes the client's link to STATE-DIR/client.link, and\n" +
 			"on a terminal prints the command to paste on the client.",
-		Flags: configFlags("server", &defaults),
-		Action: func(c *cli.Context) error {
-			p.keepHangups()
-			cfg, err := p.serverConfig(c)
-			if err != nil {
-				return err
-			}
-			return p.runServer(c.Context, cfg)
-		},
+		Flags:  configFlags("server", &defaults),
+		Action: serve(p, p.serverConfig, p.runServer),
 	}
 }
 

@@ -6,8 +6,8 @@ import (
 	"strings"
 )
 
-// Error is what is wrong with fields of the tree, in one sentence without their paths. It
-// never repeats a secret.
+// Error is about fields with invalid values. Its message is one sentence without their
+// paths, and never repeats a secret.
 type Error struct {
 	Paths   []string
 	Message string
@@ -17,8 +17,9 @@ func (e *Error) Error() string { return strings.Join(e.Paths, " and ") + ": " + 
 
 // Field is an option of a tree.
 type Field struct {
-	Path  string
-	value reflect.Value
+	Path     string
+	value    reflect.Value
+	fallback string // the default's text
 }
 
 // Fields returns the options of tree, a pointer to a Client, a Server or a Proxy, by their
@@ -31,14 +32,15 @@ func Fields(tree any) map[string]Field {
 
 func addFields(fields map[string]Field, prefix string, v reflect.Value) {
 	for i := range v.NumField() {
-		f, name := v.Field(i), v.Type().Field(i).Tag.Get("yaml")
+		f, tag := v.Field(i), v.Type().Field(i).Tag
+		name := tag.Get("yaml")
 		switch {
 		case name == ",inline":
 			addFields(fields, prefix, f)
 		case f.Kind() == reflect.Struct && !hasText(f):
 			addFields(fields, prefix+name+".", f)
 		default:
-			fields[prefix+name] = Field{prefix + name, f}
+			fields[prefix+name] = Field{prefix + name, f, tag.Get("default")}
 		}
 	}
 }
@@ -47,6 +49,18 @@ func addFields(fields map[string]Field, prefix string, v reflect.Value) {
 func hasText(v reflect.Value) bool {
 	_, ok := v.Addr().Interface().(interface{ UnmarshalText([]byte) error })
 	return ok
+}
+
+// setDefaults sets every option of tree.
+func setDefaults(tree any) {
+	for _, f := range Fields(tree) {
+		if f.fallback == "" {
+			continue // the zero value
+		}
+		if err := f.Set(f.fallback); err != nil {
+			panic(err)
+		}
+	}
 }
 
 // Value returns the option's value.

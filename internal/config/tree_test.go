@@ -35,8 +35,9 @@ func structs(t *testing.T) map[string]*ast.StructType {
 	return found
 }
 
-func TestEveryFieldHasACommentAndAPath(t *testing.T) {
-	for name, s := range structs(t) {
+func TestFieldsHaveCommentPathAndDefault(t *testing.T) {
+	all := structs(t)
+	for name, s := range all {
 		for _, f := range s.Fields.List {
 			if len(f.Names) == 0 {
 				continue // embedded: its struct's fields have comments
@@ -48,51 +49,25 @@ func TestEveryFieldHasACommentAndAPath(t *testing.T) {
 			if text := strings.TrimSpace(f.Doc.Text()); !strings.HasSuffix(text, ".") {
 				t.Errorf("%s has no comment that is a sentence: %q", field, text)
 			}
-			if path := reflect.StructTag(strings.Trim(f.Tag.Value, "`")).Get("yaml"); path == "" || path != strings.ToLower(path) || strings.ContainsAny(path, "-., ") {
+			tag := reflect.StructTag(strings.Trim(f.Tag.Value, "`"))
+			if _, ok := tag.Lookup("default"); !ok && name != "User" && !isPart(all, f.Type) {
+				t.Errorf("%s has no default, not even an empty one", field)
+			}
+			if path := tag.Get("yaml"); path == "" || path != strings.ToLower(path) || strings.ContainsAny(path, "-., ") {
 				t.Errorf("%s has the yaml name %q, want snake_case", field, path)
 			}
 		}
 	}
 }
 
-// A default that is zero is written down like any other.
-func TestEveryFieldHasADefault(t *testing.T) {
-	all := structs(t)
-	given := make(map[string]bool)
-	ast.Inspect(parsed(t, "default.go"), func(n ast.Node) bool {
-		lit, ok := n.(*ast.CompositeLit)
-		if !ok {
-			return true
-		}
-		name, ok := lit.Type.(*ast.Ident)
-		if !ok || all[name.Name] == nil || len(lit.Elts) == 0 {
-			return true
-		}
-		given[name.Name] = true
-		fields := make(map[string]bool)
-		for _, e := range lit.Elts {
-			fields[e.(*ast.KeyValueExpr).Key.(*ast.Ident).Name] = true
-		}
-		for _, f := range all[name.Name].Fields.List {
-			field := "Process" // embedded
-			if len(f.Names) > 0 {
-				field = f.Names[0].Name
-			}
-			if !fields[field] {
-				t.Errorf("%s.%s has no default", name.Name, field)
-			}
-		}
-		return true
-	})
-	for name := range all {
-		if !given[name] && name != "User" { // there is none
-			t.Errorf("%s has no defaults", name)
-		}
-	}
+// isPart reports whether a type is a struct of the tree.
+func isPart(all map[string]*ast.StructType, of ast.Expr) bool {
+	name, ok := of.(*ast.Ident)
+	return ok && all[name.Name] != nil
 }
 
 // Whatever a configuration file may hold can be set from text.
-func TestEveryFieldIsSetFromText(t *testing.T) {
+func TestFieldsAreSetFromText(t *testing.T) {
 	client, server, proxy := DefaultClient(), DefaultServer(), DefaultProxy()
 	texts := map[string]string{
 		"links": "wmproxy://a:b@h:1", "users": "alice:s",
