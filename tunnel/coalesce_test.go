@@ -248,42 +248,6 @@ func TestTheCoalescerHoldsNoMoreThanItsBound(t *testing.T) {
 	})
 }
 
-func TestALargeFrameMakesRoomForMoreAndQuietWritersGiveItBack(t *testing.T) {
-	for _, standstill := range []time.Duration{0, time.Second} {
-		synctest.Test(t, func(t *testing.T) { growAndGoQuiet(t, standstill) })
-	}
-}
-
-// growAndGoQuiet has one write take as long as standstill at the end.
-func growAndGoQuiet(t *testing.T, standstill time.Duration) {
-	c, conn := newSlowCoalescer()
-	go writeInPieces(c, 8*coalesceBuffer)
-	for _, want := range []int{coalesceQuiet, coalesceQuiet, 2 * coalesceQuiet, coalesceBuffer, coalesceBuffer} {
-		synctest.Wait()
-		if c.bound() != want || len(c.buf) != want {
-			t.Errorf("%d bytes wait of %d, want %d", len(c.buf), c.bound(), want)
-		}
-		if got := c.fit(coalesceBuffer); got != want {
-			t.Errorf("of a large frame it takes %d, want %d", got, want)
-		}
-		conn.gate <- struct{}{}
-	}
-	time.Sleep(standstill)
-	for synctest.Wait(); len(c.buf) > 0 || c.writing; synctest.Wait() {
-		c.fit(coalesceBuffer)
-		conn.gate <- struct{}{}
-	}
-	for range 1 + coalesceCalm { // before the first a stream wanted much
-		c.Write([]byte("x"))
-		conn.gate <- struct{}{}
-		synctest.Wait()
-	}
-	if held := cap(c.buf) + cap(c.flight) + cap(c.records.held); c.bound() != coalesceQuiet || held > coalesceQuiet {
-		t.Errorf("quiet, it takes %d bytes and holds buffers of %d", c.bound(), held)
-	}
-	c.Close()
-}
-
 func TestAWriteErrorSticks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, conn := newSlowCoalescer()
@@ -303,59 +267,139 @@ func TestAWriteErrorSticks(t *testing.T) {
 	})
 }
 
-func TestASlowConnectionIsGivenLittleAtATimeAndABusyOneMuch(t *testing.T) {
-	const fast, slow = coalesceDelay / 10, 4 * coalesceDelay
-	limit := coalesceLimit{bytes: coalesceQuiet}
-	for i, step := range []struct {
-		n      int
-		took   time.Duration
-		wanted int
-		want   int
-	}{
-		{100, fast, 0, coalesceQuiet},
-		{coalesceQuiet, fast, maxFrame, 2 * coalesceQuiet},
-		{2 * coalesceQuiet, fast, maxFrame, coalesceBuffer},
-		{coalesceBuffer, fast, maxFrame, coalesceBuffer},
-		{12, fast, 0, coalesceBuffer},
-		{2 * coalesceBuffer, coalesceDelay + 1, maxFrame, coalesceBuffer},
-		{coalesceBuffer, slow, maxFrame, coalesceBuffer / 4}, // what takes 5 ms
-		{coalesceBuffer / 4, coalesceDelay, maxFrame, coalesceBuffer / 2},
-		{coalesceBuffer / 2, slow, maxFrame, coalesceBuffer / 8},
-		{100, time.Second, 0, coalesceLeast}, // it stood still
-		{100, fast, 0, 2 * coalesceLeast},
-		{100, fast, maxFrame, 4 * coalesceLeast},
-		{100, fast, maxFrame, coalesceQuiet},
-	} {
-		if limit.wrote(step.n, step.took, step.wanted); limit.bytes != step.want {
-			t.Errorf("step %d: after %d bytes in %v the limit is %d, want %d", i, step.n, step.took, limit.bytes, step.want)
+// rateConn takes so many bytes a second.
+type rateConn struct {
+	net.Conn
+	rate int // bytes per second
+
+	mu     sync.Mutex
+	writes int
+	bytes  int
+	marks  int // bytes that are not 0
+}
+
+func (c *rateConn) Write(p []byte) (int, error) {
+	c.mu.Lock()
+	rate := c.rate
+	c.mu.Unlock()
+	time.Sleep(time.Duration(len(p)) * time.Second / time.Duration(rate))
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.writes++
+	c.bytes += len(p)
+	c.marks += len(p) - bytes.Count(p, []byte{0})
+	return len(p), nil
+}
+
+func (c *rateConn) Close() error { return nil }
+
+// totals returns how many writes, bytes and bytes that are not 0 c has taken.
+func (c *rateConn) totals() (writes, bytes, marks int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.writes, c.bytes, c.marks
+}
+
+// fill writes to c as yamux does, one frame at a time: those of a stream that are zeros, as many as c
+// takes, and those sent to bundles. The function returned ends it.
+func fill(c *coalescer) (bundles chan<- []byte, stop func()) {
+	frames, done := make(chan []byte), make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			select {
+			case b := <-frames:
+				_, _ = c.Write(b)
+			case <-done:
+				return
+			}
 		}
+	})
+	wg.Go(func() {
+		for {
+			select {
+			case frames <- make([]byte, c.fit(maxFrame)):
+			case <-done:
+				return
+			}
+		}
+	})
+	return frames, func() { close(done); wg.Wait() }
+}
+
+// A bundle waits behind a stream for a time that hardly depends on the connection.
+func TestFullConnectionDelaysABundleLittle(t *testing.T) {
+	for _, rate := range []int{200_000, 1_000_000, 10_000_000, 100_000_000} {
+		synctest.Test(t, func(t *testing.T) {
+			conn := &rateConn{rate: rate}
+			records := &recordConn{Conn: conn}
+			c := newCoalescer(records, records, conn)
+			bundles, stop := fill(c)
+			time.Sleep(time.Second)
+			_, before, _ := conn.totals()
+			began := time.Now()
+			var slowest time.Duration
+			for i := range 100 {
+				time.Sleep(11 * time.Millisecond)
+				sent := time.Now()
+				bundles <- []byte{1}
+				for _, _, marks := conn.totals(); marks <= i; _, _, marks = conn.totals() {
+					time.Sleep(100 * time.Microsecond)
+				}
+				slowest = max(slowest, time.Since(sent))
+			}
+			_, after, _ := conn.totals()
+			used := float64(after-before) / time.Since(began).Seconds() / float64(rate)
+			t.Logf("at %d B/s a bundle takes at most %v, and %.0f %% of the connection are used", rate, slowest, 100*used)
+			// Two writes of coalesceBuffer would take 260 ms at 1 MB/s and five times that at 200 kB/s.
+			if slowest > 150*time.Millisecond {
+				t.Errorf("at %d B/s a bundle takes %v, want at most 150 ms", rate, slowest)
+			}
+			if used < 0.9 {
+				t.Errorf("%.0f %% of %d B/s are used", 100*used, rate)
+			}
+			stop()
+			c.Close()
+		})
 	}
 }
 
-func TestAConnectionThatGoesQuietKeepsLittle(t *testing.T) {
-	for _, before := range []int{coalesceBuffer, coalesceQuiet, coalesceLeast} {
-		limit := coalesceLimit{bytes: before}
-		for n := range 2 * coalesceCalm {
-			// However much bundles there are.
-			if calm := limit.wrote(coalesceQuiet, 0, coalesceQuiet); calm != (n+1 == coalesceCalm) {
-				t.Errorf("from %d: after %d writes calm is %v", before, n+1, calm)
+func TestBusyStreamLeavesInLargeWrites(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		conn := &rateConn{rate: 1 << 28}
+		records := &recordConn{Conn: conn}
+		c := newCoalescer(records, records, conn)
+		_, stop := fill(c)
+		large := func() {
+			t.Helper()
+			time.Sleep(100 * time.Millisecond)
+			writes, n, _ := conn.totals()
+			time.Sleep(100 * time.Millisecond)
+			moreWrites, more, _ := conn.totals()
+			if each := (more - n) / max(moreWrites-writes, 1); each < coalesceBuffer/2 {
+				t.Errorf("writes have %d bytes, want at least %d", each, coalesceBuffer/2)
 			}
-			if before == coalesceBuffer && n+1 < coalesceCalm != (limit.bytes == coalesceBuffer) {
-				t.Errorf("after %d writes %d bytes may wait", n+1, limit.bytes)
-			}
 		}
-		if limit.bytes != coalesceQuiet {
-			t.Errorf("from %d: %d bytes may wait in the end", before, limit.bytes)
+		large()
+		conn.setRate(1 << 20)
+		time.Sleep(2 * time.Second)
+		conn.setRate(1 << 28)
+		large()
+		stop()
+		for range 2 * coalesceCalm {
+			c.Write([]byte("x"))
+			time.Sleep(time.Millisecond)
 		}
-	}
-	limit := coalesceLimit{bytes: coalesceBuffer}
-	for i := range 10 * coalesceCalm {
-		wanted := 0
-		if i%coalesceCalm == 0 {
-			wanted = coalesceQuiet + 1
+		synctest.Wait()
+		if held := cap(c.buf) + cap(c.flight) + cap(c.records.held); held > coalesceQuiet {
+			t.Errorf("quiet, it holds buffers of %d bytes, want at most %d", held, coalesceQuiet)
 		}
-		if limit.wrote(100, 0, wanted); limit.bytes != coalesceBuffer {
-			t.Fatalf("%d bytes though a stream wants much before every %dth write", limit.bytes, coalesceCalm)
-		}
-	}
+		c.Close()
+	})
+}
+
+func (c *rateConn) setRate(rate int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.rate = rate
 }
