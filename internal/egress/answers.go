@@ -7,22 +7,22 @@ import (
 	"wmproxy/socks"
 )
 
-// maxAnswerNames bounds the entries of an answerTable: two for each of a flow's names, and
-// as many ports again that the client addressed otherwise.
+// maxAnswerNames bounds the entries of an answerTable: two for each of a flow's names, and as
+// many for other ports that the client has sent to.
 const maxAnswerNames = 4 * maxFlowNames
 
-// An answerTable holds the names that answers to a flow carry as their source in place of
-// the address, because the client has asked for that. An address with port 0 stands for its
-// ports that the client has not sent to. No name ("") is the address itself.
+// answerTable has the names that answers carry as their source instead of the address, because
+// the client has asked for that. An address with port 0 stands for all its ports to which the
+// client has not sent. The name "" stands for the address itself.
 type answerTable map[netip.AddrPort]string
 
-// asked notes that the client has sent to an address by this name.
+// asked records that the client has sent to an address by this name.
 func (t answerTable) asked(to netip.AddrPort, name string) {
 	t.set(to, name)
 	t.set(netip.AddrPortFrom(to.Addr(), 0), name)
 }
 
-// addressed notes that the client has sent to an address, not a name.
+// addressed records that the client has sent to an address and not a name.
 func (t answerTable) addressed(to netip.AddrPort) {
 	if _, ok := t[netip.AddrPortFrom(to.Addr(), 0)]; ok {
 		t.set(to, "")
@@ -40,8 +40,8 @@ func (t answerTable) set(to netip.AddrPort, name string) {
 	t[to] = name
 }
 
-// makeRoom drops an entry of another address than ip. If there is none it drops all: a
-// client that sends to so many ports of one address will name it again.
+// makeRoom drops an entry of another address than ip, or all if there is none: a client that
+// sends to so many ports of one address will name it again.
 func (t answerTable) makeRoom(ip netip.Addr) {
 	for to := range t {
 		if to.Addr() != ip {
@@ -52,7 +52,7 @@ func (t answerTable) makeRoom(ip netip.Addr) {
 	clear(t)
 }
 
-// name returns the name that an answer from an address carries, "" for the address itself.
+// name returns the name for an answer from an address, or "" for the address itself.
 func (t answerTable) name(from netip.AddrPort) string {
 	if name, ok := t[from]; ok {
 		return name
@@ -60,8 +60,8 @@ func (t answerTable) name(from netip.AddrPort) string {
 	return t[netip.AddrPortFrom(from.Addr(), 0)]
 }
 
-// noteName notes how the client has sent to an address that it knows as n. The caller
-// has f.mu.
+// noteName records that the client has sent to an address by the name n, possibly asking for
+// it in answers. The caller holds f.mu.
 func (f *flow) noteName(to netip.AddrPort, n *destName) {
 	switch {
 	case n.asked && f.answers == nil:
@@ -75,7 +75,7 @@ func (f *flow) noteName(to netip.AddrPort, n *destName) {
 	}
 }
 
-// noteAddress notes that the client has sent to an address, not a name.
+// noteAddress records that the client has sent to an address and not a name.
 func (f *flow) noteAddress(to netip.AddrPort) {
 	if !f.answersByName.Load() {
 		return

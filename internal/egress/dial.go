@@ -13,9 +13,9 @@ import (
 	"wmproxy/internal/share"
 )
 
-// dialAny dials the candidates, a new one beside the others while none has answered. It
-// dials the very address that the policy has passed, so a name that changes in between
-// gains nothing. The error is errPolicy only if the policy passes none.
+// dialAny dials the candidates, a new one beside the others while none has answered. It dials
+// the addresses that the policy has permitted, so that a name which changes meanwhile has no
+// effect. The error is errPolicy only if the policy permits none.
 func (u *UserExit) dialAny(ctx context.Context, candidates []netip.Addr, port uint16) (*net.TCPConn, error) {
 	var allowed []netip.Addr
 	for _, ip := range candidates {
@@ -65,15 +65,15 @@ func mostTelling(errs []error) error {
 	return errs[0]
 }
 
-// sockets counts the attempts of one stream. One has the stream's own place among the
-// user's streams; each beside it has another, so that names of many dead addresses do
+// sockets counts the attempts of one stream. One has the stream's own place among the user's
+// streams. Each one beside it takes another place, so that names with many dead addresses do
 // not take more descriptors than the limits allow.
 type sockets struct {
 	user *UserExit
-	own  chan struct{} // holds a value while no attempt has the stream's own place
+	own  chan struct{} // has a value while no attempt has the stream's own place
 }
 
-// take waits until there is a place for an attempt. cancel ends one for others' sake.
+// take blocks until there is a place for an attempt. cancel ends the attempt if others need it.
 func (s *sockets) take(ctx context.Context, cancel context.CancelCauseFunc) (release func(), err error) {
 	for {
 		select {
@@ -94,8 +94,8 @@ func (s *sockets) take(ctx context.Context, cancel context.CancelCauseFunc) (rel
 	}
 }
 
-// enterBeside counts one more stream in if there is room at once; nil means that there
-// is none. The caller counts as a stream itself.
+// enterBeside counts one more stream, or returns nil if the limits do not allow it at once. The
+// caller counts as a stream itself.
 func (u *UserExit) enterBeside(cancel context.CancelCauseFunc) (release func()) {
 	e := u.exits
 	if !e.enterStream(u) {

@@ -1,7 +1,6 @@
-// Package egress is exits: what comes out of the tunnel becomes a real socket.
-// A flow becomes one UDP socket, a stream one TCP connection, and every
-// address that either touches is held to the destination policy. It does not
-// know where a request came from.
+// Package egress has the exits of the tunnel: a flow gets a real UDP socket, a stream a TCP
+// connection, and every address that they use is checked by the destination policy. It must
+// not know the source of a request.
 package egress
 
 import (
@@ -30,17 +29,17 @@ const (
 )
 
 const (
-	sweepsPerIdle = 10               // so an idle flow goes at most a tenth and a bit too late
+	sweepsPerIdle = 10               // so that an idle flow ends about a tenth too late at most
 	maxSweep      = 30 * time.Second // longest time between sweeps
-	hostRefresh   = 30 * time.Second // between looks at the host's own addresses
+	hostRefresh   = 30 * time.Second // between readings of the host's own addresses
 
-	// Datagrams from its remotes keep a flow open for heardFor after its own last one: a call on hold, a
-	// subscription. At most maxHeardFlows of a user are kept so, because anybody on the internet may
-	// send to them.
+	// Datagrams from its remotes keep a flow open for heardFor after its own last one, for a call on
+	// hold or a subscription. This holds for maxHeardFlows of a user, because anybody on the Internet
+	// may send to them.
 	heardFor      = time.Hour
 	maxHeardFlows = 64
 
-	// noRoomFor is how long MakeRoom is not called again for a user after it could free
+	// noRoomFor is the time without a call of MakeRoom for a user for whom it could free
 	// nothing: a flood of flows beyond the limit must cost little.
 	noRoomFor = 100 * time.Millisecond
 )
@@ -58,33 +57,33 @@ type Config struct {
 	// Empty means none.
 	Advertised string
 
-	// Closed says whether this process itself listens on ap's port. It is asked
-	// only about addresses at which this host answers, and closes them whatever Allow
-	// says. It is called on the data path, from many goroutines.
+	// Closed reports whether this process itself listens on ap's port, which is then closed
+	// even if Allow contains it. It is called only for addresses at which this host answers,
+	// on the data path, from many goroutines.
 	Closed func(ap netip.AddrPort) bool
 
 	DialTimeout time.Duration // for a stream's name and all its dials together; 0 means defaultDialTimeout
 
-	// The most at once for one user, however many others have; 0 means the default.
+	// Bounds of one user at a time; 0 means the default.
 	MaxUserFlows, MaxUserStreams int
 
-	// Room is the descriptors that users share, one for each flow and stream; nil
-	// means a pool for these exits alone.
+	// Room is the descriptors that users share, one for each flow and stream. If it is nil
+	// these exits have a pool of their own.
 	Room *share.Pool
 
 	// Counted is set if Room has counted the flows and streams already, for the
 	// applications of this process. A stream's additional attempts to connect count here.
 	Counted bool
 
-	// MakeRoom, if set, is called when a user has MaxUserFlows. It ends flows of this user
-	// that nobody uses at present and reports whether there were any. It must not wait.
+	// MakeRoom, if set, is called when a user has MaxUserFlows. It ends unused flows of this
+	// user and reports whether there were any. It must not block.
 	MakeRoom func(user string) bool
 
 	NoOffload bool // no segmentation offload on the sockets
 
-	// Resolve turns a name into addresses; nil asks the system. Its results are
-	// kept. It is called by few goroutines at once, and for one name only when the
-	// context of the call before has ended.
+	// Resolve resolves a name; nil means the system's resolver. Its results are cached. It is
+	// called by few goroutines at once, and for the same name again only after the context of
+	// the call before has ended.
 	Resolve func(ctx context.Context, name string) ([]netip.Addr, error)
 
 	Log *slog.Logger // nil logs nothing
@@ -113,32 +112,31 @@ func defaulted[T int | time.Duration](v, otherwise T) T {
 	return v
 }
 
-// Exits is all exits of a process: they share limits, policy and resolver.
+// Exits is all exits of a process. They share limits, policy and resolver.
 type Exits struct {
 	cfg      Config
 	policy   *policy
 	own      *ownAddrs
 	resolver *resolver
-	now      func() time.Time // for the silence of addresses; tests have their own
+	now      func() time.Time // for the silence of addresses; replaced in tests
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
-	// wg counts the sweeper, every open flow, every stream being served and what
-	// closes sockets.
+	// wg counts the sweeper, every open flow, every stream being served and closeEnded.
 	wg sync.WaitGroup
 
 	tick       atomic.Uint32 // sweeps so far: the clock of flows
 	idleTicks  uint32        // a flow unused for more than this is idle
 	heardTicks uint32        // heardFor
 	every      time.Duration // between two sweeps
-	held       atomic.Int64  // bytes of all datagrams that wait for a name
+	held       atomic.Int64  // bytes of all datagrams that are waiting for a name
 
 	mu      sync.Mutex
 	closed  bool
 	users   map[*user.User]*UserExit
 	flows   map[*flow]struct{} // open
 	closing int                // of all users
-	ended   []ending           // the ones that closeEnded has not taken yet
+	ended   []ending           // not taken by closeEnded yet
 }
 
 // New returns exits that work until Close.
@@ -168,8 +166,8 @@ func New(cfg Config) *Exits {
 	return e
 }
 
-// For returns the exit of one user. It is the same one each time, so that
-// limits hold over all sessions of the user.
+// For returns the exit of a user. It returns the same one each time, so that limits hold
+// over all sessions of the user.
 func (e *Exits) For(of *user.User) *UserExit {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -188,14 +186,14 @@ type UserExit struct {
 
 	flows, streams int       // under exits.mu
 	closing        int       // flows with a socket about to be closed; under exits.mu
-	noRoom         time.Time // when MakeRoom could free nothing; under exits.mu
-	lookups        asker     // names that wait for the resolver; under its lock
+	noRoom         time.Time // the last time that MakeRoom freed nothing; under exits.mu
+	lookups        asker     // names waiting for the resolver; under its lock
 }
 
 var _ tunnel.Exit = (*UserExit)(nil)
 
-// Close ends all flows and streams, tells the peers, and returns once every
-// socket is closed. What is opened afterwards is refused.
+// Close ends all flows and streams, notifies the peers, and returns once every socket is
+// closed. It makes OpenFlow and ServeStream refuse everything.
 func (e *Exits) Close() {
 	e.mu.Lock()
 	e.closed = true
@@ -210,7 +208,7 @@ func (e *Exits) Close() {
 	e.wg.Wait()
 }
 
-// sweepUntilClosed is the one clock of all flows: none has a timer of its own.
+// sweepUntilClosed is the clock of all flows, which have no timers of their own.
 func (e *Exits) sweepUntilClosed(every time.Duration) {
 	sweep := time.NewTicker(every)
 	defer sweep.Stop()
@@ -229,7 +227,7 @@ func (e *Exits) sweepUntilClosed(every time.Duration) {
 	}
 }
 
-// sweep frees the flows that have been idle for too long.
+// sweep ends the flows that have been idle for too long.
 func (e *Exits) sweep() {
 	now := e.tick.Add(1)
 	e.mu.Lock()
@@ -244,8 +242,8 @@ func (e *Exits) sweep() {
 	}
 }
 
-// idleLocked returns the idle flows, and for each user the flows that would be idle if their remotes
-// were silent too.
+// idleLocked returns the idle flows, and for each user the flows that are not idle only because their
+// remotes are sending.
 func (e *Exits) idleLocked(now uint32) (idle []*flow, heard map[*UserExit][]*flow) {
 	heard = make(map[*UserExit][]*flow)
 	for f := range e.flows {
@@ -260,7 +258,7 @@ func (e *Exits) idleLocked(now uint32) (idle []*flow, heard map[*UserExit][]*flo
 	return idle, heard
 }
 
-// beyondHeard returns the flows of one user in excess of maxHeardFlows: the longest without sending.
+// beyondHeard returns the flows in excess of maxHeardFlows: those that have not sent for longest.
 func beyondHeard(flows []*flow, now uint32) []*flow {
 	if len(flows) <= maxHeardFlows {
 		return nil
@@ -269,7 +267,7 @@ func beyondHeard(flows []*flow, now uint32) []*flow {
 	return flows[maxHeardFlows:]
 }
 
-// enterStream counts a stream in, unless the user's limit is reached or Close was called.
+// enterStream counts a stream, unless the user's limit is reached or Close was called.
 func (e *Exits) enterStream(u *UserExit) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -305,8 +303,8 @@ func (e *Exits) makeRoom(u *UserExit) bool {
 	return false
 }
 
-// refusedByLimit logs that a limit was reached. A peer can have that for each datagram, so
-// it does not allocate.
+// refusedByLimit logs that a limit was reached. A peer can cause that with each datagram, so
+// that it must not allocate.
 func (e *Exits) refusedByLimit(u *UserExit, what string, err error) {
 	e.cfg.Log.LogAttrs(e.ctx, slog.LevelWarn, "refused for want of room",
 		slog.String("user", u.Name), slog.String("what", what), slog.Any("error", err))

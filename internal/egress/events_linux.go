@@ -7,14 +7,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// addrEvents reports changes of the host's addresses: rtnetlink announces each one, and a new address before
+// addrEvents reports changes of the host's addresses: rtnetlink announces each one, a new address before
 // anything can be sent to it.
 type addrEvents struct {
 	file *os.File
 	raw  syscall.RawConn
 }
 
-// eventRead is how many bytes are read of an event: only that there is one matters.
+// eventRead is the number of bytes read of an event. Its content does not matter.
 const eventRead = 64
 
 func openAddrEvents() (*addrEvents, error) {
@@ -36,17 +36,17 @@ func openAddrEvents() (*addrEvents, error) {
 	return &addrEvents{file, raw}, nil
 }
 
-// wait blocks until there is an event to take. It returns an error once close was called.
+// wait blocks until there is an event to take. It returns an error after close.
 func (e *addrEvents) wait() error {
 	return e.raw.Read(func(fd uintptr) bool { return e.receive(fd, unix.MSG_PEEK) != unix.EAGAIN })
 }
 
-// take removes the events that have come and reports whether there were any.
+// take removes all events and reports whether there were any.
 func (e *addrEvents) take() (any bool) {
 	_ = e.raw.Control(func(fd uintptr) {
 		for err := e.receive(fd, 0); err != unix.EAGAIN; err = e.receive(fd, 0) {
 			any = true
-			if err != nil && err != unix.ENOBUFS && err != unix.EINTR { // ENOBUFS: more came than there is room for
+			if err != nil && err != unix.ENOBUFS && err != unix.EINTR { // ENOBUFS: some were lost
 				return
 			}
 		}

@@ -4,7 +4,7 @@ package egress
 
 import "errors"
 
-// addrEvents is Linux's: elsewhere the addresses are read again instead.
+// addrEvents is for Linux only. Other systems read the addresses again.
 type addrEvents struct{}
 
 func openAddrEvents() (*addrEvents, error) { return nil, errors.ErrUnsupported }

@@ -30,10 +30,9 @@ var (
 	_ tunnel.FlowHandler = (*flow)(nil)
 )
 
-// flow is one UDP association at its exit: one unconnected socket, so that every
-// remote sees the same address (RFC 4787 REQ-1), unless others need its descriptor
-// meanwhile. Thousands of them are idle at any time:
-// it has no goroutine, timer or buffer of its own.
+// flow is a UDP association at its exit: one unconnected socket, so that every remote sees
+// the same address (RFC 4787 REQ-1), unless others need its descriptor meanwhile. Thousands
+// of flows are idle at any time, so that they have no goroutine, timer or buffer.
 type flow struct {
 	user  *UserExit
 	link  downlink
@@ -41,22 +40,22 @@ type flow struct {
 
 	sock  atomic.Pointer[udpio.Socket] // nil while others have its descriptor
 	lease *share.Lease                 // of sock; guarded by mu
-	tried uint32                       // when a socket was last asked for, +1, on the pool's clock; belongs to Receive
+	tried uint32                       // the last request for a socket, +1, on the pool's clock; used by Receive only
 
 	used   atomic.Uint32 // tick of the last datagram from the client
 	heard  atomic.Uint32 // tick of the last one for it
-	passed atomic.Uint32 // when something last passed, either way, on the pool's clock
+	passed atomic.Uint32 // the last datagram in either direction, on the pool's clock
 	ended  atomic.Bool
 
-	up   lastVerdict // of destinations; belongs to Receive
-	down lastVerdict // of sources; belongs to the socket's reader
+	up   lastVerdict // of destinations; used by Receive only
+	down lastVerdict // of sources; used by the socket's reader only
 
 	usesNames     atomic.Bool // the client has used a name, not only addresses
 	answersByName atomic.Bool // the client has asked for a name in answers
 
 	mu      sync.Mutex
 	names   *nameTable  // nil until the client uses a name
-	peers   peerTable   // whom the flow has sent to; nil if everyone may answer
+	peers   peerTable   // the remotes that may answer; nil if all may
 	answers answerTable // nil until answersByName
 
 	counts stats.Datagrams
@@ -94,7 +93,7 @@ func (u *UserExit) openFlow(link downlink) (*flow, tunnel.EndCode) {
 	return f, tunnel.EndNormal
 }
 
-// reserveFlow counts a flow in, unless the user's limit is reached or Close was called.
+// reserveFlow counts a flow, unless the user's limit is reached or Close was called.
 func (e *Exits) reserveFlow(u *UserExit) tunnel.EndCode {
 	e.mu.Lock()
 	if e.closed {
@@ -115,7 +114,7 @@ func (e *Exits) reserveFlow(u *UserExit) tunnel.EndCode {
 	return tunnel.EndNormal
 }
 
-// releaseFlow counts a flow out that was never open.
+// releaseFlow undoes reserveFlow for a flow that was not opened.
 func (e *Exits) releaseFlow(u *UserExit) {
 	e.mu.Lock()
 	u.flows--
@@ -133,11 +132,11 @@ func (e *Exits) addFlow(f *flow) bool {
 	return true
 }
 
-// Ended frees the socket: the client, or its session, is done with the flow.
+// Ended closes the flow: the client or its session has ended it.
 func (f *flow) Ended(code tunnel.EndCode) { f.close(code.String()) }
 
-// close frees the flow, once. It does not wait for the socket's reader, which
-// may be inside link.Queue while its session is calling us.
+// close ends the flow, once. It does not wait for the socket's reader, which may be in
+// link.Queue while its session is calling close.
 func (f *flow) close(why string) {
 	if !f.ended.CompareAndSwap(false, true) {
 		return
@@ -153,14 +152,14 @@ func (f *flow) close(why string) {
 	}
 }
 
-// ending is a flow that has ended and why.
+// ending is a flow that has ended, and the reason.
 type ending struct {
 	*flow
 	why string
 }
 
-// closeEnded closes the sockets of flows that have ended, one after the other, and
-// returns when there are no more.
+// closeEnded closes the sockets of ended flows, one after the other, and returns when there
+// are no more.
 func (e *Exits) closeEnded() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -179,7 +178,7 @@ func (e *Exits) closeEnded() {
 	}
 }
 
-// finish closes the socket and writes the flow's one line in the log.
+// finish closes the socket and logs the flow's only line.
 func (f *flow) finish(why string) {
 	f.closeSocket(nil)
 	f.mu.Lock()
@@ -196,17 +195,17 @@ func (f *flow) finish(why string) {
 	}, counted.Attrs()...)...)
 }
 
-// counted returns what the flow has counted, with what the tunnel dropped of it.
+// counted returns the flow's counters, with the datagrams that the tunnel dropped of it.
 func (f *flow) counted() stats.Snapshot {
 	s := f.counts.Snapshot()
 	s.Drops.Add(f.link.Dropped())
 	return s
 }
 
-// batchSize is how many datagrams go to a socket or to the tunnel at once.
+// batchSize bounds the datagrams that go to a socket or to the tunnel at once.
 const batchSize = 128
 
-// batch is the scratch of one call. Flows share a few; an idle one holds none.
+// batch is the scratch memory of one call. Idle flows have none.
 type batch struct {
 	ms    [batchSize]udpio.Message
 	heads [batchSize*maxAddrHead + socks.MaxAddrLen]byte // so that addresses always fit
@@ -218,13 +217,13 @@ const maxAddrHead = 1 + 16 + 2
 
 var batches = sync.Pool{New: func() any { return new(batch) }}
 
-// Receive sends the client's datagrams to where each says:
+// Receive sends the client's datagrams to their destinations:
 //
 //	+------+----------+------+---------+
 //	| ATYP | DST.ADDR | PORT | payload |   RFC 1928 section 7, from ATYP on
 //	+------+----------+------+---------+
 //
-// ATYP is tunnel.TypeNameAnswered for a name that answers are to carry.
+// ATYP is tunnel.TypeNameAnswered if answers should carry the name.
 func (f *flow) Receive(bodies [][]byte) {
 	if f.ended.Load() {
 		f.counts.Drop(stats.Ended, len(bodies))
@@ -267,12 +266,12 @@ func (f *flow) write(ms []udpio.Message) {
 		size += len(ms[i].Body)
 	}
 	sent := 0
-	if sock := f.sock.Load(); sock != nil { // else it has just been taken
+	if sock := f.sock.Load(); sock != nil { // otherwise it has just been taken
 		// The error is ignored: even if one datagram fails, the next may pass.
 		sent, _ = sock.Write(ms)
 	}
 	if sent < len(ms) {
-		size = size * sent / len(ms) // which ones, the socket does not say
+		size = size * sent / len(ms) // an estimate: the socket does not return which ones
 	}
 	f.counts.Up(sent, size)
 	if sent < len(ms) {
@@ -281,8 +280,8 @@ func (f *flow) write(ms []udpio.Message) {
 	clear(ms) // the pool must not keep the payloads alive
 }
 
-// destination says where body goes now; not ok means that it was dropped, or
-// that it waits for its name.
+// destination returns the destination of body. ok is false if body was dropped or waits for
+// its name.
 func (f *flow) destination(body []byte) (to netip.AddrPort, payload []byte, ok bool) {
 	asked := len(body) > 0 && body[0] == tunnel.TypeNameAnswered
 	if asked {
@@ -319,8 +318,8 @@ func (f *flow) destination(body []byte) (to netip.AddrPort, payload []byte, ok b
 	return to, payload, true
 }
 
-// replies sends what the socket has read to the client, each datagram behind its
-// true source, or the name that the client has asked for.
+// replies sends the datagrams that the socket has read to the client, each behind its true
+// source, or the name that the client has asked for.
 func (f *flow) replies(ms []udpio.Message) {
 	f.passed.Store(f.user.exits.cfg.Room.Now())
 	b := batches.Get().(*batch)
@@ -335,7 +334,7 @@ func (f *flow) replies(ms []udpio.Message) {
 func (f *flow) reply(b *batch, ms []udpio.Message) {
 	n := 0
 	heads := b.heads[:0]
-	var head []byte // of the datagram before, whose source is often the same
+	var head []byte // of the previous datagram, which often has the same source
 	var from netip.AddrPort
 	for i := range ms {
 		if !f.mayReply(ms[i].Addr) {
@@ -358,7 +357,7 @@ func (f *flow) reply(b *batch, ms []udpio.Message) {
 	f.queue(b.ms[:n])
 }
 
-// queue hands replies to the tunnel and clears ms.
+// queue passes replies to the tunnel and clears ms.
 func (f *flow) queue(ms []udpio.Message) {
 	if len(ms) == 0 {
 		return
@@ -373,7 +372,7 @@ func (f *flow) queue(ms []udpio.Message) {
 	clear(ms)
 }
 
-// mayReply holds a source to the policy and to the filtering behaviour.
+// mayReply reports whether the policy and the filtering permit a source.
 func (f *flow) mayReply(from netip.AddrPort) bool {
 	if !f.down.permits(f.user.exits.policy, from) {
 		f.counts.Drop(stats.Source, 1)
@@ -391,12 +390,12 @@ func (f *flow) mayReply(from netip.AddrPort) bool {
 	return known
 }
 
-// lastVerdict is the policy's verdict on the last address seen. A flow mostly
-// talks to one; for another, judging costs less than a bigger table's upkeep.
+// lastVerdict is the policy's verdict on the last address. A flow mostly has one. For
+// others it is cheaper to judge again than to keep a larger table.
 type lastVerdict struct {
 	ip   netip.Addr
 	v    verdict
-	host *hostAddrs // what v was found with
+	host *hostAddrs // the addresses that v is based on
 }
 
 func (l *lastVerdict) permits(p *policy, ap netip.AddrPort) bool {

@@ -13,14 +13,14 @@ import (
 
 // Bounds on the names of flows.
 const (
-	maxFlowNames = 64        // per flow; beyond it the one used longest ago is resolved anew
-	maxHeldCount = 64        // datagrams per flow that wait for names
+	maxFlowNames = 64        // per flow; beyond it the least recently used one is resolved again
+	maxHeldCount = 64        // datagrams per flow that are waiting for names
 	maxHeldBytes = 128 << 10 // payload of these, per flow
-	maxHeldTotal = 16 << 20  // payload of all that wait, over all flows
+	maxHeldTotal = 16 << 20  // payload of all waiting ones, over all flows
 )
 
-// nameTable is the names a flow has sent to. A name keeps its address while that
-// answers: a peer must not move to another host in mid-conversation.
+// nameTable is the names that a flow has sent to. A name keeps its address while that
+// answers: a peer must not move to another host within a conversation.
 type nameTable struct {
 	byName    map[string]*destName
 	heldCount int
@@ -28,26 +28,26 @@ type nameTable struct {
 }
 
 type destName struct {
-	name    string     // as the client writes it
+	name    string     // as the client spelled it
 	asked   bool       // the client wants answers to carry it
-	ip      netip.Addr // invalid while the resolver is at it
+	ip      netip.Addr // invalid while it is being resolved
 	used    uint32     // tick of the last datagram
 	waiting []heldDatagram
 	silence silence
 }
 
-// heldDatagram is one that waits for its name. It waits no longer than the resolver takes.
+// heldDatagram is a datagram that waits for its name.
 type heldDatagram struct {
 	port    uint16
 	payload []byte
 }
 
-// named returns the address of a name, or holds or drops the datagram. asked is set if
-// the client wants answers to carry the name.
+// named returns the address of a name, or otherwise holds or drops the datagram. asked is set
+// if the client wants answers to carry the name.
 func (f *flow) named(name []byte, port uint16, payload []byte, asked bool) (netip.Addr, bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.ended.Load() { // checked with f.mu, so that finish sees all that was held
+	if f.ended.Load() { // checked with f.mu held, so that finish sees all held datagrams
 		f.counts.Drop(stats.Ended, 1)
 		return netip.Addr{}, false
 	}
@@ -74,8 +74,7 @@ func (f *flow) named(name []byte, port uint16, payload []byte, asked bool) (neti
 	return n.ip, true
 }
 
-// learn takes in a name the flow does not know, and starts resolving it. The
-// caller has f.mu.
+// learn adds a new name to the table and starts to resolve it. The caller holds f.mu.
 func (f *flow) learn(name string) (*destName, stats.Reason) {
 	n := &destName{name: name}
 	if ip, ok := socks.ParseLiteral(name); ok {
@@ -100,8 +99,8 @@ func (f *flow) learn(name string) (*destName, stats.Reason) {
 	return n, 0
 }
 
-// makeRoom keeps the table within its bound; false means that every name in it
-// is still being resolved.
+// makeRoom keeps the table within its bound. It returns false if every name in it is still
+// being resolved.
 func (t *nameTable) makeRoom(now uint32) bool {
 	if len(t.byName) < maxFlowNames {
 		return true
@@ -118,7 +117,7 @@ func (t *nameTable) makeRoom(now uint32) bool {
 	return found
 }
 
-// hold copies a datagram until its name is resolved. The caller has f.mu.
+// hold keeps a copy of a datagram until its name is resolved. The caller holds f.mu.
 func (f *flow) hold(n *destName, port uint16, payload []byte) {
 	for f.names.full(len(payload)) && len(n.waiting) > 0 {
 		f.unhold(n.waiting[0])
@@ -134,7 +133,7 @@ func (f *flow) hold(n *destName, port uint16, payload []byte) {
 	n.waiting = append(n.waiting, heldDatagram{port, slices.Clone(payload)})
 }
 
-// reserveHeld takes n bytes of maxHeldTotal, if there are as many.
+// reserveHeld takes n bytes of maxHeldTotal and reports whether there were enough.
 func (e *Exits) reserveHeld(n int) bool {
 	if e.held.Add(int64(n)) > maxHeldTotal {
 		e.held.Add(-int64(n))
@@ -147,15 +146,15 @@ func (t *nameTable) full(more int) bool {
 	return t.heldCount >= maxHeldCount || t.heldBytes+more > maxHeldBytes
 }
 
-// unhold gives back the place of a datagram. The caller has f.mu.
+// unhold undoes hold's accounting for a datagram. The caller holds f.mu.
 func (f *flow) unhold(d heldDatagram) {
 	f.names.heldCount--
 	f.names.heldBytes -= len(d.payload)
 	f.user.exits.held.Add(-int64(len(d.payload)))
 }
 
-// resolved is called by the resolver. It sends what waited before it lets Receive
-// see the address, so that order holds.
+// resolved is called by the resolver. It sends the held datagrams before it lets Receive see
+// the address, so that their order is kept.
 func (f *flow) resolved(name string, addrs []netip.Addr, err error) {
 	addrs = f.user.exits.policy.choose(addrs)
 	f.mu.Lock()
@@ -178,7 +177,7 @@ func (f *flow) resolved(name string, addrs []netip.Addr, err error) {
 	n.waiting = nil
 }
 
-// sendHeld sends what waited for n. The caller has f.mu.
+// sendHeld sends the datagrams held for n. The caller holds f.mu.
 func (f *flow) sendHeld(n *destName) {
 	b := batches.Get().(*batch)
 	defer batches.Put(b)
@@ -198,7 +197,7 @@ func (f *flow) sendHeld(n *destName) {
 	f.write(out)
 }
 
-// forgetNames frees what waits. The caller has f.mu.
+// forgetNames drops all held datagrams. The caller holds f.mu.
 func (f *flow) forgetNames() {
 	if f.names == nil {
 		return
@@ -212,9 +211,8 @@ func (f *flow) forgetNames() {
 	f.names = nil
 }
 
-// choose returns the addresses that a flow may use for a name, in the order in which to
-// try them: all that the policy does not refuse outright, else the first, so that its
-// datagrams count as refused.
+// choose returns the addresses that a flow may use for a name, in order: all that the policy
+// does not refuse outright, or else the first, so that its datagrams count as refused.
 func (p *policy) choose(addrs []netip.Addr) []netip.Addr {
 	var allowed []netip.Addr
 	for _, ip := range addrs {
@@ -228,7 +226,7 @@ func (p *policy) choose(addrs []netip.Addr) []netip.Addr {
 	return eyeballs.Order(allowed)
 }
 
-// resolve is the resolver's, within the user's share of it.
+// resolve calls the resolver's resolve, within the user's share of it.
 func (u *UserExit) resolve(name string, maxAge time.Duration, then func([]netip.Addr, error)) (addrs []netip.Addr, done bool, err error) {
 	return u.exits.resolver.resolve(&u.lookups, name, maxAge, u.noting(name, then))
 }

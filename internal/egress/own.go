@@ -13,15 +13,15 @@ import (
 )
 
 const (
-	// eventPause is the least time between two readings of the host's addresses for events alone.
+	// eventPause is the shortest time between two readings of the host's addresses for events.
 	eventPause = 20 * time.Millisecond
 
-	// An advertised name is resolved this often, and when that fails, this soon again; each time for so long.
+	// Times for resolving an advertised name: the interval, the one after a failure, and the timeout.
 	advertisedEvery   = time.Minute
 	advertisedRetry   = 5 * time.Second
 	advertisedTimeout = 5 * time.Second
 
-	// maxAdvertised bounds the addresses of the advertised name that count.
+	// maxAdvertised bounds the addresses of the advertised name.
 	maxAdvertised = 64
 )
 
@@ -31,9 +31,9 @@ type ownAddrs struct {
 	log    *slog.Logger
 
 	mu         sync.Mutex
-	events     *addrEvents  // nil: not available, so that catchUp always reads
-	stale      bool         // something has changed that could not be read
-	advertised []netip.Addr // of no interface, but packets to them may come back through a NAT
+	events     *addrEvents  // nil if not available: catchUp then always reads
+	stale      bool         // a change could not be read
+	advertised []netip.Addr // of no interface; packets to them may return through a NAT
 }
 
 func newOwnAddrs(p *policy, log *slog.Logger) *ownAddrs {
@@ -71,8 +71,8 @@ func (o *ownAddrs) follow(ctx context.Context) {
 	events.close()
 }
 
-// catchUp reads the addresses if they may have changed. An address that the host has when
-// catchUp is called is known when it returns.
+// catchUp reads the addresses if they may have changed. When it returns, all addresses that
+// the host had at the call are known.
 func (o *ownAddrs) catchUp() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -101,14 +101,14 @@ func (o *ownAddrs) readLocked() {
 	o.policy.refresh(h)
 }
 
-// permits reports whether conn may stay. That its address was permitted before the dial is not enough: the host
-// may have got that address since.
+// permits reports whether conn may stay. The host may have got the remote address since that was permitted before
+// the dial.
 func (o *ownAddrs) permits(conn *net.TCPConn) bool {
 	o.catchUp()
 	return o.policy.permitsConn(udpio.AddrPortOf(conn.LocalAddr()), udpio.AddrPortOf(conn.RemoteAddr()))
 }
 
-// followAdvertised resolves the name by which clients reach this host, again and again until ctx ends.
+// followAdvertised resolves the name by which clients reach this host periodically until ctx ends.
 func (o *ownAddrs) followAdvertised(ctx context.Context, name string, resolve func(context.Context, string) ([]netip.Addr, error)) {
 	for ctx.Err() == nil {
 		wait := advertisedEvery

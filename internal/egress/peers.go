@@ -6,14 +6,14 @@ import (
 	"wmproxy/internal/config"
 )
 
-// maxPeers bounds whom a flow that filters remembers. Beyond it the one that was
-// sent to longest ago may no longer answer.
+// maxPeers bounds the remotes that a flow with filtering remembers. Beyond it the one that was
+// sent to longest ago, roughly, may not answer any more.
 const maxPeers = 1024
 
-// peerTable is whom a flow has sent to, with the tick it last did.
+// peerTable is the remotes that a flow has sent to, with the tick of the last datagram.
 type peerTable map[netip.AddrPort]uint32
 
-// filterKey is what of a remote's address filtering goes by.
+// filterKey returns the part of a remote's address that filtering uses.
 func (f *flow) filterKey(ap netip.AddrPort) netip.AddrPort {
 	if f.user.exits.cfg.Filtering == config.AddressDependent {
 		return netip.AddrPortFrom(ap.Addr(), 0)
@@ -30,8 +30,8 @@ func (t peerTable) add(ap netip.AddrPort, tick uint32) {
 	t[ap] = tick
 }
 
-// dropOldest looks at a few entries, in the map's random order, and drops the
-// oldest: a flow that scans must not pay for the whole table with each datagram.
+// dropOldest drops the oldest of a few entries in the map's random order: a search of the whole
+// table for each datagram would be too slow for a flow that scans.
 func (t peerTable) dropOldest(now uint32) {
 	var out netip.AddrPort
 	var age uint32

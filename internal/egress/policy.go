@@ -9,17 +9,17 @@ import (
 	"sync/atomic"
 )
 
-// verdict is what the destination policy says about an IP address.
+// verdict is the policy's judgement on an IP address.
 type verdict uint8
 
 const (
 	refused  verdict = iota
 	open             // at every port
-	openHost         // at every port but those this process itself listens on
+	openHost         // at every port but those on which this process listens
 )
 
-// policy decides which addresses an exit may send to and hear from. It judges
-// addresses only, never names: a name says nothing about where it resolves next.
+// policy decides to which addresses an exit may send and from which it may receive. It judges
+// addresses and not names, which may resolve to another address next time.
 type policy struct {
 	allow  []netip.Prefix
 	deny   []netip.Prefix // wins over allow
@@ -42,8 +42,7 @@ func unmapPrefixes(ps []netip.Prefix) []netip.Prefix {
 	return unmapped
 }
 
-// unmapPrefix turns ::ffff:a.b.c.d/96+n into a.b.c.d/n, the form that addresses
-// are compared in.
+// unmapPrefix turns ::ffff:a.b.c.d/96+n into a.b.c.d/n, as addresses are compared.
 func unmapPrefix(p netip.Prefix) netip.Prefix {
 	if p.Addr().Is4In6() && p.Bits() >= 96 {
 		p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
@@ -51,12 +50,12 @@ func unmapPrefix(p netip.Prefix) netip.Prefix {
 	return p.Masked()
 }
 
-// permits says whether datagrams and connections may go to ap, or come from it.
+// permits reports whether datagrams and connections may go to ap, or come from it.
 func (p *policy) permits(ap netip.AddrPort) bool {
 	return p.permitsAt(p.judge(ap.Addr()), ap)
 }
 
-// permitsAt is permits for an address whose verdict is known.
+// permitsAt is like permits for an address with a known verdict.
 func (p *policy) permitsAt(v verdict, ap netip.AddrPort) bool {
 	switch v {
 	case open:
@@ -67,8 +66,8 @@ func (p *policy) permitsAt(v verdict, ap netip.AddrPort) bool {
 	return false
 }
 
-// permitsConn is permits for an established TCP connection. If both its ends have one address, that is the
-// host's own even if no interface has it (a route of type local).
+// permitsConn is like permits for an established TCP connection. If both its ends have the same address, that is
+// the host's own even if no interface has it (a route of type local).
 func (p *policy) permitsConn(local, remote netip.AddrPort) bool {
 	v := p.judge(remote.Addr())
 	if ip := remote.Addr().Unmap(); v == open && local.Addr().Unmap() == ip {
@@ -80,8 +79,8 @@ func (p *policy) permitsConn(local, remote netip.AddrPort) bool {
 	return p.permitsAt(v, remote)
 }
 
-// judge gives the verdict on ip. An address that carries an IPv4 address is held
-// to the verdict on that one as well, since that is where packets to it end up.
+// judge returns the verdict on ip. If ip embeds an IPv4 address it judges that one as well,
+// since packets to ip end up there.
 func (p *policy) judge(ip netip.Addr) verdict {
 	if !ip.IsValid() || ip.Zone() != "" {
 		return refused
@@ -117,7 +116,7 @@ func (p *policy) judge(ip netip.Addr) verdict {
 	return refused
 }
 
-// denies reports whether the operator has closed ip, or an IPv4 address that it carries.
+// denies reports whether the operator has closed ip, or an IPv4 address that it embeds.
 func (p *policy) denies(ip netip.Addr) bool {
 	if len(p.deny) == 0 {
 		return false
@@ -136,7 +135,7 @@ func contain(ps []netip.Prefix, ip netip.Addr) bool {
 	return false
 }
 
-// IPv6 addresses that carry an IPv4 address.
+// IPv6 addresses that embed an IPv4 address.
 //
 //	0                   32                                       96         127
 //	+--------------------+----------------------------------------+-----------+
@@ -149,9 +148,9 @@ func contain(ps []netip.Prefix, ip netip.Addr) bool {
 //	| 2001:0000          | server IPv4         | flags   | ^port  | ^client   |  Teredo, RFC 4380 section 4
 //	+--------------------+---------------------+---------+--------+-----------+
 //
-// The local-use NAT64 prefix 64:ff9b:1::/48 (RFC 8215) is not among them: where the
-// IPv4 address stands depends on a prefix length that only its network knows, so
-// it is refused as a whole.
+// The local-use NAT64 prefix 64:ff9b:1::/48 (RFC 8215) is not among them but refused as a
+// whole: the position of the IPv4 address depends on a prefix length that only its network
+// knows.
 var (
 	nat64Prefix  = [12]byte{0x00, 0x64, 0xff, 0x9b}
 	compatPrefix = [12]byte{}
@@ -162,8 +161,8 @@ func isIPv4Compatible(a [16]byte) bool { return [12]byte(a[:12]) == compatPrefix
 func is6to4(a [16]byte) bool           { return a[0] == 0x20 && a[1] == 0x02 }
 func isTeredo(a [16]byte) bool         { return a[0] == 0x20 && a[1] == 0x01 && a[2] == 0 && a[3] == 0 }
 
-// embedded4 returns the IPv4 address that packets to ip end up at and, if they may go by way of
-// another, that one; the zero Addr for an address that carries none.
+// embedded4 returns the IPv4 address at which packets to ip end up and, if they may go through
+// another one, that. It returns the zero Addr if ip embeds none.
 func embedded4(ip netip.Addr) (to, via netip.Addr) {
 	if ip.Is4() {
 		return to, via
@@ -175,7 +174,7 @@ func embedded4(ip netip.Addr) (to, via netip.Addr) {
 	case is6to4(a):
 		to = netip.AddrFrom4([4]byte(a[2:6]))
 	case isTeredo(a):
-		// Packets go to the client's mapped address, or by way of its server's.
+		// Packets go to the client's mapped address, or through its server's.
 		to = netip.AddrFrom4([4]byte{^a[12], ^a[13], ^a[14], ^a[15]})
 		via = netip.AddrFrom4([4]byte(a[4:8]))
 	}
@@ -185,11 +184,11 @@ func embedded4(ip netip.Addr) (to, via netip.Addr) {
 // block4 is an IPv4 prefix, ready to compare.
 type block4 struct{ base, mask uint32 }
 
-// notGlobal4 is what is not one host on the public internet: the IANA IPv4
-// special-purpose registry (RFC 6890), multicast and the reserved rest, and the addresses outside these
-// at which a cloud serves, and trusts, the machines in it alone.
+// notGlobal4 is all addresses that are not a host on the public Internet: the IANA IPv4
+// special-purpose registry (RFC 6890), multicast, the reserved ones, and other addresses at which
+// a cloud serves, and trusts, only its own machines.
 var notGlobal4 = blocks4(
-	"0.0.0.0/8",        // this network; Linux takes 0.0.0.0 for itself
+	"0.0.0.0/8",        // this network; on Linux 0.0.0.0 is the host itself
 	"10.0.0.0/8",       // private, RFC 1918
 	"100.64.0.0/10",    // carrier-grade NAT, RFC 6598
 	"127.0.0.0/8",      // loopback
@@ -230,8 +229,8 @@ func global4(ip netip.Addr) bool {
 	return true
 }
 
-// globalUnicast6 is all that IANA has opened for global unicast. ULA, link-local,
-// site-local, multicast and every other special range but the following lies outside.
+// globalUnicast6 is the range for global unicast. ULA, link-local, site-local, multicast and all
+// other special ranges but the following are outside.
 var globalUnicast6 = netip.MustParsePrefix("2000::/3")
 
 var notGlobal6 = []netip.Prefix{
@@ -252,8 +251,8 @@ func global6(ip netip.Addr) bool {
 	return true
 }
 
-// reachesHost says whether a packet to ip can be taken by a socket of this host
-// that is bound to the wildcard address.
+// reachesHost reports whether a socket of this host that is bound to the wildcard address
+// receives packets to ip.
 func reachesHost(ip netip.Addr, host *hostAddrs) bool {
 	if host.has(ip) || ip.IsLoopback() || ip.IsUnspecified() || ip.IsMulticast() {
 		return true
@@ -261,16 +260,16 @@ func reachesHost(ip netip.Addr, host *hostAddrs) bool {
 	if ip.Is4() {
 		return ip.As4() == [4]byte{255, 255, 255, 255}
 	}
-	// An operator who opens a whole prefix of such addresses has not asked for ours.
+	// To open a whole prefix of such addresses does not mean to open the host's own.
 	to, _ := embedded4(ip)
 	return to.IsValid() && reachesHost(to, host)
 }
 
-// hostAddrs is the addresses at which this host answers. A packet to one of
-// them goes over lo, past the firewall, to whatever is bound to the wildcard.
+// hostAddrs is the addresses at which this host answers. A packet to one of them goes over lo,
+// past the firewall, to any socket that is bound to the wildcard.
 type hostAddrs struct {
 	addrs    map[netip.Addr]struct{}
-	prefixes []netip.Prefix // of loopback interfaces: Linux answers at all of a prefix there
+	prefixes []netip.Prefix // of loopback interfaces: Linux answers at all addresses of a prefix there
 }
 
 func (h *hostAddrs) has(ip netip.Addr) bool {
@@ -285,16 +284,16 @@ func (h *hostAddrs) has(ip netip.Addr) bool {
 	return false
 }
 
-// refresh takes a newer set of the host's addresses.
+// refresh sets the host's addresses.
 func (p *policy) refresh(h *hostAddrs) {
 	old := p.host.Load()
 	if maps.Equal(old.addrs, h.addrs) && slices.Equal(old.prefixes, h.prefixes) {
-		return // the same pointer keeps cached verdicts good
+		return // the same pointer keeps cached verdicts valid
 	}
 	p.host.Store(h)
 }
 
-// readHostAddrs asks the system for the addresses of all interfaces.
+// readHostAddrs returns the addresses of all interfaces.
 func readHostAddrs() (*hostAddrs, error) {
 	all, err := net.InterfaceAddrs()
 	if err != nil {
@@ -327,9 +326,9 @@ func readHostAddrs() (*hostAddrs, error) {
 	return h, nil
 }
 
-// add takes in an interface's address and what else of its subnet the host
-// answers at: an IPv4 subnet's two broadcast addresses (RFC 919 section 7, RFC 1122
-// section 3.3.6), a router's IPv6 anycast address (RFC 4291 section 2.6.1).
+// add adds an interface's address and the others of its subnet at which the host answers: an
+// IPv4 subnet's two broadcast addresses (RFC 919 section 7, RFC 1122 section 3.3.6), a
+// router's IPv6 anycast address (RFC 4291 section 2.6.1).
 func (h *hostAddrs) add(p netip.Prefix) {
 	ip := p.Addr()
 	h.addrs[ip] = struct{}{}
@@ -357,7 +356,7 @@ func prefixOf(a net.Addr) (netip.Prefix, bool) {
 	}
 	ip = ip.Unmap()
 	ones, bits := n.Mask.Size()
-	if bits != ip.BitLen() { // a mask of the other family's length, or none: the address alone
+	if bits != ip.BitLen() { // a mask of the other family, or none: add the address alone
 		ones = ip.BitLen()
 	}
 	return netip.PrefixFrom(ip, ones), true

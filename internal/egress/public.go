@@ -2,7 +2,7 @@ package egress
 
 import "net/netip"
 
-// Public says whether ip can be reached from anywhere.
+// Public reports whether ip can be reached from anywhere.
 func Public(ip netip.Addr) bool {
 	ip = ip.Unmap()
 	if ip.Is4() {

@@ -8,7 +8,7 @@ import (
 	"wmproxy/internal/status"
 )
 
-// Report lists the open flows as an operator sees them, in no order.
+// Report returns the open flows in no order.
 func (e *Exits) Report() []status.Association {
 	e.mu.Lock()
 	open := slices.Collect(maps.Keys(e.flows))
@@ -21,10 +21,10 @@ func (e *Exits) Report() []status.Association {
 }
 
 func (f *flow) report() status.Association {
-	used := f.used.Load() // before the tick, which is never behind it
+	used := f.used.Load() // before the tick, which is not behind it then
 	ticks := f.user.exits.tick.Load() - used
 	idle := status.Seconds(time.Duration(ticks) * f.user.exits.every)
-	exit := "" // while others have its socket
+	exit := "" // if others have its socket
 	if sock := f.sock.Load(); sock != nil {
 		exit = sock.LocalAddr().String()
 	}

@@ -15,16 +15,16 @@ import (
 	"wmproxy/internal/eyeballs"
 )
 
-// Bounds of the resolver. The system's resolver does not tell TTLs, so answers
-// are kept for a time that is short for any of them.
+// Bounds of the resolver. The system's resolver does not return TTLs, so that answers are kept
+// for a time shorter than most.
 const (
 	resolveTimeout = 5 * time.Second
 	maxWait        = 2 * resolveTimeout
 	keepAnswer     = 60 * time.Second
 	keepFailure    = 5 * time.Second
 	maxAnswers     = 4096 // names kept, beside names being looked up
-	maxUserLookups = 256  // callbacks of one user that wait
-	maxAddrs       = 16   // kept of one answer
+	maxUserLookups = 256  // waiting callbacks of one user
+	maxAddrs       = 16   // of one answer
 )
 
 var (
@@ -33,9 +33,9 @@ var (
 	errNoAddr  = errors.New("the name has no address")
 )
 
-// resolver turns names into addresses, off the path of its callers. Questions for
-// one name share one look-up; answers are kept, failures for a short while. The
-// slots for look-ups are shared among the users, see slots.go.
+// resolver resolves names without blocking its callers. Questions for the same name share a
+// look-up. Answers are cached, failures for a short time. Users share the slots for look-ups,
+// see slots.go.
 type resolver struct {
 	lookup   func(ctx context.Context, name string) ([]netip.Addr, error)
 	routable func(netip.Addr) bool
@@ -47,30 +47,30 @@ type resolver struct {
 	mu      sync.Mutex
 	answers map[string]*answer
 	kept    int       // answers that are not pending
-	running []*lookup // at most maxLookups, the oldest first
-	lines   []*asker  // those with names in line, in turn
+	running []*lookup // at most maxLookups, oldest first
+	lines   []*asker  // users with names in line, in turn
 	closed  bool
 }
 
-// answer is what is known of one name.
+// answer is the addresses of a name, or the state of its look-up.
 type answer struct {
 	name  string
 	addrs []netip.Addr // never changed once set
 	err   error
 	found time.Time
-	until time.Time // end of a pending answer's time, or of a known one's
+	until time.Time // the end of the time of a pending or a known answer
 
 	// While the answer is pending:
 	pending bool
 	zone    string
 	waiting []waiter
-	latest  time.Time   // bounds until however often the line is changed
-	asker   *asker      // whose slot or place in line the name takes
+	latest  time.Time   // a bound of until
+	asker   *asker      // the user of the slot or the place in line
 	lookup  *lookup     // nil while the name is in line
-	expiry  *time.Timer // for a name that is still in line then
+	expiry  *time.Timer // fails the name if it is still in line
 }
 
-// waiter is a callback and the user to whom it counts.
+// waiter is a callback and its user.
 type waiter struct {
 	asker *asker
 	then  func([]netip.Addr, error)
@@ -82,10 +82,10 @@ func newResolver(lookup func(context.Context, string) ([]netip.Addr, error), rou
 	return r
 }
 
-// resolve answers at once if it can: then done is true. Otherwise it calls then,
-// once, from a goroutine of the resolver, within resolveTimeout or, if another user asks for the
-// same name meanwhile, maxWait. An answer older than maxAge is not used.
-// The addresses are those to try, in order: routable ones if there are any, IPv4 first.
+// resolve returns the addresses and done = true if it knows them. Otherwise it calls then, once,
+// from a goroutine of the resolver, within resolveTimeout or, if another user asks for the same
+// name meanwhile, maxWait. It does not use an answer older than maxAge. The addresses are in the
+// order in which to try them: routable ones if there are any, IPv4 first.
 func (r *resolver) resolve(u *asker, name string, maxAge time.Duration, then func([]netip.Addr, error)) (addrs []netip.Addr, done bool, err error) {
 	if !validName(name) {
 		return nil, true, errBadName
@@ -104,7 +104,7 @@ func (r *resolver) resolve(u *asker, name string, maxAge time.Duration, then fun
 		return nil, true, errBusy
 	}
 	u.waiting++
-	a := r.answers[name] // after shed, which may have failed it
+	a := r.answers[name] // after shed, which may have removed it
 	if a == nil {
 		a = &answer{name: name, zone: zoneOf(name), pending: true, waiting: []waiter{{u, then}}, latest: now.Add(maxWait)}
 		r.answers[name] = a
@@ -119,8 +119,8 @@ func (r *resolver) resolve(u *asker, name string, maxAge time.Duration, then fun
 	return nil, false, nil
 }
 
-// settle ends a's time as a pending answer and returns the waiters to call. An error
-// that has no bearing on the name is not kept.
+// settle makes a pending answer a known one and returns the waiters to call. It does not keep an
+// error unless keep is set.
 func (r *resolver) settle(a *answer, addrs []netip.Addr, err error, keep bool) (waiting []waiter) {
 	a.expiry.Stop()
 	a.pending = false
@@ -144,14 +144,14 @@ func (r *resolver) settle(a *answer, addrs []netip.Addr, err error, keep bool) (
 	return waiting
 }
 
-// forget drops an answer that is not pending.
+// forget removes an answer that is not pending.
 func (r *resolver) forget(a *answer) {
 	delete(r.answers, a.name)
 	r.kept--
 }
 
-// leastLasting returns, of a few kept answers in the map's random order, the one with the
-// least time left.
+// leastLasting returns the answer with the least time left of a few ones in the map's random
+// order.
 func (r *resolver) leastLasting() (out *answer) {
 	looked := 0
 	for _, a := range r.answers {
@@ -168,7 +168,7 @@ func (r *resolver) leastLasting() (out *answer) {
 	return out
 }
 
-// tell calls the waiters. The caller does not have r.mu.
+// tell calls the waiters. The caller must not hold r.mu.
 func tell(waiting []waiter, addrs []netip.Addr, err error) {
 	for _, w := range waiting {
 		w.then(addrs, err)
@@ -188,8 +188,8 @@ func (r *resolver) ask(ctx context.Context, name string) ([]netip.Addr, error) {
 	return addrs, nil
 }
 
-// order sorts IPv4 first and leaves out what the host has no route to, unless
-// that is all there is: then the dial finds the true error.
+// order sorts IPv4 first and leaves out addresses without a route, unless there are no others:
+// then the dial returns the true error.
 func (r *resolver) order(found []netip.Addr) []netip.Addr {
 	var addrs []netip.Addr
 	for _, ip := range found {
@@ -211,7 +211,7 @@ func (r *resolver) order(found []netip.Addr) []netip.Addr {
 	return usable
 }
 
-// sweep forgets answers whose time is over.
+// sweep removes expired answers.
 func (r *resolver) sweep(now time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -225,7 +225,7 @@ func (r *resolver) sweep(now time.Time) {
 	}
 }
 
-// close fails what is pending and returns when nothing runs.
+// close fails all pending names and returns when all look-ups have ended.
 func (r *resolver) close() {
 	r.mu.Lock()
 	r.closed = true
@@ -243,9 +243,8 @@ func (r *resolver) close() {
 	r.wg.Wait()
 }
 
-// validName says whether a name is worth asking for: 1 to 253 bytes and a
-// trailing dot at most (RFC 1035 section 2.3.4 in text form), no spaces,
-// control bytes or zones. Whether it exists is for the system's resolver.
+// validName reports whether a name can exist: 1 to 253 bytes and at most a trailing dot (RFC
+// 1035 section 2.3.4 in text form), no spaces, control bytes or zones.
 func validName(name string) bool {
 	if n := len(strings.TrimSuffix(name, ".")); n == 0 || n > 253 {
 		return false
@@ -258,21 +257,21 @@ func validName(name string) bool {
 	return true
 }
 
-// systemLookup asks the hosts file and the DNS servers of the system.
+// systemLookup looks a name up in the hosts file and by the DNS servers of the system.
 func systemLookup(ctx context.Context, name string) ([]netip.Addr, error) {
 	return eyeballs.Lookup(ctx, system.LookupNetIP, name)
 }
 
-// system is Go's own resolver on systems where it reads the settings. A call into the C
-// library cannot be given up, and there may be few of them.
+// system is Go's own resolver on systems on which it reads the settings. A call into the C
+// library cannot be canceled, and their number is limited.
 var system = &net.Resolver{
 	PreferGo: runtime.GOOS != "darwin" && runtime.GOOS != "windows",
 	Dial:     dialDNS,
 }
 
-// dialDNS connects to a DNS server and closes the connection when ctx ends. net.Resolver
-// does not (Go 1.26): a look-up that has been given up would keep its sockets for
-// the five seconds of resolv.conf's timeout.
+// dialDNS connects to a DNS server and closes the connection when ctx ends. net.Resolver does
+// not (Go 1.26): a canceled look-up would keep its sockets for the five seconds of
+// resolv.conf's timeout.
 func dialDNS(ctx context.Context, network, address string) (net.Conn, error) {
 	var d net.Dialer
 	c, err := d.DialContext(ctx, network, address)
@@ -283,8 +282,8 @@ func dialDNS(ctx context.Context, network, address string) (net.Conn, error) {
 	return c, nil
 }
 
-// hasRoute says whether the host has a route to ip. Connecting a UDP socket asks
-// the routing table and sends nothing.
+// hasRoute reports whether the host has a route to ip. It connects a UDP socket, which sends
+// nothing.
 func hasRoute(ip netip.Addr) bool {
 	c, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(ip, 53)))
 	if err != nil {

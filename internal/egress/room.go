@@ -12,13 +12,13 @@ import (
 	"wmproxy/tunnel"
 )
 
-// Flows and streams have descriptors of the pool that all users share.
+// Flows and streams take descriptors of the pool that all users share.
 var (
 	_ share.Holder = (*flow)(nil)
 	_ share.Holder = (*streamUse)(nil)
 )
 
-// errGivenUp ends a stream when others need its socket.
+// errGivenUp is the reason of a stream that ends because others need its socket.
 var errGivenUp = &tunnel.ResetError{Code: tunnel.CodeLimit, Cause: errors.New("others need its socket")}
 
 // exhausted reports whether the system had no descriptor, or no port, for a socket.
@@ -26,7 +26,7 @@ func exhausted(err error) bool {
 	return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) || errors.Is(err, syscall.EADDRINUSE)
 }
 
-// each returns how many descriptors a flow or stream takes of the room.
+// each returns the number of descriptors that a flow or stream takes of the room.
 func (e *Exits) each() int {
 	if e.cfg.Counted {
 		return 0
@@ -34,8 +34,8 @@ func (e *Exits) each() int {
 	return 1
 }
 
-// openSocket gets the flow its socket. It is called when the flow is opened, and from
-// Receive while others have the socket.
+// openSocket opens the flow's socket. It is called when the flow is opened, and by Receive if
+// others have taken the socket.
 func (f *flow) openSocket() tunnel.EndCode {
 	u, e := f.user, f.user.exits
 	f.passed.Store(e.cfg.Room.Now())
@@ -69,8 +69,8 @@ func (f *flow) openSocket() tunnel.EndCode {
 	f.lease = lease
 	f.sock.Store(sock)
 	f.mu.Unlock()
-	// Checked only now: the goroutine that ends the flow or takes its socket either finds
-	// the socket, or it was earlier and we see it here.
+	// Checked after the socket is stored: a goroutine that ends the flow or takes its socket either
+	// finds the socket, or was earlier and is noticed here.
 	if f.ended.Load() || lease.Taken() {
 		f.closeSocket(lease)
 		return tunnel.EndRetry
@@ -93,7 +93,7 @@ func (f *flow) reopen() bool {
 	return f.openSocket() == tunnel.EndNormal
 }
 
-// closeSocket closes the socket that the flow has under this lease; nil is under any.
+// closeSocket closes the flow's socket if it has this lease, or any if of is nil.
 func (f *flow) closeSocket(of *share.Lease) {
 	f.mu.Lock()
 	var sock *udpio.Socket
@@ -110,7 +110,7 @@ func (f *flow) closeSocket(of *share.Lease) {
 	}
 }
 
-// leaveRoom notes that the flow's socket, if it has one, is about to be closed.
+// leaveRoom tells the pool that the flow's socket, if it has one, is about to be closed.
 func (f *flow) leaveRoom() {
 	f.mu.Lock()
 	lease := f.lease
@@ -120,17 +120,16 @@ func (f *flow) leaveRoom() {
 	}
 }
 
-// LastUsed is when a datagram last passed.
+// LastUsed returns the time of the last datagram.
 func (f *flow) LastUsed() uint32 { return f.passed.Load() }
 
-// GiveUp closes the socket silently: the flow stays, and its next datagram asks
-// for another one.
+// GiveUp closes the socket. The flow stays, and its next datagram requests another one.
 func (f *flow) GiveUp(l *share.Lease) {
 	f.closeSocket(l)
 	l.Release()
 }
 
-// streamUse is when a stream was last used, and how to end it for others' sake.
+// streamUse is the holder of a stream's descriptor.
 type streamUse struct {
 	pool   *share.Pool
 	passed atomic.Uint32
@@ -139,10 +138,10 @@ type streamUse struct {
 
 func (s *streamUse) note() { s.passed.Store(s.pool.Now()) }
 
-// LastUsed is when bytes last passed.
+// LastUsed returns the time of the last data.
 func (s *streamUse) LastUsed() uint32 { return s.passed.Load() }
 
-// GiveUp resets the stream. Who serves it releases the lease.
+// GiveUp resets the stream. ServeStream then releases the lease.
 func (s *streamUse) GiveUp(*share.Lease) { s.cancel(errGivenUp) }
 
 // squeeze frees a descriptor for a user if the system has none left.

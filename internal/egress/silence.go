@@ -6,36 +6,35 @@ import (
 	"time"
 )
 
-// Bounds on the silence of an address that a flow uses for a name. They are times of sending.
+// Bounds on the silence of a name's address. They count the time of sending only.
 const (
-	// tryNextAfter is the silence after which the next address of a name of which none has
-	// answered is tried, in one round that ends at the first. It lets an application
-	// that asks three times find the address that answers.
+	// tryNextAfter is the silence after which the next address is tried if none of the name has
+	// answered, in one round that ends at the first. An application that sends three times
+	// thus finds the address that answers.
 	tryNextAfter = 3 * time.Second
 
-	// renewAfter is the silence after which the name is asked for again.
+	// renewAfter is the silence after which the name is looked up again.
 	renewAfter = 30 * time.Second
 
-	// maxPause is the most that the time between two datagrams counts. A conversation that
-	// was paused after an unanswered datagram is not a silent one when it goes on.
+	// maxPause bounds the time between two datagrams that counts. A conversation that paused
+	// after an unanswered datagram is not silent when it continues.
 	maxPause = 5 * time.Second
 
-	// maxRenewAge is how old a kept answer may be for a name that is asked for again.
+	// maxRenewAge bounds the age of a cached answer for a name that is looked up again.
 	maxRenewAge = 5 * time.Second
 )
 
-// silence is how long an address of a name has not answered, and which others are left
-// to try.
+// silence measures the silence of a name's address and has the other addresses to try.
 type silence struct {
-	addrs []netip.Addr  // of the name, nil for a literal
-	left  int           // steps left of a round of addrs
+	addrs []netip.Addr  // of the name; nil for a literal
+	left  int           // remaining steps of a round of addrs
 	last  time.Time     // of the last datagram sent; zero if the address has answered since
-	spent time.Duration // on datagrams without an answer
+	spent time.Duration // sending without an answer
 	heard bool          // the address, or one before it in the round, has answered at some time
-	asked bool          // the name is being asked for again
+	asked bool          // the name is being looked up again
 }
 
-// use sets the addresses of the name and begins with the first.
+// use sets the addresses of the name and uses the first.
 func (n *destName) use(addrs []netip.Addr) {
 	n.silence = silence{addrs: addrs}
 	if len(addrs) > 0 {
@@ -44,7 +43,7 @@ func (n *destName) use(addrs []netip.Addr) {
 	n.beginRound()
 }
 
-// beginRound lets all addresses of the name be tried, and at last the present one again.
+// beginRound begins a round through all addresses of the name that ends with the present one.
 func (n *destName) beginRound() {
 	n.silence.left = 0
 	if len(n.silence.addrs) > 1 {
@@ -52,7 +51,7 @@ func (n *destName) beginRound() {
 	}
 }
 
-// step goes on to the next address of the name.
+// step moves to the next address of the name.
 func (n *destName) step() {
 	s := &n.silence
 	at := slices.Index(s.addrs, n.ip)
@@ -61,8 +60,8 @@ func (n *destName) step() {
 	s.spent, s.last = 0, time.Time{}
 }
 
-// noteSent is called for each datagram to a name, before it is sent, and may change the address.
-// The caller has f.mu.
+// noteSent is called before each datagram to a name is sent, and may change the address. The
+// caller holds f.mu.
 func (f *flow) noteSent(name []byte, n *destName) {
 	s := &n.silence
 	now := f.user.exits.now()
@@ -79,8 +78,8 @@ func (f *flow) noteSent(name []byte, n *destName) {
 	s.last = now
 }
 
-// noteHeard is called with the source of datagrams that the flow passes back. In a round
-// the name keeps the address that answers first.
+// noteHeard is called with the source of datagrams for the client. In a round the name keeps the
+// address that answers first.
 func (f *flow) noteHeard(ip netip.Addr) {
 	if !f.usesNames.Load() {
 		return
@@ -100,7 +99,7 @@ func (f *flow) noteHeard(ip netip.Addr) {
 	}
 }
 
-// renew asks for the name again. The address stays meanwhile. The caller has f.mu.
+// renew looks the name up again. The address stays meanwhile. The caller holds f.mu.
 func (f *flow) renew(name string, n *destName) {
 	n.silence.asked = true
 	addrs, done, err := f.user.resolve(name, maxRenewAge, func(addrs []netip.Addr, err error) {
@@ -115,14 +114,13 @@ func (f *flow) renew(name string, n *destName) {
 	}
 }
 
-// renewed takes in the answer to renew. An address that is gone is left at once; one that is
-// still there is left for the next if it has answered before, or if there are addresses
-// that were not tried. One that never answered otherwise stays: the datagrams sent to it
-// may need no answer. The caller has f.mu.
+// renewed handles the answer to renew. It leaves an address that the name no longer has, and also
+// one that has answered before, or if there are untried addresses. Otherwise the address stays:
+// datagrams to it may need no answer. The caller holds f.mu.
 func (f *flow) renewed(n *destName, addrs []netip.Addr, err error) {
 	s := &n.silence
 	if err != nil || !s.asked {
-		return // the name cannot be resolved now, or the address has answered since
+		return // the look-up failed, or the address has answered since
 	}
 	s.asked = false
 	addrs = f.user.exits.policy.choose(addrs)

@@ -8,28 +8,27 @@ import (
 )
 
 const (
-	// maxLookups bounds look-ups under way, of all users. Each has up to three sockets.
+	// maxLookups bounds the look-ups of all users at a time. Each has up to three sockets.
 	maxLookups = 32
 
-	// lookupTurn is how long a look-up keeps its slot while others of its user wait.
-	// A name that takes longer is asked for again in its next turn; the DNS server
-	// mostly has the answer by then.
+	// lookupTurn is the time that a look-up keeps its slot while others of its user wait.
+	// A name that takes longer is looked up again later; by then the DNS server mostly has
+	// the answer.
 	lookupTurn = 500 * time.Millisecond
 )
 
-// asker is one user's part of the resolver, guarded by resolver.mu. Names of a silent
-// zone take five seconds each, so that a user who asks for many would hold every slot.
-// A user with fewer slots than another therefore takes one away from it, and so does one
-// zone of a user from another. Within a zone a look-up that has had its turn makes way, and the
-// latest question is served first.
+// asker is a user's part of the resolver, guarded by resolver.mu. Names of a silent zone take
+// five seconds each, so that a user with many of them could take every slot. A user with fewer
+// slots than another therefore takes one of its slots, and so does a zone of a user. Within a
+// zone a look-up loses its slot after its turn, and the latest question is served first.
 type asker struct {
-	line    []*answer      // names that wait for a slot
-	running int            // slots taken
+	line    []*answer      // names waiting for a slot
+	running int            // slots in use
 	zones   map[string]int // of those, by zone
 	waiting int            // callbacks, at most maxUserLookups
 }
 
-// first returns the name in u's line that is next: the latest of the zone with the fewest slots.
+// first returns the next name in u's line: the latest of the zone with the fewest slots.
 func (u *asker) first() *answer {
 	next := u.line[len(u.line)-1]
 	for _, a := range slices.Backward(u.line) {
@@ -47,7 +46,7 @@ func zoneOf(name string) string {
 	return name[strings.LastIndexByte(name[:max(last, 0)], '.')+1:]
 }
 
-// lookup is one name that has a slot.
+// lookup is the look-up of a name with a slot.
 type lookup struct {
 	answer *answer
 	began  time.Time
@@ -55,7 +54,7 @@ type lookup struct {
 	turn   *time.Timer
 }
 
-// enter puts a at the front of u's line and begins its time.
+// enter puts a at the front of u's line and starts its timeout.
 func (r *resolver) enter(u *asker, a *answer) {
 	if a.expiry != nil {
 		a.expiry.Stop()
@@ -79,7 +78,7 @@ func (r *resolver) putInLine(a *answer, at int) {
 	u.line = slices.Insert(u.line, at, a)
 }
 
-// leaveLine takes a out of the line that it is in.
+// leaveLine removes a from its line.
 func (r *resolver) leaveLine(a *answer) {
 	u := a.asker
 	at := slices.Index(u.line, a)
@@ -91,7 +90,7 @@ func (r *resolver) leaveLine(a *answer) {
 	}
 }
 
-// expire fails a if its time is over before it got a slot (again).
+// expire fails a if it is still in line after its timeout.
 func (r *resolver) expire(a *answer) {
 	r.mu.Lock()
 	if r.closed || !a.pending || a.lookup != nil || time.Now().Before(a.until) {
@@ -106,9 +105,9 @@ func (r *resolver) expire(a *answer) {
 	r.wg.Done()
 }
 
-// shed fails the name that has been longest in u's line, if nobody else waits for
-// it, and reports whether it made room for a callback. The callbacks come from another
-// goroutine, since the caller of resolve may have locks that they take.
+// shed fails the name that has been longest in u's line, if no other user waits for it, and
+// reports whether that makes room for a callback. Another goroutine calls the callbacks, since
+// the caller of resolve may hold locks that they take.
 func (r *resolver) shed(u *asker) bool {
 	for _, a := range u.line {
 		if slices.ContainsFunc(a.waiting, func(w waiter) bool { return w.asker != u }) {
@@ -122,7 +121,7 @@ func (r *resolver) shed(u *asker) bool {
 	return false
 }
 
-// fillSlots starts look-ups until no slot is left that a name in line may have.
+// fillSlots starts look-ups until no name in line can have a slot.
 func (r *resolver) fillSlots() {
 	for now := time.Now(); ; {
 		u := r.next(now)
@@ -136,16 +135,16 @@ func (r *resolver) fillSlots() {
 	}
 }
 
-// letOthersFirst puts u's line behind the lines of users with as many slots.
+// letOthersFirst moves u's line behind those of users with as many slots.
 func (r *resolver) letOthersFirst(u *asker) {
 	if at := slices.Index(r.lines, u); at >= 0 {
 		r.lines = append(slices.Delete(r.lines, at, at+1), u)
 	}
 }
 
-// next returns the user in line whose name gets a slot now, and frees the slot: one of
-// the user with most slots, for the user with the fewest, until they differ by one; then the same
-// for the zones of one user; then that of a look-up that has had its turn, for one with fewer.
+// next returns the user whose name gets the next slot, and frees the slot if necessary: one of the
+// user with most slots, for the user with the fewest, until they differ by one; then the same for
+// the zones of a user; then that of a look-up after its turn.
 func (r *resolver) next(now time.Time) *asker {
 	if len(r.lines) == 0 {
 		return nil
@@ -187,8 +186,8 @@ func (r *resolver) next(now time.Time) *asker {
 	return nil
 }
 
-// crowded returns the oldest look-up of u's zone with most slots, if the zone of u's next name
-// would have fewer than that is left with.
+// crowded returns the oldest look-up of u's zone with most slots, if that still has more than the
+// zone of u's next name afterwards.
 func (r *resolver) crowded(u *asker) (out *lookup) {
 	most := u.zones[u.first().zone] + 1
 	for _, l := range r.running {
@@ -199,7 +198,7 @@ func (r *resolver) crowded(u *asker) (out *lookup) {
 	return out
 }
 
-// start gives a slot to a.
+// start gives a slot to a and starts its look-up.
 func (r *resolver) start(a *answer) {
 	ctx, cancel := context.WithDeadline(r.ctx, a.until)
 	l := &lookup{answer: a, began: time.Now(), cancel: cancel}
@@ -220,7 +219,7 @@ func (r *resolver) start(a *answer) {
 	r.wg.Go(func() { r.run(ctx, l) })
 }
 
-// free takes the slot from l.
+// free frees l's slot.
 func (r *resolver) free(l *lookup) {
 	l.cancel()
 	l.turn.Stop()
@@ -234,8 +233,8 @@ func (r *resolver) free(l *lookup) {
 	r.running = slices.Delete(r.running, at, at+1)
 }
 
-// stop takes the slot from l and puts its name at the end of the line of the
-// user with the fewest slots that waits for it.
+// stop frees l's slot and puts its name at the end of the line of the user with the fewest slots
+// that waits for it.
 func (r *resolver) stop(l *lookup) {
 	r.free(l)
 	a := l.answer
@@ -251,7 +250,7 @@ func (r *resolver) stop(l *lookup) {
 // run looks up the name of l.
 func (r *resolver) run(ctx context.Context, l *lookup) {
 	addrs, err := r.ask(ctx, l.answer.name)
-	// An error of a look-up that ran out of time soon after it began has no bearing.
+	// The error of a look-up whose time ended soon after its start says nothing about the name.
 	keep := err == nil || ctx.Err() == nil || time.Since(l.began) >= lookupTurn
 	r.mu.Lock()
 	var waiting []waiter

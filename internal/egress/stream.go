@@ -16,7 +16,7 @@ import (
 	"wmproxy/tunnel"
 )
 
-// keepAlive finds targets that have gone without a word, in about two minutes.
+// keepAlive detects targets that have vanished in about two minutes.
 var keepAlive = net.KeepAliveConfig{Enable: true, Idle: time.Minute, Interval: 15 * time.Second, Count: 4}
 
 var (
@@ -24,7 +24,7 @@ var (
 	errBadAddr = errors.New("malformed destination")
 )
 
-// request is the asking side of a stream.
+// request is the client's side of a stream.
 type request interface {
 	Accept(bound []byte) (tunnel.Stream, error)
 	Refuse(code byte)
@@ -33,7 +33,7 @@ type request interface {
 
 var _ request = (*tunnel.IncomingStream)(nil)
 
-// ServeStream connects a stream to its destination and relays until both are done.
+// ServeStream connects a stream to its destination and relays until both have ended.
 func (u *UserExit) ServeStream(ctx context.Context, in *tunnel.IncomingStream) {
 	u.serveStream(ctx, in.Addr, in)
 }
@@ -83,7 +83,7 @@ func (u *UserExit) serveStream(ctx context.Context, addr []byte, in request) {
 		"up_bytes", r.FromStream, "down_bytes", r.ToStream, "error", r.Err)
 }
 
-// connectFor is connect for as long as somebody asks.
+// connectFor is like connect, but ends early if the request does.
 func (u *UserExit) connectFor(ctx context.Context, in request, addr []byte) (*net.TCPConn, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -91,7 +91,7 @@ func (u *UserExit) connectFor(ctx context.Context, in request, addr []byte) (*ne
 	return u.connect(ctx, addr)
 }
 
-// connect dials the destination that addr spells.
+// connect dials the destination in addr.
 func (u *UserExit) connect(ctx context.Context, addr []byte) (*net.TCPConn, error) {
 	dst, n, err := socks.ParseAddr(addr)
 	if err != nil {
@@ -110,7 +110,7 @@ func (u *UserExit) connect(ctx context.Context, addr []byte) (*net.TCPConn, erro
 	}
 	conn, err := u.dialAny(ctx, candidates, dst.Port)
 	if err == nil && !u.exits.own.permits(conn) {
-		conn.SetLinger(0) // the host that accepted it sees a reset
+		conn.SetLinger(0) // send the host that accepted it a reset
 		conn.Close()
 		return nil, errPolicy
 	}
@@ -123,7 +123,7 @@ func (u *UserExit) lookupName(ctx context.Context, name string) ([]netip.Addr, e
 		addrs []netip.Addr
 		err   error
 	}
-	c := make(chan result, 1) // the resolver answers even if we have left
+	c := make(chan result, 1) // the resolver answers even after the return
 	addrs, done, err := u.resolve(name, keepAnswer, func(addrs []netip.Addr, err error) { c <- result{addrs, err} })
 	if done {
 		return addrs, err
@@ -136,9 +136,9 @@ func (u *UserExit) lookupName(ctx context.Context, name string) ([]netip.Addr, e
 	}
 }
 
-// replyCode is the SOCKS5 reply (RFC 1928 section 6) that tells err. A time-out is "TTL
-// expired": the code is free for it, and so it is told apart from an answer that the
-// host is unreachable. What the local packet filter refuses is not allowed either.
+// replyCode returns the SOCKS5 reply (RFC 1928 section 6) for err. A timeout is "TTL expired",
+// which is unused otherwise, to distinguish it from an unreachable host. Refusals of the local
+// packet filter count as not allowed.
 func replyCode(err error) byte {
 	var dns *net.DNSError
 	switch {
@@ -149,7 +149,7 @@ func replyCode(err error) byte {
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return socks.ReplyConnectionRefused
 	case errors.Is(err, syscall.ENETUNREACH), errors.Is(err, syscall.ENETDOWN),
-		errors.Is(err, syscall.EADDRNOTAVAIL), errors.Is(err, syscall.EAFNOSUPPORT): // no such family on this host
+		errors.Is(err, syscall.EADDRNOTAVAIL), errors.Is(err, syscall.EAFNOSUPPORT): // the host does not have the family
 		return socks.ReplyNetworkUnreachable
 	case errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.EHOSTDOWN),
 		errors.Is(err, errNoAddr), errors.As(err, &dns) && dns.IsNotFound:

@@ -9,11 +9,11 @@ import (
 	"os"
 )
 
-// noting returns then, preceded by a log line if the look-up of name fails: to
-// applications it looks like a dead network. The log bounds the lines.
+// noting returns a function that logs a line if the look-up of name failed, which applications
+// cannot tell from a dead network, and calls then. The log bounds the lines.
 func (u *UserExit) noting(name string, then func([]netip.Addr, error)) func([]netip.Addr, error) {
 	return func(addrs []netip.Addr, err error) {
-		if err != nil && !errors.Is(err, context.Canceled) { // that is our own end
+		if err != nil && !errors.Is(err, context.Canceled) { // the exits are closing
 			u.exits.cfg.Log.Info("a name does not resolve", slog.String("user", u.Name),
 				slog.String("name", name), slog.String("reason", unresolvedReason(err)))
 		}
@@ -21,7 +21,7 @@ func (u *UserExit) noting(name string, then func([]netip.Addr, error)) func([]ne
 	}
 }
 
-// unresolvedReason returns err's text without the parts the log line already has.
+// unresolvedReason returns err's text without the parts that the log line already has.
 func unresolvedReason(err error) string {
 	var dns *net.DNSError
 	switch {
