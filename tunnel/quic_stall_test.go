@@ -37,10 +37,12 @@ func TestLongestStalledStreamIsReset(t *testing.T) {
 		ended.read(rs.now(), 0, io.EOF)
 
 		time.Sleep(stalledAfter - time.Second)
+		synctest.Wait()
 		if reset != nil {
 			t.Errorf("%v are reset too early", reset)
 		}
 		time.Sleep(stalledAfter)
+		synctest.Wait()
 		if want := []int{small}; !slices.Equal(reset, want) {
 			t.Errorf("%v are reset, want %v", reset, want)
 		}
@@ -48,6 +50,7 @@ func TestLongestStalledStreamIsReset(t *testing.T) {
 			rs.remove(r)
 		}
 		time.Sleep(time.Minute)
+		synctest.Wait()
 		rs.mu.Lock()
 		defer rs.mu.Unlock()
 		if len(rs.all) != 0 || rs.check != nil {
