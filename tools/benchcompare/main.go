@@ -3,7 +3,7 @@
 // through each in alternating rounds, and writes medians and ratios to
 // docs/BENCHMARKS.md.
 //
-//	go run ./tools/benchcompare [-quick] [-only LOAD,...] [-systems NAME,...]
+//	go run ./tools/benchcompare [-quick] [-only LOAD,...] [-systems NAME,...] [-without TRICK,...]
 package main
 
 import (
@@ -25,6 +25,7 @@ type options struct {
 	quick        bool
 	only         []string // loads
 	systems      []string
+	without      []string // tricks that wmproxy is also measured without
 	arrangements []string
 	rounds       int
 	duration     time.Duration // of a round
@@ -59,12 +60,13 @@ func exit(err error, code int) {
 }
 
 func parse(args []string, out io.Writer) (o options, err error) {
-	var only, systems, arrangements string
+	var only, systems, arrangements, without string
 	f := flag.NewFlagSet("benchcompare", flag.ContinueOnError)
 	f.SetOutput(out)
 	f.BoolVar(&o.quick, "quick", false, "fewer and shorter rounds, a smaller hold")
 	f.StringVar(&only, "only", "", "these `LOADS` only, with commas: "+strings.Join(loadNames(), ","))
 	f.StringVar(&systems, "systems", "", "these `SYSTEMS` only, with commas: "+strings.Join(systemNames(), ","))
+	f.StringVar(&without, "without", "", "also wmproxy without each of these `TRICKS` of docs/TUNING.md, with commas")
 	f.StringVar(&arrangements, "arrangements", "", "`shared` or own only")
 	f.IntVar(&o.rounds, "rounds", 0, "`N` rounds of each load (default 5, quick 3)")
 	f.DurationVar(&o.duration, "dur", 0, "`TIME` of one round (default 2.5s, quick 1.5s)")
@@ -80,6 +82,9 @@ func parse(args []string, out io.Writer) (o options, err error) {
 	}
 	o.command = strings.TrimSpace("go run ./tools/benchcompare " + strings.Join(args, " "))
 	o.defaults()
+	if without != "" {
+		o.without = strings.Split(without, ",")
+	}
 	if o.only, err = words(only, loadNames()); err != nil {
 		return o, fmt.Errorf("-only: %w", err)
 	}

@@ -149,8 +149,8 @@ func (c *comparison) begin(ctx context.Context, r *rig) (map[string]*peer, error
 
 // wanted returns the systems to measure that are installed.
 func (c *comparison) wanted() (found []system) {
-	for _, s := range systems {
-		if !slices.Contains(c.systems, s.name) {
+	for _, s := range c.all() {
+		if s.base == "" && !slices.Contains(c.systems, s.name) {
 			continue
 		}
 		if program := s.missing(); program != "" {

@@ -41,12 +41,17 @@ type process struct {
 
 // start runs a program with its output in a file under dir.
 func start(dir, arrangement, path string, args ...string) (*process, error) {
+	return startIn(os.Environ(), dir, arrangement, path, args...)
+}
+
+// startIn is start with an environment.
+func startIn(env []string, dir, arrangement, path string, args ...string) (*process, error) {
 	output, err := os.CreateTemp(dir, filepath.Base(path)+"-*.log")
 	if err != nil {
 		return nil, err
 	}
 	cmd := exec.Command(path, args...)
-	cmd.Stdout, cmd.Stderr = output, output
+	cmd.Stdout, cmd.Stderr, cmd.Env = output, output, env
 	cmd.SysProcAttr = session(arrangement == own)
 	if err := cmd.Start(); err != nil {
 		_ = output.Close()

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -100,11 +101,6 @@ func (c *comparison) head(ctx context.Context, b *strings.Builder) {
 func (c *comparison) table(b *strings.Builder, l load) {
 	fmt.Fprintf(b, "\n## %s\n\n`wmproxy bench %s`\n", l.title, strings.Join(l.arguments(c.options), " "))
 	for _, arrangement := range c.arrangements {
-		base := c.cells[key{arrangement, l.name, baseline}]
-		var against values
-		if base != nil {
-			against = base.medians(l)
-		}
 		fmt.Fprintf(b, "\n| %s |", arrangement)
 		rule := "\n| --- |"
 		for _, f := range l.figure {
@@ -112,8 +108,12 @@ func (c *comparison) table(b *strings.Builder, l load) {
 			rule += " ---: |"
 		}
 		b.WriteString(rule + "\n")
-		for _, s := range systems {
+		for _, s := range c.all() {
 			if ce := c.cells[key{arrangement, l.name, s.name}]; ce != nil {
+				var against values
+				if base := c.cells[key{arrangement, l.name, cmp.Or(s.base, baseline)}]; base != nil {
+					against = base.medians(l)
+				}
 				fmt.Fprintf(b, "| %s |%s\n", s.title, ce.row(l, against))
 			}
 		}
@@ -165,7 +165,7 @@ func (c *comparison) notes(b *strings.Builder) {
 	}
 	for _, arrangement := range c.arrangements {
 		for _, l := range loads {
-			for _, s := range systems {
+			for _, s := range c.all() {
 				if ce := c.cells[key{arrangement, l.name, s.name}]; ce != nil && ce.failed != "" {
 					lines = append(lines, fmt.Sprintf("- %s, %s, %s: after %d rounds %s", arrangement, l.title, s.title, len(ce.rounds), oneLine(ce.failed)))
 				}

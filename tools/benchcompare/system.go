@@ -8,6 +8,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+
+	"wmproxy/internal/tune"
 )
 
 // system is a tunnel to measure.
@@ -17,6 +19,7 @@ type system struct {
 	programs []string // must be on PATH
 	loads    []string // that it can carry; nil for all
 	begin    func(context.Context, *rig) (*peer, error)
+	base     string // the system that ratios are to; "" for baseline
 }
 
 // carries reports whether the system can carry the load.
@@ -60,19 +63,37 @@ const method = "aes-128-gcm"
 const secret = "c2VjcmV0LW9mLWJlbmNoIQ=="
 
 var systems = []system{
-	{direct, "direct, no proxy", nil, nil, func(context.Context, *rig) (*peer, error) { return &peer{}, nil }},
-	{"quic", "wmproxy over QUIC", nil, nil, func(ctx context.Context, r *rig) (*peer, error) { return r.ours(ctx, "quic") }},
-	{"yamux", "wmproxy over yamux", nil, nil, func(ctx context.Context, r *rig) (*peer, error) { return r.ours(ctx, "yamux") }},
-	{"auto", "wmproxy auto", nil, nil, func(ctx context.Context, r *rig) (*peer, error) { return r.ours(ctx, "auto") }},
-	{baseline, "shadowsocks-libev, " + method, []string{"ss-local", "ss-server"}, nil, shadowsocks},
-	{"hysteria", "hysteria 2", []string{"hysteria"}, nil, hysteria},
-	{"tuic", "sing-box, TUIC", []string{"sing-box"}, nil, tuic},
-	{"ss2022", "sing-box, 2022-blake3-aes-128-gcm", []string{"sing-box"}, nil, ss2022},
-	{"gost", "gost, relay over mtls", []string{"gost"}, nil, gost},
-	{"floor", "two bare relays, UDP", nil, datagrams, floorUDP},
-	{"floor-quic", "two bare relays, quic-go", nil, datagrams, floorQUIC},
-	{"floor-tls", "two bare relays, TLS", nil, datagrams, floorTLS},
-	{"floor-yamux", "two bare relays, yamux", nil, datagrams, floorYamux},
+	{direct, "direct, no proxy", nil, nil, func(context.Context, *rig) (*peer, error) { return &peer{}, nil }, ""},
+	{"quic", "wmproxy over QUIC", nil, nil, ours("quic", ""), ""},
+	{"yamux", "wmproxy over yamux", nil, nil, ours("yamux", ""), ""},
+	{"auto", "wmproxy auto", nil, nil, ours("auto", ""), ""},
+	{baseline, "shadowsocks-libev, " + method, []string{"ss-local", "ss-server"}, nil, shadowsocks, ""},
+	{"hysteria", "hysteria 2", []string{"hysteria"}, nil, hysteria, ""},
+	{"tuic", "sing-box, TUIC", []string{"sing-box"}, nil, tuic, ""},
+	{"ss2022", "sing-box, 2022-blake3-aes-128-gcm", []string{"sing-box"}, nil, ss2022, ""},
+	{"gost", "gost, relay over mtls", []string{"gost"}, nil, gost, ""},
+	{"floor", "two bare relays, UDP", nil, datagrams, floorUDP, ""},
+	{"floor-quic", "two bare relays, quic-go", nil, datagrams, floorQUIC, ""},
+	{"floor-tls", "two bare relays, TLS", nil, datagrams, floorTLS, ""},
+	{"floor-yamux", "two bare relays, yamux", nil, datagrams, floorYamux, ""},
+}
+
+// all returns the systems, those of wmproxy that are wanted also without each of the tricks. Ratios of the
+// latter are to the same system with all tricks.
+func (o *options) all() (all []system) {
+	for _, s := range systems {
+		all = append(all, s)
+		if !slices.Contains([]string{"quic", "yamux", "auto"}, s.name) || !slices.Contains(o.systems, s.name) {
+			continue
+		}
+		for _, trick := range o.without {
+			all = append(all, system{
+				name: s.name + "-" + trick, title: s.title + ", without " + trick,
+				begin: ours(s.name, "-"+trick), base: s.name,
+			})
+		}
+	}
+	return all
 }
 
 func systemNames() (names []string) {
@@ -137,8 +158,13 @@ func port(addr string) string {
 	return port
 }
 
-// ours starts wmproxy with a transport.
-func (r *rig) ours(ctx context.Context, transport string) (*peer, error) {
+// ours returns a function that starts wmproxy with a transport, and without tricks (docs/TUNING.md).
+func ours(transport, tricks string) func(context.Context, *rig) (*peer, error) {
+	return func(ctx context.Context, r *rig) (*peer, error) { return r.ours(ctx, transport, tricks) }
+}
+
+func (r *rig) ours(ctx context.Context, transport, tricks string) (*peer, error) {
+	env := append(os.Environ(), tune.Variable+"="+tricks)
 	tunnel, socks, err := addresses()
 	if err != nil {
 		return nil, err
@@ -147,7 +173,7 @@ func (r *rig) ours(ctx context.Context, transport string) (*peer, error) {
 	if err != nil {
 		return nil, err
 	}
-	server, err := start(r.dir, r.arrangement, r.wmproxy, "server", "--listen", tunnel, "--advertise", tunnel,
+	server, err := startIn(env, r.dir, r.arrangement, r.wmproxy, "server", "--listen", tunnel, "--advertise", tunnel,
 		"--state-dir", filepath.Join(state, "server"), "--allow", "127.0.0.0/8")
 	if err != nil {
 		return nil, err
@@ -157,7 +183,7 @@ func (r *rig) ours(ctx context.Context, transport string) (*peer, error) {
 	err = server.until(ctx, "link", func() bool { _, err := os.Stat(link); return err == nil })
 	var client *process
 	if err == nil {
-		client, err = start(r.dir, r.arrangement, r.wmproxy, "client", "--link-file", link, "--listen", socks,
+		client, err = startIn(env, r.dir, r.arrangement, r.wmproxy, "client", "--link-file", link, "--listen", socks,
 			"--transport", transport, "--state-dir", filepath.Join(state, "client"))
 	}
 	if err == nil {
