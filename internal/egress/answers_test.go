@@ -20,7 +20,7 @@ func toNameAnswered(name string, port uint16, payload string) []byte {
 	return b
 }
 
-func TestAnswersCarryTheNameThatWasAskedFor(t *testing.T) {
+func TestAnswersCarryTheRequestedName(t *testing.T) {
 	dns := newFakeDNS("game.test", "127.0.0.1", "plain.test", "127.0.0.1")
 	close(dns.release)
 	r, other := newRemote(t, "127.0.0.1"), newRemote(t, "127.0.0.1")
@@ -54,7 +54,7 @@ func TestAnswersCarryTheNameThatWasAskedFor(t *testing.T) {
 	}
 }
 
-func TestDatagramsThatWaitedAreAnsweredByName(t *testing.T) {
+func TestHeldDatagramsAreAnsweredByName(t *testing.T) {
 	dns := newFakeDNS("slow.test", "127.0.0.1")
 	r := newRemote(t, "127.0.0.1")
 	f, link := openFlow(t, newExits(t, Config{Resolve: dns.lookup}))
@@ -106,7 +106,7 @@ func TestAnswerNamesAreBounded(t *testing.T) {
 	}
 }
 
-func TestAnswersByNameAllocateNothing(t *testing.T) {
+func TestAnswersByNameDoNotAllocate(t *testing.T) {
 	dns := newFakeDNS("one.test", "127.0.0.1", "two.test", "127.0.0.1")
 	close(dns.release)
 	r := newRemote(t, "127.0.0.1")

@@ -12,7 +12,7 @@ import (
 	"wmproxy/socks"
 )
 
-func TestDeafFirstAddressCostsOneDelay(t *testing.T) {
+func TestSilentFirstAddressCostsOneDelay(t *testing.T) {
 	good := target(t, "127.0.0.1")
 	deaf(t, "127.0.0.9", good.Port())
 	dns := newFakeDNS("two.example", "127.0.0.9", "two.example", "127.0.0.1")
@@ -70,7 +70,7 @@ func TestAttemptsCountAgainstTheLimits(t *testing.T) {
 	}
 }
 
-func TestHostThatAnswersIsTold(t *testing.T) {
+func TestErrorOfAnsweringHostIsReturned(t *testing.T) {
 	refused := fmt.Errorf("dial: %w", syscall.ECONNREFUSED)
 	unreachable := fmt.Errorf("dial: %w", syscall.ENETUNREACH)
 	for name, test := range map[string]struct {

@@ -193,7 +193,7 @@ func openFlows(e *Exits) int {
 
 func drops(f *flow, d stats.Reason) uint64 { return f.counts.Snapshot().Drops[d] }
 
-func TestADatagramGoesOutAndItsReplyComesBackWithTheTrueSource(t *testing.T) {
+func TestReplyHasItsTrueSource(t *testing.T) {
 	for _, ip := range []string{"127.0.0.1", "::1"} {
 		t.Run(ip, func(t *testing.T) {
 			r := newRemote(t, ip)
@@ -220,7 +220,7 @@ func TestADatagramGoesOutAndItsReplyComesBackWithTheTrueSource(t *testing.T) {
 }
 
 // RFC 4787 section 4.1 and 5; the method is that of RFC 5780 section 4.
-func TestMappingIsEndpointIndependentAndFilteringAsConfigured(t *testing.T) {
+func TestMappingAndFilteringAreAsConfigured(t *testing.T) {
 	tests := []struct {
 		filtering                         config.Filtering
 		samePort, otherPort, otherAddress bool
@@ -261,7 +261,7 @@ func TestMappingIsEndpointIndependentAndFilteringAsConfigured(t *testing.T) {
 	}
 }
 
-func TestWhatCannotBeSentIsDroppedAndCountedAndTheRestPasses(t *testing.T) {
+func TestUnsendableDatagramsAreCounted(t *testing.T) {
 	r := newRemote(t, "127.0.0.1")
 	closed := newRemote(t, "127.0.0.1")
 	e := newExits(t, Config{Closed: func(ap netip.AddrPort) bool { return ap.Port() == closed.at.Port() }})
@@ -293,7 +293,7 @@ func TestWhatCannotBeSentIsDroppedAndCountedAndTheRestPasses(t *testing.T) {
 }
 
 // A closed port answers with an ICMP error.
-func TestAnICMPErrorEndsNothing(t *testing.T) {
+func TestICMPErrorEndsNothing(t *testing.T) {
 	gone := newRemote(t, "127.0.0.1")
 	gone.Close()
 	r := newRemote(t, "127.0.0.1")
@@ -398,7 +398,7 @@ func TestDatagramsToANameWaitForItInOrder(t *testing.T) {
 	}
 }
 
-func TestANameKeepsItsAddressForTheFlowsLife(t *testing.T) {
+func TestNameKeepsItsAddress(t *testing.T) {
 	dns := newFakeDNS("moving.example", "127.0.0.1")
 	close(dns.release)
 	one := newRemote(t, "127.0.0.1")
@@ -419,7 +419,7 @@ func TestANameKeepsItsAddressForTheFlowsLife(t *testing.T) {
 	}
 }
 
-func TestANameIsHeldToThePolicyByItsAddress(t *testing.T) {
+func TestPolicyChecksAddressesOfNames(t *testing.T) {
 	dns := newFakeDNS("private.example", "10.0.0.1", "mixed.example", "10.0.0.1", "mixed.example", "127.0.0.1")
 	close(dns.release)
 	r := newRemote(t, "127.0.0.1")
@@ -438,7 +438,7 @@ func TestANameIsHeldToThePolicyByItsAddress(t *testing.T) {
 	}
 }
 
-func TestANameThatDoesNotResolveDropsWhatWaited(t *testing.T) {
+func TestUnresolvedNameDropsHeldDatagrams(t *testing.T) {
 	dns := newFakeDNS()
 	f, _ := openFlow(t, newExits(t, Config{Resolve: dns.lookup}))
 	send(f, toName("none.example", 53, "a"), toName("none.example", 53, "b"))
@@ -456,7 +456,7 @@ func TestANameThatDoesNotResolveDropsWhatWaited(t *testing.T) {
 	}
 }
 
-func TestWhatWaitsForNamesIsBounded(t *testing.T) {
+func TestHeldDatagramsAreBounded(t *testing.T) {
 	dns := newFakeDNS("slow.example", "127.0.0.1", "other.example", "127.0.0.1")
 	r := newRemote(t, "127.0.0.1")
 	f, _ := openFlow(t, newExits(t, Config{Resolve: dns.lookup}))
@@ -499,7 +499,7 @@ func waitingLookups(u *UserExit) int {
 	return u.lookups.waiting
 }
 
-func TestOldestLookupOfAUserMakesRoom(t *testing.T) {
+func TestOldestLookupOfUserMakesRoom(t *testing.T) {
 	dns := newFakeDNS()
 	e := newExits(t, Config{Resolve: dns.lookup})
 	for i := range maxUserLookups/maxFlowNames + 1 {
@@ -516,7 +516,7 @@ func TestOldestLookupOfAUserMakesRoom(t *testing.T) {
 	eventually(t, "the user's share is given back", func() bool { return waitingLookups(exitOf(e, "ann")) == 0 })
 }
 
-func TestAnIdleFlowIsForgotten(t *testing.T) {
+func TestIdleFlowIsForgotten(t *testing.T) {
 	r := newRemote(t, "127.0.0.1")
 	e := newExits(t, Config{Exit: config.Exit{UDPIdle: time.Hour}}) // the test sweeps by hand
 	e.idleTicks, e.heardTicks = 10, 30
@@ -585,7 +585,7 @@ func TestInboundKeepsTheFlowsThatSentLast(t *testing.T) {
 	}
 }
 
-func TestTheReportSaysWhatEachFlowPassedAndHowLongItHasBeenIdle(t *testing.T) {
+func TestReportHasTrafficAndIdleTimes(t *testing.T) {
 	r := newRemote(t, "127.0.0.1")
 	e := newExits(t, Config{Exit: config.Exit{UDPIdle: time.Hour}}) // the test sweeps by hand, each time for 30 s
 	if list := e.Report(); len(list) != 0 {
@@ -618,14 +618,14 @@ func TestTheReportSaysWhatEachFlowPassedAndHowLongItHasBeenIdle(t *testing.T) {
 	}
 }
 
-func TestTheSweeperRunsByItself(t *testing.T) {
+func TestSweeperRuns(t *testing.T) {
 	e := newExits(t, Config{Exit: config.Exit{UDPIdle: 20 * time.Millisecond}})
 	_, l := openFlow(t, e)
 	receive(t, l.forgotten)
 	eventually(t, "the flow is gone", func() bool { return openFlows(e) == 0 })
 }
 
-func TestAnEndedFlowClosesItsSocketAndLogsOneLine(t *testing.T) {
+func TestEndedFlowClosesSocketAndLogs(t *testing.T) {
 	var out bytes.Buffer
 	dns := newFakeDNS()
 	r := newRemote(t, "127.0.0.1")
@@ -687,7 +687,7 @@ func TestCloseEndsEveryFlow(t *testing.T) {
 	}
 }
 
-func TestSteadyStateAllocatesNothing(t *testing.T) {
+func TestSteadyStateDoesNotAllocate(t *testing.T) {
 	dns := newFakeDNS("known.example", "127.0.0.1")
 	close(dns.release)
 	for _, filtering := range []config.Filtering{config.EndpointIndependent, config.AddressAndPort} {
@@ -779,7 +779,7 @@ func BenchmarkReplies(b *testing.B) {
 	}
 }
 
-func TestWhomAFlowRemembersIsBoundedAndTheOldestGoes(t *testing.T) {
+func TestPeersOfAFlowAreBounded(t *testing.T) {
 	peers := make(peerTable)
 	ip := netip.MustParseAddr("8.8.8.8")
 	for i := range maxPeers {

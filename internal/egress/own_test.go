@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-func TestAdvertisedAddressIsTheHostsOwn(t *testing.T) {
+func TestAdvertisedAddressIsOwn(t *testing.T) {
 	for _, test := range []struct {
 		name, advertised string
 	}{
@@ -69,7 +69,7 @@ func TestAdvertisedNameIsResolvedAgain(t *testing.T) {
 	})
 }
 
-func TestWithoutEventsEveryConnectionReadsTheAddresses(t *testing.T) {
+func TestAddressesAreReadWithoutEvents(t *testing.T) {
 	o := &ownAddrs{policy: newPolicy(nil, nil, nil), log: slog.New(slog.DiscardHandler)}
 	o.catchUp()
 	if !o.policy.host.Load().has(netip.MustParseAddr("127.0.0.1")) {

@@ -32,7 +32,7 @@ func denyingPolicy(closed uint16, allow, deny []string) *policy {
 	return p
 }
 
-func TestThePolicyOpensOnlyThePublicInternet(t *testing.T) {
+func TestPolicyOpensOnlyPublicInternet(t *testing.T) {
 	p := testPolicy(0)
 	for _, s := range []string{
 		"1.1.1.1", "8.8.8.8", "9.255.255.255", "11.0.0.0", "100.63.255.255", "100.128.0.0",
@@ -79,7 +79,7 @@ func TestThePolicyOpensOnlyThePublicInternet(t *testing.T) {
 	}
 }
 
-func TestAllowOpensWhatItSaysAndOwnPortsStayClosed(t *testing.T) {
+func TestAllowDoesNotOpenOwnPorts(t *testing.T) {
 	const closed = 8090
 	tests := []struct {
 		name  string
@@ -143,7 +143,7 @@ func TestDenyWinsInEveryForm(t *testing.T) {
 	}
 }
 
-func TestConnectionWithinTheHostIsRefused(t *testing.T) {
+func TestConnectionWithinHostIsRefused(t *testing.T) {
 	const closed = 8090
 	for _, test := range []struct {
 		name          string
@@ -166,7 +166,7 @@ func TestConnectionWithinTheHostIsRefused(t *testing.T) {
 	}
 }
 
-func TestAnAddressTheHostGainsIsRefusedFromThenOn(t *testing.T) {
+func TestNewHostAddressIsRefused(t *testing.T) {
 	p := testPolicy(0)
 	to := netip.MustParseAddrPort("8.8.4.4:53")
 	var l lastVerdict
@@ -186,7 +186,7 @@ func TestAnAddressTheHostGainsIsRefusedFromThenOn(t *testing.T) {
 	}
 }
 
-func TestTheHostsOwnAddressesAreRead(t *testing.T) {
+func TestHostAddressesAreRead(t *testing.T) {
 	h, err := readHostAddrs()
 	if err != nil {
 		t.Fatal(err)

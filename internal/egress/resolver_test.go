@@ -87,7 +87,7 @@ func TestQuestionsForOneNameShareOneLookup(t *testing.T) {
 	})
 }
 
-func TestAnswersAreKeptForAWhileAndFailuresForLess(t *testing.T) {
+func TestAnswersAreCachedLongerThanFailures(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var mu sync.Mutex
 		lookups := map[string]int{}
@@ -241,7 +241,7 @@ func TestIPv4ComesFirstAndOnlyOfRoutableFamilies(t *testing.T) {
 	}
 }
 
-func TestWhatIsNotANameIsNotAskedFor(t *testing.T) {
+func TestInvalidNameIsNotLookedUp(t *testing.T) {
 	for name, want := range map[string]bool{
 		"example.com": true, "example.com.": true, "localhost": true, "a_b.example": true, "bücher.example": true,
 		strings.Repeat("a", 253): true, strings.Repeat("a", 253) + ".": true,
@@ -254,7 +254,7 @@ func TestWhatIsNotANameIsNotAskedFor(t *testing.T) {
 	}
 }
 
-func TestALoopbackAddressHasARoute(t *testing.T) {
+func TestLoopbackAddressHasRoute(t *testing.T) {
 	if !hasRoute(netip.MustParseAddr("127.0.0.1")) {
 		t.Error("127.0.0.1 has none")
 	}

@@ -17,7 +17,7 @@ func opener(e *Exits) func(user string) (*flow, tunnel.EndCode) {
 	return func(user string) (*flow, tunnel.EndCode) { return exitOf(e, user).openFlow(newFakeLink(1)) }
 }
 
-func TestOwnLimitOfFlowsRefusesThatUserAlone(t *testing.T) {
+func TestFlowLimitRefusesOnlyThatUser(t *testing.T) {
 	e := newExits(t, Config{MaxUserFlows: 2})
 	open := opener(e)
 	first, _ := open("ann")
@@ -59,7 +59,7 @@ func TestFlowsAndStreamsShareTheDescriptors(t *testing.T) {
 	}
 }
 
-func TestSocketGoesToWhoHasLessAndComesBackWithTheNextDatagram(t *testing.T) {
+func TestTakenSocketIsReplacedOnNextDatagram(t *testing.T) {
 	r := newRemote(t, "127.0.0.1")
 	room := share.New(4, 4)
 	e := newExits(t, Config{Room: room})
@@ -104,7 +104,7 @@ func TestSocketGoesToWhoHasLessAndComesBackWithTheNextDatagram(t *testing.T) {
 	}
 }
 
-func TestFlowKeepsItsSocketFromWhoHasAsMany(t *testing.T) {
+func TestFlowKeepsSocketFromUserWithAsMany(t *testing.T) {
 	e := newExits(t, Config{Room: share.New(4, 4)})
 	open := opener(e)
 	for range 2 {
@@ -118,7 +118,7 @@ func TestFlowKeepsItsSocketFromWhoHasAsMany(t *testing.T) {
 	}
 }
 
-func TestStreamIsResetForWhoHasLess(t *testing.T) {
+func TestStreamIsResetForUserWithFewer(t *testing.T) {
 	at := target(t, "127.0.0.1")
 	room := share.New(3, 3)
 	e := newExits(t, Config{Room: room})
@@ -159,7 +159,7 @@ func TestStreamIsResetForWhoHasLess(t *testing.T) {
 }
 
 // Flows of a session that nobody uses give way first.
-func TestSpareFlowsAreAskedForFirst(t *testing.T) {
+func TestSpareFlowsEndFirst(t *testing.T) {
 	var e *Exits
 	var spare []*flow
 	var asked []string
@@ -192,7 +192,7 @@ func TestSpareFlowsAreAskedForFirst(t *testing.T) {
 	eventually(t, "ann has one flow, bob two", func() bool { return openFlows(e) == 3 })
 }
 
-func TestAFloodBeyondTheLimitSeldomAsksForRoom(t *testing.T) {
+func TestFloodBeyondLimitRarelyCallsMakeRoom(t *testing.T) {
 	asked := 0
 	room := share.New(1, 1)
 	room.Spare = func(string, func(string) bool) bool { asked++; return false }

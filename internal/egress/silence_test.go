@@ -84,7 +84,7 @@ func (c *conversation) asked(times int) {
 	c.flow.user.exits.resolver.sweep(time.Now().Add(time.Hour))
 }
 
-func TestSilentPeerIsAskedForAgain(t *testing.T) {
+func TestSilentAddressIsLookedUpAgain(t *testing.T) {
 	c := converse(t, "127.0.0.1")
 	c.asked(1)
 	c.answer("127.0.0.1")
@@ -100,7 +100,7 @@ func TestSilentPeerIsAskedForAgain(t *testing.T) {
 	c.wants("with nothing else to try", "127.0.0.2")
 }
 
-func TestPeerThatAnswersStays(t *testing.T) {
+func TestAnsweringAddressStays(t *testing.T) {
 	c := converse(t, "127.0.0.1")
 	c.listed("127.0.0.2")
 	c.asked(1)
@@ -118,7 +118,7 @@ func TestPeerThatAnswersStays(t *testing.T) {
 	c.wants("while it answers", "127.0.0.1")
 }
 
-func TestNextAddressIsTriedAfterAWhile(t *testing.T) {
+func TestNextAddressIsTriedAfterSilence(t *testing.T) {
 	c := converse(t, "127.0.0.9", "127.0.0.2", "127.0.0.3")
 	c.asked(1)
 	c.say(tryNextAfter - time.Second)
@@ -138,7 +138,7 @@ func TestNextAddressIsTriedAfterAWhile(t *testing.T) {
 	c.wants("when one answers late", "127.0.0.3")
 }
 
-func TestOneWayConversationStays(t *testing.T) {
+func TestOneWayConversationKeepsAddress(t *testing.T) {
 	c := converse(t, "127.0.0.1", "127.0.0.2")
 	c.asked(1)
 	c.say(tryNextAfter)
@@ -156,7 +156,7 @@ func TestOneWayConversationStays(t *testing.T) {
 	c.wants("when there is one more to try", "127.0.0.2")
 }
 
-func TestRefusedAddressIsNotMovedTo(t *testing.T) {
+func TestRefusedAddressIsNotUsed(t *testing.T) {
 	c := converse(t, "127.0.0.1")
 	c.asked(1)
 	c.listed("10.0.0.1")
@@ -165,7 +165,7 @@ func TestRefusedAddressIsNotMovedTo(t *testing.T) {
 	c.wants("when the policy refuses the new address", "127.0.0.1")
 }
 
-func TestNameThatIsGoneKeepsItsAddress(t *testing.T) {
+func TestVanishedNameKeepsItsAddress(t *testing.T) {
 	c := converse(t, "127.0.0.1")
 	c.asked(1)
 	c.dns.mu.Lock()

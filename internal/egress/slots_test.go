@@ -106,7 +106,7 @@ func TestSilentZoneDelaysNoOtherZone(t *testing.T) {
 	})
 }
 
-func TestSilentZoneDelaysItsOwnNamesForOneTurn(t *testing.T) {
+func TestSilentZoneDelaysItsNamesForOneTurn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newResolver(mostlySilent, everyRoute)
 		defer r.close()
@@ -119,7 +119,7 @@ func TestSilentZoneDelaysItsOwnNamesForOneTurn(t *testing.T) {
 }
 
 // With as many users as there are slots, or more, each waits for a turn.
-func TestCrowdOfSilentZonesDelaysOtherUsersByTurns(t *testing.T) {
+func TestSilentZonesDelayOthersByTurns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newResolver(mostlySilent, everyRoute)
 		defer r.close()
@@ -137,7 +137,7 @@ func TestCrowdOfSilentZonesDelaysOtherUsersByTurns(t *testing.T) {
 	})
 }
 
-func TestNameInAnotherUsersLineIsNotWaitedFor(t *testing.T) {
+func TestNameLeavesAnotherUsersLine(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newResolver(mostlySilent, everyRoute)
 		defer r.close()
@@ -156,7 +156,7 @@ func TestNameInAnotherUsersLineIsNotWaitedFor(t *testing.T) {
 	})
 }
 
-func TestFailureForWantOfASlotIsNotKept(t *testing.T) {
+func TestFailureForLackOfSlotIsNotCached(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newResolver(mostlySilent, everyRoute)
 		defer r.close()
@@ -176,7 +176,7 @@ func TestFailureForWantOfASlotIsNotKept(t *testing.T) {
 	})
 }
 
-func TestLookupThatMadeWayIsAnswered(t *testing.T) {
+func TestInterruptedLookupIsAnswered(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const slow = 300 * time.Millisecond // within a turn
 		r := newResolver(func(ctx context.Context, name string) ([]netip.Addr, error) {
@@ -212,7 +212,7 @@ func TestLookupThatMadeWayIsAnswered(t *testing.T) {
 	})
 }
 
-func TestFreshAnswerIsAskedForAnew(t *testing.T) {
+func TestOldAnswerIsLookedUpAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var lookups atomic.Int32
 		r := newResolver(func(context.Context, string) ([]netip.Addr, error) {
@@ -252,7 +252,7 @@ func TestDNSConnectionIsClosedWithItsContext(t *testing.T) {
 }
 
 // For any questions, each callback is called once and in time, and nothing is left.
-func TestEveryQuestionIsAnsweredOnceAndInTime(t *testing.T) {
+func TestQuestionsAreAnsweredOnceAndInTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		random := rand.New(rand.NewPCG(1, 2))
 		var mu sync.Mutex

@@ -133,7 +133,7 @@ func refusing(t *testing.T, ip string) netip.AddrPort {
 	return l.Addr().(*net.TCPAddr).AddrPort()
 }
 
-func TestAStreamReachesItsTargetByAddressAndByName(t *testing.T) {
+func TestStreamReachesTargetByAddressAndName(t *testing.T) {
 	v4, v6 := target(t, "127.0.0.1"), target(t, "::1")
 	dns := newFakeDNS(
 		"v4.example", "127.0.0.1",
@@ -176,7 +176,7 @@ func TestAStreamReachesItsTargetByAddressAndByName(t *testing.T) {
 	}
 }
 
-func TestTheReplyToldIsTheTruth(t *testing.T) {
+func TestReplyTellsTheOutcome(t *testing.T) {
 	open := target(t, "127.0.0.1")
 	dns := newFakeDNS("private.example", "10.0.0.1", "empty.example", "127.0.0.1")
 	dns.table["empty.example"] = []netip.Addr{}
@@ -224,7 +224,7 @@ func TestTheReplyToldIsTheTruth(t *testing.T) {
 	}
 }
 
-func TestErrorsOfTheSystemHaveTheirCodes(t *testing.T) {
+func TestSystemErrorsHaveReplyCodes(t *testing.T) {
 	dial := func(err error) error {
 		return fmt.Errorf("dial: %w", &net.OpError{Op: "dial", Err: os.NewSyscallError("connect", err)})
 	}
@@ -287,7 +287,7 @@ func deaf(t *testing.T, ip string, port uint16) netip.AddrPort {
 	return at
 }
 
-func TestATargetThatDoesNotAnswerTimesOut(t *testing.T) {
+func TestSilentTargetTimesOut(t *testing.T) {
 	at := deaf(t, "127.0.0.1", 0)
 	a := ask()
 	done := serve(t, t.Context(), newExits(t, Config{DialTimeout: 50 * time.Millisecond}), to(at, ""), a)
@@ -297,7 +297,7 @@ func TestATargetThatDoesNotAnswerTimesOut(t *testing.T) {
 	receive(t, done)
 }
 
-func TestStreamsEndWithTheirSessionAndWithTheExits(t *testing.T) {
+func TestStreamsEndWithSessionOrExits(t *testing.T) {
 	at := target(t, "127.0.0.1")
 	for _, what := range []string{"session", "exits"} {
 		t.Run(what, func(t *testing.T) {
@@ -322,7 +322,7 @@ func TestStreamsEndWithTheirSessionAndWithTheExits(t *testing.T) {
 	}
 }
 
-func TestAClientThatLeftBeforeTheAnswerLeavesNothing(t *testing.T) {
+func TestClientGoneBeforeAnswerLeavesNothing(t *testing.T) {
 	a := ask()
 	a.gone = true
 	e := newExits(t, Config{})
@@ -332,7 +332,7 @@ func TestAClientThatLeftBeforeTheAnswerLeavesNothing(t *testing.T) {
 	}
 }
 
-func TestAClientThatLeavesIsNotConnectedAnyFurther(t *testing.T) {
+func TestDialEndsWithTheClient(t *testing.T) {
 	asking := make(chan struct{})
 	e := newExits(t, Config{
 		Resolve: func(ctx context.Context, _ string) ([]netip.Addr, error) {
@@ -374,7 +374,7 @@ func TestLimitsRefuseStreams(t *testing.T) {
 }
 
 // The whole of what is in the pipe arrives even if the target closes at once.
-func TestTheTailOfADownloadIsNotCutOff(t *testing.T) {
+func TestEndOfDownloadIsNotCutOff(t *testing.T) {
 	const size = 4 << 20
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

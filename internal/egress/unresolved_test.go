@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-func TestUnresolvedReasonLeavesOutTheName(t *testing.T) {
+func TestUnresolvedReasonOmitsTheName(t *testing.T) {
 	for _, test := range []struct {
 		err  error
 		want string
