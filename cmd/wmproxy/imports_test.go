@@ -160,13 +160,16 @@ var mayImport = map[string][]string{
 		"internal/bench",
 		"internal/tune",
 		"tools/floor",
+		"tools/stage",
 	},
 	"tools/benchroad": {
 		"certs",
 		"internal/bench",
 		"internal/netlab",
 		"socks",
+		"tools/stage",
 	},
+	"tools/stage": {},
 	"internal/demo": {
 		"client",
 		"internal/bench",

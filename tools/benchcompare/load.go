@@ -131,7 +131,7 @@ func (p *peer) arguments(target string) []string {
 	}
 	var pids []string
 	for _, process := range p.processes {
-		pids = append(pids, strconv.Itoa(process.pid()))
+		pids = append(pids, strconv.Itoa(process.PID()))
 	}
 	if len(pids) > 0 {
 		args = append(args, "--pids="+strings.Join(pids, ","))

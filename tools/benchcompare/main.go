@@ -14,10 +14,11 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"slices"
 	"strings"
 	"syscall"
 	"time"
+
+	"wmproxy/tools/stage"
 )
 
 // options is the options of the command line.
@@ -85,13 +86,13 @@ func parse(args []string, out io.Writer) (o options, err error) {
 	if without != "" {
 		o.without = strings.Split(without, ",")
 	}
-	if o.only, err = words(only, loadNames()); err != nil {
+	if o.only, err = stage.Words(only, loadNames()); err != nil {
 		return o, fmt.Errorf("-only: %w", err)
 	}
-	if o.systems, err = words(systems, systemNames()); err != nil {
+	if o.systems, err = stage.Words(systems, systemNames()); err != nil {
 		return o, fmt.Errorf("-systems: %w", err)
 	}
-	if o.arrangements, err = words(arrangements, []string{shared, own}); err != nil {
+	if o.arrangements, err = stage.Words(arrangements, []string{shared, own}); err != nil {
 		return o, fmt.Errorf("-arrangements: %w", err)
 	}
 	return o, nil
@@ -115,18 +116,4 @@ func (o *options) defaults() {
 	if o.settle <= 0 {
 		o.settle = settle
 	}
-}
-
-// words splits a list of known words. An empty list stands for all.
-func words(list string, known []string) ([]string, error) {
-	if list == "" {
-		return known, nil
-	}
-	words := strings.Split(list, ",")
-	for _, word := range words {
-		if !slices.Contains(known, word) {
-			return nil, fmt.Errorf("%q is none of %s", word, strings.Join(known, ","))
-		}
-	}
-	return words, nil
 }

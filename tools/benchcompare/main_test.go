@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+
+	"wmproxy/tools/stage"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -31,7 +33,7 @@ func TestMedianIsTheMiddleValue(t *testing.T) {
 		{[]float64{1, nan, 3}, nan},
 	} {
 		given := slices.Clone(test.v)
-		if got := median(test.v); got != test.want && !(math.IsNaN(got) && math.IsNaN(test.want)) {
+		if got := stage.Median(test.v); got != test.want && !(math.IsNaN(got) && math.IsNaN(test.want)) {
 			t.Errorf("%v: got %v, want %v", test.v, got, test.want)
 		}
 		for i := range given {

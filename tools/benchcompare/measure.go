@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,6 +14,7 @@ import (
 	"time"
 
 	"wmproxy/certs"
+	"wmproxy/tools/stage"
 )
 
 var nan = math.NaN()
@@ -50,7 +50,7 @@ func run(ctx context.Context, o options) error {
 			return fmt.Errorf("building wmproxy: %w\n%s", err, b)
 		}
 	}
-	c := &comparison{options: o, log: os.Stderr, cells: make(map[key]*cell), absent: make(map[string]string), began: time.Now(), revision: revision(ctx)}
+	c := &comparison{options: o, log: os.Stderr, cells: make(map[key]*cell), absent: make(map[string]string), began: time.Now(), revision: stage.Revision(ctx)}
 	for _, arrangement := range o.arrangements {
 		if err := c.arrange(ctx, dir, arrangement); err != nil && ctx.Err() == nil {
 			return err
@@ -81,7 +81,7 @@ func (c *comparison) arrange(ctx context.Context, dir, arrangement string) error
 		if err != nil {
 			return err
 		}
-		defer echo.end()
+		defer echo.End()
 		*target = addr
 	}
 	running, err := c.begin(ctx, r)
@@ -113,7 +113,7 @@ func (c *comparison) arrange(ctx context.Context, dir, arrangement string) error
 }
 
 // echo starts a target.
-func (r *rig) echo(ctx context.Context) (p *process, addr string, err error) {
+func (r *rig) echo(ctx context.Context) (p *stage.Process, addr string, err error) {
 	addr, err = freeAddress()
 	if err != nil {
 		return nil, "", err
@@ -122,8 +122,8 @@ func (r *rig) echo(ctx context.Context) (p *process, addr string, err error) {
 	if err != nil {
 		return nil, "", err
 	}
-	if err := p.until(ctx, "open port", listens(addr)); err != nil {
-		p.end()
+	if err := p.Until(ctx, "open port", listens(addr)); err != nil {
+		p.End()
 		return nil, "", err
 	}
 	return p, addr, nil
@@ -295,21 +295,7 @@ func (c *cell) medians(l load) values {
 		for _, v := range c.rounds {
 			column = append(column, v[i])
 		}
-		all[i] = median(column)
+		all[i] = stage.Median(column)
 	}
 	return all
-}
-
-// median returns the median of v, or NaN if v is empty or has a NaN in it.
-func median(v []float64) float64 {
-	if len(v) == 0 || slices.ContainsFunc(v, math.IsNaN) {
-		return nan
-	}
-	v = slices.Clone(v)
-	slices.SortFunc(v, cmp.Compare[float64])
-	half := len(v) / 2
-	if len(v)%2 == 1 {
-		return v[half]
-	}
-	return (v[half-1] + v[half]) / 2
 }

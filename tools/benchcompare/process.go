@@ -8,10 +8,9 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"path/filepath"
-	"sync"
-	"syscall"
 	"time"
+
+	"wmproxy/tools/stage"
 )
 
 // Arrangements of the processes in sessions. If sched_autogroup_enabled is set, each session
@@ -22,89 +21,17 @@ const (
 	own    = "own"    // each in a session of its own (setsid), as services are
 )
 
-const (
-	startTimeout = 10 * time.Second
-	startStep    = 20 * time.Millisecond
-	// endGrace is the time for a process to end after SIGTERM.
-	endGrace = 3 * time.Second
-	// tailBytes bounds the part of a process's output in an error.
-	tailBytes = 600
-)
-
-// process is a running process.
-type process struct {
-	cmd    *exec.Cmd
-	output *os.File
-	exited chan struct{}
-	waiter sync.WaitGroup // waits for the process
-}
-
 // start runs a program with its output in a file under dir.
-func start(dir, arrangement, path string, args ...string) (*process, error) {
+func start(dir, arrangement, path string, args ...string) (*stage.Process, error) {
 	return startIn(os.Environ(), dir, arrangement, path, args...)
 }
 
 // startIn is start with an environment.
-func startIn(env []string, dir, arrangement, path string, args ...string) (*process, error) {
-	output, err := os.CreateTemp(dir, filepath.Base(path)+"-*.log")
-	if err != nil {
-		return nil, err
-	}
+func startIn(env []string, dir, arrangement, path string, args ...string) (*stage.Process, error) {
 	cmd := exec.Command(path, args...)
-	cmd.Stdout, cmd.Stderr, cmd.Env = output, output, env
+	cmd.Env = env
 	cmd.SysProcAttr = session(arrangement == own)
-	if err := cmd.Start(); err != nil {
-		_ = output.Close()
-		return nil, err
-	}
-	p := &process{cmd: cmd, output: output, exited: make(chan struct{})}
-	p.waiter.Go(func() {
-		_ = cmd.Wait()
-		close(p.exited)
-	})
-	return p, nil
-}
-
-func (p *process) pid() int { return p.cmd.Process.Pid }
-
-// end stops the process and waits for its end.
-func (p *process) end() {
-	_ = p.cmd.Process.Signal(syscall.SIGTERM)
-	select {
-	case <-p.exited:
-	case <-time.After(endGrace):
-		_ = p.cmd.Process.Kill()
-	}
-	p.waiter.Wait()
-	_ = p.output.Close()
-}
-
-// tail returns the end of the process's output.
-func (p *process) tail() string {
-	b, err := os.ReadFile(p.output.Name())
-	if err != nil {
-		return ""
-	}
-	return string(bytes.TrimSpace(b[max(0, len(b)-tailBytes):]))
-}
-
-// until calls ready until that returns true. It returns an error if the process ends first.
-// The name is for an error.
-func (p *process) until(ctx context.Context, name string, ready func() bool) error {
-	deadline := time.Now().Add(startTimeout)
-	for !ready() {
-		select {
-		case <-p.exited:
-			return fmt.Errorf("%s ended at once: %s", p.cmd.Path, p.tail())
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-time.After(startStep):
-		}
-		if time.Now().After(deadline) {
-			return fmt.Errorf("%s has no %s after %v: %s", p.cmd.Path, name, startTimeout, p.tail())
-		}
-	}
-	return nil
+	return stage.Start(cmd, dir, cmd.Start)
 }
 
 // listens returns a function that reports whether a TCP connection to addr is accepted.
@@ -143,7 +70,7 @@ func output(ctx context.Context, arrangement, path string, args ...string) ([]by
 	cmd := exec.CommandContext(ctx, path, args...)
 	cmd.SysProcAttr = session(arrangement == own)
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
-	cmd.WaitDelay = endGrace
+	cmd.WaitDelay = stage.EndGrace
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	b, err := cmd.Output()
@@ -152,13 +79,7 @@ func output(ctx context.Context, arrangement, path string, args ...string) ([]by
 	}
 	if err != nil {
 		text := bytes.TrimSpace(stderr.Bytes())
-		return nil, fmt.Errorf("%w: %s", err, text[:min(len(text), tailBytes)])
+		return nil, fmt.Errorf("%w: %s", err, text[:min(len(text), stage.TailBytes)])
 	}
 	return b, nil
-}
-
-// write writes a file for a process and returns its path.
-func write(dir, name, text string) (string, error) {
-	path := filepath.Join(dir, name)
-	return path, os.WriteFile(path, []byte(text), 0o600)
 }

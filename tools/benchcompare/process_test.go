@@ -14,7 +14,7 @@ func TestEndStopsTheProcess(t *testing.T) {
 		if err != nil {
 			t.Skip("needs sleep:", err)
 		}
-		pid := p.pid()
+		pid := p.PID()
 		group, err := syscall.Getpgid(pid)
 		if err != nil {
 			t.Fatal(err)
@@ -22,7 +22,7 @@ func TestEndStopsTheProcess(t *testing.T) {
 		if (group == pid) != (arrangement == own) {
 			t.Errorf("%s: process %d is in group %d", arrangement, pid, group)
 		}
-		p.end()
+		p.End()
 		if err := syscall.Kill(pid, 0); err != syscall.ESRCH {
 			t.Errorf("%s: still running: %v", arrangement, err)
 		}
@@ -34,8 +34,8 @@ func TestEarlyEndIsAnErrorWithOutput(t *testing.T) {
 	if err != nil {
 		t.Skip("needs sh:", err)
 	}
-	defer p.end()
-	err = p.until(t.Context(), "open port", func() bool { return false })
+	defer p.End()
+	err = p.Until(t.Context(), "open port", func() bool { return false })
 	if err == nil || !strings.Contains(err.Error(), "no such option") {
 		t.Errorf("got %v", err)
 	}

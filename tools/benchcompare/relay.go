@@ -11,6 +11,7 @@ import (
 
 	"wmproxy/certs"
 	"wmproxy/tools/floor"
+	"wmproxy/tools/stage"
 )
 
 // relayCommand is the argument with which this program starts itself as one end of a floor.
@@ -90,14 +91,14 @@ func floorYamux(ctx context.Context, r *rig) (*peer, error) {
 }
 
 func (r *rig) relaysOverTCP(ctx context.Context, far, near string) (*peer, error) {
-	return r.relays(far, near, []string{r.cert, r.key}, func(far *process, tunnel string) error {
-		return far.until(ctx, "open port", listens(tunnel))
+	return r.relays(far, near, []string{r.cert, r.key}, func(far *stage.Process, tunnel string) error {
+		return far.Until(ctx, "open port", listens(tunnel))
 	})
 }
 
 // relays starts a far end, calls wait if it is set, and starts a near end, which is bench's
 // target.
-func (r *rig) relays(far, near string, files []string, wait func(far *process, tunnel string) error) (*peer, error) {
+func (r *rig) relays(far, near string, files []string, wait func(far *stage.Process, tunnel string) error) (*peer, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
@@ -110,7 +111,7 @@ func (r *rig) relays(far, near string, files []string, wait func(far *process, t
 	if err != nil {
 		return nil, err
 	}
-	p := &peer{target: front, processes: []*process{end}}
+	p := &peer{target: front, processes: []*stage.Process{end}}
 	if wait != nil {
 		err = wait(end, tunnel)
 	}

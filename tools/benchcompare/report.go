@@ -1,20 +1,20 @@
 package main
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"fmt"
 	"maps"
 	"math"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
+
+	"wmproxy/tools/stage"
 )
 
 // write writes the report.
@@ -81,13 +81,13 @@ func (c *comparison) head(ctx context.Context, b *strings.Builder) {
 	fact("rounds", "%d of %v", c.rounds, c.duration)
 	fact("wmproxy", "%s", c.revision)
 	fact("Go", "%s %s/%s", runtime.Version(), runtime.GOOS, runtime.GOARCH)
-	fact("machine", "%s", machine())
-	fact("kernel", "%s, sched_autogroup_enabled = %s", fileLine("/proc/sys/kernel/osrelease"), fileLine("/proc/sys/kernel/sched_autogroup_enabled"))
-	fact("TCP congestion control", "%s", fileLine("/proc/sys/net/ipv4/tcp_congestion_control"))
-	fact("load average at the end", "%s (other work on the machine shows here)", fileLine("/proc/loadavg"))
+	fact("machine", "%s", stage.Machine())
+	fact("kernel", "%s, sched_autogroup_enabled = %s", stage.FileLine("/proc/sys/kernel/osrelease"), stage.FileLine("/proc/sys/kernel/sched_autogroup_enabled"))
+	fact("TCP congestion control", "%s", stage.FileLine("/proc/sys/net/ipv4/tcp_congestion_control"))
+	fact("load average at the end", "%s (other work on the machine shows here)", stage.FileLine("/proc/loadavg"))
 	for _, s := range c.wanted() {
 		for _, program := range s.programs {
-			if v := version(ctx, program); v != "" {
+			if v := stage.Version(ctx, program); v != "" {
 				fact(program, "%s", v)
 			}
 		}
@@ -161,13 +161,13 @@ func (f figure) text(v float64) string {
 func (c *comparison) notes(b *strings.Builder) {
 	var lines []string
 	for _, name := range slices.Sorted(maps.Keys(c.absent)) {
-		lines = append(lines, fmt.Sprintf("- %s was not measured: %s", name, oneLine(c.absent[name])))
+		lines = append(lines, fmt.Sprintf("- %s was not measured: %s", name, stage.OneLine(c.absent[name])))
 	}
 	for _, arrangement := range c.arrangements {
 		for _, l := range loads {
 			for _, s := range c.all() {
 				if ce := c.cells[key{arrangement, l.name, s.name}]; ce != nil && ce.failed != "" {
-					lines = append(lines, fmt.Sprintf("- %s, %s, %s: after %d rounds %s", arrangement, l.title, s.title, len(ce.rounds), oneLine(ce.failed)))
+					lines = append(lines, fmt.Sprintf("- %s, %s, %s: after %d rounds %s", arrangement, l.title, s.title, len(ce.rounds), stage.OneLine(ce.failed)))
 				}
 			}
 		}
@@ -175,75 +175,4 @@ func (c *comparison) notes(b *strings.Builder) {
 	if len(lines) > 0 {
 		b.WriteString("\n## Not measured\n\n" + strings.Join(lines, "\n") + "\n")
 	}
-}
-
-// oneLine returns the beginning of an error as one line.
-func oneLine(s string) string {
-	s, _, _ = strings.Cut(s, ";")
-	s = strings.Join(strings.Fields(s), " ")
-	return s[:min(len(s), 200)]
-}
-
-// fileLine returns a file's first line, or a question mark if it cannot be read.
-func fileLine(path string) string {
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return "?"
-	}
-	line, _, _ := bytes.Cut(b, []byte("\n"))
-	return string(line)
-}
-
-// machine returns the processor, the number of CPUs, and the memory.
-func machine() string {
-	model, memory := runtime.GOARCH, ""
-	if b, err := os.ReadFile("/proc/cpuinfo"); err == nil {
-		if m := field(string(b), "model name"); m != "" {
-			model = m
-		}
-	}
-	if b, err := os.ReadFile("/proc/meminfo"); err == nil {
-		if kb, err := strconv.Atoi(strings.TrimSuffix(field(string(b), "MemTotal"), " kB")); err == nil {
-			memory = fmt.Sprintf(", %.1f GiB", float64(kb)/(1<<20))
-		}
-	}
-	return fmt.Sprintf("%s, %d CPUs%s", model, runtime.NumCPU(), memory)
-}
-
-// field returns the value of a line "name: value", or "" if there is none.
-func field(text, name string) string {
-	for line := range strings.Lines(text) {
-		key, value, ok := strings.Cut(line, ":")
-		if ok && strings.TrimSpace(key) == name {
-			return strings.TrimSpace(value)
-		}
-	}
-	return ""
-}
-
-// revision returns the commit that is checked out.
-func revision(ctx context.Context) string {
-	b, err := exec.CommandContext(ctx, "git", "describe", "--always", "--dirty").Output()
-	if err != nil {
-		return "of this source"
-	}
-	return strings.TrimSpace(string(b))
-}
-
-// version returns the version line of a program, or "" if it has none.
-func version(ctx context.Context, program string) string {
-	ctx, cancel := context.WithTimeout(ctx, startTimeout)
-	defer cancel()
-	arg := map[string]string{"ss-local": "-h", "hysteria": "version", "sing-box": "version", "gost": "-V"}[program]
-	if arg == "" {
-		return ""
-	}
-	// Some exit with an error after their help text.
-	b, _ := exec.CommandContext(ctx, program, arg).CombinedOutput()
-	for line := range strings.Lines(string(b)) {
-		if line = strings.TrimSpace(line); strings.ContainsAny(line, "0123456789") {
-			return line
-		}
-	}
-	return ""
 }

@@ -10,6 +10,7 @@ import (
 	"slices"
 
 	"wmproxy/internal/tune"
+	"wmproxy/tools/stage"
 )
 
 // system is a tunnel to measure.
@@ -32,12 +33,12 @@ var datagrams = []string{"64", "200", "1200", "pingpong", "rate"}
 type peer struct {
 	socks     string // its SOCKS5 address; "" to send directly to the target
 	target    string // replaces the target, if set
-	processes []*process
+	processes []*stage.Process
 }
 
 func (p *peer) end() {
 	for i := len(p.processes) - 1; i >= 0; i-- {
-		p.processes[i].end()
+		p.processes[i].End()
 	}
 }
 
@@ -123,15 +124,15 @@ func (r *rig) pair(ctx context.Context, wait, socks string, far, near []string) 
 	}
 	p.processes = append(p.processes, server)
 	if wait != "" {
-		err = server.until(ctx, "open port", listens(wait))
+		err = server.Until(ctx, "open port", listens(wait))
 	}
-	var client *process
+	var client *stage.Process
 	if err == nil {
 		client, err = start(r.dir, r.arrangement, near[0], near[1:]...)
 	}
 	if err == nil {
 		p.processes = append(p.processes, client)
-		err = client.until(ctx, "open port", listens(socks))
+		err = client.Until(ctx, "open port", listens(socks))
 	}
 	if err != nil {
 		p.end()
@@ -178,17 +179,17 @@ func (r *rig) ours(ctx context.Context, transport, tricks string) (*peer, error)
 	if err != nil {
 		return nil, err
 	}
-	p := &peer{socks: socks, processes: []*process{server}}
+	p := &peer{socks: socks, processes: []*stage.Process{server}}
 	link := filepath.Join(state, "server", "client.link")
-	err = server.until(ctx, "link", func() bool { _, err := os.Stat(link); return err == nil })
-	var client *process
+	err = server.Until(ctx, "link", func() bool { _, err := os.Stat(link); return err == nil })
+	var client *stage.Process
 	if err == nil {
 		client, err = startIn(env, r.dir, r.arrangement, r.wmproxy, "client", "--link-file", link, "--listen", socks,
 			"--transport", transport, "--state-dir", filepath.Join(state, "client"))
 	}
 	if err == nil {
 		p.processes = append(p.processes, client)
-		err = client.until(ctx, "open port", listens(socks))
+		err = client.Until(ctx, "open port", listens(socks))
 	}
 	if err != nil {
 		p.end()
@@ -213,12 +214,12 @@ func hysteria(ctx context.Context, r *rig) (*peer, error) {
 	if err != nil {
 		return nil, err
 	}
-	far, err := write(r.dir, "hysteria-server.yaml", fmt.Sprintf(
+	far, err := stage.Write(r.dir, "hysteria-server.yaml", fmt.Sprintf(
 		"listen: %s\ntls:\n  cert: %s\n  key: %s\nauth:\n  type: password\n  password: %s\n", tunnel, r.cert, r.key, secret))
 	if err != nil {
 		return nil, err
 	}
-	near, err := write(r.dir, "hysteria-client.yaml", fmt.Sprintf(
+	near, err := stage.Write(r.dir, "hysteria-client.yaml", fmt.Sprintf(
 		"server: %s\nauth: %s\ntls:\n  insecure: true\nsocks5:\n  listen: %s\n", tunnel, secret, socks))
 	if err != nil {
 		return nil, err
@@ -252,11 +253,11 @@ func ss2022(ctx context.Context, r *rig) (*peer, error) {
 
 func (r *rig) singBox(ctx context.Context, name, wait, socks, inbound, outbound string) (*peer, error) {
 	const quiet = `"log":{"level":"error"}`
-	far, err := write(r.dir, name+"-server.json", fmt.Sprintf(`{%s,"inbounds":[%s],"outbounds":[{"type":"direct"}]}`, quiet, inbound))
+	far, err := stage.Write(r.dir, name+"-server.json", fmt.Sprintf(`{%s,"inbounds":[%s],"outbounds":[{"type":"direct"}]}`, quiet, inbound))
 	if err != nil {
 		return nil, err
 	}
-	near, err := write(r.dir, name+"-client.json", fmt.Sprintf(
+	near, err := stage.Write(r.dir, name+"-client.json", fmt.Sprintf(
 		`{%s,"inbounds":[{"type":"socks","listen":"127.0.0.1","listen_port":%s}],"outbounds":[%s]}`, quiet, port(socks), outbound))
 	if err != nil {
 		return nil, err

@@ -202,9 +202,11 @@ func (t *trial) bulk(multiple float64) task {
 	}
 }
 
-// deliveredValues is what came back, and how much of what could have.
+// deliveredValues is what came back, and how much of what could have at the rate at which it
+// was sent: on a busy machine that is less than was asked.
 func (t *trial) deliveredValues(r bench.UDPResult, multiple float64) values {
 	delivered := float64(r.InTime) / float64(max(r.Sent, 1))
+	multiple *= float64(r.Sent) / (float64(max(r.Rate, 1)) * r.Seconds)
 	return values{number(100 * delivered), number(100 * delivered / t.path.roundTrips(multiple))}
 }
 

@@ -16,10 +16,11 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"slices"
 	"strings"
 	"syscall"
 	"time"
+
+	"wmproxy/tools/stage"
 )
 
 // options are the settings from the command line.
@@ -99,7 +100,7 @@ func parse(args []string, out io.Writer) (o options, err error) {
 		{"-systems", systems, systemNames(), &o.systems},
 		{"-cc", congestion, []string{"cubic", "bbr"}, &o.congestion},
 	} {
-		if *list.to, err = words(list.words, list.known); err != nil {
+		if *list.to, err = stage.Words(list.words, list.known); err != nil {
 			return o, fmt.Errorf("%s: %w", list.flag, err)
 		}
 	}
@@ -107,18 +108,4 @@ func parse(args []string, out io.Writer) (o options, err error) {
 		return o, errors.New("-rounds takes 1 or more, -dur 1s or more")
 	}
 	return o, nil
-}
-
-// words splits a list whose words have to be among known; an empty list is all.
-func words(list string, known []string) ([]string, error) {
-	if list == "" {
-		return known, nil
-	}
-	found := strings.Split(list, ",")
-	for _, word := range found {
-		if !slices.Contains(known, word) {
-			return nil, fmt.Errorf("%q is none of %s", word, strings.Join(known, ","))
-		}
-	}
-	return found, nil
 }

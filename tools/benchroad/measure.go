@@ -3,11 +3,9 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,6 +16,7 @@ import (
 	"wmproxy/certs"
 	"wmproxy/internal/bench"
 	"wmproxy/internal/netlab"
+	"wmproxy/tools/stage"
 )
 
 // row is a system with a congestion control of the kernel.
@@ -158,11 +157,11 @@ func measurePath(ctx context.Context, o options, p path, dir string) (r *results
 		return r, err
 	}
 	for _, at := range [][]string{{echoAddr, http3Addr}, {callAddr, unused}} {
-		far, err := g.startFar(ctx, at)
+		target, err := g.startTarget(ctx, at)
 		if err != nil {
 			return r, err
 		}
-		defer far.end()
+		defer target.End()
 	}
 	s := &session{options: o, rig: g, results: r, silent: map[string]string{}}
 	if err := s.check(ctx); err != nil {
@@ -179,21 +178,14 @@ func measurePath(ctx context.Context, o options, p path, dir string) (r *results
 	return r, nil
 }
 
-// startFar starts what listens at the targets.
-func (r *rig) startFar(ctx context.Context, at []string) (*process, error) {
+// startTarget starts what listens at the targets.
+func (r *rig) startTarget(ctx context.Context, at []string) (*stage.Process, error) {
 	exe, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
 	p, err := start(r.Targets, r.dir, exe, farCommand, at[0], at[1], r.cert, r.key)
-	if err != nil {
-		return nil, err
-	}
-	if err := p.until(ctx, "line about its start", p.prints(farReady)); err != nil {
-		p.end()
-		return nil, err
-	}
-	return p, nil
+	return started(ctx, p, err, farReady)
 }
 
 // rows are the systems to measure with a load, and congestion controls of the kernel.
@@ -266,7 +258,7 @@ func (s *session) once(ctx context.Context, l load, c *cell, round int) (values,
 	defer os.RemoveAll(dir)
 	g := *s.rig
 	g.dir = dir
-	p, err := g.start(ctx, system, false)
+	p, err := g.startFar(ctx, system)
 	if err != nil {
 		return nil, err
 	}
@@ -304,7 +296,7 @@ func (s *session) await(ctx context.Context, t *trial, l load) error {
 		return err
 	}
 	if (!l.streams || r.Connect == 0) && (!l.datagrams || r.Associate == 0) {
-		why := fmt.Errorf("nothing passes within %v: %s", coldTimeout, t.peer.processes[1].lastLine())
+		why := fmt.Errorf("nothing passes within %v: %s", coldTimeout, t.peer.processes[1].LastLine())
 		if l.datagrams && !l.streams {
 			s.silent[t.system] = why.Error()
 		}
@@ -330,7 +322,7 @@ func (s *session) check(ctx context.Context) error {
 			c.Late, c.Overrun = max(c.Late, traffic.Late99), c.Overrun+traffic.Overrun
 			c.Busy = number(traffic.CPU.Seconds() / time.Since(began).Seconds())
 		}
-		c.LoadAverage = fileLine("/proc/loadavg")
+		c.LoadAverage = stage.FileLine("/proc/loadavg")
 		s.results.Checks = append(s.results.Checks, c)
 		say("%s %s: asked %.4g, got %.4g %s; late by %v", s.path.name, c.Title, c.Asked, c.Got, c.Unit, c.Late)
 	}
@@ -383,13 +375,5 @@ func (c *cell) median(figure int) float64 {
 	for _, v := range c.Rounds {
 		all = append(all, float64(v[figure]))
 	}
-	if len(all) == 0 || slices.ContainsFunc(all, math.IsNaN) {
-		return math.NaN()
-	}
-	slices.SortFunc(all, cmp.Compare[float64])
-	half := len(all) / 2
-	if len(all)%2 == 1 {
-		return all[half]
-	}
-	return (all[half-1] + all[half]) / 2
+	return stage.Median(all)
 }

@@ -3,20 +3,20 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
 	"maps"
 	"math"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
+
+	"wmproxy/tools/stage"
 )
 
 // resultsDir is where the results and charts of a page are: docs/road for docs/ROAD.md.
@@ -92,6 +92,9 @@ into the rate, less the loss of both ways. Streams are measured after three seco
 after two, calls alone after five. The bytes on the wire are those of both directions for each
 byte of payload that was delivered. *cubic* and *bbr* are the kernel's congestion control at both ends of the
 tunnel and at the target; what does not use TCP on the path is measured once.
+
+†: do not trust it, the machine was busy: of the packets more than one in a hundred left the
+path over 1 ms late, or more than one datagram in fifty could not be sent when it was due.
 `
 
 // writeChecks writes what the paths did by themselves.
@@ -99,7 +102,7 @@ func writeChecks(b *strings.Builder, all []*results) {
 	b.WriteString("\n## The paths by themselves\n\n" +
 		"What bare flows without any tunnel got, beside what was asked. *Late* is how much later than\n" +
 		"due 99 of 100 packets left the path, at most, *CPU* the share of a processor that passing them\n" +
-		"on took; †: the path did not do what was asked, or late.\n\n" +
+		"on took; †: here also that the path did not do what was asked.\n\n" +
 		"| path | | asked | got | late | CPU | load average |\n| --- | --- | ---: | ---: | ---: | ---: | --- |\n")
 	for _, r := range all {
 		for _, c := range r.Checks {
@@ -153,22 +156,24 @@ func writeTable(b *strings.Builder, l load, cells []*cell) (notes []string) {
 	}
 	b.WriteString(rule + "\n")
 	for _, c := range sorted(cells) {
-		fmt.Fprintf(b, "| %s |", c.title())
+		mark := ""
+		if c.spoiled() {
+			mark = " †"
+		}
+		fmt.Fprintf(b, "| %s%s |", c.title(), mark)
 		for i, f := range l.figures {
 			fmt.Fprintf(b, " %s |", c.text(i, f))
 		}
 		b.WriteString("\n")
-		about := l.title + ", " + c.title()
 		if c.Failed != "" {
-			notes = append(notes, fmt.Sprintf("%s: after %d rounds %s", about, len(c.Rounds), oneLine(c.Failed)))
-		}
-		if c.Late > trusted || c.Held > maxHeld {
-			notes = append(notes, fmt.Sprintf("%s: do not trust it; the machine was busy (99 of 100 packets late by up to %v, %.1f %% of the datagrams not sent)",
-				about, c.Late.Round(10*time.Microsecond), 100*c.Held))
+			notes = append(notes, fmt.Sprintf("%s, %s: after %d rounds %s", l.title, c.title(), len(c.Rounds), stage.OneLine(c.Failed)))
 		}
 	}
 	return notes
 }
+
+// spoiled reports whether the machine was too busy for the rounds to count.
+func (c *cell) spoiled() bool { return c.Late > trusted || c.Held > maxHeld }
 
 // maxHeld is the share of the datagrams that a load may leave out because the machine held it up.
 const maxHeld = 0.02
@@ -227,58 +232,16 @@ func digits(v number, n int) string {
 	return strconv.FormatFloat(float64(v), 'f', n, 64)
 }
 
-// oneLine is the beginning of an error, fit for a list.
-func oneLine(s string) string {
-	s = strings.Join(strings.Fields(s), " ")
-	return s[:min(len(s), 200)]
-}
-
 // facts describe the machine and the programs.
 func facts(ctx context.Context) [][2]string {
 	f := [][2]string{
-		{"wmproxy", revision(ctx)},
-		{"Machine", fmt.Sprintf("%d CPUs, kernel %s, %s", runtime.NumCPU(), fileLine("/proc/sys/kernel/osrelease"), runtime.Version())},
+		{"wmproxy", stage.Revision(ctx)},
+		{"Machine", fmt.Sprintf("%s, kernel %s, %s", stage.Machine(), stage.FileLine("/proc/sys/kernel/osrelease"), runtime.Version())},
 	}
 	for _, program := range []string{"hysteria", "sing-box", "ss-local"} {
-		if v := version(ctx, program); v != "" {
+		if v := stage.Version(ctx, program); v != "" {
 			f = append(f, [2]string{program, v})
 		}
 	}
 	return f
-}
-
-// revision is the commit that is checked out.
-func revision(ctx context.Context) string {
-	b, err := exec.CommandContext(ctx, "git", "describe", "--always", "--dirty").Output()
-	if err != nil {
-		return "of this source"
-	}
-	return strings.TrimSpace(string(b))
-}
-
-// version is the first line in which a program gives its version, "" if there is none.
-func version(ctx context.Context, program string) string {
-	ctx, cancel := context.WithTimeout(ctx, startTimeout)
-	defer cancel()
-	argument := "version"
-	if program == "ss-local" {
-		argument = "-h" // exits with an error
-	}
-	b, _ := exec.CommandContext(ctx, program, argument).CombinedOutput()
-	for line := range strings.Lines(string(b)) {
-		if line = strings.TrimSpace(line); strings.ContainsAny(line, "0123456789") {
-			return line
-		}
-	}
-	return ""
-}
-
-// fileLine is a file's first line, or a question mark.
-func fileLine(path string) string {
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return "?"
-	}
-	line, _, _ := bytes.Cut(b, []byte("\n"))
-	return string(line)
 }

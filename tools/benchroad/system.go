@@ -6,11 +6,13 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 
 	"wmproxy/internal/netlab"
+	"wmproxy/tools/stage"
 )
 
 // system is one that the loads run through.
@@ -20,7 +22,7 @@ type system struct {
 	programs []string // that must be on PATH
 	tcp      bool     // it uses the kernel's TCP on the path, so that its congestion control counts
 	// begin starts the far end, and near returns the command of the near end. Both are nil without a proxy.
-	begin func(context.Context, *rig) (*process, error)
+	begin func(context.Context, *rig) (*stage.Process, error)
 	near  func(*rig) []string
 }
 
@@ -75,32 +77,26 @@ const secret = "c2VjcmV0LW9mLWJlbmNoIQ=="
 // peer is a running system.
 type peer struct {
 	socks     string // empty without a proxy
-	processes []*process
+	processes []*stage.Process
 }
 
 func (p *peer) end() {
 	for _, process := range slices.Backward(p.processes) {
-		process.end()
+		process.End()
 	}
 }
 
-// start starts the far end of a system and, with near, its near end.
-func (r *rig) start(ctx context.Context, s system, near bool) (*peer, error) {
+// startFar starts the far end of a system, if it has one.
+func (r *rig) startFar(ctx context.Context, s system) (*peer, error) {
 	p := &peer{}
 	if s.begin == nil {
 		return p, nil
 	}
 	far, err := s.begin(ctx, r)
-	if far != nil {
-		p.processes = append(p.processes, far)
-	}
-	if err == nil && near {
-		err = r.startNear(s, p)
-	}
 	if err != nil {
-		p.end()
 		return nil, err
 	}
+	p.processes = append(p.processes, far)
 	return p, nil
 }
 
@@ -117,14 +113,18 @@ func (r *rig) startNear(s system, p *peer) error {
 func ours(name, title string, tcp bool) system {
 	return system{
 		name: name, title: title, tcp: tcp,
-		begin: func(ctx context.Context, r *rig) (*process, error) {
+		begin: func(ctx context.Context, r *rig) (*stage.Process, error) {
 			state := filepath.Join(r.dir, "wmproxy-server")
 			p, err := start(r.Servers[0], r.dir, r.wmproxy, "server", "--listen", tunnel, "--advertise", tunnel,
 				"--state-dir", state, "--allow", netlab.TargetNetwork)
-			if err != nil {
+			if p, err = started(ctx, p, err, "listening"); err != nil {
 				return nil, err
 			}
-			return p, p.until(ctx, "link", func() bool { return exists(r.link())() && p.prints("listening")() })
+			if err := p.Until(ctx, "link", func() bool { _, err := os.Stat(r.link()); return err == nil }); err != nil {
+				p.End()
+				return nil, err
+			}
+			return p, nil
 		},
 		near: func(r *rig) []string {
 			return []string{
@@ -137,17 +137,14 @@ func ours(name, title string, tcp bool) system {
 
 func (r *rig) link() string { return filepath.Join(r.dir, "wmproxy-server", "client.link") }
 
-func hysteriaServer(ctx context.Context, r *rig) (*process, error) {
-	config, err := write(r.dir, "hysteria-server.yaml", fmt.Sprintf(
+func hysteriaServer(ctx context.Context, r *rig) (*stage.Process, error) {
+	config, err := stage.Write(r.dir, "hysteria-server.yaml", fmt.Sprintf(
 		"listen: %s\ntls:\n  cert: %s\n  key: %s\nauth:\n  type: password\n  password: %s\n", tunnel, r.cert, r.key, secret))
 	if err != nil {
 		return nil, err
 	}
 	p, err := start(r.Servers[0], r.dir, "hysteria", "server", "--disable-update-check", "-c", config)
-	if err != nil {
-		return nil, err
-	}
-	return p, p.until(ctx, "line about its start", p.prints("server up and running"))
+	return started(ctx, p, err, "server up and running")
 }
 
 // hysteriaClient is for a client that is told the path's rate, or is not.
@@ -159,15 +156,15 @@ func hysteriaClient(told bool) func(*rig) []string {
 			kbit := r.path.each.Rate / 1000 * 9 / 10
 			text += fmt.Sprintf("bandwidth:\n  up: %d kbps\n  down: %d kbps\n", kbit, kbit)
 		}
-		config, _ := write(r.dir, "hysteria-client.yaml", text) // a client without it says so
+		config, _ := stage.Write(r.dir, "hysteria-client.yaml", text) // a client without it says so
 		return []string{"hysteria", "client", "--disable-update-check", "-c", config}
 	}
 }
 
 const tuicUser = "2a3f1a6e-6f0b-4a55-9f3c-0d8f6c1d9b11"
 
-func tuicServer(ctx context.Context, r *rig) (*process, error) {
-	config, err := write(r.dir, "tuic-server.json", fmt.Sprintf(`{"log":{"level":"info"},"outbounds":[{"type":"direct"}],"inbounds":[
+func tuicServer(ctx context.Context, r *rig) (*stage.Process, error) {
+	config, err := stage.Write(r.dir, "tuic-server.json", fmt.Sprintf(`{"log":{"level":"info"},"outbounds":[{"type":"direct"}],"inbounds":[
 		{"type":"tuic","listen":%q,"listen_port":8090,"users":[{"uuid":%q,"password":%q}],"congestion_control":"bbr",
 		"tls":{"enabled":true,"alpn":["h3"],"certificate_path":%q,"key_path":%q}}]}`,
 		netlab.ServerAddr(0), tuicUser, secret, r.cert, r.key))
@@ -175,14 +172,11 @@ func tuicServer(ctx context.Context, r *rig) (*process, error) {
 		return nil, err
 	}
 	p, err := start(r.Servers[0], r.dir, "sing-box", "run", "-c", config)
-	if err != nil {
-		return nil, err
-	}
-	return p, p.until(ctx, "line about its start", p.prints("sing-box started"))
+	return started(ctx, p, err, "sing-box started")
 }
 
 func tuicClient(r *rig) []string {
-	config, _ := write(r.dir, "tuic-client.json", fmt.Sprintf(`{"log":{"level":"error"},
+	config, _ := stage.Write(r.dir, "tuic-client.json", fmt.Sprintf(`{"log":{"level":"error"},
 		"inbounds":[{"type":"socks","listen":"127.0.0.1","listen_port":1080}],"outbounds":[
 		{"type":"tuic","server":%q,"server_port":8090,"uuid":%q,"password":%q,"congestion_control":"bbr","udp_relay_mode":"native",
 		"tls":{"enabled":true,"insecure":true,"alpn":["h3"]}}]}`, netlab.ServerAddr(0), tuicUser, secret))
@@ -191,12 +185,9 @@ func tuicClient(r *rig) []string {
 
 const ssMethod = "aes-128-gcm"
 
-func ssServer(ctx context.Context, r *rig) (*process, error) {
+func ssServer(ctx context.Context, r *rig) (*stage.Process, error) {
 	p, err := start(r.Servers[0], r.dir, "ss-server", "-s", netlab.ServerAddr(0).String(), "-p", "8090", "-k", secret, "-m", ssMethod, "-u")
-	if err != nil {
-		return nil, err
-	}
-	return p, p.until(ctx, "line about its start", p.prints("listening"))
+	return started(ctx, p, err, "listening")
 }
 
 func ssClient(*rig) []string {

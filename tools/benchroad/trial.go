@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"wmproxy/internal/netlab"
+	"wmproxy/tools/stage"
 )
 
 // What listens at the targets. A process that fills a stream is late with datagrams: calls
@@ -51,7 +52,7 @@ func (t *trial) seen() int {
 func (t *trial) do(ctx context.Context, task task, result any) (wire int, err error) {
 	task.Socks = t.peer.socks
 	for _, p := range t.peer.processes {
-		task.PIDs = append(task.PIDs, p.pid())
+		task.PIDs = append(task.PIDs, p.PID())
 	}
 	text, err := json.Marshal(task)
 	if err != nil {
@@ -86,7 +87,7 @@ func (t *trial) do(ctx context.Context, task task, result any) (wire int, err er
 	}
 	if err := cmd.Wait(); err != nil {
 		said := bytes.TrimSpace(stderr.Bytes())
-		return 0, fmt.Errorf("%w: %s", err, said[:min(len(said), tailBytes)])
+		return 0, fmt.Errorf("%w: %s", err, said[:min(len(said), stage.TailBytes)])
 	}
 	t.note(answer)
 	return wire, json.Unmarshal(answer, result)
