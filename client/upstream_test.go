@@ -17,13 +17,15 @@ import (
 	"wmproxy/tunnel"
 )
 
-// awayServer is a server in memory that can be away.
+// awayServer is a server in memory that can be away, or refuse everyone.
 type awayServer struct {
-	t    *testing.T
-	host *tunnel.Registry // nil while it is away
+	t *testing.T
 
-	mu   sync.Mutex
-	ends map[tunnel.Kind]*tunnel.PipeEnd // the newest of each kind
+	mu     sync.Mutex
+	host   *tunnel.Registry // nil while it is away
+	refuse bool
+	dials  int
+	ends   map[tunnel.Kind]*tunnel.PipeEnd // the newest of each kind
 }
 
 func newAwayServer(t *testing.T) *awayServer {
@@ -34,7 +36,30 @@ func (s *awayServer) start() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	u := user.New("", "", new(stats.Total))
-	s.host = tunnel.NewRegistry(tunnel.RegistryConfig{Authenticate: func(tunnel.Credentials) *user.User { return u }})
+	s.host = tunnel.NewRegistry(tunnel.RegistryConfig{Authenticate: func(tunnel.Credentials) *user.User {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.refuse {
+			return nil
+		}
+		return u
+	}})
+}
+
+// refuses sets whether s refuses everyone who attaches from now on.
+func (s *awayServer) refuses(refuse bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.refuse = refuse
+}
+
+// dialed returns how often s was dialed since the last call.
+func (s *awayServer) dialed() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := s.dials
+	s.dials = 0
+	return n
 }
 
 // kill ends the server. Over TCP the client notices, over QUIC it hears no more.
@@ -55,6 +80,7 @@ func (s *awayServer) kill() {
 func (s *awayServer) connect(ctx context.Context, kind tunnel.Kind) (tunnel.Pending, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.dials++
 	if s.host == nil {
 		return nil, syscall.ECONNREFUSED
 	}
@@ -71,23 +97,39 @@ func (s *awayServer) connect(ctx context.Context, kind tunnel.Kind) (tunnel.Pend
 
 // keeping runs a client of s for the kinds until the test ends.
 func (s *awayServer) keeping(kinds []tunnel.Kind, timers config.Timers) *upstream {
-	c := New(Config{Client: config.Client{Links: []link.Link{testLink}, Timers: timers}, Log: slog.New(slog.DiscardHandler)})
-	u := c.upstreams[0]
-	u.connect = s.connect
-	ctx, cancel := context.WithCancel(s.t.Context())
-	var wg sync.WaitGroup
-	for _, kind := range kinds {
-		wg.Go(func() { u.keep(ctx, kind, func() {}) })
+	c, _ := keepAll(s.t, kinds, timers, s)
+	return c.upstreams[0]
+}
+
+// keepAll runs a client of the servers for the kinds until the test ends, but for its entrance. The
+// function returned returns the reason for which the client ended, nil before.
+func keepAll(t *testing.T, kinds []tunnel.Kind, timers config.Timers, servers ...*awayServer) (*Client, func() error) {
+	links := make([]link.Link, len(servers))
+	for i := range links {
+		links[i] = testLink
+		links[i].Port += uint16(i)
 	}
-	s.t.Cleanup(func() {
-		cancel()
+	c := New(Config{Client: config.Client{Links: links, Timers: timers}, Log: slog.New(slog.DiscardHandler)})
+	ctx, cancel := context.WithCancelCause(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() { c.steerAll(ctx) })
+	for i, u := range c.upstreams {
+		u.connect = servers[i].connect
+		for _, kind := range kinds {
+			wg.Go(func() { u.keep(ctx, kind, func() { c.refusedBy(u, cancel) }) })
+		}
+	}
+	t.Cleanup(func() {
+		cancel(nil)
 		wg.Wait()
-		u.session.Close(tunnel.CodeShutdown, "")
-		if s.host != nil {
-			s.host.Close(tunnel.CodeShutdown, "")
+		for i, u := range c.upstreams {
+			u.session.Close(tunnel.CodeShutdown, "")
+			if host := servers[i].host; host != nil {
+				host.Close(tunnel.CodeShutdown, "")
+			}
 		}
 	})
-	return u
+	return c, func() error { return context.Cause(ctx) }
 }
 
 // attachedAfter returns how long it takes until a good carrier of the kind is there.
