@@ -1,12 +1,19 @@
 package ingress
 
 import (
+	"io"
 	"net"
 	"net/netip"
 	"sync"
 	"time"
 
 	"wmproxy/tunnel"
+)
+
+// drainTime and drainBytes bound the wait for the end of the target's half of a stream that is closed.
+const (
+	drainTime  = time.Second
+	drainBytes = 64 << 10
 )
 
 // A streamConn is a stream as a net.Conn. Its deadlines bound reads and writes together.
@@ -27,8 +34,7 @@ func (c *streamConn) start(st tunnel.Stream, bound netip.AddrPort) bool {
 	defer c.mu.Unlock()
 	c.Stream, c.local = st, bound
 	if c.closed {
-		st.Reset(tunnel.CodeLimit)
-		c.use.leave()
+		c.end(tunnel.CodeLimit)
 	}
 	return !c.closed
 }
@@ -36,24 +42,38 @@ func (c *streamConn) start(st tunnel.Stream, bound netip.AddrPort) bool {
 // Close ends the stream. The peer gets what was written before.
 func (c *streamConn) Close() error { return c.close(tunnel.CodeNone) }
 
-// giveUp ends a stream, which may not be open yet, for others' sake.
+// giveUp resets a stream, which may not be open yet, for others' sake.
 func (c *streamConn) giveUp() { _ = c.close(tunnel.CodeLimit) }
 
 func (c *streamConn) close(code tunnel.ErrorCode) error {
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	if c.closed {
+		c.mu.Unlock()
 		return net.ErrClosed
 	}
 	c.closed = true
-	if c.Stream != nil {
-		if code == tunnel.CodeNone {
-			_ = c.CloseWrite()
-		}
-		c.Reset(code)
-		c.use.leave()
+	opened := c.Stream != nil
+	c.mu.Unlock()
+	switch {
+	case !opened:
+	case code == tunnel.CodeNone && c.CloseWrite() == nil:
+		go c.drain()
+	default:
+		c.end(code)
 	}
 	return nil
+}
+
+// drain waits a little for the end of the other half, so that the target sees no reset.
+func (c *streamConn) drain() {
+	_ = c.SetDeadline(time.Now().Add(drainTime))
+	_, _ = io.CopyN(io.Discard, c.Stream, drainBytes)
+	c.end(tunnel.CodeNone)
+}
+
+func (c *streamConn) end(code tunnel.ErrorCode) {
+	c.Reset(code)
+	c.use.leave()
 }
 
 // LocalAddr returns the far end's address of the connection to the target.
