@@ -5,9 +5,9 @@ import (
 	"time"
 )
 
-// backoff is the waits between attempts: they double up to lastBackoff, each
-// with jitter of a half either way, so that clients of a server that came back do not
-// all come at once. The zero value works.
+// backoff is the waits between attempts. They double up to lastBackoff, with a jitter of half
+// either way, so that the clients of a restarted server do not return all at once. The zero
+// value is ready to use.
 type backoff struct {
 	wait time.Duration
 }

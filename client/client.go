@@ -1,5 +1,5 @@
-// Package client is the near end: it keeps a session attached to its server and
-// composes the entrance. It knows nothing of the sockets of targets.
+// Package client is the near end: it keeps a session attached to its server and composes the
+// entrance. It must not know the sockets of targets.
 package client
 
 import (
@@ -20,7 +20,7 @@ import (
 	"wmproxy/tunnel"
 )
 
-// Client is one near end.
+// Client is a near end.
 type Client struct {
 	cfg       Config
 	kinds     []tunnel.Kind
@@ -28,10 +28,10 @@ type Client struct {
 	route     *ingress.Route
 	steering  notify.Signal // something changed at a server
 	events    status.Events
-	everyone  *user.User // whose sessions they all are
+	everyone  *user.User // the user of all sessions
 }
 
-// New returns a client that Run starts.
+// New returns a client. Run starts it.
 func New(cfg Config) *Client {
 	c := &Client{cfg: cfg, kinds: transports(cfg.Transport), steering: notify.New(), everyone: user.New("", "", new(stats.Total))}
 	numbers := new(tunnel.FlowNumbers)
@@ -74,7 +74,7 @@ func (c *Client) newUpstream(l link.Link, numbers *tunnel.FlowNumbers) *upstream
 	return u
 }
 
-// streamKind returns the kind that streams prefer, 0 for auto.
+// streamKind returns the preferred kind for streams, 0 for auto.
 func streamKind(name string) tunnel.Kind {
 	if name == config.Auto {
 		return 0
@@ -92,8 +92,9 @@ func transports(name string) []tunnel.Kind {
 	return []tunnel.Kind{tunnel.KindQUIC, tunnel.KindYamux}
 }
 
-// Run listens for applications and keeps the tunnel until ctx ends, which is no
-// error. A server that refuses us for good before we ever got in is one.
+// Run listens for applications and keeps the tunnel attached until ctx ends, and then returns
+// nil. It returns an error if the server refuses the client for good before it was ever
+// accepted.
 func (c *Client) Run(ctx context.Context) error {
 	room := &ingress.Room{Pool: share.For(c.cfg.Descriptors), Streams: share.New(tunnel.MaxStreams-streamSlack, streamSlack)}
 	entrance := &ingress.Handler{Options: c.cfg.Entrance, NoOffload: c.cfg.NoOffload, Route: c.route, Room: room, Log: c.cfg.Log}
@@ -150,11 +151,11 @@ func (c *Client) sessions() (all []*tunnel.Session) {
 	return all
 }
 
-// streamSlack is how many of the tunnel's streams may be about to end while new streams
-// already have their places.
+// streamSlack is the number of the tunnel's streams that may be about to end while new streams
+// have taken their places.
 const streamSlack = 64
 
-// entranceGrace is how long associations and streams have to end by themselves.
+// entranceGrace is the time for associations and streams to end by themselves.
 const entranceGrace = 300 * time.Millisecond
 
 // refusedBy ends the client once every server has refused it for good.

@@ -14,9 +14,8 @@ import (
 	"wmproxy/tunnel"
 )
 
-// dial resolves the server's name anew and dials its addresses, a new one beside the
-// others while none has answered. It returns the first connection, or the errors of all
-// addresses.
+// dial resolves the server's name again and dials its addresses, a new one beside the others
+// while none has answered. It returns the first connection, or the errors of all addresses.
 func (u *upstream) dial(ctx context.Context, kind tunnel.Kind) (tunnel.Pending, error) {
 	addrs, err := u.resolve(ctx)
 	if err != nil {

@@ -19,22 +19,22 @@ import (
 	"wmproxy/tunnel"
 )
 
-// explanation is why an attempt failed, as one sentence that says what to do.
+// explanation is the reason of a failed attempt, as one sentence with advice.
 type explanation struct {
 	sentence string
-	// final says that trying again soon will hardly help.
+	// final is set if another attempt will hardly succeed soon.
 	final bool
 }
 
-// The alert of a TLS server that speaks other protocols only (RFC 7301 section
-// 3.2), and as QUIC carries it (RFC 9001 section 4.8).
+// The alert of a TLS server without our protocol (RFC 7301 section 3.2), and its code in QUIC
+// (RFC 9001 section 4.8).
 const (
 	alertNoApplicationProtocol = 120
 	quicNoApplicationProtocol  = quic.TransportErrorCode(0x100 + alertNoApplicationProtocol)
 )
 
-// alertNumber is the number of a TLS alert, or -1. Over TCP crypto/tls returns
-// alerts as a type of its own that it does not export, whose value is the number.
+// alertNumber returns the number of a TLS alert, or -1. Over TCP crypto/tls returns alerts as
+// an unexported type with the number as its value.
 func alertNumber(err error) int {
 	if v := reflect.ValueOf(err); v.Kind() == reflect.Uint8 {
 		return int(v.Uint())
@@ -42,7 +42,7 @@ func alertNumber(err error) int {
 	return -1
 }
 
-// explain is the one place where errors become sentences.
+// explain returns the explanation of an error.
 func explain(err error, l link.Link) explanation {
 	server := l.Address()
 	var (
@@ -117,7 +117,7 @@ func explainRefusal(e *tunnel.CloseError, server string) explanation {
 	return explanation{fmt.Sprintf("the server at %s ended the connection (%q)", server, e.Reason), false}
 }
 
-// explainQUIC is explain for QUIC on a path of which TCP has found that it loses large packets.
+// explainQUIC is like explain for QUIC. small is set if TCP has found that the path loses large packets.
 func explainQUIC(err error, l link.Link, small bool) explanation {
 	if small && (errors.Is(err, context.DeadlineExceeded) || isTimeout(err)) {
 		return explanation{fmt.Sprintf("no answer from %s over UDP: the path seems to lose large packets, and QUIC needs %d bytes (%d over IPv6)",
@@ -126,7 +126,7 @@ func explainQUIC(err error, l link.Link, small bool) explanation {
 	return explain(err, l)
 }
 
-// The least path of QUIC in bytes: its packets of 1,200 (RFC 9000 section 14) and the headers of UDP and IP.
+// The smallest MTU for QUIC in bytes: packets of 1,200 (RFC 9000 section 14) and the headers of UDP and IP.
 const (
 	leastQUICPath4 = 1200 + 8 + 20
 	leastQUICPath6 = 1200 + 8 + 40

@@ -9,34 +9,33 @@ import (
 )
 
 const (
-	// goneAfter is how long a server may be of no use before its associations move
-	// to another: a little longer than two carriers need to tell of a short pause.
+	// goneAfter is the time without a usable carrier after which associations move to another
+	// server: a little longer than a short pause of two carriers.
 	goneAfter = time.Second
 
-	// backAfter is how long a server that was gone must have been of use before new
-	// flows and streams return to it.
+	// backAfter is the time with a usable carrier after which new flows and streams return to
+	// a server that was gone.
 	backAfter = 5 * time.Second
 
-	// fasterBy is how much lower another server's round-trip time must be for --pick
-	// fastest to prefer it, and rttEvery how often that is looked at.
+	// With --pick fastest another server is preferred if its round-trip time is lower by the
+	// factor fasterBy, which is checked every rttEvery.
 	fasterBy = 0.8
 	rttEvery = 10 * time.Second
 
-	// proveEvery is how often a server that is to take over is looked at until it
-	// has answered.
+	// proveEvery is the interval of checks whether a server that should take over has answered.
 	proveEvery = 20 * time.Millisecond
 )
 
-// member is a server as the pool sees it.
+// member is the state of a server in the pool.
 type member struct {
 	usable bool
-	since  time.Time // usable changed
-	proved time.Time // the server was last proved to answer
+	since  time.Time // the last change of usable
+	proved time.Time // the last proof that the server answers
 	rtt    time.Duration
 }
 
-// pool decides which server new flows and streams go to, and when those of one
-// that is gone move. It has no clock.
+// pool decides which server new flows and streams use, and when associations leave a server.
+// It has no clock.
 type pool struct {
 	fastest bool
 	members []member
@@ -51,7 +50,7 @@ func newPool(n int, fastest bool, now time.Time) *pool {
 	return p
 }
 
-// set takes what is true of a server now.
+// set sets the state of a server.
 func (p *pool) set(i int, usable bool, proved time.Time, rtt time.Duration, now time.Time) {
 	m := &p.members[i]
 	if m.usable != usable {
@@ -60,8 +59,8 @@ func (p *pool) set(i int, usable bool, proved time.Time, rtt time.Duration, now 
 	m.proved, m.rtt = proved, rtt
 }
 
-// ready says whether new flows and streams may go to server i. When the present
-// one fails, another must have answered since: both may be behind the same cut.
+// ready reports whether new flows and streams may use server i. If the current one fails,
+// another must have answered since: both may be behind the same cut.
 func (p *pool) ready(i int, now time.Time) bool {
 	m := &p.members[i]
 	if !m.usable || i == p.current || p.current < 0 {
@@ -73,8 +72,8 @@ func (p *pool) ready(i int, now time.Time) bool {
 	return now.Sub(m.since) >= backAfter
 }
 
-// choose returns the server for new flows and streams: -1 before any was usable.
-// Where none is, it stays.
+// choose returns the server for new flows and streams, or -1 before any was usable. If none
+// is usable the server stays the same.
 func (p *pool) choose(now time.Time) int {
 	best := -1
 	for i := range p.members {
@@ -88,13 +87,13 @@ func (p *pool) choose(now time.Time) int {
 	return p.current
 }
 
-// doubtful says whether server i could take over if it answered.
+// doubtful reports whether server i could take over if it answered.
 func (p *pool) doubtful(i int) bool {
 	return p.current >= 0 && i != p.current && p.members[i].usable &&
 		!p.members[p.current].usable && !p.members[i].proved.After(p.members[p.current].since)
 }
 
-// better says whether server i is to be preferred to j, which stands before it.
+// better reports whether server i is preferred to j, which is before it in the list.
 func (p *pool) better(i, j int) bool {
 	if !p.fastest {
 		return false
@@ -112,12 +111,12 @@ func (p *pool) better(i, j int) bool {
 	return a < b
 }
 
-// gone says whether the associations of server i should leave it, or in how long
-// they may have to; 0 is not.
+// gone reports whether the associations of server i should leave it, or the time after which
+// they may have to, 0 if never.
 func (p *pool) gone(i int, leaving bool, now time.Time) (gone bool, in time.Duration) {
 	m := &p.members[i]
 	if m.usable || i == p.current || !p.members[p.current].usable {
-		return false, 0 // nowhere is better
+		return false, 0 // no other server is better
 	}
 	if wait := goneAfter - now.Sub(m.since); wait > 0 && !leaving {
 		return false, wait
@@ -141,7 +140,7 @@ func (c *Client) steerAll(ctx context.Context) {
 	}
 }
 
-// steer looks at all servers once and returns when to look again.
+// steer updates the pool and the route once and returns the time until the next call.
 func (c *Client) steer(p *pool, now time.Time) (again time.Duration) {
 	again = rttEvery
 	for i, u := range c.upstreams {
@@ -185,7 +184,7 @@ func (c *Client) steer(p *pool, now time.Time) (again time.Duration) {
 	return again
 }
 
-// tell logs and keeps what an operator may want to know of.
+// tell logs an event and adds it to those of wmproxy status.
 func (c *Client) tell(sentence string) {
 	c.cfg.Log.Info(sentence)
 	c.events.Note(sentence)

@@ -8,7 +8,7 @@ import (
 	"wmproxy/tunnel"
 )
 
-// report is what wmproxy status shows. listen is the entrance's address.
+// report returns the report for wmproxy status. listen is the entrance's address.
 func (c *Client) report(started time.Time, listen string, budget *tunnel.Budget) status.Report {
 	r := status.Report{
 		Role: status.Client, PID: os.Getpid(), At: time.Now(), Started: started, Listen: listen,
@@ -27,7 +27,7 @@ func (c *Client) report(started time.Time, listen string, budget *tunnel.Budget)
 	return r
 }
 
-// serveStatus answers on the socket in the state directory, where there is one.
+// serveStatus serves the socket in the state directory, if there is one.
 func (c *Client) serveStatus(listen string, budget *tunnel.Budget) (stop func()) {
 	if c.cfg.State == nil {
 		return func() {}

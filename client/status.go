@@ -12,11 +12,11 @@ import (
 	"wmproxy/tunnel"
 )
 
-// settle is how long the tunnel's state must stand before it is said, so that
-// two carriers that attach at once make one line.
+// settle is the time without a change before the tunnel's state is logged, so that two
+// carriers that attach at once make one line.
 const settle = 150 * time.Millisecond
 
-// statusLine says on one line what state the tunnel is in, whenever that changes.
+// statusLine logs the state of the tunnel in one line whenever it changes.
 type statusLine struct {
 	log     *slog.Logger
 	server  string
@@ -24,9 +24,9 @@ type statusLine struct {
 	changed notify.Signal
 
 	mu      sync.Mutex
-	reasons map[tunnel.Kind]string // why a kind is not attached
+	reasons map[tunnel.Kind]string // for a kind that is not attached
 	ever    bool
-	final   string // why the server refused us for good
+	final   string // the reason if the server refused the client for good
 }
 
 func newStatus(log *slog.Logger, server string, kinds []tunnel.Kind) *statusLine {
@@ -36,10 +36,10 @@ func newStatus(log *slog.Logger, server string, kinds []tunnel.Kind) *statusLine
 	}
 }
 
-// refused says whether the server has refused us for good and never let us in.
+// refused reports whether the server has refused the client for good and never accepted it.
 func (s *statusLine) refused() bool { return s.refusal() != "" }
 
-// refusal is why; "" where it has not.
+// refusal returns the reason if refused returns true, or else "".
 func (s *statusLine) refusal() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -94,7 +94,7 @@ func (s *statusLine) run(ctx context.Context, session *tunnel.Session) {
 	}
 }
 
-// line describes the tunnel as it is now; "" where there is nothing to say yet.
+// line returns the line for the tunnel's state, or "" if there is none yet.
 func (s *statusLine) line(session *tunnel.Session) (line string, up bool) {
 	attached := session.Paths()
 	doubt := session.Problem()
@@ -127,7 +127,7 @@ func (s *statusLine) line(session *tunnel.Session) (line string, up bool) {
 	return "tunnel up: " + strings.Join(names, ", ") + "; without " + strings.Join(missing, "; "), true
 }
 
-// unique joins the reasons, saying once what holds for every transport.
+// unique joins the reasons without repeating equal ones.
 func unique(reasons []string) string {
 	first := ""
 	for i, r := range reasons {

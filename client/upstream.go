@@ -10,26 +10,25 @@ import (
 )
 
 const (
-	// dialTimeout bounds one attempt at one address, TLS included.
+	// dialTimeout bounds an attempt to connect to an address, TLS included.
 	dialTimeout = 5 * time.Second
 
 	firstBackoff = 250 * time.Millisecond
 	lastBackoff  = 30 * time.Second
 
-	// refusedBackoff is how long to wait after a refusal that will hardly change
-	// by itself.
+	// refusedBackoff is the wait after a refusal that will hardly change by itself.
 	refusedBackoff = 60 * time.Second
 
-	// briefLife is how long a carrier must have lived for its attach to count as a
-	// success: one that ends at once, again and again, must not be dialed without pause.
+	// briefLife is the lifetime after which the attach of a carrier counts as a success: one
+	// that ends at once, again and again, must not be dialed without pause.
 	briefLife = time.Second
 
-	// steadyAfter is the same for a carrier that became suspect: the server answers
-	// there, and the path is at fault.
+	// steadyAfter is the same for a carrier that became suspect: the server answers, and the
+	// path is at fault.
 	steadyAfter = 10 * time.Second
 )
 
-// upstream is one server: its link, and the session with it.
+// upstream is a server: its link, and the session with it.
 type upstream struct {
 	link      link.Link
 	session   *tunnel.Session
@@ -37,7 +36,7 @@ type upstream struct {
 	noOffload bool
 	dead      time.Duration // Timers.Dead
 
-	// connect dials the server: u.dial, but in tests.
+	// connect dials the server: u.dial, except in tests.
 	connect func(context.Context, tunnel.Kind) (tunnel.Pending, error)
 
 	mu   sync.Mutex
@@ -45,9 +44,9 @@ type upstream struct {
 	last time.Time     // when a carrier attached
 }
 
-// keep sees to it that a good carrier of the kind is attached, with room for streams, until ctx ends. A
-// suspect one is not waited for: another is dialed beside it. refused is called
-// when the server refuses us for good and has never let us in.
+// keep keeps a good carrier of the kind attached, with room for streams, until ctx ends. It dials
+// another one beside a suspect one. It calls refused if the server refuses the client for good and
+// has never accepted it.
 func (u *upstream) keep(ctx context.Context, kind tunnel.Kind, refused func()) {
 	var failures, relapses backoff
 	for u.awaitNeed(ctx, kind) {
@@ -86,8 +85,7 @@ func (u *upstream) keep(ctx context.Context, kind tunnel.Kind, refused func()) {
 	}
 }
 
-// pause waits. It returns early if the server is back meanwhile: the cause that kept
-// this carrier out may be gone.
+// pause blocks for wait, or until the server is back: the reason for the failure may be gone.
 func pause(ctx context.Context, wait time.Duration, back <-chan struct{}) {
 	timer := time.NewTimer(wait)
 	defer timer.Stop()
@@ -105,8 +103,8 @@ func (u *upstream) comeback() <-chan struct{} {
 	return u.back
 }
 
-// cameBack wakes the goroutines in pause when a carrier is attached, if none was lately:
-// carriers that end at once must not make each other dial without pause.
+// cameBack wakes the goroutines in pause after a carrier was attached, unless another one was
+// shortly before: carriers that end at once must not make each other dial without pause.
 func (u *upstream) cameBack() {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -118,7 +116,7 @@ func (u *upstream) cameBack() {
 	u.back = make(chan struct{})
 }
 
-// awaitNeed waits until another carrier of the kind is needed; false is the end of ctx.
+// awaitNeed blocks until another carrier of the kind is needed. It returns false if ctx ends.
 func (u *upstream) awaitNeed(ctx context.Context, kind tunnel.Kind) bool {
 	for ctx.Err() == nil {
 		changed := u.session.Changes()
@@ -133,8 +131,8 @@ func (u *upstream) awaitNeed(ctx context.Context, kind tunnel.Kind) bool {
 	return false
 }
 
-// awaitEnd waits until a has ended or another carrier of its kind is needed; false
-// is the end of ctx.
+// awaitEnd blocks until a has ended or another carrier of its kind is needed. It returns false
+// if ctx ends.
 func (u *upstream) awaitEnd(ctx context.Context, a *tunnel.Path, kind tunnel.Kind) bool {
 	for {
 		changed := u.session.Changes()
@@ -166,10 +164,10 @@ func (u *upstream) attachOnce(ctx context.Context, kind tunnel.Kind) (*tunnel.Pa
 	return a, nil
 }
 
-// usable says whether new flows and streams may go to this server.
+// usable reports whether new flows and streams may use this server.
 func (u *upstream) usable() bool { return u.session.Healthy(0) && !u.session.Leaving() }
 
-// rtt is the lowest round-trip time of the good carriers; 0 is not known yet.
+// rtt returns the lowest round-trip time of the good carriers, 0 if unknown.
 func (u *upstream) rtt() (least time.Duration) {
 	for _, a := range u.session.Paths() {
 		if rtt := a.RTT(); rtt > 0 && (least == 0 || rtt < least) {

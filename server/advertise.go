@@ -10,7 +10,7 @@ import (
 	"wmproxy/internal/link"
 )
 
-// publish writes the client's link to the state directory and hands it to Started.
+// publish writes the client's link to the state directory and passes it to Started.
 func (s *Server) publish(id *identity, host string, port uint16) error {
 	text, err := s.writeLink(id, host, port)
 	if err == nil && s.cfg.Started != nil {
@@ -30,7 +30,7 @@ func (s *Server) writeLink(id *identity, host string, port uint16) (string, erro
 	return l.Text(), s.cfg.State.WriteFile(LinkFile, []byte(l.Text()+"\n"))
 }
 
-// advertised returns the host and the port that clients are told.
+// advertised returns the host and the port in the link.
 func (s *Server) advertised(id *identity, port uint16) (string, uint16) {
 	if text := s.cfg.Advertise; text != "" {
 		host, given, err := net.SplitHostPort(text)
@@ -53,8 +53,8 @@ func (s *Server) advertised(id *identity, port uint16) (string, uint16) {
 	return routeAddr(), port
 }
 
-// routeAddr is the address that the default route leaves from. Connecting a UDP
-// socket asks the routing table and sends nothing.
+// routeAddr returns the local address of the default route. It connects a UDP socket, which
+// sends nothing.
 func routeAddr() string {
 	for _, target := range []string{"192.0.2.1:9", "[2001:db8::1]:9"} {
 		c, err := net.Dial("udp", target)

@@ -8,33 +8,33 @@ import (
 	"wmproxy/internal/state"
 )
 
-// Config is a server's options, which are valid, and what its process gives it. State and
-// Log are required.
+// Config is a server's options, which must be valid, and the resources of its process. State
+// and Log are required.
 type Config struct {
 	config.Server
 
-	// ReadUsers, if set, returns the users in place of Users, at the start and at each
+	// ReadUsers, if set, returns the users instead of Users, at the start and at each
 	// Server.Reload.
 	ReadUsers func() ([]config.User, error)
 
-	// State is the open and locked state directory. It is closed by the caller after Serve
-	// has returned.
+	// State is the open and locked state directory. The caller must close it after Serve has
+	// returned.
 	State *state.Dir
 
-	// Descriptors is how many this process may have open; 0 is not known. All but a
-	// reserve are shared among the users.
+	// Descriptors is the number of descriptors that this process may have open, 0 if unknown.
+	// Users share all but a reserve.
 	Descriptors int
 
-	// Log gets everything that is worth a line. It never sees a secret. Peers can cause
+	// Log is the log. No secret is written to it. Peers can cause
 	// lines at will: the log's handler has to bound them.
 	Log *slog.Logger
 
-	// Started, if set, is called once the server listens on everything, with
-	// the link for a client. The link holds a secret.
+	// Started, if set, is called once the server listens on everything, with the link for a
+	// client. The link contains a secret.
 	Started func(link string)
 }
 
-// tokens returns what users prove themselves with; none means the random one.
+// tokens returns the users' tokens. If there are none the server uses the random one.
 func (c *Config) tokens() ([]link.Token, error) {
 	users := c.Users
 	if c.ReadUsers != nil {

@@ -16,16 +16,15 @@ const (
 	fileToken = "token"
 )
 
-// LinkFile is the name of the file in the state directory that holds the client's
-// link.
+// LinkFile is the name of the file in the state directory with the client's link.
 const LinkFile = "client.link"
 
-// identity is the certificate that the server shows, and what follows from it.
+// identity is the certificate of the server, and the values that follow from it.
 type identity struct {
 	certificate func() *tls.Certificate
 	pin         *certs.Pin // nil with a certificate from a public CA
 	resetKey    [32]byte
-	reload      func() // nil with the server's own, which does not change
+	reload      func() // nil for the server's own, which does not change
 	close       func() error
 }
 

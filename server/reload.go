@@ -20,12 +20,11 @@ const maxNamed = 20
 func (s *Server) Reload() {
 	select {
 	case s.reload <- struct{}{}:
-	default: // will be read once for both
+	default: // the call before it has not been served yet
 	}
 }
 
-// serveReload reads again at each Reload until ctx ends. relink writes the client's
-// link anew.
+// serveReload serves the calls of Reload until ctx ends. relink writes the client's link again.
 func (s *Server) serveReload(ctx context.Context, id *identity, registry *tunnel.Registry, relink func() error) {
 	for {
 		select {
@@ -42,7 +41,7 @@ func (s *Server) serveReload(ctx context.Context, id *identity, registry *tunnel
 	}
 }
 
-// reloadTokens replaces the tokens; with an error the old ones stay.
+// reloadTokens replaces the tokens. If it returns an error the old ones stay.
 func (s *Server) reloadTokens(registry *tunnel.Registry, relink func() error) error {
 	if err := protect(s.cfg.State, s.cfg.Log); err != nil {
 		return err
@@ -75,7 +74,7 @@ func (s *Server) reloadTokens(registry *tunnel.Registry, relink func() error) er
 	return nil
 }
 
-// named lists the users' names; if there are too many, a number stands for the rest.
+// named lists the users' names. If there are too many it gives the number of the rest.
 func named(users []*user.User) string {
 	var names []string
 	for _, u := range users[:min(len(users), maxNamed)] {

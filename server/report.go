@@ -13,7 +13,7 @@ import (
 	"wmproxy/tunnel"
 )
 
-// serveStatus answers on the socket in the state directory.
+// serveStatus serves the socket in the state directory.
 func (s *Server) serveStatus(ls *listeners, registry *tunnel.Registry, exits *egress.Exits, budget *tunnel.Budget) (stop func()) {
 	started := time.Now()
 	name, _, _ := net.SplitHostPort(s.cfg.Listen)
@@ -29,7 +29,7 @@ func (s *Server) serveStatus(ls *listeners, registry *tunnel.Registry, exits *eg
 	}, s.cfg.Log)
 }
 
-// sessions lists the sessions, the oldest first, of which a report has room for so many.
+// sessions returns the sessions, oldest first.
 func sessions(registry *tunnel.Registry) []status.Session {
 	all := registry.Sessions()
 	list := make([]status.Session, len(all))

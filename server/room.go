@@ -8,8 +8,8 @@ import (
 	"wmproxy/tunnel"
 )
 
-// carrierUse is the share that a connection over TCP takes of the descriptors. QUIC
-// connections have none of their own.
+// carrierUse is the holder of the descriptor of a connection over TCP. QUIC connections have
+// none of their own.
 type carrierUse struct {
 	conn *tunnel.Connection
 	room *share.Pool
@@ -33,7 +33,8 @@ func admitted(ctx context.Context, room *share.Pool, c *tunnel.Connection) (left
 	return lease.Release, nil
 }
 
-// LastUsed returns when the session was last of use. The pool calls it, once at a time.
+// LastUsed returns the time of the last use of the session. The pool does not call it
+// concurrently.
 func (c *carrierUse) LastUsed() uint32 {
 	if last := c.conn.LastUsed(); last != c.last {
 		now := c.room.Now()
@@ -47,8 +48,8 @@ func (c *carrierUse) GiveUp(*share.Lease) {
 	c.conn.Close(tunnel.CodeLimit, "others need the room, and of this user's many connections it was the least used")
 }
 
-// makeRoom frees a descriptor for a connection that cannot be accepted without: of the
-// user who has most, or of strangers if they have more.
+// makeRoom frees a descriptor for a new connection: one of the user with most, or of strangers
+// if they have more.
 func (s *Server) makeRoom(room *share.Pool) {
 	if s.tcp.Len() >= room.Most() || room.Squeeze("", share.Carrier) == nil {
 		s.tcp.Evict()

@@ -1,5 +1,5 @@
-// Package server is the far end: it listens, authenticates, holds sessions and
-// composes the exit. It knows nothing of SOCKS.
+// Package server is the far end: it listens, authenticates, keeps sessions and composes the
+// exit. It must not know SOCKS.
 package server
 
 import (
@@ -31,48 +31,48 @@ import (
 	"wmproxy/tunnel"
 )
 
-// Server is one far end.
+// Server is a far end.
 type Server struct {
 	cfg   Config
 	users user.Set
-	first atomic.Pointer[link.Token] // stands in the link
+	first atomic.Pointer[link.Token] // the token in the link
 	total stats.Total
-	// Connections that have not authenticated, of each transport by itself, so that
-	// a flood over one costs the other nothing. opening counts QUIC connections that
-	// have not sent enough of TLS for quic-go to show them to us.
+	// Connections that have not authenticated, by transport, so that a flood over one does not
+	// affect the other. opening counts QUIC connections that have not sent enough of TLS for
+	// quic-go to accept them.
 	tcp, quic, opening admit.Gate
 	drain              chan struct{} // one slot: Drain was called
-	drained            chan struct{} // closed when nothing is left to wait for
+	drained            chan struct{} // closed at the end of the drain
 	reload             chan struct{} // one slot: Reload was called
 
 	events status.Events
 }
 
 const (
-	// Half-open connections. Each of them holds some 40 KiB.
+	// Half-open connections. Each of them uses some 40 KiB.
 	maxTCP     = admit.DefaultTotal
 	maxQUIC    = admit.DefaultTotal / 2
 	maxOpening = admit.DefaultTotal / 2
 
-	// minQUIC and perQUIC derive from the memory how many QUIC connections Accept may have
-	// returned. A hostile one may hold 740 KiB: its 64 KiB of STREAM frames in frames of 128
-	// bytes with gaps between them, for each of which quic-go keeps 1,452.
+	// minQUIC and perQUIC bound the half-open QUIC connections by the memory. A hostile one may
+	// use 740 KiB: 64 KiB of STREAM frames of 128 bytes with gaps between them, for each of
+	// which quic-go keeps 1,452.
 	minQUIC = 64
 	perQUIC = 1 << 20
 
-	// verifyAbove is how many QUIC connections there may be, and verifyAddrAbove how many of
-	// one address that have sent nothing yet, before QUIC clients have to prove their address
-	// by a Retry (RFC 9000 section 8.1.2). A flood with forged sources gets no further. Above
-	// verifyAbove a handshake is also given less time.
+	// QUIC clients have to prove their address by a Retry (RFC 9000 section 8.1.2) if there are
+	// verifyAbove half-open QUIC connections, or verifyAddrAbove of their address that have sent
+	// nothing yet. A flood with forged sources gets no further. Above verifyAbove a handshake
+	// also has less time.
 	verifyAbove     = 128
 	verifyAddrAbove = 16
 
-	// drainLook is how often a draining server looks whether anything is open.
+	// drainLook is the interval at which a draining server checks whether anything is open.
 	drainLook = 100 * time.Millisecond
 )
 
-// New returns a server that Serve starts. It reads the users, and makes the random one on
-// the first start.
+// New returns a server. Serve starts it. New reads the users, and makes the random one on the
+// first start.
 func New(cfg Config) (*Server, error) {
 	if err := protect(cfg.State, cfg.Log); err != nil {
 		return nil, err
@@ -94,8 +94,8 @@ func New(cfg Config) (*Server, error) {
 	return s, nil
 }
 
-// halfOpenQUIC returns the number of half-open QUIC connections for a server that may
-// hold so many bytes; 0 is no bound.
+// halfOpenQUIC returns the bound of half-open QUIC connections for a limit of memory in bytes,
+// of which 0 is none.
 func halfOpenQUIC(memory int64) int {
 	if memory <= 0 {
 		return maxQUIC
@@ -103,8 +103,7 @@ func halfOpenQUIC(memory int64) int {
 	return min(max(int(memory/perQUIC), minQUIC), maxQUIC)
 }
 
-// Serve listens until ctx ends and then ends every session in order. It returns
-// nil if ctx was the reason.
+// Serve listens until ctx ends, then ends every session cleanly and returns nil.
 func (s *Server) Serve(ctx context.Context) error {
 	id, err := s.loadIdentity()
 	if err != nil {
@@ -122,7 +121,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	advertised, port := s.advertised(id, ls.port)
 	elsewhere := advertised
 	if _, err := netip.ParseAddr(advertised); err == nil && s.cfg.Advertise == "" {
-		elsewhere = "" // an interface has that address, as long as it has it
+		elsewhere = "" // an interface has the address
 	}
 	var registry *tunnel.Registry
 	room.Spare = func(user string, may func(string) bool) bool { return registry.MakeRoom(user, may) }
@@ -163,7 +162,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	wg.Go(func() { s.serveReload(accepting, id, registry, relink) })
 	wg.Go(func() { room.Run(accepting) })
 	<-accepting.Done()
-	// First the sessions, which still can tell their clients, then the sockets.
+	// The sessions end before the sockets are closed, so that they can notify their clients.
 	registry.Close(tunnel.CodeShutdown, "the server is shutting down")
 	s.tcp.Close()
 	s.quic.Close()
@@ -178,9 +177,9 @@ func (s *Server) Serve(ctx context.Context) error {
 	}
 }
 
-// Drain tells clients that the server will be gone after Config.Drain, so that
-// they go elsewhere, and takes no new ones. The channel is closed when that time
-// is over or none of them has anything open. It may be called once.
+// Drain tells clients to use another server, because this one ends after Config.Drain, and
+// refuses new ones. The channel is closed after that time, or when no client has anything open.
+// Drain may be called only once.
 func (s *Server) Drain() <-chan struct{} {
 	s.drain <- struct{}{}
 	return s.drained
@@ -221,15 +220,15 @@ type listener interface {
 	Close() error
 }
 
-// listeners is every socket that the server listens on, all on one port number.
+// listeners is all sockets on which the server listens, with one port number.
 type listeners struct {
 	all   []listener
 	port  uint16
 	close func()
 }
 
-// isOwn says whether ap, at which this host answers, is where we listen: that
-// stays closed to the exit whatever is allowed.
+// isOwn reports whether the server listens on the port of ap, an address of this host. The exit
+// refuses it even if it is allowed.
 func (ls *listeners) isOwn(ap netip.AddrPort) bool { return ap.Port() == ls.port }
 
 // accept serves the connections of one listener until ctx ends.
@@ -247,13 +246,13 @@ func (s *Server) accept(ctx context.Context, l listener, registry *tunnel.Regist
 			return fmt.Errorf("accepting connections: %w", err)
 		}
 		wg.Go(func() { s.admit(ctx, p, registry) })
-		// In a flood Accept never waits: without this, who has just come would be
-		// the oldest before it had its first turn.
+		// In a flood Accept does not block: otherwise the new connection would be the
+		// oldest before its goroutine runs for the first time.
 		runtime.Gosched()
 	}
 }
 
-// admit takes one connection through the handshake, as one of a bounded number.
+// admit takes a connection through the handshake, as one of a bounded number.
 func (s *Server) admit(ctx context.Context, p tunnel.Pending, registry *tunnel.Registry) {
 	remote := addrPort(p.RemoteAddr())
 	ctx, cancel := context.WithCancel(ctx)
@@ -280,7 +279,7 @@ func (s *Server) admit(ctx context.Context, p tunnel.Pending, registry *tunnel.R
 		slog.String("client", remote.String()), slog.Bool("resumed", a.Resumed()))
 }
 
-// refused logs one line about a connection that did not get in.
+// refused logs a refused connection.
 func (s *Server) refused(remote netip.AddrPort, kind tunnel.Kind, err error) {
 	if errors.Is(err, context.Canceled) || errors.Is(err, io.EOF) {
 		return
@@ -296,8 +295,8 @@ func reason(err error) string {
 	return err.Error()
 }
 
-// listen opens every socket. Where the port is free to choose, TCP chooses and
-// UDP follows.
+// listen opens every socket. If the port is 0 the system chooses it for TCP, and UDP uses the
+// same.
 func (s *Server) listen(id *identity) (*listeners, error) {
 	host, port, err := net.SplitHostPort(s.cfg.Listen)
 	if err != nil {
@@ -311,7 +310,7 @@ func (s *Server) listen(id *identity) (*listeners, error) {
 	})
 	tlsConf := certs.ServerConfig(id.certificate, tunnel.ALPN)
 	if slices.Contains(s.cfg.Transports, config.Yamux) {
-		// Keep-alive begins with the handshake's end: until then a deadline is enough.
+		// Keep-alive begins after the handshake. Until then there is a deadline.
 		lc := net.ListenConfig{KeepAlive: -1}
 		ln, err := lc.Listen(context.Background(), "tcp", net.JoinHostPort(host, port))
 		if err != nil {

@@ -27,7 +27,7 @@ func loadTokens(given []link.Token, dir *state.Dir) ([]link.Token, error) {
 	return given, link.CheckTokens(given)
 }
 
-// setTokens makes those of tokens the users; the first one stands in the link.
+// setTokens replaces the users by those of tokens. The first one is in the link.
 func (s *Server) setTokens(tokens []link.Token) user.Change {
 	users := make([]*user.User, len(tokens))
 	for i, t := range tokens {

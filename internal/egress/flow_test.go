@@ -36,7 +36,7 @@ var permissive = config.Exit{Allow: loopback, UDPIdle: 5 * time.Minute}
 
 var loopback = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}
 
-// fakeLink is the way back to a client that keeps what it is sent.
+// fakeLink is the way back to a client. It keeps the datagrams.
 type fakeLink struct {
 	id        uint64
 	sent      chan string // address, space, payload
@@ -65,7 +65,7 @@ func (l *fakeLink) Send(ms []udpio.Message) {
 	}
 }
 
-// next is the next datagram the client is sent.
+// next returns the next datagram for the client.
 func (l *fakeLink) next(t *testing.T) string {
 	t.Helper()
 	return receive(t, l.sent)
@@ -96,8 +96,7 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	}
 }
 
-// remote is a UDP host that sends back what it gets, after its own address as it
-// got it: "from payload".
+// remote is a UDP host that echoes each datagram behind its source: "from payload".
 type remote struct {
 	*net.UDPConn
 	at netip.AddrPort
@@ -114,7 +113,7 @@ func newRemote(t *testing.T, ip string) *remote {
 	return &remote{c, c.LocalAddr().(*net.UDPAddr).AddrPort()}
 }
 
-// get reads one datagram and says from where.
+// get reads a datagram and returns its payload and source.
 func (r *remote) get(t *testing.T) (string, netip.AddrPort) {
 	t.Helper()
 	buf := make([]byte, 65536)
@@ -164,7 +163,7 @@ func toName(name string, port uint16, payload string) []byte {
 	return append(b, append([]byte{byte(port >> 8), byte(port)}, payload...)...)
 }
 
-// send is Receive with bodies that are only good until it returns.
+// send calls Receive with bodies that are valid only until it returns.
 func send(f *flow, bodies ...[]byte) {
 	f.Receive(bodies)
 	for _, b := range bodies {

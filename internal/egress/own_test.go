@@ -36,7 +36,7 @@ func TestAdvertisedAddressIsOwn(t *testing.T) {
 	}
 }
 
-// The name server may come up after us, and the address may change.
+// The name server may start later, and the address may change.
 func TestAdvertisedNameIsResolvedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		answers := [][]netip.Addr{nil, addrs("8.8.4.4"), addrs("8.8.8.8")}

@@ -198,7 +198,7 @@ func TestHostAddressesAreRead(t *testing.T) {
 	}
 }
 
-// However an IPv4 address is wrapped, what is refused bare stays refused.
+// An IPv4 address that is refused is also refused in every embedding.
 func FuzzPolicy(f *testing.F) {
 	for _, s := range []string{"8.8.8.8", "127.0.0.1", "10.0.0.1", "203.0.114.7", "0.0.0.0", "255.255.255.255"} {
 		a := netip.MustParseAddr(s).As4()

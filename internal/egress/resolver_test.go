@@ -24,7 +24,7 @@ func addrs(ss ...string) []netip.Addr {
 
 func everyRoute(netip.Addr) bool { return true }
 
-// outcome collects what resolve says, now or later.
+// outcome collects the results of resolve, now or later.
 type outcome struct {
 	mu    sync.Mutex
 	addrs []netip.Addr
@@ -48,7 +48,7 @@ func (o *outcome) set(addrs []netip.Addr, err error) {
 	o.addrs, o.err, o.calls = addrs, err, o.calls+1
 }
 
-// get returns what was said last, and how often something was.
+// get returns the last result and the number of results.
 func (o *outcome) get() (addrs []netip.Addr, calls int, err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()

@@ -69,8 +69,8 @@ func (c *conversation) answer(ip string) {
 	c.link.next(c.t)
 }
 
-// asked waits until the name has been asked for so many times and the answers are in, and
-// has the resolver forget them.
+// asked waits until the name has been looked up this number of times and the answers have
+// arrived, and makes the resolver forget them.
 func (c *conversation) asked(times int) {
 	c.t.Helper()
 	eventually(c.t, "the name is asked for", func() bool {
@@ -108,7 +108,7 @@ func TestAnsweringAddressStays(t *testing.T) {
 		c.say(renewAfter - time.Second)
 		c.answer("127.0.0.1")
 	}
-	for range 10 { // a pause is no silence
+	for range 10 { // a pause is not silence
 		c.say(time.Second)
 		c.now.Add(int64(time.Hour))
 		c.say(time.Second)

@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// lookupTime is how long a DNS server takes if it is not silent.
+// lookupTime is the time that a DNS server takes if it is not silent.
 const lookupTime = 3 * time.Millisecond
 
 // mostlySilent answers names in time, except names of one zone.
@@ -32,7 +32,7 @@ func mostlySilent(ctx context.Context, name string) ([]netip.Addr, error) {
 	}
 }
 
-// flood asks for as many silent names as a user may, and as many again.
+// flood looks up twice as many silent names as a user may.
 func flood(r *resolver, u *asker, who string) {
 	for i := range 2 * maxUserLookups {
 		new(outcome).askFor(u, r, fmt.Sprintf("%s%d.silent.example", who, i))
@@ -40,7 +40,7 @@ func flood(r *resolver, u *asker, who string) {
 	synctest.Wait()
 }
 
-// answered returns after how long all names are answered.
+// answered returns the time until all names are answered.
 func answered(t *testing.T, r *resolver, u *asker, names ...string) time.Duration {
 	t.Helper()
 	began := time.Now()
@@ -98,7 +98,7 @@ func TestSilentZoneDelaysNoOtherZone(t *testing.T) {
 		flood(r, &u, "n")
 		var o outcome
 		o.askFor(&u, r, "www.example.org")
-		flood(r, &u, "m") // what comes later does not overtake it
+		flood(r, &u, "m") // later ones do not overtake it
 		time.Sleep(2 * lookupTime)
 		if _, calls, err := o.get(); calls != 1 || err != nil {
 			t.Errorf("after %v: %v, %d calls", 2*lookupTime, err, calls)
@@ -237,7 +237,7 @@ func TestOldAnswerIsLookedUpAgain(t *testing.T) {
 	})
 }
 
-// A look-up that is given up keeps no socket.
+// A canceled look-up keeps no socket.
 func TestDNSConnectionIsClosedWithItsContext(t *testing.T) {
 	r := newRemote(t, "127.0.0.1")
 	ctx, cancel := context.WithCancel(t.Context())
@@ -251,7 +251,7 @@ func TestDNSConnectionIsClosedWithItsContext(t *testing.T) {
 	}
 }
 
-// For any questions, each callback is called once and in time, and nothing is left.
+// For any questions, each callback is called once and in time, and nothing remains.
 func TestQuestionsAreAnsweredOnceAndInTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		random := rand.New(rand.NewPCG(1, 2))

@@ -36,7 +36,7 @@ func (s pipeStream) Reset(code tunnel.ErrorCode) {
 	s.PipeWriter.CloseWithError(err) // keeps an end that was clean
 }
 
-// asked is a stream that a client asks for.
+// asked is a stream that a client has requested.
 type asked struct {
 	bound   chan netip.AddrPort // on Accept
 	refused chan byte
@@ -74,7 +74,7 @@ func (a *asked) Accept(bound []byte) (tunnel.Stream, error) {
 	return a.server, nil
 }
 
-// serve runs a stream and returns what ends when it does.
+// serve runs a stream and returns a channel that is closed at its end.
 func serve(t *testing.T, ctx context.Context, e *Exits, addr []byte, a *asked) <-chan struct{} {
 	t.Helper()
 	return serveFor(t, ctx, exitOf(e, "ann"), addr, a)
@@ -95,7 +95,7 @@ func serveFor(t *testing.T, ctx context.Context, u *UserExit, addr []byte, a *as
 	return done
 }
 
-// target is a TCP host that sends back what it gets, to the end of it.
+// target starts a TCP echo and returns its address.
 func target(t *testing.T, ip string) netip.AddrPort {
 	t.Helper()
 	l, err := net.Listen("tcp", net.JoinHostPort(ip, "0"))
@@ -122,7 +122,7 @@ func target(t *testing.T, ip string) netip.AddrPort {
 	return l.Addr().(*net.TCPAddr).AddrPort()
 }
 
-// refusing is a TCP address at which nobody listens.
+// refusing returns a TCP address on which nothing listens.
 func refusing(t *testing.T, ip string) netip.AddrPort {
 	t.Helper()
 	l, err := net.Listen("tcp", net.JoinHostPort(ip, "0"))
@@ -373,7 +373,7 @@ func TestLimitsRefuseStreams(t *testing.T) {
 	receive(t, d.refused)
 }
 
-// The whole of what is in the pipe arrives even if the target closes at once.
+// All data arrives even if the target closes at once.
 func TestEndOfDownloadIsNotCutOff(t *testing.T) {
 	const size = 4 << 20
 	l, err := net.Listen("tcp", "127.0.0.1:0")
