@@ -29,9 +29,9 @@ const MaxAddrLen = 1 + 1 + 255 + 2
 
 // Errors of the address codec.
 var (
-	ErrShortAddr = errors.New("socks: address is cut short")
+	errShortAddr = errors.New("socks: address is cut short")
 	ErrAddrType  = errors.New("socks: unknown address type")
-	ErrEmptyName = errors.New("socks: empty domain name")
+	errEmptyName = errors.New("socks: empty domain name")
 )
 
 // Addr is a destination: a name or an IP address, and a port.
@@ -77,7 +77,7 @@ func (a Addr) String() string {
 // allocates nothing and decodes nothing.
 func AddrLen(b []byte) (int, error) {
 	if len(b) < 2 {
-		return 0, ErrShortAddr
+		return 0, errShortAddr
 	}
 	var n int
 	switch b[0] {
@@ -87,14 +87,14 @@ func AddrLen(b []byte) (int, error) {
 		n = 1 + 16 + 2
 	case TypeName:
 		if b[1] == 0 {
-			return 0, ErrEmptyName
+			return 0, errEmptyName
 		}
 		n = 1 + 1 + int(b[1]) + 2
 	default:
 		return 0, ErrAddrType
 	}
 	if len(b) < n {
-		return 0, ErrShortAddr
+		return 0, errShortAddr
 	}
 	return n, nil
 }
@@ -169,7 +169,7 @@ func (a Addr) encodable() error {
 	case a.IP.IsValid():
 		return nil
 	case a.Name == "":
-		return ErrEmptyName
+		return errEmptyName
 	case len(a.Name) > 255:
 		return fmt.Errorf("domain name: %w", ErrLongName)
 	}

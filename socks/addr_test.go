@@ -63,12 +63,12 @@ func TestABrokenAddressIsAnError(t *testing.T) {
 		wire []byte
 		want error
 	}{
-		{"nothing", nil, ErrShortAddr},
-		{"a type alone", []byte{1}, ErrShortAddr},
-		{"IPv4 less a byte", []byte{1, 192, 0, 2, 7, 0}, ErrShortAddr},
-		{"IPv6 less a byte", append([]byte{4}, make([]byte, 17)...), ErrShortAddr},
-		{"name less a byte", wireName("example.org", 1)[:13], ErrShortAddr},
-		{"empty name", []byte{3, 0, 0, 80}, ErrEmptyName},
+		{"nothing", nil, errShortAddr},
+		{"a type alone", []byte{1}, errShortAddr},
+		{"IPv4 less a byte", []byte{1, 192, 0, 2, 7, 0}, errShortAddr},
+		{"IPv6 less a byte", append([]byte{4}, make([]byte, 17)...), errShortAddr},
+		{"name less a byte", wireName("example.org", 1)[:13], errShortAddr},
+		{"empty name", []byte{3, 0, 0, 80}, errEmptyName},
 		{"type 0", make([]byte, 32), ErrAddrType},
 		{"type 2", []byte{2, 1, 2, 3, 4, 5, 6, 7}, ErrAddrType},
 	} {

@@ -102,7 +102,7 @@ func requestAssociation(t testing.TB, addr string, dst []byte) (*net.TCPConn, by
 	c := dialServer(t, addr)
 	send(t, c, append([]byte{5, 1, 0, 5, commandAssociate, 0}, dst...)...)
 	expect(t, c, 5, 0)
-	b := make([]byte, MaxReplyLen)
+	b := make([]byte, maxReplyLen)
 	if _, err := c.Read(b[:4]); err != nil {
 		t.Fatal(err)
 	}
@@ -416,7 +416,7 @@ func TestAFragmentThatNeverArrivesIsForgotten(t *testing.T) {
 		up := &recorder{}
 		a := loose(up)
 		a.relayUp(incoming(datagram(1, body(target4, "a"))))
-		time.Sleep(ReassemblyTime - time.Second)
+		time.Sleep(reassemblyTime - time.Second)
 		a.relayUp(incoming(datagram(1, body(target4, "b"))))
 		time.Sleep(2 * time.Second) // past the first one's time
 		synctest.Wait()
@@ -428,7 +428,7 @@ func TestAFragmentThatNeverArrivesIsForgotten(t *testing.T) {
 		if a.server.reassembling.Load() == 0 {
 			t.Fatal("nothing is waiting")
 		}
-		time.Sleep(ReassemblyTime)
+		time.Sleep(reassemblyTime)
 		synctest.Wait()
 		a.reassemblyMu.Lock()
 		if a.reassembly != nil || a.server.reassembling.Load() != 0 {
@@ -437,9 +437,9 @@ func TestAFragmentThatNeverArrivesIsForgotten(t *testing.T) {
 		a.reassemblyMu.Unlock()
 		a.relayUp(incoming(datagram(3|fragEnd, body(target4, "f"))))
 		a.relayUp(incoming(datagram(1, body(target4, "g"))))
-		time.Sleep(ReassemblyTime - time.Second)
+		time.Sleep(reassemblyTime - time.Second)
 		a.relayUp(incoming(datagram(1, body(target4, "begun again"))))
-		time.Sleep(ReassemblyTime)
+		time.Sleep(reassemblyTime)
 		synctest.Wait()
 		if held := a.server.reassembling.Load(); held != 0 {
 			t.Errorf("%d bytes of a sequence that was begun again are held for good", held)
@@ -467,7 +467,7 @@ func TestAllReassemblyTogetherIsBounded(t *testing.T) {
 		if got := all[399].Traffic(); got.Drops[stats.Fragment] != 1 {
 			t.Errorf("the last one: %+v", got)
 		}
-		time.Sleep(ReassemblyTime)
+		time.Sleep(reassemblyTime)
 		synctest.Wait()
 		if held := s.reassembling.Load(); held != 0 {
 			t.Errorf("%d bytes are held for good", held)

@@ -12,9 +12,9 @@ import (
 	"time"
 )
 
-// DefaultClientTimeout bounds a Client's dial and handshake together when its
+// defaultClientTimeout bounds a Client's dial and handshake together when its
 // Timeout is zero. It leaves a server time to try a slow destination.
-const DefaultClientTimeout = 30 * time.Second
+const defaultClientTimeout = 30 * time.Second
 
 // maxCredentialLen is the longest user name or password in bytes, RFC 1929
 // section 2.
@@ -124,7 +124,7 @@ type Client struct {
 	Dialer *net.Dialer
 
 	// Timeout bounds dial and handshake together, beside the context; zero means
-	// DefaultClientTimeout.
+	// defaultClientTimeout.
 	Timeout time.Duration
 
 	// OnStep, when set, is called after each step that succeeded, by the goroutine
@@ -160,7 +160,7 @@ func (c *Client) open(ctx context.Context, cmd byte, dst Addr) (*net.TCPConn, Ad
 	}
 	timeout := c.Timeout
 	if timeout <= 0 {
-		timeout = DefaultClientTimeout
+		timeout = defaultClientTimeout
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()

@@ -223,7 +223,7 @@ func TestWhatHasNoFormOnTheWireIsRefusedBeforeTheDial(t *testing.T) {
 		want   error
 	}{
 		{Client{}, Addr{Name: long, Port: 1}, ErrLongName},
-		{Client{}, Addr{Port: 1}, ErrEmptyName},
+		{Client{}, Addr{Port: 1}, errEmptyName},
 		{Client{Username: long}, dstIPv4, ErrLongName},
 		{Client{Password: long}, dstIPv4, ErrLongName},
 	} {

@@ -9,9 +9,9 @@ import (
 
 // Bounds of reassembly.
 const (
-	// ReassemblyTime is how long a sequence of fragments may take, from its
+	// reassemblyTime is how long a sequence of fragments may take, from its
 	// first one on. RFC 1928 section 7 wants no less than 5 s.
-	ReassemblyTime = 5 * time.Second
+	reassemblyTime = 5 * time.Second
 
 	// maxReassembled bounds a reassembled datagram in bytes, ATYP onward: the most
 	// that one UDP datagram over IPv6 could have carried after RSV and FRAG.
@@ -80,7 +80,7 @@ func (q *fragmentQueue) add(frag byte, body []byte, addrLen int, now time.Time) 
 // start begins a sequence with its first fragment.
 func (q *fragmentQueue) start(body []byte, addrLen int, now time.Time) {
 	*q = fragmentQueue{
-		deadline: now.Add(ReassemblyTime),
+		deadline: now.Add(reassemblyTime),
 		buf:      bytes.Clone(body),
 		addrLen:  addrLen,
 		lastData: addrLen,
@@ -134,7 +134,7 @@ func (a *Association) reassemble(frag byte, body []byte, addrLen int) []byte {
 			a.counts.Drop(stats.Fragment, 1)
 			return nil
 		}
-		q = &reassembly{timer: time.AfterFunc(ReassemblyTime, a.expireFragments)}
+		q = &reassembly{timer: time.AfterFunc(reassemblyTime, a.expireFragments)}
 		a.reassembly = q
 	}
 	before := q.size()

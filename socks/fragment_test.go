@@ -56,8 +56,8 @@ func TestFragmentsBecomeADatagramAsRFC1928Says(t *testing.T) {
 		{"without a start", []step{{frag: 2, data: "b", dropped: 1}, {frag: 3 | fragEnd, data: "c", dropped: 1}}},
 		{"position 0 with the end bit", []step{{frag: fragEnd, data: "a", dropped: 1}}},
 		{"another destination", []step{{frag: 1, data: "a"}, {frag: 2 | fragEnd, addr: other4, data: "b", dropped: 2}}},
-		{"slow, but within the time", []step{{frag: 1, data: "a"}, {frag: 2 | fragEnd, data: "b", after: ReassemblyTime - 1, want: "ab"}}},
-		{"too slow", []step{{frag: 1, data: "a"}, {frag: 2 | fragEnd, data: "b", after: ReassemblyTime, dropped: 2}}},
+		{"slow, but within the time", []step{{frag: 1, data: "a"}, {frag: 2 | fragEnd, data: "b", after: reassemblyTime - 1, want: "ab"}}},
+		{"too slow", []step{{frag: 1, data: "a"}, {frag: 2 | fragEnd, data: "b", after: reassemblyTime, dropped: 2}}},
 		{"too slow, then new", []step{{frag: 1, data: "a"}, {frag: 1, data: "b", after: time.Hour, dropped: 1}, {frag: 2 | fragEnd, data: "c", want: "bc"}}},
 		{"too large", []step{{frag: 1, data: long}, {frag: 2, data: long, dropped: 2}, {frag: 3 | fragEnd, data: "c", dropped: 1}}},
 	} {
@@ -104,10 +104,10 @@ func TestTheQueueIsTheCallersToExpire(t *testing.T) {
 	now := time.Unix(1000, 0)
 	q.add(1, body(target4, "a"), len(target4), now)
 	q.add(2, body(target4, "b"), len(target4), now.Add(time.Second))
-	if n := q.expire(now.Add(ReassemblyTime - 1)); n != 0 || q.empty() {
+	if n := q.expire(now.Add(reassemblyTime - 1)); n != 0 || q.empty() {
 		t.Errorf("%d expired early", n)
 	}
-	if n := q.expire(now.Add(ReassemblyTime)); n != 2 || !q.empty() || q.size() != 0 {
+	if n := q.expire(now.Add(reassemblyTime)); n != 2 || !q.empty() || q.size() != 0 {
 		t.Errorf("%d expired, %d bytes kept", n, q.size())
 	}
 }
@@ -133,7 +133,7 @@ func FuzzFragmentQueue(f *testing.F) {
 			now = now.Add(pause)
 			data := bytes.Repeat([]byte{byte(i)}, size*300)
 			position := int(frag & fragPosition)
-			if len(model) > 0 && now.Sub(began) >= ReassemblyTime {
+			if len(model) > 0 && now.Sub(began) >= reassemblyTime {
 				model = nil
 			}
 			total := len(target4)

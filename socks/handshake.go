@@ -22,8 +22,8 @@ const (
 	commandAssociate = 3
 )
 
-// MaxReplyLen is the longest reply in bytes: version, code, reserved and an address.
-const MaxReplyLen = 3 + MaxAddrLen
+// maxReplyLen is the longest reply in bytes: version, code, reserved and an address.
+const maxReplyLen = 3 + MaxAddrLen
 
 // Errors of the handshake. Those that a client is told about are answered before
 // the connection is closed; after the others it is closed without a word.

@@ -211,7 +211,7 @@ var errFragmented = errors.New("socks: fragment of a datagram")
 // is not judged: some peers keep flags there.
 func splitReplyDatagram(b []byte) (from Addr, body []byte, err error) {
 	if len(b) < 3 {
-		return Addr{}, nil, ErrShortAddr
+		return Addr{}, nil, errShortAddr
 	}
 	if b[2] != 0 {
 		return Addr{}, nil, errFragmented

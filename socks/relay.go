@@ -39,7 +39,7 @@ var noFragment = make([]byte, udpHeaderLen)
 // address after RSV and FRAG takes. RSV may be anything: some clients use it.
 func udpHeader(b []byte) (addrLen int, err error) {
 	if len(b) < udpHeaderLen {
-		return 0, ErrShortAddr
+		return 0, errShortAddr
 	}
 	return AddrLen(b[udpHeaderLen:])
 }
