@@ -18,12 +18,14 @@ import (
 	"wmproxy/internal/status"
 	"wmproxy/internal/user"
 	"wmproxy/tunnel"
+	"wmproxy/tunnel/carrier"
+	"wmproxy/tunnel/health"
 )
 
 // Client is a near end.
 type Client struct {
 	cfg       Config
-	kinds     []tunnel.Kind
+	kinds     []carrier.Kind
 	upstreams []*upstream
 	route     *ingress.Route
 	steering  notify.Signal // something changed at a server
@@ -55,9 +57,9 @@ func (c *Client) newUpstream(l link.Link, numbers *tunnel.FlowNumbers) *upstream
 	u.connect = u.dial
 	u.session = tunnel.NewSession(tunnel.SessionConfig{
 		User:       c.everyone,
-		Transports: []tunnel.Traits{tunnel.QUICTraits, tunnel.YamuxTraits},
+		Transports: []carrier.Traits{tunnel.QUICTraits, tunnel.YamuxTraits},
 		Streams:    streamKind(c.cfg.Streams),
-		Timers:     tunnel.Timers(c.cfg.Timers),
+		Timers:     health.Timers(c.cfg.Timers),
 		Numbers:    numbers,
 		Log:        log,
 		Changed: func() {
@@ -75,21 +77,21 @@ func (c *Client) newUpstream(l link.Link, numbers *tunnel.FlowNumbers) *upstream
 }
 
 // streamKind returns the preferred kind for streams, 0 for auto.
-func streamKind(name string) tunnel.Kind {
+func streamKind(name string) carrier.Kind {
 	if name == config.Auto {
 		return 0
 	}
 	return transports(name)[0]
 }
 
-func transports(name string) []tunnel.Kind {
+func transports(name string) []carrier.Kind {
 	switch name {
 	case config.QUIC:
-		return []tunnel.Kind{tunnel.KindQUIC}
+		return []carrier.Kind{carrier.KindQUIC}
 	case config.Yamux:
-		return []tunnel.Kind{tunnel.KindYamux}
+		return []carrier.Kind{carrier.KindYamux}
 	}
-	return []tunnel.Kind{tunnel.KindQUIC, tunnel.KindYamux}
+	return []carrier.Kind{carrier.KindQUIC, carrier.KindYamux}
 }
 
 // Run listens for applications and keeps the tunnel attached until ctx ends, and then returns
@@ -129,7 +131,7 @@ func (c *Client) Run(ctx context.Context) error {
 		}
 		var ending sync.WaitGroup
 		for _, u := range c.upstreams {
-			ending.Go(func() { u.session.Close(tunnel.CodeShutdown, "the client is shutting down") })
+			ending.Go(func() { u.session.Close(carrier.CodeShutdown, "the client is shutting down") })
 		}
 		ending.Wait()
 	})

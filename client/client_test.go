@@ -21,6 +21,7 @@ import (
 	"wmproxy/internal/config"
 	"wmproxy/internal/link"
 	"wmproxy/tunnel"
+	"wmproxy/tunnel/carrier"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -35,10 +36,10 @@ func TestEveryFailureBecomesASentenceThatSaysWhatToDo(t *testing.T) {
 		says  string
 		final bool
 	}{
-		{"wrong token", &tunnel.CloseError{Code: tunnel.CodeAuth}, "does not know this user and token; get a new link", true},
+		{"wrong token", &carrier.CloseError{Code: carrier.CodeAuth}, "does not know this user and token; get a new link", true},
 		{"wrong pin", fmt.Errorf("dial: %w", &certs.PinError{}), "another key than the link's pin", true},
-		{"wrong version", &tunnel.CloseError{Code: tunnel.CodeVersion, Reason: "1 to 1"}, "another version", true},
-		{"wrong ALPN", &tunnel.CloseError{Code: tunnel.CodeALPN}, "does not speak wmproxy/1", true},
+		{"wrong version", &carrier.CloseError{Code: carrier.CodeVersion, Reason: "1 to 1"}, "another version", true},
+		{"wrong ALPN", &carrier.CloseError{Code: carrier.CodeALPN}, "does not speak wmproxy/1", true},
 		{"expired", verify(x509.CertificateInvalidError{Reason: x509.Expired}), "has expired", true},
 		{"another name", verify(x509.HostnameError{Certificate: &x509.Certificate{}, Host: "x"}), "is for another name", true},
 		{"unknown authority", verify(x509.UnknownAuthorityError{}), "not from an authority", true},
@@ -51,7 +52,7 @@ func TestEveryFailureBecomesASentenceThatSaysWhatToDo(t *testing.T) {
 		{"mute", fmt.Errorf("%w: %w", tunnel.ErrMute, context.DeadlineExceeded), "then nothing comes, in small packets neither", false},
 		{"deadline", os.ErrDeadlineExceeded, "no answer from", false},
 		{"closed", fmt.Errorf("%w: %w", tunnel.ErrHandshake, io.EOF), "closed the connection", false},
-		{"shutdown", &tunnel.CloseError{Code: tunnel.CodeShutdown}, "is shutting down", false},
+		{"shutdown", &carrier.CloseError{Code: carrier.CodeShutdown}, "is shutting down", false},
 		{"else", errors.New("strange"), "failed: strange", false},
 	} {
 		got := explain(c.err, testLink)
@@ -86,16 +87,16 @@ func TestWaitsDoubleWithJitterUpToABound(t *testing.T) {
 func TestTheStateOfTheTunnelIsOneLine(t *testing.T) {
 	s := newStatus(slog.New(slog.DiscardHandler), "vpn:8090", transports(config.Auto))
 	nothing := tunnel.NewSession(tunnel.SessionConfig{})
-	defer nothing.Close(tunnel.CodeNone, "")
+	defer nothing.Close(carrier.CodeNone, "")
 	if line, _ := s.line(nothing); line != "" {
 		t.Errorf("before anything was tried: %q", line)
 	}
-	s.failed(tunnel.KindQUIC, "no answer", false)
-	s.failed(tunnel.KindYamux, "no answer", false)
+	s.failed(carrier.KindQUIC, "no answer", false)
+	s.failed(carrier.KindYamux, "no answer", false)
 	if line, up := s.line(nothing); line != "tunnel down, trying again: no answer" || up {
 		t.Errorf("the same reason twice: %q", line)
 	}
-	s.failed(tunnel.KindYamux, "refused", false)
+	s.failed(carrier.KindYamux, "refused", false)
 	if line, _ := s.line(nothing); line != "tunnel down, trying again: quic: no answer; yamux: refused" {
 		t.Errorf("two reasons: %q", line)
 	}

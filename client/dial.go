@@ -12,25 +12,26 @@ import (
 	"wmproxy/internal/eyeballs"
 	"wmproxy/internal/udpio"
 	"wmproxy/tunnel"
+	"wmproxy/tunnel/carrier"
 )
 
 // dial resolves the server's name again and dials its addresses, a new one beside the others
 // while none has answered. It returns the first connection, or the errors of all addresses.
-func (u *upstream) dial(ctx context.Context, kind tunnel.Kind) (tunnel.Pending, error) {
+func (u *upstream) dial(ctx context.Context, kind carrier.Kind) (carrier.Pending, error) {
 	addrs, err := u.resolve(ctx)
 	if err != nil {
 		return nil, err
 	}
-	tlsConf := certs.ClientConfig(u.link.Pin, u.link.Host, tunnel.ALPN)
-	p, errs := eyeballs.Dial(ctx, addrs, func(ctx context.Context, addr netip.Addr) (tunnel.Pending, error) {
+	tlsConf := certs.ClientConfig(u.link.Pin, u.link.Host, carrier.ALPN)
+	p, errs := eyeballs.Dial(ctx, addrs, func(ctx context.Context, addr netip.Addr) (carrier.Pending, error) {
 		ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 		defer cancel()
 		target := netip.AddrPortFrom(addr, u.link.Port)
-		if kind == tunnel.KindQUIC {
+		if kind == carrier.KindQUIC {
 			return u.dialQUIC(ctx, target, tlsConf)
 		}
 		return tunnel.DialYamux(ctx, net.TCPAddrFromAddrPort(target), tlsConf, u.dead)
-	}, func(p tunnel.Pending) { p.Close(tunnel.CodeReplaced, "another address of the server answered first") })
+	}, func(p carrier.Pending) { p.Close(carrier.CodeReplaced, "another address of the server answered first") })
 	if p == nil {
 		return nil, errors.Join(errs...)
 	}
@@ -38,7 +39,7 @@ func (u *upstream) dial(ctx context.Context, kind tunnel.Kind) (tunnel.Pending, 
 }
 
 // dialQUIC opens a socket of the target's family that reads and writes in batches.
-func (u *upstream) dialQUIC(ctx context.Context, target netip.AddrPort, tlsConf *tls.Config) (tunnel.Pending, error) {
+func (u *upstream) dialQUIC(ctx context.Context, target netip.AddrPort, tlsConf *tls.Config) (carrier.Pending, error) {
 	local := netip.IPv4Unspecified()
 	if target.Addr().Is6() {
 		local = netip.IPv6Unspecified()

@@ -17,6 +17,7 @@ import (
 	"wmproxy/certs"
 	"wmproxy/internal/link"
 	"wmproxy/tunnel"
+	"wmproxy/tunnel/carrier"
 )
 
 // explanation is the reason of a failed attempt, as one sentence with advice.
@@ -46,7 +47,7 @@ func alertNumber(err error) int {
 func explain(err error, l link.Link) explanation {
 	server := l.Address()
 	var (
-		refusal   *tunnel.CloseError
+		refusal   *carrier.CloseError
 		pin       *certs.PinError
 		invalid   x509.CertificateInvalidError
 		hostname  x509.HostnameError
@@ -84,7 +85,7 @@ func explain(err error, l link.Link) explanation {
 		return again("the server at %s refused TLS (%v); check that it is a wmproxy server", server, op.Err)
 	case errors.As(err, &op) && op.Op == "remote error",
 		errors.As(err, &transport) && transport.Remote && transport.ErrorCode == quicNoApplicationProtocol:
-		return final("the server at %s does not speak %s; check the address, or update it", server, tunnel.ALPN)
+		return final("the server at %s does not speak %s; check the address, or update it", server, carrier.ALPN)
 	case errors.As(err, &header):
 		return final("what answers at %s is not a wmproxy server: it does not speak TLS", server)
 	case errors.As(err, &dns):
@@ -103,15 +104,15 @@ func explain(err error, l link.Link) explanation {
 	return again("the connection to %s failed: %v", server, err)
 }
 
-func explainRefusal(e *tunnel.CloseError, server string) explanation {
+func explainRefusal(e *carrier.CloseError, server string) explanation {
 	switch e.Code {
-	case tunnel.CodeAuth:
+	case carrier.CodeAuth:
 		return explanation{fmt.Sprintf("the server at %s does not know this user and token; get a new link from the server", server), true}
-	case tunnel.CodeVersion:
+	case carrier.CodeVersion:
 		return explanation{fmt.Sprintf("the server at %s speaks another version (%q); update the older of the two", server, e.Reason), true}
-	case tunnel.CodeALPN:
-		return explanation{fmt.Sprintf("the server at %s does not speak %s (%q); check the address, or update it", server, tunnel.ALPN, e.Reason), true}
-	case tunnel.CodeShutdown:
+	case carrier.CodeALPN:
+		return explanation{fmt.Sprintf("the server at %s does not speak %s (%q); check the address, or update it", server, carrier.ALPN, e.Reason), true}
+	case carrier.CodeShutdown:
 		return explanation{fmt.Sprintf("the server at %s is shutting down", server), false}
 	}
 	return explanation{fmt.Sprintf("the server at %s ended the connection (%q)", server, e.Reason), false}

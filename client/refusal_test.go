@@ -7,10 +7,10 @@ import (
 	"time"
 
 	"wmproxy/internal/config"
-	"wmproxy/tunnel"
+	"wmproxy/tunnel/carrier"
 )
 
-var bothKinds = []tunnel.Kind{tunnel.KindQUIC, tunnel.KindYamux}
+var bothKinds = []carrier.Kind{carrier.KindQUIC, carrier.KindYamux}
 
 // A server that does not know the token will hardly know it a second later. It is asked
 // again nevertheless, since it let us in before.
@@ -18,9 +18,9 @@ func TestRefusedClientAsksOnceAMinute(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newAwayServer(t)
 		s.start()
-		c, ended := keepAll(t, []tunnel.Kind{tunnel.KindYamux}, config.Timers{}, s)
+		c, ended := keepAll(t, []carrier.Kind{carrier.KindYamux}, config.Timers{}, s)
 		u := c.upstreams[0]
-		attachedAfter(t, u, tunnel.KindYamux)
+		attachedAfter(t, u, carrier.KindYamux)
 		s.refuses(true)
 		s.kill()
 		s.start()
@@ -34,7 +34,7 @@ func TestRefusedClientAsksOnceAMinute(t *testing.T) {
 			t.Errorf("the client ended although it was let in before: %v", err)
 		}
 		s.refuses(false)
-		if took := attachedAfter(t, u, tunnel.KindYamux); took > refusedBackoff {
+		if took := attachedAfter(t, u, carrier.KindYamux); took > refusedBackoff {
 			t.Errorf("attached after %v, want at most %v", took, refusedBackoff)
 		}
 	})
@@ -70,7 +70,7 @@ func TestRefusalByOneServerLeavesTheOther(t *testing.T) {
 		first.refuses(true)
 		second.start()
 		c, ended := keepAll(t, bothKinds, config.Timers{}, first, second)
-		attachedAfter(t, c.upstreams[1], tunnel.KindYamux)
+		attachedAfter(t, c.upstreams[1], carrier.KindYamux)
 		time.Sleep(time.Hour)
 		if err := ended(); err != nil || !c.route.Prefers(c.upstreams[1].session) {
 			t.Errorf("ended: %v; the other server is preferred: %v", err, c.route.Prefers(c.upstreams[1].session))

@@ -10,6 +10,7 @@ import (
 
 	"wmproxy/internal/notify"
 	"wmproxy/tunnel"
+	"wmproxy/tunnel/carrier"
 )
 
 // settle is the time without a change before the tunnel's state is logged, so that two
@@ -20,19 +21,19 @@ const settle = 150 * time.Millisecond
 type statusLine struct {
 	log     *slog.Logger
 	server  string
-	kinds   []tunnel.Kind
+	kinds   []carrier.Kind
 	changed notify.Signal
 
 	mu      sync.Mutex
-	reasons map[tunnel.Kind]string // for a kind that is not attached
+	reasons map[carrier.Kind]string // for a kind that is not attached
 	ever    bool
 	final   string // the reason if the server refused the client for good
 }
 
-func newStatus(log *slog.Logger, server string, kinds []tunnel.Kind) *statusLine {
+func newStatus(log *slog.Logger, server string, kinds []carrier.Kind) *statusLine {
 	return &statusLine{
 		log: log, server: server, kinds: kinds,
-		changed: notify.New(), reasons: make(map[tunnel.Kind]string),
+		changed: notify.New(), reasons: make(map[carrier.Kind]string),
 	}
 }
 
@@ -49,7 +50,7 @@ func (s *statusLine) refusal() string {
 	return s.final
 }
 
-func (s *statusLine) attached(kind tunnel.Kind) {
+func (s *statusLine) attached(kind carrier.Kind) {
 	s.mu.Lock()
 	s.ever = true
 	delete(s.reasons, kind)
@@ -57,7 +58,7 @@ func (s *statusLine) attached(kind tunnel.Kind) {
 	s.changed.Wake()
 }
 
-func (s *statusLine) failed(kind tunnel.Kind, why string, final bool) {
+func (s *statusLine) failed(kind carrier.Kind, why string, final bool) {
 	s.mu.Lock()
 	s.reasons[kind] = why
 	if final {

@@ -6,7 +6,7 @@ import (
 	"time"
 
 	"wmproxy/internal/config"
-	"wmproxy/tunnel"
+	"wmproxy/tunnel/carrier"
 )
 
 // steeredTo waits until new flows and streams go to u.
@@ -30,7 +30,7 @@ func TestFlowsFollowTheServersThatWork(t *testing.T) {
 				first.start()
 				second.start()
 				timers := config.Timers{Suspect: time.Second, SuspectIdle: time.Second}
-				c, _ := keepAll(t, []tunnel.Kind{kind}, timers, first, second)
+				c, _ := keepAll(t, []carrier.Kind{kind}, timers, first, second)
 				attachedAfter(t, c.upstreams[0], kind)
 				attachedAfter(t, c.upstreams[1], kind)
 				time.Sleep(time.Minute)
@@ -59,8 +59,8 @@ func TestDrainingServerIsLeftAtOnce(t *testing.T) {
 		first.start()
 		second.start()
 		c, _ := keepAll(t, bothKinds, config.Timers{}, first, second)
-		attachedAfter(t, c.upstreams[0], tunnel.KindYamux)
-		attachedAfter(t, c.upstreams[1], tunnel.KindYamux)
+		attachedAfter(t, c.upstreams[0], carrier.KindYamux)
+		attachedAfter(t, c.upstreams[1], carrier.KindYamux)
 		time.Sleep(time.Minute)
 		first.host.Drain(time.Minute)
 		if took := steeredTo(t, c, c.upstreams[1]); took > time.Second {
@@ -75,7 +75,7 @@ func TestWithoutAnyServerRouteStays(t *testing.T) {
 		first.start()
 		second.start()
 		c, _ := keepAll(t, bothKinds, config.Timers{}, first, second)
-		attachedAfter(t, c.upstreams[0], tunnel.KindYamux)
+		attachedAfter(t, c.upstreams[0], carrier.KindYamux)
 		time.Sleep(time.Minute)
 		second.kill()
 		time.Sleep(time.Minute)

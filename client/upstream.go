@@ -7,6 +7,7 @@ import (
 
 	"wmproxy/internal/link"
 	"wmproxy/tunnel"
+	"wmproxy/tunnel/carrier"
 )
 
 const (
@@ -37,7 +38,7 @@ type upstream struct {
 	dead      time.Duration // Timers.Dead
 
 	// connect dials the server: u.dial, except in tests.
-	connect func(context.Context, tunnel.Kind) (tunnel.Pending, error)
+	connect func(context.Context, carrier.Kind) (carrier.Pending, error)
 
 	mu   sync.Mutex
 	back chan struct{} // closed and made anew when the server is back
@@ -47,7 +48,7 @@ type upstream struct {
 // keep keeps a good carrier of the kind attached, with room for streams, until ctx ends. It dials
 // another one beside a suspect one. It calls refused if the server refuses the client for good and
 // has never accepted it.
-func (u *upstream) keep(ctx context.Context, kind tunnel.Kind, refused func()) {
+func (u *upstream) keep(ctx context.Context, kind carrier.Kind, refused func()) {
 	var failures, relapses backoff
 	for u.awaitNeed(ctx, kind) {
 		back := u.comeback()
@@ -74,7 +75,7 @@ func (u *upstream) keep(ctx context.Context, kind tunnel.Kind, refused func()) {
 			wait = failures.next()
 		}
 		if err != nil && ctx.Err() == nil {
-			why := explainQUIC(err, u.link, kind == tunnel.KindQUIC && u.session.SmallSegments())
+			why := explainQUIC(err, u.link, kind == carrier.KindQUIC && u.session.SmallSegments())
 			u.status.failed(kind, why.sentence, why.final)
 			if why.final {
 				wait, back = refusedBackoff, nil
@@ -117,7 +118,7 @@ func (u *upstream) cameBack() {
 }
 
 // awaitNeed blocks until another carrier of the kind is needed. It returns false if ctx ends.
-func (u *upstream) awaitNeed(ctx context.Context, kind tunnel.Kind) bool {
+func (u *upstream) awaitNeed(ctx context.Context, kind carrier.Kind) bool {
 	for ctx.Err() == nil {
 		changed := u.session.Changes()
 		if u.session.Needs(kind) {
@@ -133,7 +134,7 @@ func (u *upstream) awaitNeed(ctx context.Context, kind tunnel.Kind) bool {
 
 // awaitEnd blocks until a has ended or another carrier of its kind is needed. It returns false
 // if ctx ends.
-func (u *upstream) awaitEnd(ctx context.Context, a *tunnel.Path, kind tunnel.Kind) bool {
+func (u *upstream) awaitEnd(ctx context.Context, a *tunnel.Path, kind carrier.Kind) bool {
 	for {
 		changed := u.session.Changes()
 		if u.session.Needs(kind) {
@@ -150,7 +151,7 @@ func (u *upstream) awaitEnd(ctx context.Context, a *tunnel.Path, kind tunnel.Kin
 }
 
 // attachOnce dials and attaches one carrier.
-func (u *upstream) attachOnce(ctx context.Context, kind tunnel.Kind) (*tunnel.Path, error) {
+func (u *upstream) attachOnce(ctx context.Context, kind carrier.Kind) (*tunnel.Path, error) {
 	p, err := u.connect(ctx, kind)
 	if err != nil {
 		return nil, err

@@ -15,6 +15,7 @@ import (
 	"wmproxy/internal/stats"
 	"wmproxy/internal/user"
 	"wmproxy/tunnel"
+	"wmproxy/tunnel/carrier"
 )
 
 // awayServer is a server in memory that can be away, or refuse everyone.
@@ -25,11 +26,11 @@ type awayServer struct {
 	host   *tunnel.Registry // nil while it is away
 	refuse bool
 	dials  int
-	ends   map[tunnel.Kind]*tunnel.PipeEnd // the newest of each kind
+	ends   map[carrier.Kind]*tunnel.PipeEnd // the newest of each kind
 }
 
 func newAwayServer(t *testing.T) *awayServer {
-	return &awayServer{t: t, ends: make(map[tunnel.Kind]*tunnel.PipeEnd)}
+	return &awayServer{t: t, ends: make(map[carrier.Kind]*tunnel.PipeEnd)}
 }
 
 func (s *awayServer) start() {
@@ -67,17 +68,17 @@ func (s *awayServer) kill() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for kind, end := range s.ends {
-		if kind == tunnel.KindQUIC {
+		if kind == carrier.KindQUIC {
 			end.Mute(true)
 		} else {
 			end.Break(io.EOF)
 		}
 	}
-	s.host.Close(tunnel.CodeShutdown, "")
+	s.host.Close(carrier.CodeShutdown, "")
 	s.host = nil
 }
 
-func (s *awayServer) connect(ctx context.Context, kind tunnel.Kind) (tunnel.Pending, error) {
+func (s *awayServer) connect(ctx context.Context, kind carrier.Kind) (carrier.Pending, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.dials++
@@ -85,7 +86,7 @@ func (s *awayServer) connect(ctx context.Context, kind tunnel.Kind) (tunnel.Pend
 		return nil, syscall.ECONNREFUSED
 	}
 	cfg := tunnel.PipeConfig{Traits: tunnel.YamuxTraits}
-	if kind == tunnel.KindQUIC {
+	if kind == carrier.KindQUIC {
 		cfg.Traits = tunnel.QUICTraits
 	}
 	near, far := tunnel.NewPipe(cfg, cfg)
@@ -96,14 +97,14 @@ func (s *awayServer) connect(ctx context.Context, kind tunnel.Kind) (tunnel.Pend
 }
 
 // keeping runs a client of s for the kinds until the test ends.
-func (s *awayServer) keeping(kinds []tunnel.Kind, timers config.Timers) *upstream {
+func (s *awayServer) keeping(kinds []carrier.Kind, timers config.Timers) *upstream {
 	c, _ := keepAll(s.t, kinds, timers, s)
 	return c.upstreams[0]
 }
 
 // keepAll runs a client of the servers for the kinds until the test ends, but for its entrance. The
 // function returned returns the reason for which the client ended, nil before.
-func keepAll(t *testing.T, kinds []tunnel.Kind, timers config.Timers, servers ...*awayServer) (*Client, func() error) {
+func keepAll(t *testing.T, kinds []carrier.Kind, timers config.Timers, servers ...*awayServer) (*Client, func() error) {
 	links := make([]link.Link, len(servers))
 	for i := range links {
 		links[i] = testLink
@@ -123,9 +124,9 @@ func keepAll(t *testing.T, kinds []tunnel.Kind, timers config.Timers, servers ..
 		cancel(nil)
 		wg.Wait()
 		for i, u := range c.upstreams {
-			u.session.Close(tunnel.CodeShutdown, "")
+			u.session.Close(carrier.CodeShutdown, "")
 			if host := servers[i].host; host != nil {
-				host.Close(tunnel.CodeShutdown, "")
+				host.Close(carrier.CodeShutdown, "")
 			}
 		}
 	})
@@ -133,7 +134,7 @@ func keepAll(t *testing.T, kinds []tunnel.Kind, timers config.Timers, servers ..
 }
 
 // attachedAfter returns how long it takes until a good carrier of the kind is there.
-func attachedAfter(t *testing.T, u *upstream, kind tunnel.Kind) time.Duration {
+func attachedAfter(t *testing.T, u *upstream, kind carrier.Kind) time.Duration {
 	t.Helper()
 	began := time.Now()
 	for !u.session.Healthy(kind) {
@@ -146,11 +147,11 @@ func attachedAfter(t *testing.T, u *upstream, kind tunnel.Kind) time.Duration {
 }
 
 func TestBackoffIsForgottenOnSuccess(t *testing.T) {
-	for _, kind := range []tunnel.Kind{tunnel.KindYamux, tunnel.KindQUIC} {
+	for _, kind := range []carrier.Kind{carrier.KindYamux, carrier.KindQUIC} {
 		t.Run(kind.String(), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				s := newAwayServer(t)
-				u := s.keeping([]tunnel.Kind{kind}, config.Timers{Suspect: time.Second, SuspectIdle: time.Second})
+				u := s.keeping([]carrier.Kind{kind}, config.Timers{Suspect: time.Second, SuspectIdle: time.Second})
 				time.Sleep(90 * time.Second)
 				s.start()
 				attachedAfter(t, u, kind)
@@ -170,13 +171,13 @@ func TestBackoffIsForgottenOnSuccess(t *testing.T) {
 func TestFirstCarrierBringsTheOtherKind(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newAwayServer(t)
-		u := s.keeping([]tunnel.Kind{tunnel.KindQUIC, tunnel.KindYamux}, config.Timers{})
+		u := s.keeping([]carrier.Kind{carrier.KindQUIC, carrier.KindYamux}, config.Timers{})
 		time.Sleep(10 * time.Minute)
 		s.start()
 		for !u.session.Healthy(0) {
 			time.Sleep(time.Millisecond)
 		}
-		for _, kind := range []tunnel.Kind{tunnel.KindQUIC, tunnel.KindYamux} {
+		for _, kind := range []carrier.Kind{carrier.KindQUIC, carrier.KindYamux} {
 			if took := attachedAfter(t, u, kind); took > 100*time.Millisecond {
 				t.Errorf("%v attached %v after the first", kind, took)
 			}
@@ -185,10 +186,10 @@ func TestFirstCarrierBringsTheOtherKind(t *testing.T) {
 }
 
 func TestCarrierThatEndsAtOnceIsNotDialedWithoutPause(t *testing.T) {
-	for name, kinds := range map[string][]tunnel.Kind{
-		"one kind": {tunnel.KindYamux},
+	for name, kinds := range map[string][]carrier.Kind{
+		"one kind": {carrier.KindYamux},
 		// Neither may bring the other back.
-		"both kinds": {tunnel.KindQUIC, tunnel.KindYamux},
+		"both kinds": {carrier.KindQUIC, carrier.KindYamux},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -220,15 +221,15 @@ func TestEndedCarrierIsDialedAfterAWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newAwayServer(t)
 		s.start()
-		u := s.keeping([]tunnel.Kind{tunnel.KindYamux, tunnel.KindQUIC}, config.Timers{})
-		attachedAfter(t, u, tunnel.KindYamux)
-		attachedAfter(t, u, tunnel.KindQUIC)
+		u := s.keeping([]carrier.Kind{carrier.KindYamux, carrier.KindQUIC}, config.Timers{})
+		attachedAfter(t, u, carrier.KindYamux)
+		attachedAfter(t, u, carrier.KindQUIC)
 		time.Sleep(time.Minute)
 		s.mu.Lock()
-		s.ends[tunnel.KindYamux].Break(io.EOF)
+		s.ends[carrier.KindYamux].Break(io.EOF)
 		s.mu.Unlock()
 		synctest.Wait()
-		if took := attachedAfter(t, u, tunnel.KindYamux); took < firstBackoff/2 || took > 2*firstBackoff {
+		if took := attachedAfter(t, u, carrier.KindYamux); took < firstBackoff/2 || took > 2*firstBackoff {
 			t.Errorf("attached again after %v, want %v give or take a half", took, firstBackoff)
 		}
 	})

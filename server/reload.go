@@ -9,6 +9,7 @@ import (
 
 	"wmproxy/internal/user"
 	"wmproxy/tunnel"
+	"wmproxy/tunnel/carrier"
 )
 
 // maxNamed bounds the users that one log line names.
@@ -58,7 +59,7 @@ func (s *Server) reloadTokens(registry *tunnel.Registry, relink func() error) er
 	change := s.setTokens(next)
 	gone := slices.Concat(change.Removed, change.Changed)
 	ended := registry.EndSessions(func(u *user.User) bool { return slices.Contains(gone, u) },
-		tunnel.CodeAuth, "the token of this user was removed or replaced; get a new link from the server")
+		carrier.CodeAuth, "the token of this user was removed or replaced; get a new link from the server")
 	s.cfg.Log.Info("the tokens were read again", slog.Int("users", len(next)),
 		slog.String("added", named(change.Added)), slog.String("removed", named(change.Removed)),
 		slog.String("new_secret", named(change.Changed)), slog.Int("sessions_ended", ended))

@@ -6,6 +6,7 @@ import (
 
 	"wmproxy/internal/share"
 	"wmproxy/tunnel"
+	"wmproxy/tunnel/carrier"
 )
 
 // carrierUse is the holder of the descriptor of a connection over TCP. QUIC connections have
@@ -28,7 +29,7 @@ func admitted(ctx context.Context, room *share.Pool, c *tunnel.Connection) (left
 	}
 	lease, err := room.Wait(ctx, c.User().Name, share.Carrier, 1, &carrierUse{conn: c, room: room})
 	if err != nil {
-		return nil, &tunnel.CloseError{Code: tunnel.CodeLimit, Reason: "this user has too many connections, flows and streams"}
+		return nil, &carrier.CloseError{Code: carrier.CodeLimit, Reason: "this user has too many connections, flows and streams"}
 	}
 	return lease.Release, nil
 }
@@ -45,7 +46,7 @@ func (c *carrierUse) LastUsed() uint32 {
 
 // GiveUp closes the connection and sends the client the reason.
 func (c *carrierUse) GiveUp(*share.Lease) {
-	c.conn.Close(tunnel.CodeLimit, "others need the room, and of this user's many connections it was the least used")
+	c.conn.Close(carrier.CodeLimit, "others need the room, and of this user's many connections it was the least used")
 }
 
 // makeRoom frees a descriptor for a new connection: one of the user with most, or of strangers

@@ -29,6 +29,8 @@ import (
 	"wmproxy/internal/udpio"
 	"wmproxy/internal/user"
 	"wmproxy/tunnel"
+	"wmproxy/tunnel/carrier"
+	"wmproxy/tunnel/health"
 )
 
 // Server is a far end.
@@ -135,7 +137,7 @@ func (s *Server) Serve(ctx context.Context) error {
 		Exit:         func(u *user.User) tunnel.Exit { return exits.For(u) },
 		Admit:        func(ctx context.Context, c *tunnel.Connection) (func(), error) { return admitted(ctx, room, c) },
 		Hold:         s.cfg.Hold,
-		Timers:       tunnel.Timers{Dead: s.cfg.Dead},
+		Timers:       health.Timers{Dead: s.cfg.Dead},
 		Event:        func(user, sentence string) { s.events.Note(user + ": " + sentence) },
 		Log:          s.cfg.Log,
 	})
@@ -163,7 +165,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	wg.Go(func() { room.Run(accepting) })
 	<-accepting.Done()
 	// The sessions end before the sockets are closed, so that they can notify their clients.
-	registry.Close(tunnel.CodeShutdown, "the server is shutting down")
+	registry.Close(carrier.CodeShutdown, "the server is shutting down")
 	s.tcp.Close()
 	s.quic.Close()
 	ls.close()
@@ -215,7 +217,7 @@ func (s *Server) awaitDrain(ctx context.Context, registry *tunnel.Registry) {
 
 // listener is a QUIC or a yamux listener.
 type listener interface {
-	Accept(ctx context.Context) (tunnel.Pending, error)
+	Accept(ctx context.Context) (carrier.Pending, error)
 	Addr() net.Addr
 	Close() error
 }
@@ -234,7 +236,7 @@ func (ls *listeners) isOwn(ap netip.AddrPort) bool { return ap.Port() == ls.port
 // accept serves the connections of one listener until ctx ends.
 func (s *Server) accept(ctx context.Context, l listener, registry *tunnel.Registry, room *share.Pool, wg *sync.WaitGroup) error {
 	for {
-		p, err := admit.Accept(ctx, func() (tunnel.Pending, error) { return l.Accept(ctx) }, func(err error) {
+		p, err := admit.Accept(ctx, func() (carrier.Pending, error) { return l.Accept(ctx) }, func(err error) {
 			if admit.NoDescriptors(err) {
 				s.makeRoom(room)
 			}
@@ -253,7 +255,7 @@ func (s *Server) accept(ctx context.Context, l listener, registry *tunnel.Regist
 }
 
 // admit takes a connection through the handshake, as one of a bounded number.
-func (s *Server) admit(ctx context.Context, p tunnel.Pending, registry *tunnel.Registry) {
+func (s *Server) admit(ctx context.Context, p carrier.Pending, registry *tunnel.Registry) {
 	remote := addrPort(p.RemoteAddr())
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -263,10 +265,10 @@ func (s *Server) admit(ctx context.Context, p tunnel.Pending, registry *tunnel.R
 	}
 	leave, ok := gate.Enter(remote.Addr(), func() {
 		cancel()
-		p.Close(tunnel.CodeLimit, "too many connections that have not authenticated")
+		p.Close(carrier.CodeLimit, "too many connections that have not authenticated")
 	})
 	if !ok {
-		p.Close(tunnel.CodeShutdown, "the server is shutting down")
+		p.Close(carrier.CodeShutdown, "the server is shutting down")
 		return
 	}
 	defer leave()
@@ -280,7 +282,7 @@ func (s *Server) admit(ctx context.Context, p tunnel.Pending, registry *tunnel.R
 }
 
 // refused logs a refused connection.
-func (s *Server) refused(remote netip.AddrPort, kind tunnel.Kind, err error) {
+func (s *Server) refused(remote netip.AddrPort, kind carrier.Kind, err error) {
 	if errors.Is(err, context.Canceled) || errors.Is(err, io.EOF) {
 		return
 	}
@@ -289,7 +291,7 @@ func (s *Server) refused(remote netip.AddrPort, kind tunnel.Kind, err error) {
 }
 
 func reason(err error) string {
-	if e := (*tunnel.CloseError)(nil); errors.As(err, &e) {
+	if e := (*carrier.CloseError)(nil); errors.As(err, &e) {
 		return e.Reason
 	}
 	return err.Error()
@@ -308,7 +310,7 @@ func (s *Server) listen(id *identity) (*listeners, error) {
 			_ = l.Close()
 		}
 	})
-	tlsConf := certs.ServerConfig(id.certificate, tunnel.ALPN)
+	tlsConf := certs.ServerConfig(id.certificate, carrier.ALPN)
 	if slices.Contains(s.cfg.Transports, config.Yamux) {
 		// Keep-alive begins after the handshake. Until then there is a deadline.
 		lc := net.ListenConfig{KeepAlive: -1}
@@ -318,7 +320,7 @@ func (s *Server) listen(id *identity) (*listeners, error) {
 		}
 		own := addrPort(ln.Addr())
 		port = strconv.Itoa(int(own.Port()))
-		ls.add(tunnel.ListenYamux(ln, tlsConf, s.cfg.Dead, tunnel.WindowsFor(int64(s.cfg.Memory))), own)
+		ls.add(tunnel.ListenYamux(ln, tlsConf, s.cfg.Dead, carrier.WindowsFor(int64(s.cfg.Memory))), own)
 	}
 	if slices.Contains(s.cfg.Transports, config.QUIC) {
 		l, own, err := s.listenQUIC(host, port, id, tlsConf)
@@ -360,7 +362,7 @@ func (s *Server) listenQUIC(host, port string, id *identity, tlsConf *tls.Config
 		VerifySourceAddress: s.mustVerify,
 		Hurry:               s.crowded,
 		Dead:                s.cfg.Dead,
-		Windows:             tunnel.WindowsFor(int64(s.cfg.Memory)),
+		Windows:             carrier.WindowsFor(int64(s.cfg.Memory)),
 		Admit: func(remote net.Addr) (leave func(), ok bool) {
 			return s.opening.Enter(addrPort(remote).Addr(), func() {})
 		},

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"wmproxy/internal/user"
+	"wmproxy/tunnel/carrier"
 )
 
 // askingBound is what an entrance gives the far end for its answer.
@@ -17,7 +18,7 @@ const askingBound = 20 * time.Second
 
 // ask opens a stream, and closes it at once where that worked. It returns how long
 // the answer took.
-func (p *twoPaths) ask() (took time.Duration, over Kind, err error) {
+func (p *twoPaths) ask() (took time.Duration, over carrier.Kind, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), askingBound)
 	defer cancel()
 	began := time.Now()
@@ -37,7 +38,7 @@ func (p *twoPaths) ask() (took time.Duration, over Kind, err error) {
 	if _, rerr := st.Read(make([]byte, 1)); rerr != io.EOF {
 		p.t.Errorf("the stream's end: %v", rerr)
 	}
-	st.Reset(CodeNone)
+	st.Reset(carrier.CodeNone)
 	return took, over, nil
 }
 
@@ -76,7 +77,7 @@ func TestAStreamWhoseCarrierFallsSilentIsAskedForOverAnother(t *testing.T) {
 				time.Sleep(time.Minute) // nobody uses them
 				c.fails(near, far)
 				took, over, err := p.ask()
-				if err != nil || over != KindQUIC || took > c.most {
+				if err != nil || over != carrier.KindQUIC || took > c.most {
 					t.Errorf("over %v after %v: %v; want QUIC within %v", over, took, err, c.most)
 				}
 				if p.exit.streams != c.asked {
@@ -101,7 +102,7 @@ func TestAStreamIsAskedForOverTheReplacementOfItsCarrier(t *testing.T) {
 		far.Mute(true)
 		time.AfterFunc(4*time.Second, func() { p.join(orderedPath) })
 		took, over, err := p.ask()
-		if err != nil || over != KindYamux || took > 4500*time.Millisecond {
+		if err != nil || over != carrier.KindYamux || took > 4500*time.Millisecond {
 			t.Errorf("over %v after %v: %v; want the replacement, which came after 4 s", over, took, err)
 		}
 	})
@@ -176,7 +177,7 @@ func TestAnAnswerThatTakesLongIsWaitedFor(t *testing.T) {
 		p.join(lossyPath)
 		p.join(orderedPath)
 		took, over, err := p.ask()
-		if err != nil || over != KindYamux || took < 15*time.Second || p.exit.streams != 1 {
+		if err != nil || over != carrier.KindYamux || took < 15*time.Second || p.exit.streams != 1 {
 			t.Errorf("over %v after %v, asked %d times: %v", over, took, p.exit.streams, err)
 		}
 		slow.takes = 30 * time.Second
@@ -239,7 +240,7 @@ func TestAStreamWhoseQUICConnectionEndsIsAskedForOverAnother(t *testing.T) {
 		far[a] = <-accepted
 	}
 	_, on := p.session.Serving()
-	timer := time.AfterFunc(exit.takes/4, func() { far[on].Close(CodeReplaced, "a test") })
+	timer := time.AfterFunc(exit.takes/4, func() { far[on].Close(carrier.CodeReplaced, "a test") })
 	defer timer.Stop()
 	st, _, err := p.session.OpenStream(ctx, []byte("target"))
 	if err != nil {
@@ -248,7 +249,7 @@ func TestAStreamWhoseQUICConnectionEndsIsAskedForOverAnother(t *testing.T) {
 	if st.(*carriedStream).a == on {
 		t.Error("the stream is on the connection that has ended")
 	}
-	st.Reset(CodeNone)
+	st.Reset(carrier.CodeNone)
 }
 
 // slowExit is an echo that takes its time to answer.

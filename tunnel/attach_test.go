@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"wmproxy/internal/user"
+	"wmproxy/tunnel/carrier"
+	"wmproxy/tunnel/wire"
 )
 
 // tally is what both ends have of one another, for tests to compare.
@@ -52,7 +54,7 @@ func (p *twoPaths) expect(when string, want tally, clients ...*Session) {
 func (p *twoPaths) gone(clients ...*Session) {
 	p.t.Helper()
 	for _, s := range append(clients, p.session) {
-		s.Close(CodeShutdown, "done")
+		s.Close(carrier.CodeShutdown, "done")
 	}
 	time.Sleep(time.Second)
 	p.expect("once the clients have gone", tally{}, clients...)
@@ -93,10 +95,10 @@ func (p *twoPaths) overhear(cfg PipeConfig) []byte {
 }
 
 // say sends message on a connection of its own and returns the server's answer.
-func (p *twoPaths) say(cfg PipeConfig, message []byte) (messageType, error) {
+func (p *twoPaths) say(cfg PipeConfig, message []byte) (wire.MessageType, error) {
 	p.t.Helper()
 	near, far := NewPipe(cfg, cfg)
-	defer near.Close(CodeNone, "")
+	defer near.Close(carrier.CodeNone, "")
 	ctx := context.Background()
 	refused := make(chan error, 1)
 	go func() {
@@ -112,17 +114,17 @@ func (p *twoPaths) say(cfg PipeConfig, message []byte) (messageType, error) {
 	}
 	var buf []byte
 	answer, _, err := readHandshake(rw, &buf)
-	if refusal := (*CloseError)(nil); errors.As(err, &refusal) {
-		answer = msgRefuse // the connection's end overtook it, and says the same
+	if refusal := (*carrier.CloseError)(nil); errors.As(err, &refusal) {
+		answer = wire.MsgRefuse // the connection's end overtook it, and says the same
 	} else if err != nil {
 		p.t.Fatal(err)
 	}
-	near.Close(CodeNone, "")
+	near.Close(carrier.CodeNone, "")
 	return answer, <-refused
 }
 
-func isRefusal(err error, code ErrorCode) bool {
-	refusal := (*CloseError)(nil)
+func isRefusal(err error, code carrier.ErrorCode) bool {
+	refusal := (*carrier.CloseError)(nil)
 	return errors.As(err, &refusal) && refusal.Code == code
 }
 
@@ -148,8 +150,8 @@ func TestAReplayedProofIsWorthNothing(t *testing.T) {
 			"a later one, over another kind": {second, lossyPath},
 			"a later one, in memory":         {second, PipeConfig{}},
 		} {
-			if answer, err := p.say(replay.over, replay.hello); answer != msgRefuse || !isRefusal(err, CodeSession) {
-				t.Errorf("%s: answer %d, %v; want a refusal with code %d", name, answer, err, CodeSession)
+			if answer, err := p.say(replay.over, replay.hello); answer != wire.MsgRefuse || !isRefusal(err, carrier.CodeSession) {
+				t.Errorf("%s: answer %d, %v; want a refusal with code %d", name, answer, err, carrier.CodeSession)
 			}
 		}
 		p.expect("after the replays", want)
@@ -165,10 +167,10 @@ func TestAReplayedProofIsWorthNothing(t *testing.T) {
 		}
 		time.Sleep(2 * time.Minute)
 		p.expect("forgotten", tally{flows: 1})
-		if answer, err := p.say(lossyPath, first); answer != msgRefuse || !isRefusal(err, CodeSession) {
+		if answer, err := p.say(lossyPath, first); answer != wire.MsgRefuse || !isRefusal(err, carrier.CodeSession) {
 			t.Errorf("the first, of a forgotten session: answer %d, %v", answer, err)
 		}
-		if answer, err := p.say(orderedPath, second); answer != msgRenew || err == nil {
+		if answer, err := p.say(orderedPath, second); answer != wire.MsgRenew || err == nil {
 			t.Errorf("a later one, of a forgotten session: answer %d, %v", answer, err)
 		}
 		p.expect("after the last replays", tally{flows: 1})
@@ -209,7 +211,7 @@ func TestOfASessionTheIDIsNotEnough(t *testing.T) {
 			other.inc = &in
 			w := &world{t: t, host: p.host}
 			a, _, err, _ := w.attach(other, c.cred, lossyPath)
-			if c.refused != isRefusal(err, CodeSession) || !c.refused && err != nil {
+			if c.refused != isRefusal(err, carrier.CodeSession) || !c.refused && err != nil {
 				t.Errorf("%s: %v; refused %v", c.name, err, c.refused)
 			}
 			if err == nil && (a.Resumed() || (other.current().id != p.session.current().id) != c.renewed) {
@@ -292,7 +294,7 @@ func TestAtTheEndOfTheHoldAClientGetsInEitherWay(t *testing.T) {
 // unheard is a client's end that dies without a word: its close reaches nobody.
 type unheard struct{ *PipeEnd }
 
-func (unheard) Close(ErrorCode, string) {}
+func (unheard) Close(carrier.ErrorCode, string) {}
 
 // loseWelcome has the client dial in vain: the server attaches it, and the welcome
 // and all that follows is lost.
@@ -379,7 +381,7 @@ func TestRacingDialsMakeOneSession(t *testing.T) {
 		},
 		"after the server's restart": func(p *twoPaths) {
 			p.join(lossyPath)
-			p.host.Close(CodeShutdown, "restart")
+			p.host.Close(carrier.CodeShutdown, "restart")
 			p.host = newTwoPaths(p.t, time.Minute).host
 			p.host.cfg.Exit = func(*user.User) Exit { return p.exit }
 		},
@@ -454,7 +456,7 @@ func TestResumingBesideALivingCarrierCostsNothing(t *testing.T) {
 				if _, err := io.ReadFull(st, make([]byte, 1)); err != nil {
 					t.Errorf("the stream of a carrier that was superseded: %v", err)
 				}
-				st.Reset(CodeNone)
+				st.Reset(carrier.CodeNone)
 				time.Sleep(2 * retireGrace)
 				p.expect("without the stream", tally{sessions: 1, carriers: 1, served: 1, flows: 1, farFlows: 1})
 				if n := p.host.Sessions()[0].streams.Load(); n != 0 {
@@ -512,7 +514,7 @@ func TestTwoClientsWithOneTokenDoNotMeet(t *testing.T) {
 			t.Errorf("%d of %d came back after the other's flow of that number had ended", back, sent)
 		}
 		v.check(t)
-		p.session.Close(CodeShutdown, "done")
+		p.session.Close(carrier.CodeShutdown, "done")
 		if sent, back := w.run(time.Second); sent != back {
 			t.Errorf("%d of %d came back after the other had gone", back, sent)
 		}
@@ -532,7 +534,7 @@ func TestAClientThatGoesWhileItAttachesIsNotWaitedFor(t *testing.T) {
 			var dial sync.WaitGroup
 			dial.Go(func() { _, _, _, _ = w.attach(p.session, alice, lossyPath) })
 			time.Sleep(wait)
-			p.session.Close(CodeShutdown, "done")
+			p.session.Close(carrier.CodeShutdown, "done")
 			dial.Wait()
 			time.Sleep(time.Second)
 			p.expect(wait.String(), tally{})
@@ -588,7 +590,7 @@ func TestAWallClockThatJumpsHarmsNothing(t *testing.T) {
 				if _, err := io.ReadFull(st, make([]byte, 1)); err != nil {
 					t.Error(err)
 				}
-				st.Reset(CodeNone)
+				st.Reset(carrier.CodeNone)
 				v.check(t)
 				p.gone()
 			})

@@ -326,7 +326,7 @@ type holdings struct {
 func (b *Budget) sumHoldings(sessions []*Session) *holdings {
 	h := &holdings{users: make(map[*user.User]*holder)}
 	for _, s := range sessions {
-		h.of(s.cfg.User).bytes += int64(s.q.waiting())
+		h.of(s.cfg.User).bytes += int64(s.q.Waiting())
 	}
 	b.seen = pathsOf(sessions, b.seen)
 	for _, p := range b.seen {

@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"wmproxy/internal/user"
+	"wmproxy/tunnel/carrier"
 )
 
 // freedBytes returns the bytes of each freed holding, in order.
@@ -85,7 +86,7 @@ func newBudgetWorld(t *testing.T) *budgetWorld {
 }
 
 // stalledStream returns a stream that the far end no longer reads.
-func (w *budgetWorld) stalledStream() Stream {
+func (w *budgetWorld) stalledStream() carrier.Stream {
 	w.t.Helper()
 	st, _, err := w.session.OpenStream(w.t.Context(), []byte("target"))
 	if err != nil {
@@ -126,7 +127,7 @@ func TestGarbageIsNotHeldByPeers(t *testing.T) {
 		w := newBudgetWorld(t)
 		defer w.close()
 		st := w.stalledStream()
-		defer st.Reset(CodeNone)
+		defer st.Reset(carrier.CodeNone)
 		time.Sleep(2 * budgetStalled)
 		w.live, w.inUse = 100<<10, 2<<20
 		w.b.look()
@@ -146,11 +147,11 @@ func TestCrowdedUserGetsNoNewStream(t *testing.T) {
 		w := newBudgetWorld(t)
 		defer w.close()
 		bob := NewSession(SessionConfig{})
-		defer bob.Close(CodeShutdown, "done")
+		defer bob.Close(carrier.CodeShutdown, "done")
 		if _, _, near, far := w.attach(bob, Credentials{User: "bob", Token: "right"}, PipeConfig{}); near != nil || far != nil {
 			t.Fatal(near, far)
 		}
-		open := func(s *Session) (Stream, error) {
+		open := func(s *Session) (carrier.Stream, error) {
 			st, _, err := s.OpenStream(t.Context(), []byte("target"))
 			return st, err
 		}
@@ -160,12 +161,12 @@ func TestCrowdedUserGetsNoNewStream(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer st.Reset(CodeNone)
+			defer st.Reset(carrier.CodeNone)
 		}
 		w.live, w.inUse = 900<<10, 900<<10
 		w.b.look()
 		_, err := open(w.session)
-		wantReset(t, "a stream of the user with more than its share", err, CodeLimit)
+		wantReset(t, "a stream of the user with more than its share", err, carrier.CodeLimit)
 		for what, s := range map[string]*Session{"the other": bob, "the same, with memory again": w.session} {
 			if s == w.session {
 				w.live, w.inUse = 0, 0
@@ -175,19 +176,9 @@ func TestCrowdedUserGetsNoNewStream(t *testing.T) {
 			if err != nil {
 				t.Fatalf("%s: %v", what, err)
 			}
-			st.Reset(CodeNone)
+			st.Reset(carrier.CodeNone)
 		}
 	})
-}
-
-func TestWindowsFollowTheBudget(t *testing.T) {
-	for memory, want := range map[int64]uint64{
-		0: 4 << 20, 16 << 20: 256 << 10, 64 << 20: 512 << 10, 512 << 20: 4 << 20, 64 << 30: 4 << 20,
-	} {
-		if got := WindowsFor(memory).withDefaults().Stream; got != want {
-			t.Errorf("memory %d: a stream may have %d, want %d", memory, got, want)
-		}
-	}
 }
 
 // The race detector finds a wait that has begun already.
@@ -234,7 +225,7 @@ func TestBudgetCountsStreamsThatOutliveTheirCarrier(t *testing.T) {
 			}
 		}
 		count(1, streamCost)
-		far.Close(CodeNone, "")
+		far.Close(carrier.CodeNone, "")
 		<-far.Done()
 		synctest.Wait()
 		count(1, streamCost)
@@ -255,15 +246,15 @@ func TestBudgetCountsWhatReadQUICStreamsMayHold(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer st.Reset(CodeNone)
+	defer st.Reset(carrier.CodeNone)
 	if got := holds(); got < carrierCost+streamCost || got > carrierCost+streamCost+4<<10 {
 		t.Errorf("a new stream: %d bytes", got)
 	}
-	go st.Write(make([]byte, maxStreamWindow)) // the far end echoes
-	if _, err := io.CopyN(io.Discard, st, maxStreamWindow); err != nil {
+	go st.Write(make([]byte, carrier.MaxStreamWindow)) // the far end echoes
+	if _, err := io.CopyN(io.Discard, st, carrier.MaxStreamWindow); err != nil {
 		t.Fatal(err)
 	}
-	if got, want := holds(), int64(carrierCost+streamCost+maxStreamWindow-quicStreamWindow); got < want {
+	if got, want := holds(), int64(carrierCost+streamCost+carrier.MaxStreamWindow-quicStreamWindow); got < want {
 		t.Errorf("a stream with a large window: %d bytes, want at least %d", got, want)
 	}
 }

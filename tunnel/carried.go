@@ -3,12 +3,14 @@ package tunnel
 import (
 	"sync"
 	"sync/atomic"
+
+	"wmproxy/tunnel/carrier"
 )
 
 // carriedStream is a stream that counts on its carrier: it keeps a superseded
 // one alive, and what passes it shows that the carrier is in use.
 type carriedStream struct {
-	Stream
+	carrier.Stream
 	a     *Path
 	done  atomic.Bool
 	since atomic.Int64 // when Read last brought something, on the session's clock; 0: one is under way, or none will be
@@ -23,7 +25,7 @@ type carriedStreams struct {
 	all map[*carriedStream]struct{}
 }
 
-func (p *Path) carry(st Stream) *carriedStream {
+func (p *Path) carry(st carrier.Stream) *carriedStream {
 	s := &carriedStream{Stream: st, a: p}
 	p.streams.Add(1)
 	p.touch(p.s.now())
@@ -67,7 +69,7 @@ func (s *carriedStream) writes() {
 }
 
 // Reset is called by every user of a stream once it is done with it.
-func (s *carriedStream) Reset(code ErrorCode) {
+func (s *carriedStream) Reset(code carrier.ErrorCode) {
 	s.Stream.Reset(code)
 	if !s.done.CompareAndSwap(false, true) {
 		return

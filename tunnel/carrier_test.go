@@ -22,6 +22,8 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+
+	"wmproxy/tunnel/carrier"
 )
 
 // The race detector of Go 1.26 crashes when two processors receive from timers of one
@@ -63,20 +65,20 @@ var testTLS = sync.OnceValues(func() (client, server *tls.Config) {
 	roots := x509.NewCertPool()
 	roots.AddCert(cert)
 	client = &tls.Config{
-		MinVersion: tls.VersionTLS13, NextProtos: []string{ALPN},
+		MinVersion: tls.VersionTLS13, NextProtos: []string{carrier.ALPN},
 		RootCAs: roots, ServerName: "carrier.test",
 	}
 	server = &tls.Config{
-		MinVersion: tls.VersionTLS13, NextProtos: []string{ALPN},
+		MinVersion: tls.VersionTLS13, NextProtos: []string{carrier.ALPN},
 		Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}},
 	}
 	return client, server
 })
 
 // pendings makes one connection of a kind; both ends are closed with the test.
-type pendings func(t testing.TB) (client, server Pending)
+type pendings func(t testing.TB) (client, server carrier.Pending)
 
-func quicPendings(t testing.TB) (client, server Pending) {
+func quicPendings(t testing.TB) (client, server carrier.Pending) {
 	t.Helper()
 	return quicPendingsOver(t, nil, loopbackUDP(t))
 }
@@ -92,7 +94,7 @@ func loopbackUDP(t testing.TB) *net.UDPConn {
 
 // quicPendingsOver makes the connection over the sockets of its ends; of the near one
 // over its own where that is nil.
-func quicPendingsOver(t testing.TB, near, far net.PacketConn) (client, server Pending) {
+func quicPendingsOver(t testing.TB, near, far net.PacketConn) (client, server carrier.Pending) {
 	t.Helper()
 	ctx := testContext(t)
 	clientTLS, serverTLS := testTLS()
@@ -105,12 +107,12 @@ func quicPendingsOver(t testing.TB, near, far net.PacketConn) (client, server Pe
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { client.Close(CodeShutdown, "") })
+	t.Cleanup(func() { client.Close(carrier.CodeShutdown, "") })
 	server, err = ln.Accept(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { server.Close(CodeShutdown, "") })
+	t.Cleanup(func() { server.Close(carrier.CodeShutdown, "") })
 	return client, server
 }
 
@@ -121,12 +123,12 @@ func listenYamux(t testing.TB) *YamuxListener {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ln := ListenYamux(tcp, serverTLS, 0, Windows{})
+	ln := ListenYamux(tcp, serverTLS, 0, carrier.Windows{})
 	t.Cleanup(func() { ln.Close() })
 	return ln
 }
 
-func yamuxPendings(t testing.TB) (client, server Pending) {
+func yamuxPendings(t testing.TB) (client, server carrier.Pending) {
 	t.Helper()
 	ctx := testContext(t)
 	clientTLS, _ := testTLS()
@@ -148,24 +150,24 @@ func yamuxPendings(t testing.TB) (client, server Pending) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		client.Close(CodeShutdown, "")
-		server.Close(CodeShutdown, "")
+		client.Close(carrier.CodeShutdown, "")
+		server.Close(carrier.CodeShutdown, "")
 	})
 	return client, server
 }
 
-func pipePendings(t testing.TB) (client, server Pending) {
+func pipePendings(t testing.TB) (client, server carrier.Pending) {
 	c, s := NewPipe(PipeConfig{}, PipeConfig{})
-	t.Cleanup(func() { c.Close(CodeShutdown, "") })
+	t.Cleanup(func() { c.Close(carrier.CodeShutdown, "") })
 	return c, s
 }
 
 // shake passes a greeting each way, as Hello and Welcome do, and starts both ends.
-func shake(t testing.TB, client, server Pending) (Carrier, Carrier) {
+func shake(t testing.TB, client, server carrier.Pending) (carrier.Carrier, carrier.Carrier) {
 	t.Helper()
 	ctx := testContext(t)
 	type started struct {
-		c   Carrier
+		c   carrier.Carrier
 		err error
 	}
 	serverc := make(chan started, 1)
@@ -187,16 +189,16 @@ func shake(t testing.TB, client, server Pending) (Carrier, Carrier) {
 	if err != nil {
 		t.Fatalf("client start: %v", err)
 	}
-	t.Cleanup(func() { c.Close(CodeShutdown, "") })
+	t.Cleanup(func() { c.Close(carrier.CodeShutdown, "") })
 	s := <-serverc
 	if s.err != nil {
 		t.Fatalf("server: %v", s.err)
 	}
-	t.Cleanup(func() { s.c.Close(CodeShutdown, "") })
+	t.Cleanup(func() { s.c.Close(carrier.CodeShutdown, "") })
 	return c, s.c
 }
 
-func serveShake(ctx context.Context, server Pending) (Carrier, error) {
+func serveShake(ctx context.Context, server carrier.Pending) (carrier.Carrier, error) {
 	rw, err := server.Handshake(ctx)
 	if err != nil {
 		return nil, err
@@ -210,10 +212,10 @@ func serveShake(ctx context.Context, server Pending) (Carrier, error) {
 	return server.Start(ctx)
 }
 
-type newPair func(t testing.TB) (client, server Carrier)
+type newPair func(t testing.TB) (client, server carrier.Carrier)
 
 func pairOf(p pendings) newPair {
-	return func(t testing.TB) (Carrier, Carrier) {
+	return func(t testing.TB) (carrier.Carrier, carrier.Carrier) {
 		t.Helper()
 		c, s := p(t)
 		return shake(t, c, s)
@@ -239,7 +241,7 @@ func TestCarrier(t *testing.T) {
 func testCarrier(t *testing.T, pair newPair) {
 	for _, tt := range []struct {
 		name string
-		test func(t *testing.T, client, server Carrier)
+		test func(t *testing.T, client, server carrier.Carrier)
 	}{
 		{"BundlesArriveUnchangedAndInOrder", testBundles},
 		{"ReceiveTakesAllThatIsThere", testReceiveDrains},
@@ -274,7 +276,7 @@ func numbered(b []byte, i int) {
 	}
 }
 
-func testBundles(t *testing.T, client, server Carrier) {
+func testBundles(t *testing.T, client, server carrier.Carrier) {
 	size := func(i int) int { return 1 + i*37%client.MaxBundle() }
 	var sizes []int
 	for i := range 400 {
@@ -322,7 +324,7 @@ func testBundles(t *testing.T, client, server Carrier) {
 	}
 }
 
-func testReceiveDrains(t *testing.T, client, server Carrier) {
+func testReceiveDrains(t *testing.T, client, server carrier.Carrier) {
 	const bundles = 20
 	for i := range bundles {
 		if err := client.SendBundle(binary.BigEndian.AppendUint16(nil, uint16(i))); err != nil {
@@ -349,13 +351,13 @@ func testReceiveDrains(t *testing.T, client, server Carrier) {
 	}
 }
 
-func testTooLarge(t *testing.T, client, server Carrier) {
-	if n := client.MaxBundle(); n < MinBundle || n > MaxBundleSize {
+func testTooLarge(t *testing.T, client, server carrier.Carrier) {
+	if n := client.MaxBundle(); n < carrier.MinBundle || n > carrier.MaxBundleSize {
 		t.Fatalf("MaxBundle is %d", n)
 	}
-	err := client.SendBundle(make([]byte, MaxBundleSize+1))
-	large, ok := errors.AsType[*BundleTooLargeError](err)
-	if !ok || large.Max < MinBundle || large.Max > MaxBundleSize {
+	err := client.SendBundle(make([]byte, carrier.MaxBundleSize+1))
+	large, ok := errors.AsType[*carrier.BundleTooLargeError](err)
+	if !ok || large.Max < carrier.MinBundle || large.Max > carrier.MaxBundleSize {
 		t.Fatalf("got %v", err)
 	}
 	if err := client.SendBundle([]byte{9}); err != nil {
@@ -367,8 +369,8 @@ func testTooLarge(t *testing.T, client, server Carrier) {
 	}
 }
 
-func testControl(t *testing.T, client, server Carrier) {
-	for _, way := range [][2]Carrier{{client, server}, {server, client}} {
+func testControl(t *testing.T, client, server carrier.Carrier) {
+	for _, way := range [][2]carrier.Carrier{{client, server}, {server, client}} {
 		message := bytes.Repeat([]byte("control "), 1000)
 		sent := make(chan error, 1)
 		go func() {
@@ -386,7 +388,7 @@ func testControl(t *testing.T, client, server Carrier) {
 }
 
 // openPair opens a stream with its first byte on the way, as users do.
-func openPair(t testing.TB, opener, acceptor Carrier) (a, b Stream) {
+func openPair(t testing.TB, opener, acceptor carrier.Carrier) (a, b carrier.Stream) {
 	t.Helper()
 	ctx := testContext(t)
 	a, err := opener.OpenStream(ctx)
@@ -403,12 +405,12 @@ func openPair(t testing.TB, opener, acceptor Carrier) (a, b Stream) {
 	if _, err := io.ReadFull(b, make([]byte, 1)); err != nil {
 		t.Fatalf("first byte: %v", err)
 	}
-	t.Cleanup(func() { a.Reset(CodeNone); b.Reset(CodeNone) })
+	t.Cleanup(func() { a.Reset(carrier.CodeNone); b.Reset(carrier.CodeNone) })
 	return a, b
 }
 
 // writeAs writes b[Headroom:] in one of the two ways.
-func writeAs(s Stream, framed bool, b []byte) (int, error) {
+func writeAs(s carrier.Stream, framed bool, b []byte) (int, error) {
 	if framed {
 		return s.WriteFramed(b)
 	}
@@ -416,7 +418,7 @@ func writeAs(s Stream, framed bool, b []byte) (int, error) {
 }
 
 // pour writes n bytes and ends its half; it returns their hash.
-func pour(s Stream, seed uint64, n int) ([32]byte, error) {
+func pour(s carrier.Stream, seed uint64, n int) ([32]byte, error) {
 	h := sha256.New()
 	r := mrand.NewChaCha8([32]byte{byte(seed)})
 	buf := make([]byte, Headroom+MaxWrite+1)
@@ -433,7 +435,7 @@ func pour(s Stream, seed uint64, n int) ([32]byte, error) {
 }
 
 // drink reads to the end and returns the hash.
-func drink(s Stream) ([32]byte, int64, error) {
+func drink(s carrier.Stream) ([32]byte, int64, error) {
 	h := sha256.New()
 	n, err := io.Copy(h, readerOnly{s})
 	return [32]byte(h.Sum(nil)), n, err
@@ -441,12 +443,12 @@ func drink(s Stream) ([32]byte, int64, error) {
 
 type readerOnly struct{ io.Reader }
 
-func testStreamBulk(t *testing.T, client, server Carrier) {
+func testStreamBulk(t *testing.T, client, server carrier.Carrier) {
 	const size = 8 << 20
-	for _, way := range [][2]Carrier{{client, server}, {server, client}} {
+	for _, way := range [][2]carrier.Carrier{{client, server}, {server, client}} {
 		a, b := openPair(t, way[0], way[1])
 		var wg sync.WaitGroup
-		for i, dir := range [][2]Stream{{a, b}, {b, a}} {
+		for i, dir := range [][2]carrier.Stream{{a, b}, {b, a}} {
 			var poured, drunk [32]byte
 			var perr, derr error
 			var n int64
@@ -464,8 +466,8 @@ func testStreamBulk(t *testing.T, client, server Carrier) {
 	}
 }
 
-func testHalfClose(t *testing.T, client, server Carrier) {
-	for _, way := range [][2]Carrier{{client, server}, {server, client}} {
+func testHalfClose(t *testing.T, client, server carrier.Carrier) {
+	for _, way := range [][2]carrier.Carrier{{client, server}, {server, client}} {
 		a, b := openPair(t, way[0], way[1])
 		if _, err := a.Write([]byte("question")); err != nil {
 			t.Fatal(err)
@@ -496,7 +498,7 @@ func testHalfClose(t *testing.T, client, server Carrier) {
 	}
 }
 
-func testTail(t *testing.T, client, server Carrier) {
+func testTail(t *testing.T, client, server carrier.Carrier) {
 	const size = 60_000 // within every window
 	a, b := openPair(t, client, server)
 	if err := b.CloseWrite(); err != nil {
@@ -509,7 +511,7 @@ func testTail(t *testing.T, client, server Carrier) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a.Reset(CodeNone) // both halves have ended: this frees, it does not abandon
+	a.Reset(carrier.CodeNone) // both halves have ended: this frees, it does not abandon
 	// Whatever Reset might do to the peer has been done once this got through.
 	x, y := openPair(t, client, server)
 	x.CloseWrite()
@@ -521,16 +523,16 @@ func testTail(t *testing.T, client, server Carrier) {
 }
 
 // wantReset checks for a *ResetError, with code unless its cause is the carrier's end.
-func wantReset(t *testing.T, what string, err error, code ErrorCode) {
+func wantReset(t *testing.T, what string, err error, code carrier.ErrorCode) {
 	t.Helper()
-	reset, ok := errors.AsType[*ResetError](err)
+	reset, ok := errors.AsType[*carrier.ResetError](err)
 	if !ok || reset.Cause != nil || reset.Code != code {
 		t.Errorf("%s: got %v, want a reset with code %d", what, err, code)
 	}
 }
 
 // writeUntilError writes until it fails.
-func writeUntilError(s Stream) error {
+func writeUntilError(s carrier.Stream) error {
 	b := make([]byte, 32<<10)
 	for {
 		if _, err := s.Write(b); err != nil {
@@ -539,7 +541,7 @@ func writeUntilError(s Stream) error {
 	}
 }
 
-func readUntilError(s Stream) error {
+func readUntilError(s carrier.Stream) error {
 	_, err := io.Copy(io.Discard, readerOnly{s})
 	if err == nil {
 		return io.EOF
@@ -547,15 +549,15 @@ func readUntilError(s Stream) error {
 	return err
 }
 
-func testReset(t *testing.T, client, server Carrier) {
-	for i, way := range [][2]Carrier{{client, server}, {server, client}} {
+func testReset(t *testing.T, client, server carrier.Carrier) {
+	for i, way := range [][2]carrier.Carrier{{client, server}, {server, client}} {
 		for side := range 2 {
 			a, b := openPair(t, way[0], way[1])
-			ends := [2]Stream{a, b}
+			ends := [2]carrier.Stream{a, b}
 			results := make(chan error, 2)
 			go func() { results <- readUntilError(ends[1-side]) }()
 			go func() { results <- readUntilError(ends[side]) }()
-			code := ErrorCode(20 + 2*i + side)
+			code := carrier.ErrorCode(20 + 2*i + side)
 			ends[side].Reset(code)
 			for range 2 {
 				wantReset(t, "a blocked read", <-results, code)
@@ -565,7 +567,7 @@ func testReset(t *testing.T, client, server Carrier) {
 			wantReset(t, "the peer's write afterwards", writeUntilError(ends[1-side]), code)
 			ends[1-side].Reset(99)
 			_, err = ends[1-side].Read(make([]byte, 1))
-			if _, ok := errors.AsType[*ResetError](err); !ok {
+			if _, ok := errors.AsType[*carrier.ResetError](err); !ok {
 				t.Errorf("a read after both resets: %v", err)
 			}
 		}
@@ -573,11 +575,11 @@ func testReset(t *testing.T, client, server Carrier) {
 }
 
 // ends waits for the end of a stream's context and checks that it is for a reset with code.
-func ends(t *testing.T, whose string, ctx context.Context, code ErrorCode) {
+func ends(t *testing.T, whose string, ctx context.Context, code carrier.ErrorCode) {
 	t.Helper()
 	select {
 	case <-ctx.Done():
-		if reset, ok := errors.AsType[*ResetError](context.Cause(ctx)); !ok || reset.Code != code {
+		if reset, ok := errors.AsType[*carrier.ResetError](context.Cause(ctx)); !ok || reset.Code != code {
 			t.Errorf("%s context ended with %v, want a reset with code %d", whose, context.Cause(ctx), code)
 		}
 	case <-time.After(testPatience):
@@ -585,7 +587,7 @@ func ends(t *testing.T, whose string, ctx context.Context, code ErrorCode) {
 	}
 }
 
-func testStreamContext(t *testing.T, client, server Carrier) {
+func testStreamContext(t *testing.T, client, server carrier.Carrier) {
 	a, b := openPair(t, client, server)
 	ctxA, ctxB := a.Context(), b.Context()
 	if a.Context() != ctxA {
@@ -599,27 +601,27 @@ func testStreamContext(t *testing.T, client, server Carrier) {
 
 	a, b = openPair(t, client, server)
 	ctxA, ctxB = a.Context(), b.Context()
-	for _, s := range []Stream{a, b} {
+	for _, s := range []carrier.Stream{a, b} {
 		if err := s.CloseWrite(); err != nil {
 			t.Fatal(err)
 		}
 	}
-	for _, s := range []Stream{a, b} {
+	for _, s := range []carrier.Stream{a, b} {
 		if _, err := s.Read(make([]byte, 1)); err != io.EOF {
 			t.Fatalf("got %v", err)
 		}
 	}
-	a.Reset(CodeNone)
+	a.Reset(carrier.CodeNone)
 	<-ctxA.Done()
 	if ctxB.Err() != nil {
 		t.Errorf("a clean end, freed by the peer, ended the context: %v", context.Cause(ctxB))
 	}
-	b.Reset(CodeNone)
+	b.Reset(carrier.CodeNone)
 	<-ctxB.Done()
 
 	a, b = openPair(t, client, server)
 	ctxA, ctxB = a.Context(), b.Context()
-	client.Close(CodeShutdown, "")
+	client.Close(carrier.CodeShutdown, "")
 	for _, ctx := range []context.Context{ctxA, ctxB} {
 		select {
 		case <-ctx.Done():
@@ -630,7 +632,7 @@ func testStreamContext(t *testing.T, client, server Carrier) {
 	<-a.Context().Done()
 }
 
-func testResetWriterAlone(t *testing.T, client, server Carrier) {
+func testResetWriterAlone(t *testing.T, client, server carrier.Carrier) {
 	a, b := openPair(t, client, server)
 	blocked := make(chan error, 2)
 	go func() { blocked <- writeUntilError(a) }()
@@ -674,7 +676,7 @@ func awaitBlocked(t *testing.T) {
 	}
 }
 
-func testBackPressure(t *testing.T, client, server Carrier) {
+func testBackPressure(t *testing.T, client, server carrier.Carrier) {
 	const most = 16 << 20 // windows and buffers of any carrier together
 	a, b := openPair(t, client, server)
 	written := 0
@@ -708,10 +710,10 @@ func testBackPressure(t *testing.T, client, server Carrier) {
 	if n, err := server.ReceiveBundles(make([][]byte, 1)); n != 1 || err != nil {
 		t.Fatalf("%d, %v", n, err)
 	}
-	b.Reset(CodeNone)
+	b.Reset(carrier.CodeNone)
 }
 
-func testDeadlines(t *testing.T, client, server Carrier) {
+func testDeadlines(t *testing.T, client, server carrier.Carrier) {
 	a, _ := openPair(t, client, server)
 	start := time.Now()
 	a.SetDeadline(start.Add(50 * time.Millisecond))
@@ -737,13 +739,13 @@ func testDeadlines(t *testing.T, client, server Carrier) {
 	}
 }
 
-func testDeadlineResumes(t *testing.T, client, server Carrier) {
+func testDeadlineResumes(t *testing.T, client, server carrier.Carrier) {
 	for _, framed := range []bool{false, true} {
 		resumeAfterDeadlines(t, client, server, framed)
 	}
 }
 
-func resumeAfterDeadlines(t *testing.T, client, server Carrier, framed bool) {
+func resumeAfterDeadlines(t *testing.T, client, server carrier.Carrier, framed bool) {
 	a, b := openPair(t, client, server)
 	h := sha256.New()
 	r := mrand.NewChaCha8([32]byte{5})
@@ -781,8 +783,8 @@ func resumeAfterDeadlines(t *testing.T, client, server Carrier, framed bool) {
 	}
 }
 
-func testClose(t *testing.T, client, server Carrier) {
-	for _, c := range []Carrier{client, server} {
+func testClose(t *testing.T, client, server carrier.Carrier) {
+	for _, c := range []carrier.Carrier{client, server} {
 		if err := c.Err(); err != nil {
 			t.Fatalf("Err of a live carrier: %v", err)
 		}
@@ -801,8 +803,8 @@ func testClose(t *testing.T, client, server Carrier) {
 	}
 	for _, c := range []struct {
 		name string
-		Carrier
-		s Stream
+		carrier.Carrier
+		s carrier.Stream
 	}{{"client", client, a}, {"server", server, b}} {
 		run(c.name+" bundles", func() error { _, err := c.ReceiveBundles(make([][]byte, 1)); return err })
 		run(c.name+" accept", func() error { _, err := c.AcceptStream(context.Background()); return err })
@@ -813,8 +815,8 @@ func testClose(t *testing.T, client, server Carrier) {
 	run("client write", func() error { return writeUntilError(x) })
 	awaitBlocked(t)
 
-	client.Close(CodeReplaced, "a newer one came")
-	client.Close(CodeNone, "")
+	client.Close(carrier.CodeReplaced, "a newer one came")
+	client.Close(carrier.CodeNone, "")
 	if err := client.Err(); err != net.ErrClosed {
 		t.Errorf("our own close reads as %v", err)
 	}
@@ -828,8 +830,8 @@ func testClose(t *testing.T, client, server Carrier) {
 			t.Fatal("a call is still blocked")
 		}
 	}
-	closed, ok := errors.AsType[*CloseError](server.Err())
-	if !ok || closed.Code != CodeReplaced || closed.Reason != "a newer one came" {
+	closed, ok := errors.AsType[*carrier.CloseError](server.Err())
+	if !ok || closed.Code != carrier.CodeReplaced || closed.Reason != "a newer one came" {
 		t.Errorf("the peer was told %v", server.Err())
 	}
 	if err := client.SendBundle([]byte{1}); !errors.Is(err, net.ErrClosed) {
@@ -841,7 +843,7 @@ func testClose(t *testing.T, client, server Carrier) {
 }
 
 // cut ends a carrier as a dead network does, without a word.
-func cut(t *testing.T, c Carrier) {
+func cut(t *testing.T, c carrier.Carrier) {
 	switch c := c.(type) {
 	case *quicCarrier:
 		c.transport.Close()
@@ -854,38 +856,38 @@ func cut(t *testing.T, c Carrier) {
 	}
 }
 
-func testDeathResets(t *testing.T, client, server Carrier) {
+func testDeathResets(t *testing.T, client, server carrier.Carrier) {
 	a, b := openPair(t, client, server)
 	results := make(chan error, 4)
-	for _, s := range []Stream{a, b} {
+	for _, s := range []carrier.Stream{a, b} {
 		go func() { results <- readUntilError(s) }()
 	}
 	cut(t, client)
-	if client.Traits().Kind == KindQUIC {
+	if client.Traits().Kind == carrier.KindQUIC {
 		cutServerQUIC(server)
 	}
 	for range 2 {
 		err := <-results
-		if reset, ok := errors.AsType[*ResetError](err); !ok || reset.Cause == nil {
+		if reset, ok := errors.AsType[*carrier.ResetError](err); !ok || reset.Cause == nil {
 			t.Errorf("a blocked read: %v", err)
 		}
 	}
-	for _, c := range []Carrier{client, server} {
+	for _, c := range []carrier.Carrier{client, server} {
 		<-c.Done()
 		if c.Err() == nil {
 			t.Error("a dead carrier has no Err")
 		}
 	}
 	_, err := a.Write(make([]byte, 1<<20))
-	if reset, ok := errors.AsType[*ResetError](err); !ok || reset.Cause == nil {
+	if reset, ok := errors.AsType[*carrier.ResetError](err); !ok || reset.Cause == nil {
 		t.Errorf("a write afterwards: %v", err)
 	}
 }
 
 // cutServerQUIC stands for the idle timeout, which is too long to wait for.
-func cutServerQUIC(c Carrier) { c.(*quicCarrier).conn.CloseWithError(0, "") }
+func cutServerQUIC(c carrier.Carrier) { c.(*quicCarrier).conn.CloseWithError(0, "") }
 
-func testContexts(t *testing.T, client, server Carrier) {
+func testContexts(t *testing.T, client, server carrier.Carrier) {
 	ctx, cancel := context.WithCancel(context.Background())
 	result := make(chan error, 1)
 	go func() {
@@ -901,11 +903,11 @@ func testContexts(t *testing.T, client, server Carrier) {
 	// The streams of a peer that accepts none run out some time.
 	ctx, cancel = context.WithTimeout(context.Background(), 300*time.Millisecond)
 	defer cancel()
-	var opened []Stream
+	var opened []carrier.Stream
 	for {
 		s, err := client.OpenStream(ctx)
 		if err != nil {
-			if !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, ErrStreamLimit) {
+			if !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, carrier.ErrStreamLimit) {
 				t.Errorf("open: %v", err)
 			}
 			break
@@ -915,11 +917,11 @@ func testContexts(t *testing.T, client, server Carrier) {
 		}
 	}
 	for _, s := range opened {
-		s.Reset(CodeNone)
+		s.Reset(carrier.CodeNone)
 	}
 }
 
-func testManyStreams(t *testing.T, client, server Carrier) {
+func testManyStreams(t *testing.T, client, server carrier.Carrier) {
 	const streams = 1000
 	ctx := testContext(t)
 	before := runtime.NumGoroutine()
@@ -934,7 +936,7 @@ func testManyStreams(t *testing.T, client, server Carrier) {
 				return
 			}
 			each.Go(func() {
-				defer s.Reset(CodeNone)
+				defer s.Reset(carrier.CodeNone)
 				if n, err := io.Copy(s, readerOnly{s}); err == nil {
 					s.CloseWrite()
 				} else if n != 100 {
@@ -972,7 +974,7 @@ func testManyStreams(t *testing.T, client, server Carrier) {
 	}
 	wg.Wait()
 	await(t, "goroutines", func() (int, bool) { n := runtime.NumGoroutine(); return n, n <= before+2 })
-	for _, c := range []Carrier{client, server} {
+	for _, c := range []carrier.Carrier{client, server} {
 		if c, ok := c.(*yamuxCarrier); ok {
 			await(t, "yamux streams", func() (int, bool) { n := c.y.NumStreams(); return n, n == 3 })
 			c.mu.Lock()
@@ -1038,7 +1040,7 @@ func benchmarkBundles(b *testing.B, pair newPair, size int) {
 			b.Fatal(err)
 		}
 	}
-	client.Close(CodeNone, "")
+	client.Close(carrier.CodeNone, "")
 	b.ReportMetric(100*float64(<-received)/float64(b.N), "%arrived")
 }
 

@@ -5,6 +5,8 @@ import (
 	"log/slog"
 	"slices"
 	"time"
+
+	"wmproxy/tunnel/carrier"
 )
 
 const (
@@ -19,15 +21,15 @@ const (
 const retireGrace = 500 * time.Millisecond
 
 // A rank returns the order in which transports are preferred for one class of traffic.
-type rank func(Traits) int
+type rank func(carrier.Traits) int
 
-func byDatagrams(t Traits) int { return t.DatagramRank }
-func byStreams(t Traits) int   { return t.StreamRank }
+func byDatagrams(t carrier.Traits) int { return t.DatagramRank }
+func byStreams(t carrier.Traits) int   { return t.StreamRank }
 
 // highest returns the transport of the highest rank among those that may, of all that the
 // session knows of; zero if none may.
-func (s *Session) highest(by rank, may ...func(Traits) bool) (best Traits) {
-	look := func(t Traits) {
+func (s *Session) highest(by rank, may ...func(carrier.Traits) bool) (best carrier.Traits) {
+	look := func(t carrier.Traits) {
 		if by(t) > by(best) || best.Kind == 0 {
 			for _, ok := range may {
 				if !ok(t) {
@@ -57,9 +59,9 @@ func (s *Session) chooseLocked() {
 		s.decideLocked()
 	}
 	if s.datagramPath != nil {
-		s.q.use(s.datagramPath.snd)
+		s.q.Use(s.datagramPath.snd)
 	} else {
-		s.q.use(nil)
+		s.q.Use(nil)
 	}
 	if s.streamPath != nil {
 		s.streamPath.out.wake.Wake() // it may have ends to send
@@ -91,14 +93,14 @@ func (s *Session) decideLocked() {
 
 // streamTransport returns the transport that new streams prefer now, and why, unless that
 // is its rank or a setting.
-func (s *Session) streamTransport() (t Traits, why string) {
+func (s *Session) streamTransport() (t carrier.Traits, why string) {
 	if s.cfg.Streams != 0 {
-		return s.highest(byStreams, func(t Traits) bool { return t.Kind == s.cfg.Streams }), ""
+		return s.highest(byStreams, func(t carrier.Traits) bool { return t.Kind == s.cfg.Streams }), ""
 	}
 	t = s.highest(byStreams)
 	for _, p := range s.paths {
 		if p.Kind() == t.Kind && p.resends() {
-			other := s.highest(byStreams, func(o Traits) bool { return o.Kind != t.Kind })
+			other := s.highest(byStreams, func(o carrier.Traits) bool { return o.Kind != t.Kind })
 			if other.Kind != 0 {
 				return other, t.Name + " has to send too much again"
 			}
@@ -118,7 +120,7 @@ func (s *Session) streamsWhy(st *Path) string {
 
 // best returns the carrier for a class that prefers kind and is now on current: a good one before one on probation before a suspect, then
 // the preferred kind, then the newest. Among suspects it stays where it is.
-func (s *Session) best(kind Kind, current *Path) (best *Path) {
+func (s *Session) best(kind carrier.Kind, current *Path) (best *Path) {
 	top := -1
 	for _, p := range s.paths {
 		if p.c.Err() != nil {
@@ -143,7 +145,7 @@ func (s *Session) best(kind Kind, current *Path) (best *Path) {
 }
 
 // reason returns why p, and not the newest carrier of the preferred transport, serves a class.
-func (s *Session) reason(p *Path, preferred Traits) string {
+func (s *Session) reason(p *Path, preferred carrier.Traits) string {
 	switch {
 	case p == nil:
 		return "nothing is attached"
@@ -222,7 +224,7 @@ func (s *Session) retire() {
 	var retired []*Path
 	now := s.now()
 	s.mu.Lock()
-	newest := make(map[Kind]bool)
+	newest := make(map[carrier.Kind]bool)
 	for _, p := range slices.Backward(s.paths) {
 		switch {
 		case !newest[p.Kind()]:
@@ -240,7 +242,7 @@ func (s *Session) retire() {
 	if !s.closed {
 		for _, p := range retired {
 			// Not here: closing waits, and the caller may be what receives.
-			s.wg.Go(func() { p.closeFor(CodeReplaced, "a newer connection of the same kind took its place") })
+			s.wg.Go(func() { p.closeFor(carrier.CodeReplaced, "a newer connection of the same kind took its place") })
 		}
 	}
 	s.mu.Unlock()
@@ -248,7 +250,7 @@ func (s *Session) retire() {
 
 // surplusLocked returns the carriers to close when another of the kind is attached: the oldest
 // without streams beyond maxPerKind, and the oldest of all beyond maxWithStreams.
-func (s *Session) surplusLocked(kind Kind) (surplus []*Path) {
+func (s *Session) surplusLocked(kind carrier.Kind) (surplus []*Path) {
 	n := 0
 	for _, p := range slices.Backward(s.paths) {
 		if p.Kind() != kind {
@@ -270,13 +272,13 @@ func (s *Session) Serving() (datagrams, streams *Path) {
 
 // Healthy says whether a carrier of the kind is attached that is good or on
 // probation; 0 is any kind.
-func (s *Session) Healthy(kind Kind) bool {
+func (s *Session) Healthy(kind carrier.Kind) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.healthyLocked(kind)
 }
 
-func (s *Session) healthyLocked(kind Kind) bool {
+func (s *Session) healthyLocked(kind carrier.Kind) bool {
 	for _, p := range s.paths {
 		if kind != 0 && p.Kind() != kind || p.c.Err() != nil {
 			continue

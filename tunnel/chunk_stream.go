@@ -12,10 +12,8 @@ import (
 	"github.com/hashicorp/yamux"
 
 	"wmproxy/internal/notify"
+	"wmproxy/tunnel/carrier"
 )
-
-// longAgo as a deadline makes yamux return instead of wait.
-var longAgo = time.Unix(1, 0)
 
 // Buffers for frames, on a slow connection and on a fast one.
 var (
@@ -48,15 +46,15 @@ type chunkStream struct {
 
 	mu       sync.Mutex
 	deadline time.Time
-	moved    notify.Signal // the deadline was
-	waiting  bool          // the writer waits for the peer to read, with yamux's deadline at ours
-	reset    *ResetError   // by either side; never changes once set
-	resetc   chan struct{} // closed with it
-	released bool          // Reset was called
-	readEnd  bool          // the chunk of length 0 was read
-	wroteEnd bool          // and written
+	moved    notify.Signal       // the deadline was
+	waiting  bool                // the writer waits for the peer to read, with yamux's deadline at ours
+	reset    *carrier.ResetError // by either side; never changes once set
+	resetc   chan struct{}       // closed with it
+	released bool                // Reset was called
+	readEnd  bool                // the chunk of length 0 was read
+	wroteEnd bool                // and written
 
-	life streamContext
+	life carrier.StreamContext
 
 	// Bytes: those that have arrived since the stream is known, and those of all that were taken by the
 	// reader.
@@ -75,7 +73,7 @@ type chunkStream struct {
 }
 
 func newChunkStream(c *yamuxCarrier, y *yamux.Stream, ours bool) *chunkStream {
-	y.SetWriteDeadline(longAgo)
+	y.SetWriteDeadline(carrier.LongAgo)
 	return &chunkStream{y: y, c: c, ours: ours, resetc: make(chan struct{}), moved: notify.New()}
 }
 
@@ -100,7 +98,7 @@ func (s *chunkStream) Read(p []byte) (int, error) {
 		case broken == io.EOF:
 			err = s.ended()
 		case broken != nil:
-			err = &ResetError{Code: CodeProtocol, Cause: s.c.violation(broken)}
+			err = &carrier.ResetError{Code: carrier.CodeProtocol, Cause: s.c.violation(broken)}
 		case n > 0:
 			return n, nil // an error of yamux comes again
 		default:
@@ -149,7 +147,7 @@ func (s *chunkStream) readError(err error) error {
 	case <-s.resetc:
 	case <-s.c.ended:
 	case <-wait.C:
-		return s.end(&ResetError{Cause: errCutOff})
+		return s.end(&carrier.ResetError{Cause: errCutOff})
 	}
 	return s.callError(err)
 }
@@ -171,16 +169,16 @@ func (s *chunkStream) callError(err error) error {
 	case reset != nil:
 		return reset
 	case s.cutOff(err):
-		return &ResetError{Cause: s.c.ending(err)}
+		return &carrier.ResetError{Cause: s.c.ending(err)}
 	case errors.Is(err, yamux.ErrTimeout):
 		if deadline.IsZero() || time.Now().Before(deadline) {
 			return nil // it was moved meanwhile
 		}
 		return os.ErrDeadlineExceeded
 	case errors.Is(err, yamux.ErrConnectionReset):
-		return s.end(&ResetError{Code: CodeLimit}) // the peer's backlog was full
+		return s.end(&carrier.ResetError{Code: carrier.CodeLimit}) // the peer's backlog was full
 	}
-	return &ResetError{Cause: s.c.ending(err)}
+	return &carrier.ResetError{Cause: s.c.ending(err)}
 }
 
 func (s *chunkStream) Write(p []byte) (int, error) {
@@ -300,7 +298,7 @@ func (s *chunkStream) takeTurn() error {
 		case <-s.moved:
 		case <-s.resetc:
 		case <-s.c.ended:
-			return &ResetError{Cause: s.c.err}
+			return &carrier.ResetError{Cause: s.c.err}
 		}
 	}
 }
@@ -324,7 +322,7 @@ func (s *chunkStream) writeWhenRead() (int, error) {
 
 	s.mu.Lock()
 	s.waiting = false
-	s.y.SetWriteDeadline(longAgo)
+	s.y.SetWriteDeadline(carrier.LongAgo)
 	s.mu.Unlock()
 	return n, err
 }
@@ -353,26 +351,26 @@ func (s *chunkStream) CloseWrite() error {
 }
 
 // wasReset returns why, or nil.
-func (s *chunkStream) wasReset() *ResetError {
+func (s *chunkStream) wasReset() *carrier.ResetError {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.reset
 }
 
 // end marks the stream as reset and wakes its callers; it returns the first reset.
-func (s *chunkStream) end(reset *ResetError) *ResetError {
+func (s *chunkStream) end(reset *carrier.ResetError) *carrier.ResetError {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.reset == nil {
 		s.reset = reset
 		close(s.resetc)
-		s.y.SetDeadline(longAgo)
-		s.life.end(reset)
+		s.y.SetDeadline(carrier.LongAgo)
+		s.life.End(reset)
 	}
 	return s.reset
 }
 
-func (s *chunkStream) Reset(code ErrorCode) {
+func (s *chunkStream) Reset(code carrier.ErrorCode) {
 	s.mu.Lock()
 	if s.released {
 		s.mu.Unlock()
@@ -383,9 +381,9 @@ func (s *chunkStream) Reset(code ErrorCode) {
 	byPeer := s.reset != nil
 	s.mu.Unlock()
 	if !clean {
-		s.end(&ResetError{Code: code})
+		s.end(&carrier.ResetError{Code: code})
 	}
-	s.life.end(context.Canceled)
+	s.life.End(context.Canceled)
 	s.c.release(s, code, !clean && !byPeer)
 }
 
@@ -393,11 +391,11 @@ func (s *chunkStream) Reset(code ErrorCode) {
 func (s *chunkStream) setYamuxDeadline(set func(time.Time) error, t time.Time) {
 	set(t)
 	if s.c.closing.Load() { // after set, so that one of the two sees the other
-		set(longAgo)
+		set(carrier.LongAgo)
 	}
 }
 
-func (s *chunkStream) Context() context.Context { return s.life.of(s.c.life) }
+func (s *chunkStream) Context() context.Context { return s.life.Of(s.c.life) }
 
 func (s *chunkStream) SetDeadline(t time.Time) error {
 	s.mu.Lock()

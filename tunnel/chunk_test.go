@@ -8,6 +8,8 @@ import (
 	"testing/iotest"
 
 	"github.com/quic-go/quic-go/quicvarint"
+
+	"wmproxy/tunnel/carrier"
 )
 
 func TestChunkHeadersAreReadAsWritten(t *testing.T) {
@@ -168,9 +170,9 @@ func FuzzChunkHeader(f *testing.F) {
 func TestSignalsAreReadAsWritten(t *testing.T) {
 	for _, s := range []signal{
 		{kind: signalClose},
-		{kind: signalClose, code: CodeAuth, reason: "wrong token"},
-		{kind: signalClose, code: 1 << 60, reason: string(bytes.Repeat([]byte{'x'}, maxReason))},
-		{kind: signalReset, stream: 7, code: CodeLimit},
+		{kind: signalClose, code: carrier.CodeAuth, reason: "wrong token"},
+		{kind: signalClose, code: 1 << 60, reason: string(bytes.Repeat([]byte{'x'}, carrier.MaxReason))},
+		{kind: signalReset, stream: 7, code: carrier.CodeLimit},
 		{kind: signalReset, stream: 1<<32 - 1, code: 1 << 61},
 	} {
 		b := appendSignal(nil, s)
@@ -191,9 +193,9 @@ func TestSignalsAreReadAsWritten(t *testing.T) {
 
 // longestSignal has its varints in eight bytes each, which RFC 9000 section 16 allows.
 func longestSignal() []byte {
-	b := append([]byte{signalClose}, quicvarint.AppendWithLen(nil, uint64(CodeAuth), 8)...)
-	b = quicvarint.AppendWithLen(b, maxReason, 8)
-	return append(b, make([]byte, maxReason)...)
+	b := append([]byte{signalClose}, quicvarint.AppendWithLen(nil, uint64(carrier.CodeAuth), 8)...)
+	b = quicvarint.AppendWithLen(b, carrier.MaxReason, 8)
+	return append(b, make([]byte, carrier.MaxReason)...)
 }
 
 // A reader with less room would spin: yamux returns at once where there is none.
@@ -202,7 +204,7 @@ func TestTheLongestSignalHasRoom(t *testing.T) {
 	if len(b) > maxSignal {
 		t.Fatalf("%d bytes, more than %d", len(b), maxSignal)
 	}
-	if s, size, err := parseSignal(b); s.code != CodeAuth || size != len(b) || err != nil {
+	if s, size, err := parseSignal(b); s.code != carrier.CodeAuth || size != len(b) || err != nil {
 		t.Errorf("got %+v, %d, %v", s, size, err)
 	}
 }
@@ -222,7 +224,7 @@ func FuzzSignal(f *testing.F) {
 			}
 			return
 		}
-		if size > len(b) || len(s.reason) > maxReason {
+		if size > len(b) || len(s.reason) > carrier.MaxReason {
 			t.Fatalf("size %d of %d, reason of %d", size, len(b), len(s.reason))
 		}
 		again, _, err := parseSignal(appendSignal(nil, s))
@@ -235,7 +237,7 @@ func FuzzSignal(f *testing.F) {
 func TestBundlesComeOutWholeHoweverTheyArrive(t *testing.T) {
 	var wire []byte
 	var want [][]byte
-	for i, n := range []int{1, 63, 64, 5000, MaxBundleSize, 1, MaxBundleSize, MaxBundleSize - 1, 100} {
+	for i, n := range []int{1, 63, 64, 5000, carrier.MaxBundleSize, 1, carrier.MaxBundleSize, carrier.MaxBundleSize - 1, 100} {
 		b := make([]byte, n)
 		numbered(b, i)
 		want = append(want, b)
@@ -285,7 +287,7 @@ func FuzzBundles(f *testing.F) {
 		for {
 			n, err := br.next(src, dst)
 			for _, b := range dst[:n] {
-				if len(b) == 0 || len(b) > MaxBundleSize {
+				if len(b) == 0 || len(b) > carrier.MaxBundleSize {
 					t.Fatalf("a bundle of %d bytes", len(b))
 				}
 				total += len(b) + 1
@@ -306,5 +308,22 @@ func TestAChunkParserThatFailedMayBeAskedAgain(t *testing.T) {
 		if n, err := c.strip([]byte{0xc0, 0xff, 1, 2}); n != 0 || !errors.Is(err, errChunkTooLong) {
 			t.Errorf("%d, %v", n, err)
 		}
+	}
+}
+
+func TestReadingBundlesDoesNotAllocate(t *testing.T) {
+	stream := quicvarint.Append(nil, 1200)
+	stream = append(stream, make([]byte, 1200)...)
+	stream = append(stream, stream...)
+	var source bytes.Reader
+	var bundles bundleReader
+	dst := make([][]byte, 8)
+	if n := testing.AllocsPerRun(1000, func() {
+		source.Reset(stream)
+		if n, err := bundles.next(&source, dst); err != nil || n != 2 {
+			t.Errorf("%d bundles, %v, want 2", n, err)
+		}
+	}); n != 0 {
+		t.Errorf("%v allocations", n)
 	}
 }

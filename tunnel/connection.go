@@ -4,26 +4,27 @@ import (
 	"time"
 
 	"wmproxy/internal/user"
+	"wmproxy/tunnel/carrier"
 )
 
 // Connection is a client's connection to a Registry once the client has authenticated,
 // about to become a carrier or one already. Any goroutine may call its methods.
 type Connection struct {
 	session *Session
-	traits  Traits
+	traits  carrier.Traits
 	began   time.Time
-	closing chan *CloseError // one slot
+	closing chan *carrier.CloseError // one slot
 }
 
-func newConnection(s *Session, t Traits) *Connection {
-	return &Connection{session: s, traits: t, began: time.Now(), closing: make(chan *CloseError, 1)}
+func newConnection(s *Session, t carrier.Traits) *Connection {
+	return &Connection{session: s, traits: t, began: time.Now(), closing: make(chan *carrier.CloseError, 1)}
 }
 
 // User returns who the client authenticated as.
 func (c *Connection) User() *user.User { return c.session.cfg.User }
 
 // Traits returns those of the connection's transport.
-func (c *Connection) Traits() Traits { return c.traits }
+func (c *Connection) Traits() carrier.Traits { return c.traits }
 
 // LastUsed returns when something other than probes last passed any carrier of the
 // session: one that stands by for another is in use with it.
@@ -46,9 +47,9 @@ func (s *Session) lastUsed() time.Time {
 }
 
 // Close closes the connection once it is a carrier, and sends the client the reason. It does not wait.
-func (c *Connection) Close(code ErrorCode, reason string) {
+func (c *Connection) Close(code carrier.ErrorCode, reason string) {
 	select {
-	case c.closing <- &CloseError{Code: code, Reason: reason}:
+	case c.closing <- &carrier.CloseError{Code: code, Reason: reason}:
 	default:
 	}
 }

@@ -6,6 +6,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"wmproxy/tunnel/carrier"
 )
 
 // enter attaches a new session of the user and returns it and its carrier.
@@ -21,11 +23,11 @@ func TestConnectionIsRefusedBeforeWelcome(t *testing.T) {
 		p := newTwoPaths(t, time.Hour)
 		defer p.close()
 		p.host.cfg.Admit = func(context.Context, *Connection) (func(), error) {
-			return nil, &CloseError{Code: CodeLimit, Reason: "there is no room"}
+			return nil, &carrier.CloseError{Code: carrier.CodeLimit, Reason: "there is no room"}
 		}
 		s, _, err := p.enter("alice")
-		var refusal *CloseError
-		if !errors.As(err, &refusal) || refusal.Code != CodeLimit || refusal.Reason != "there is no room" {
+		var refusal *carrier.CloseError
+		if !errors.As(err, &refusal) || refusal.Code != carrier.CodeLimit || refusal.Reason != "there is no room" {
 			t.Errorf("refused with %v", err)
 		}
 		synctest.Wait()
@@ -53,11 +55,11 @@ func TestConnectionIsClosedWithASentence(t *testing.T) {
 		if conn.User().Name != "alice" || conn.Traits() != QUICTraits || left != 0 {
 			t.Errorf("user %q, %v, left %d times", conn.User().Name, conn.Traits().Name, left)
 		}
-		conn.Close(CodeLimit, "others need the room")
-		conn.Close(CodeLimit, "again")
+		conn.Close(carrier.CodeLimit, "others need the room")
+		conn.Close(carrier.CodeLimit, "again")
 		<-a.Done()
-		var told *CloseError
-		if !errors.As(a.Err(), &told) || told.Code != CodeLimit || told.Reason != "others need the room" {
+		var told *carrier.CloseError
+		if !errors.As(a.Err(), &told) || told.Code != carrier.CodeLimit || told.Reason != "others need the room" {
 			t.Errorf("closed with %v", a.Err())
 		}
 		synctest.Wait()
@@ -150,7 +152,7 @@ func TestRefusedConnectionLeavesTheSessionToOthers(t *testing.T) {
 			}
 			close(entered)
 			<-refuse
-			return nil, &CloseError{Code: CodeLimit, Reason: "there is no room"}
+			return nil, &carrier.CloseError{Code: carrier.CodeLimit, Reason: "there is no room"}
 		}
 		s := NewSession(SessionConfig{})
 		w := &world{t: t, host: p.host, session: s}

@@ -14,6 +14,7 @@ import (
 
 	"wmproxy/internal/udpio"
 	"wmproxy/internal/user"
+	"wmproxy/tunnel/carrier"
 )
 
 // crowdExit echoes small datagrams and counts large ones. What streams bring it
@@ -67,7 +68,7 @@ func (e *crowdExit) ServeStream(_ context.Context, in *IncomingStream) {
 		n, err = st.Read(b)
 		e.streamed.Add(int64(n))
 	}
-	st.Reset(CodeNone)
+	st.Reset(carrier.CodeNone)
 }
 
 // crowd is a session over one carrier, with a call on it.
@@ -86,7 +87,7 @@ type crowd struct {
 	wg    sync.WaitGroup
 }
 
-func newCrowd(t *testing.T, client, server Pending, cfg SessionConfig) *crowd {
+func newCrowd(t *testing.T, client, server carrier.Pending, cfg SessionConfig) *crowd {
 	t.Helper()
 	c := &crowd{t: t, exit: &crowdExit{ended: make(map[uint64]time.Time)}, sent: make(map[uint32]time.Time)}
 	c.host = NewRegistry(RegistryConfig{
@@ -110,8 +111,8 @@ func newCrowd(t *testing.T, client, server Pending, cfg SessionConfig) *crowd {
 }
 
 func (c *crowd) close() {
-	c.session.Close(CodeShutdown, "done")
-	c.host.Close(CodeShutdown, "done")
+	c.session.Close(carrier.CodeShutdown, "done")
+	c.host.Close(carrier.CodeShutdown, "done")
 	c.wg.Wait()
 }
 
@@ -196,7 +197,7 @@ func (c *crowd) stream(ctx context.Context, where string, got *atomic.Int64) {
 	}
 	c.wg.Go(func() {
 		<-ctx.Done()
-		st.Reset(CodeNone)
+		st.Reset(carrier.CodeNone)
 	})
 	c.wg.Go(func() {
 		b := make([]byte, 16<<10)

@@ -4,6 +4,8 @@ import (
 	"errors"
 
 	"github.com/quic-go/quic-go/quicvarint"
+
+	"wmproxy/tunnel/wire"
 )
 
 const (
@@ -98,5 +100,5 @@ func (s *Session) appendEnds(b []byte, p *Path) []byte {
 		payload = quicvarint.Append(quicvarint.Append(payload, e.flow), uint64(e.code))
 	}
 	l.next += n
-	return appendMessage(b, msgEnd, payload)
+	return wire.AppendMessage(b, wire.MsgEnd, payload)
 }

@@ -7,6 +7,7 @@ import (
 
 	"wmproxy/internal/stats"
 	"wmproxy/internal/udpio"
+	"wmproxy/tunnel/queue"
 )
 
 // EndCode says why a flow ended; the numbers stand on the wire.
@@ -60,14 +61,14 @@ type FlowHandler interface {
 type Flow struct {
 	s       *Session
 	in      *incarnation // that the peer opened it in; nil if we did
-	q       flowQueue
+	q       queue.Flow
 	over    atomic.Bool // whoever sets it ends the flow
 	mu      sync.Mutex  // one receiver at a time, also across carriers
 	handler FlowHandler // guarded by mu
 }
 
 // ID is the flow's number; it is never used twice in a client process's life.
-func (f *Flow) ID() uint64 { return f.q.id }
+func (f *Flow) ID() uint64 { return f.q.ID }
 
 // Session is what the flow belongs to.
 func (f *Flow) Session() *Session { return f.s }
@@ -80,11 +81,11 @@ func (f *Flow) Send(ms []udpio.Message) {
 		f.s.drops.Drop(stats.Ended, len(ms))
 		return
 	}
-	f.s.q.push(&f.q, ms, f.s.now())
+	f.s.q.Push(&f.q, ms, f.s.now())
 }
 
 // Dropped returns what the flow has lost in the queue so far, by reason.
-func (f *Flow) Dropped() stats.Dropped { return f.q.drops.Dropped() }
+func (f *Flow) Dropped() stats.Dropped { return f.q.Drops.Dropped() }
 
 // End ends the flow on both sides. Further calls do nothing.
 func (f *Flow) End(code EndCode) {
@@ -115,7 +116,7 @@ func (f *Flow) receive(bodies [][]byte) {
 // ended tells the handler; the caller has set over. The lock waits for an exit
 // that is still making the handler.
 func (f *Flow) ended(code EndCode) {
-	f.s.q.clear(&f.q)
+	f.s.q.Clear(&f.q)
 	f.mu.Lock()
 	h := f.handler
 	f.mu.Unlock()
@@ -149,14 +150,14 @@ func (s *Session) OpenFlow(h FlowHandler) (*Flow, error) {
 	}
 	f := s.newFlow(s.numbers.next(s.server), nil)
 	f.handler = h
-	s.flows[f.q.id] = f
+	s.flows[f.q.ID] = f
 	return f, nil
 }
 
 func (s *Session) newFlow(id uint64, in *incarnation) *Flow {
 	f := &Flow{s: s, in: in}
-	f.q.id = id
-	f.q.drops.In(&s.drops)
+	f.q.ID = id
+	f.q.Drops.In(&s.drops)
 	return f
 }
 
@@ -253,7 +254,7 @@ func (s *Session) forget(f *Flow, done bool) {
 		s.ended.add(f.ID())
 	}
 	s.flowsMu.Unlock()
-	s.q.clear(&f.q)
+	s.q.Clear(&f.q)
 }
 
 // peerEnded is called for each flow that the peer ended.

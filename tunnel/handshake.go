@@ -1,7 +1,6 @@
 package tunnel
 
 import (
-	"bufio"
 	"context"
 	"crypto/hmac"
 	"crypto/rand"
@@ -12,28 +11,12 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"time"
 
-	"github.com/quic-go/quic-go/quicvarint"
+	"wmproxy/tunnel/carrier"
+	"wmproxy/tunnel/wire"
 )
 
-// Versions of the protocol that this program speaks.
-const (
-	minVersion = 2
-	maxVersion = 2
-)
-
-const (
-	// HandshakeTimeout bounds TLS, Hello and Welcome together.
-	HandshakeTimeout = 5 * time.Second
-
-	// MaxUser and MaxToken bound the credentials in bytes.
-	MaxUser  = 64
-	MaxToken = 256
-
-	exporterLabel = "EXPORTER-wmproxy-attach"
-	secretLen     = 32
-)
+const exporterLabel = "EXPORTER-wmproxy-attach"
 
 // SessionID is chosen by the client at random.
 type SessionID [16]byte
@@ -46,110 +29,11 @@ type Credentials struct {
 	Token string
 }
 
-// hello is the client's first message:
-//
-//	min version varint · max version varint
-//	user length varint · user · token length varint · token
-//	session id 16 · attach number varint
-//	proof 32 · has secret u8 · [secret 32] · features varint
-//
-// The secret travels until the server has confirmed the session, so that a lost
-// Welcome costs nothing; from then on only the proof does:
-//
-//	HMAC-SHA256(secret, "wmproxy attach" · kind u8 · attach number u64 · session id · exporter 32)
-//
-// The exporter (RFC 8446 section 7.5) ties it to this one connection.
-type hello struct {
-	minVersion, maxVersion uint64
-	Credentials
-	session  SessionID
-	attach   uint64
-	proof    [32]byte
-	secret   []byte // nil or secretLen bytes
-	features Features
-}
-
-func (h *hello) append(b []byte) []byte {
-	b = quicvarint.Append(quicvarint.Append(b, h.minVersion), h.maxVersion)
-	b = appendText(appendText(b, h.User), h.Token)
-	b = quicvarint.Append(append(b, h.session[:]...), h.attach)
-	b = append(b, h.proof[:]...)
-	if h.secret == nil {
-		b = append(b, 0)
-	} else {
-		b = append(append(b, 1), h.secret...)
-	}
-	return quicvarint.Append(b, uint64(h.features))
-}
-
-func parseHello(payload []byte) (*hello, error) {
-	f := fields{b: payload}
-	h := &hello{minVersion: f.varint(), maxVersion: f.varint()}
-	if f.err == nil && (h.minVersion > maxVersion || h.maxVersion < minVersion) {
-		return h, nil // the rest may be laid out otherwise
-	}
-	h.User, h.Token = f.text(MaxUser), f.text(MaxToken)
-	copy(h.session[:], f.bytes(len(h.session)))
-	h.attach = f.varint()
-	copy(h.proof[:], f.bytes(len(h.proof)))
-	if f.bytes(1)[0] == 1 {
-		h.secret = append([]byte(nil), f.bytes(secretLen)...)
-	}
-	h.features = f.features()
-	if f.err != nil {
-		return nil, fmt.Errorf("reading Hello: %w", f.err)
-	}
-	return h, nil
-}
-
-// welcome is the server's answer:
-//
-//	version varint · instance 16 · resumed u8 · most flows varint · most streams varint · hold varint, ms
-//	features varint
-type welcome struct {
-	version    uint64
-	instance   [16]byte
-	resumed    bool
-	maxFlows   uint64
-	maxStreams uint64
-	hold       time.Duration
-	features   Features
-}
-
-func (w *welcome) append(b []byte) []byte {
-	b = append(quicvarint.Append(b, w.version), w.instance[:]...)
-	resumed := byte(0)
-	if w.resumed {
-		resumed = 1
-	}
-	b = quicvarint.Append(append(b, resumed), w.maxFlows)
-	b = quicvarint.Append(b, w.maxStreams)
-	b = quicvarint.Append(b, uint64(w.hold.Milliseconds()))
-	return quicvarint.Append(b, uint64(w.features))
-}
-
-func parseWelcome(payload []byte) (*welcome, error) {
-	f := fields{b: payload}
-	w := &welcome{version: f.varint()}
-	copy(w.instance[:], f.bytes(len(w.instance)))
-	w.resumed = f.bytes(1)[0] == 1
-	w.maxFlows, w.maxStreams = f.varint(), f.varint()
-	w.hold = time.Duration(min(f.varint(), 1<<40)) * time.Millisecond
-	w.features = f.features()
-	if f.err != nil {
-		return nil, fmt.Errorf("reading Welcome: %w", f.err)
-	}
-	if w.version < minVersion || w.version > maxVersion {
-		return nil, &CloseError{Code: CodeVersion, Reason: fmt.Sprintf("the server chose version %d", w.version)}
-	}
-	return w, nil
-}
-
 // incarnation is a session as one server process knows it. A server that
 // restarted has never heard of it, and the client makes the next one.
 type incarnation struct {
 	id        SessionID
-	secret    [secretLen]byte
+	secret    [wire.SecretLen]byte
 	confirmed bool // the server has said Welcome to it
 }
 
@@ -160,11 +44,11 @@ func newIncarnation() *incarnation {
 	return in
 }
 
-func (in *incarnation) proof(kind Kind, attach uint64, exporter []byte) (p [32]byte) {
+func (in *incarnation) proof(kind carrier.Kind, attach uint64, exporter []byte) (p [32]byte) {
 	return sessionProof(in.secret[:], in.id, kind, attach, exporter)
 }
 
-func sessionProof(secret []byte, id SessionID, kind Kind, attach uint64, exporter []byte) (p [32]byte) {
+func sessionProof(secret []byte, id SessionID, kind carrier.Kind, attach uint64, exporter []byte) (p [32]byte) {
 	m := hmac.New(sha256.New, secret)
 	m.Write([]byte("wmproxy attach"))
 	m.Write([]byte{byte(kind)})
@@ -180,13 +64,13 @@ var ErrHandshake = errors.New("handshake failed")
 
 // handshakeClient says Hello on p and returns the server's Welcome together with
 // the incarnation that it belongs to.
-func (s *Session) handshakeClient(ctx context.Context, p Pending, cred Credentials, attach uint64) (*welcome, *incarnation, error) {
+func (s *Session) handshakeClient(ctx context.Context, p carrier.Pending, cred Credentials, attach uint64) (*wire.Welcome, *incarnation, error) {
 	rw, err := p.Handshake(ctx)
 	if err != nil {
 		return nil, nil, fmt.Errorf("%w: %w", ErrHandshake, err)
 	}
-	if p.Protocol() != ALPN {
-		return nil, nil, &CloseError{Code: CodeALPN, Reason: fmt.Sprintf("negotiated %q", p.Protocol())}
+	if p.Protocol() != carrier.ALPN {
+		return nil, nil, &carrier.CloseError{Code: carrier.CodeALPN, Reason: fmt.Sprintf("negotiated %q", p.Protocol())}
 	}
 	exporter, err := p.ExportKey(exporterLabel, 32)
 	if err != nil {
@@ -195,15 +79,15 @@ func (s *Session) handshakeClient(ctx context.Context, p Pending, cred Credentia
 	var buf []byte
 	for range 2 { // once more after Renew
 		in := s.current()
-		h := hello{
-			minVersion: minVersion, maxVersion: maxVersion,
-			Credentials: cred, session: in.id, attach: attach,
-			proof: in.proof(p.Traits().Kind, attach, exporter), features: ownFeatures,
+		h := wire.Hello{
+			MinVersion: wire.MinVersion, MaxVersion: wire.MaxVersion,
+			User: cred.User, Token: cred.Token, Session: in.id, Attach: attach,
+			Proof: in.proof(p.Traits().Kind, attach, exporter), Features: wire.OwnFeatures,
 		}
 		if !s.isConfirmed(in) {
-			h.secret = in.secret[:]
+			h.Secret = in.secret[:]
 		}
-		if _, err := rw.Write(appendMessage(nil, msgHello, h.append(nil))); err != nil {
+		if _, err := rw.Write(wire.AppendMessage(nil, wire.MsgHello, h.Append(nil))); err != nil {
 			return nil, nil, fmt.Errorf("%w: %w", ErrHandshake, err)
 		}
 		t, payload, err := readHandshake(rw, &buf)
@@ -211,16 +95,19 @@ func (s *Session) handshakeClient(ctx context.Context, p Pending, cred Credentia
 			return nil, nil, fmt.Errorf("%w: %w", ErrHandshake, err)
 		}
 		switch t {
-		case msgWelcome:
-			w, err := parseWelcome(payload)
+		case wire.MsgWelcome:
+			w, err := wire.ParseWelcome(payload)
+			if err == nil && !w.Known() {
+				err = &carrier.CloseError{Code: carrier.CodeVersion, Reason: fmt.Sprintf("the server chose version %d", w.Version)}
+			}
 			return w, in, err
-		case msgRefuse:
-			refusal, err := parseSentence(payload)
+		case wire.MsgRefuse:
+			code, reason, err := wire.ParseSentence(payload)
 			if err != nil {
 				return nil, nil, err
 			}
-			return nil, nil, refusal
-		case msgRenew:
+			return nil, nil, &carrier.CloseError{Code: carrier.ErrorCode(code), Reason: reason}
+		case wire.MsgRenew:
 			s.renew(in)
 		default:
 			return nil, nil, fmt.Errorf("%w: unexpected message of type %d", ErrHandshake, t)
@@ -231,35 +118,30 @@ func (s *Session) handshakeClient(ctx context.Context, p Pending, cred Credentia
 
 // readHandshake reads one message byte by byte: what follows it on the stream
 // is no longer ours to read.
-func readHandshake(r io.Reader, buf *[]byte) (messageType, []byte, error) {
-	b := bufio.NewReaderSize(oneByte{r}, 16)
-	t, payload, err := readMessage(b, *buf)
+func readHandshake(r io.Reader, buf *[]byte) (wire.MessageType, []byte, error) {
+	b := wire.Unbuffered(r)
+	t, payload, err := wire.ReadMessage(b, *buf)
 	*buf = payload
 	return t, payload, err
 }
 
-// oneByte makes a buffered reader take no more than it is asked for.
-type oneByte struct{ r io.Reader }
-
-func (o oneByte) Read(p []byte) (int, error) { return o.r.Read(p[:min(1, len(p))]) }
-
 // clientHello is a Hello with what is needed to check and answer it.
 type clientHello struct {
-	*hello
+	*wire.Hello
 	exporter []byte
 	rw       io.ReadWriter // nil where there is nothing to answer on
 }
 
 // readHello waits for the client's Hello and checks everything but the session.
 // With an error, what it returns has rw alone, or not even that.
-func (r *Registry) readHello(ctx context.Context, p Pending) (*clientHello, error) {
+func (r *Registry) readHello(ctx context.Context, p carrier.Pending) (*clientHello, error) {
 	rw, err := p.Handshake(ctx)
 	if err != nil {
 		return &clientHello{}, fmt.Errorf("%w: %w", ErrHandshake, err)
 	}
 	hh := &clientHello{rw: rw}
-	if p.Protocol() != ALPN {
-		return hh, &CloseError{Code: CodeALPN, Reason: fmt.Sprintf("this server speaks %s; the client asked for %q", ALPN, p.Protocol())}
+	if p.Protocol() != carrier.ALPN {
+		return hh, &carrier.CloseError{Code: carrier.CodeALPN, Reason: fmt.Sprintf("this server speaks %s; the client asked for %q", carrier.ALPN, p.Protocol())}
 	}
 	if hh.exporter, err = p.ExportKey(exporterLabel, 32); err != nil {
 		return hh, fmt.Errorf("%w: %w", ErrHandshake, err)
@@ -273,49 +155,49 @@ func (r *Registry) nextHello(hh *clientHello) error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrHandshake, err)
 	}
-	if t != msgHello {
-		return &CloseError{Code: CodeProtocol, Reason: "the first message must be Hello"}
+	if t != wire.MsgHello {
+		return &carrier.CloseError{Code: carrier.CodeProtocol, Reason: "the first message must be Hello"}
 	}
-	if hh.hello, err = parseHello(payload); err != nil {
-		return &CloseError{Code: CodeProtocol, Reason: "malformed Hello"}
+	if hh.Hello, err = wire.ParseHello(payload); err != nil {
+		return &carrier.CloseError{Code: carrier.CodeProtocol, Reason: "malformed Hello"}
 	}
-	if hh.minVersion > maxVersion || hh.maxVersion < minVersion {
-		return &CloseError{Code: CodeVersion, Reason: fmt.Sprintf(
-			"this server speaks protocol versions %d to %d, the client %d to %d", minVersion, maxVersion, hh.minVersion, hh.maxVersion)}
+	if !hh.Known() {
+		return &carrier.CloseError{Code: carrier.CodeVersion, Reason: fmt.Sprintf(
+			"this server speaks protocol versions %d to %d, the client %d to %d", wire.MinVersion, wire.MaxVersion, hh.MinVersion, hh.MaxVersion)}
 	}
-	if r.cfg.Authenticate(hh.Credentials) == nil {
+	if r.cfg.Authenticate(Credentials{hh.User, hh.Token}) == nil {
 		return errCredentials
 	}
 	return nil
 }
 
-var errCredentials = &CloseError{Code: CodeAuth, Reason: "unknown user or wrong token"}
+var errCredentials = &carrier.CloseError{Code: carrier.CodeAuth, Reason: "unknown user or wrong token"}
 
 // join finds or makes the session that hh asks for. A nil session without an
 // error says that the client must come again with a new one.
-func (r *Registry) join(hh *clientHello, kind Kind) (s *Session, resumed bool, err error) {
+func (r *Registry) join(hh *clientHello, kind carrier.Kind) (s *Session, resumed bool, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.closed {
-		return nil, false, &CloseError{Code: CodeShutdown, Reason: "the server is shutting down"}
+		return nil, false, &carrier.CloseError{Code: carrier.CodeShutdown, Reason: "the server is shutting down"}
 	}
 	// Again, with r.mu held: no session may appear after EndSessions has looked for it.
-	u := r.cfg.Authenticate(hh.Credentials)
+	u := r.cfg.Authenticate(Credentials{hh.User, hh.Token})
 	if u == nil {
 		return nil, false, errCredentials
 	}
-	key := sessionKey{u, hh.session}
+	key := sessionKey{u, hh.Session}
 	s = r.sessions[key]
-	if s == nil && hh.secret == nil {
+	if s == nil && hh.Secret == nil {
 		return nil, false, nil
 	}
-	secret := hh.secret
+	secret := hh.Secret
 	if s != nil {
 		secret = s.inc.secret[:]
 	}
-	want := sessionProof(secret, hh.session, kind, hh.attach, hh.exporter)
-	if subtle.ConstantTimeCompare(want[:], hh.proof[:]) != 1 {
-		return nil, false, &CloseError{Code: CodeSession, Reason: "the proof of the session's secret is wrong"}
+	want := sessionProof(secret, hh.Session, kind, hh.Attach, hh.exporter)
+	if subtle.ConstantTimeCompare(want[:], hh.Proof[:]) != 1 {
+		return nil, false, &carrier.CloseError{Code: carrier.CodeSession, Reason: "the proof of the session's secret is wrong"}
 	}
 	if s != nil {
 		return s, true, s.hold()
@@ -328,15 +210,15 @@ func (r *Registry) join(hh *clientHello, kind Kind) (s *Session, resumed bool, e
 
 // refuse tells the client why, on the stream and, where the transport can, with
 // the connection's end.
-func refuse(p Pending, rw io.ReadWriter, err error) {
-	e := &CloseError{Code: CodeProtocol, Reason: "the handshake failed"}
+func refuse(p carrier.Pending, rw io.ReadWriter, err error) {
+	e := &carrier.CloseError{Code: carrier.CodeProtocol, Reason: "the handshake failed"}
 	switch {
 	case errors.As(err, &e):
 	case isTimeout(err):
-		e = &CloseError{Code: CodeTimeout, Reason: "the handshake took too long"}
+		e = &carrier.CloseError{Code: carrier.CodeTimeout, Reason: "the handshake took too long"}
 	}
 	if rw != nil {
-		_, _ = rw.Write(appendMessage(nil, msgRefuse, appendSentence(nil, e.Code, e.Reason)))
+		_, _ = rw.Write(wire.AppendMessage(nil, wire.MsgRefuse, wire.AppendSentence(nil, uint64(e.Code), e.Reason)))
 	}
 	p.Close(e.Code, e.Reason)
 }

@@ -7,6 +7,9 @@ import (
 	"time"
 
 	"wmproxy/internal/notify"
+	"wmproxy/tunnel/carrier"
+	"wmproxy/tunnel/health"
+	"wmproxy/tunnel/wire"
 )
 
 const (
@@ -23,8 +26,8 @@ const (
 // heartbeats is what a path sends and knows of probes.
 type heartbeats struct {
 	due      atomic.Bool // something is in the mailbox: ping or pongs
-	sent     [len(counts{})]atomic.Uint64
-	received [len(counts{})]atomic.Uint64
+	sent     [len(wire.Counts{})]atomic.Uint64
+	received [len(wire.Counts{})]atomic.Uint64
 	used     atomic.Int64 // when something other than a probe last passed, on the session's clock
 	resting  atomic.Bool  // the heartbeat sleeps for long: use wakes it
 	wake     notify.Signal
@@ -32,21 +35,21 @@ type heartbeats struct {
 	limit    atomic.Int64 // the same, as the peer says
 
 	mu       sync.Mutex
-	h        *health // nil on the server
-	ping     uint64  // id of the ping that is due; 0 is none
+	h        *health.Health // nil on the server
+	ping     uint64         // id of the ping that is due; 0 is none
 	pingFull bool
 	pongs    []pong
-	tcp      tcpLoss
+	tcp      health.Resends
 }
 
 // pong is an answer that is due.
 type pong struct {
 	id       uint64
 	size     int // of the ping's bundle
-	received counts
+	received wire.Counts
 }
 
-func load(c *[len(counts{})]atomic.Uint64) (out counts) {
+func load(c *[len(wire.Counts{})]atomic.Uint64) (out wire.Counts) {
 	for i := range c {
 		out[i] = c[i].Load()
 	}
@@ -54,9 +57,9 @@ func load(c *[len(counts{})]atomic.Uint64) (out counts) {
 }
 
 // count counts one bundle of n bytes.
-func count(c *[len(counts{})]atomic.Uint64, n int) {
+func count(c *[len(wire.Counts{})]atomic.Uint64, n int) {
 	c[0].Add(1)
-	for i, size := range sizeClasses {
+	for i, size := range wire.SizeClasses {
 		if n <= size {
 			return
 		}
@@ -81,7 +84,7 @@ func (p *Path) inUse(now time.Duration) bool {
 // wakeSender makes the send loop look into the mailbox.
 func (p *Path) wakeSender() {
 	p.beat.due.Store(true)
-	p.snd.wake.Wake()
+	p.snd.Wake.Wake()
 }
 
 // heartbeat judges the carrier until it ends: on the client by pings, on the
@@ -105,7 +108,7 @@ func (p *Path) heartbeat() {
 		slept, stood := c.look(now, p.s.wall())
 		next, changed, err := p.probe(now, slept, stood)
 		if err != nil {
-			p.fail(CodeTimeout, err)
+			p.fail(carrier.CodeTimeout, err)
 			return
 		}
 		if changed {
@@ -142,30 +145,30 @@ func (p *Path) probe(now time.Duration, slept, stood bool) (next time.Duration, 
 	b.resting.Store(false)
 	inUse := p.inUse(now)
 	if stood {
-		b.h.excuse()
+		b.h.Forgive()
 		b.ping = 0 // it is excused too
 	}
 	if slept || stood {
-		b.h.hurry()
+		b.h.Doubt()
 	}
-	if b.h.silent(now) >= p.s.cfg.Timers.Dead {
+	if b.h.Silence(now) >= p.s.cfg.Timers.Dead {
 		return 0, false, fmt.Errorf("no sign of life for %v", p.s.cfg.Timers.Dead)
 	}
 	changed = p.judgeLocked(now)
-	changed = b.tcp.judge(now, loss) || changed
-	since := now - b.h.lastAsked()
-	every := b.h.interval(now, inUse)
-	if since >= every || b.h.hurried {
+	changed = b.tcp.Judge(now, loss) || changed
+	since := now - b.h.LastAsked()
+	every := b.h.Interval(now, inUse)
+	if since >= every || b.h.Doubted {
 		if b.ping == 0 { // else the send loop is stuck with the one before
-			b.ping = b.h.ask(now)
-			b.pingFull = b.h.full(b.ping, inUse)
+			b.ping = b.h.Ask(now)
+			b.pingFull = b.h.Full(b.ping, inUse)
 			p.wakeSender()
 		}
 		since = 0
 	}
 	// Doubt and the verdict come between pings.
 	next = max(min(every-since, p.s.cfg.Timers.Suspect/4), time.Millisecond)
-	if every > p.s.cfg.Timers.Suspect && b.h.silent(now) == 0 {
+	if every > p.s.cfg.Timers.Suspect && b.h.Silence(now) == 0 {
 		b.resting.Store(true)
 		if !p.inUse(p.s.now()) { // else it was touched before it rested
 			next = max(every-since, time.Millisecond)
@@ -176,8 +179,8 @@ func (p *Path) probe(now time.Duration, slept, stood bool) (next time.Duration, 
 
 // judgeLocked brings the verdict up to now; beat.mu is held.
 func (p *Path) judgeLocked(now time.Duration) (changed bool) {
-	changed = p.beat.h.judge(now)
-	p.beat.own.Store(int64(p.beat.h.limit))
+	changed = p.beat.h.Judge(now)
+	p.beat.own.Store(int64(p.beat.h.Limit))
 	return changed
 }
 
@@ -195,7 +198,7 @@ func (p *Path) awaitSigns() {
 		now := p.s.now()
 		left, err := p.signs(now, due)
 		if err != nil {
-			p.fail(CodeTimeout, err)
+			p.fail(carrier.CodeTimeout, err)
 			return
 		}
 		due = now + left
@@ -218,19 +221,19 @@ func (p *Path) signs(now, due time.Duration) (left time.Duration, err error) {
 
 // receiveProbe takes the body of a record of flow 0 in a bundle of size bytes.
 func (p *Path) receiveProbe(body []byte, size int, now time.Duration) {
-	pr, ok := parseProbe(body)
+	pr, ok := wire.ParseProbe(body)
 	if !ok {
 		return
 	}
 	received := load(&p.beat.received)
 	b := &p.beat
-	if !pr.pong {
-		b.limit.Store(int64(min(pr.limit, MaxBundleSize)))
+	if !pr.Pong {
+		b.limit.Store(int64(min(pr.Limit, carrier.MaxBundleSize)))
 		b.mu.Lock()
 		if len(b.pongs) == maxPongs {
 			b.pongs = append(b.pongs[:0], b.pongs[1:]...)
 		}
-		b.pongs = append(b.pongs, pong{id: pr.id, size: min(size, fullProbe), received: received})
+		b.pongs = append(b.pongs, pong{id: pr.ID, size: min(size, wire.FullProbe), received: received})
 		b.mu.Unlock()
 		p.wakeSender()
 		return
@@ -240,9 +243,9 @@ func (p *Path) receiveProbe(body []byte, size int, now time.Duration) {
 	}
 	b.mu.Lock()
 	changed := false
-	if b.h.answer(now, &pr, received) {
-		p.rtt.Store(int64(b.h.rtt))
-		b.tcp.peer = tcpCounts{segments: pr.segments, resent: pr.resent}
+	if b.h.Answer(now, &pr, received) {
+		p.rtt.Store(int64(b.h.RTT))
+		b.tcp.Hear(health.Segments{Segments: pr.Segments, Resent: pr.Resent})
 		changed = p.judgeLocked(now)
 	}
 	b.mu.Unlock()
@@ -261,35 +264,35 @@ func (p *Path) appendProbe(buf []byte, limit int) (_ []byte, least int) {
 	stats := p.tcpStats()
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	pr := probe{sent: load(&b.sent), segments: stats.segments, resent: stats.resent}
+	pr := wire.Probe{Sent: load(&b.sent), Segments: stats.Segments, Resent: stats.Resent}
 	switch {
 	case len(b.pongs) > 0:
-		pr.pong, pr.id, pr.received, pr.epoch = true, b.pongs[0].id, b.pongs[0].received, p.out.heardEpoch()
+		pr.Pong, pr.ID, pr.Received, pr.Epoch = true, b.pongs[0].id, b.pongs[0].received, p.out.heardEpoch()
 		least = b.pongs[0].size
 		b.pongs = append(b.pongs[:0], b.pongs[1:]...)
 	case b.ping != 0:
-		pr.id, pr.received, pr.limit = b.ping, load(&b.received), uint64(b.h.limit)
-		b.h.sent(pr.id, pr.sent)
+		pr.ID, pr.Received, pr.Limit = b.ping, load(&b.received), uint64(b.h.Limit)
+		b.h.Sent(pr.ID, pr.Sent)
 		if b.pingFull {
-			least = fullProbe
+			least = wire.FullProbe
 		}
 		b.ping = 0
 	}
 	b.due.Store(len(b.pongs) > 0 || b.ping != 0)
-	if pr.id == 0 {
+	if pr.ID == 0 {
 		return buf, 0
 	}
-	return pr.append(buf), min(least, limit)
+	return pr.Append(buf), min(least, limit)
 }
 
 // bundleLimit is the largest bundle to send now in bytes, and the largest that the
 // transport takes, which probes may have.
 func (p *Path) bundleLimit() (limit, most int) {
-	most = min(p.c.MaxBundle(), MaxBundleSize)
+	most = min(p.c.MaxBundle(), carrier.MaxBundleSize)
 	limit = most
 	for _, n := range [...]int64{p.beat.own.Load(), p.beat.limit.Load()} {
 		if n > 0 {
-			limit = min(limit, max(int(n), MinBundle))
+			limit = min(limit, max(int(n), carrier.MinBundle))
 		}
 	}
 	return limit, most
@@ -303,7 +306,7 @@ func (p *Path) good() (good bool, why string) {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return !b.h.suspect, b.h.reason(p.s.now(), time.Duration(p.heard.Load()))
+	return !b.h.Suspect, b.h.Reason(p.s.now(), time.Duration(p.heard.Load()))
 }
 
 // openPing returns how long the oldest unanswered ping has been open; 0 is none.
@@ -313,7 +316,7 @@ func (p *Path) openPing(now time.Duration) time.Duration {
 	}
 	p.beat.mu.Lock()
 	defer p.beat.mu.Unlock()
-	return p.beat.h.silent(now)
+	return p.beat.h.Silence(now)
 }
 
 // provedAt returns when a ping left that was answered, or when the carrier began.
@@ -323,7 +326,7 @@ func (p *Path) provedAt() time.Duration {
 	}
 	p.beat.mu.Lock()
 	defer p.beat.mu.Unlock()
-	return max(p.began, p.beat.h.newest.at)
+	return max(p.began, p.beat.h.ProvedAt())
 }
 
 // probeNow has the carrier pinged at once and again until it answers.
@@ -332,7 +335,7 @@ func (p *Path) probeNow() {
 		return
 	}
 	p.beat.mu.Lock()
-	p.beat.h.hurry()
+	p.beat.h.Doubt()
 	p.beat.mu.Unlock()
 	p.beat.wake.Wake()
 }
@@ -346,7 +349,7 @@ func (p *Path) serviceable() bool {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return !b.h.suspect || b.h.probation
+	return !b.h.Suspect || b.h.Probation
 }
 
 // inherit puts the carrier on probation where before, of the same kind, is suspect.
@@ -354,9 +357,9 @@ func (p *Path) inherit(before *Path) {
 	b := &before.beat
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.h.suspect {
-		p.beat.h.succeed(b.h)
-		p.beat.own.Store(int64(b.h.limit))
+	if b.h.Suspect {
+		p.beat.h.Follow(b.h)
+		p.beat.own.Store(int64(b.h.Limit))
 	}
 }
 
@@ -364,14 +367,14 @@ func (p *Path) inherit(before *Path) {
 func (p *Path) resends() bool {
 	p.beat.mu.Lock()
 	defer p.beat.mu.Unlock()
-	return p.beat.tcp.lossy
+	return p.beat.tcp.Lossy
 }
 
 // tcpStats returns the counts of a carrier that sends again what was lost; zero on others.
-func (p *Path) tcpStats() tcpCounts {
+func (p *Path) tcpStats() health.Segments {
 	if !p.traits.InOrder {
-		return tcpCounts{}
+		return health.Segments{}
 	}
 	s := p.c.Stats()
-	return tcpCounts{segments: s.PacketsUp, resent: s.PacketsLost}
+	return health.Segments{Segments: s.PacketsUp, Resent: s.PacketsLost}
 }

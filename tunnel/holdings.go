@@ -3,22 +3,24 @@ package tunnel
 import (
 	"math"
 	"time"
+
+	"wmproxy/tunnel/carrier"
 )
 
 // add adds the carrier of a and its streams to the holdings of their user.
 func (h *holdings) add(p *Path) {
 	u := h.of(p.s.cfg.User)
 	windows := p.addStreams(h, u)
-	if _, ok := p.c.(Holder); !ok || !p.s.server {
+	if _, ok := p.c.(carrier.Holder); !ok || !p.s.server {
 		return // a client's own, or the only one of a proxy
 	}
 	own := holding{user: p.s.cfg.User, carrier: true, free: func() {
 		p.s.spawn(func() { // else it closes by itself
-			p.closeFor(CodeLimit, "the server is short of memory, and this user holds most of it")
+			p.closeFor(carrier.CodeLimit, "the server is short of memory, and this user holds most of it")
 		})
 	}}
 	own.count(h, p.c)
-	if c, ok := p.c.(WindowHolder); ok {
+	if c, ok := p.c.(carrier.WindowHolder); ok {
 		own.unread = min(c.Unread(), windows+own.bytes)
 	}
 	if p.c.Err() != nil {
@@ -33,19 +35,19 @@ func (h *holdings) add(p *Path) {
 func (p *Path) addStreams(h *holdings, u *holder) (windows int64) {
 	now := p.s.now()
 	room := int64(math.MaxInt64) // for streams with windows
-	if c, ok := p.c.(WindowHolder); ok {
+	if c, ok := p.c.(carrier.WindowHolder); ok {
 		room = c.Window()
 	}
 	p.carried.mu.Lock()
 	defer p.carried.mu.Unlock()
 	for s := range p.carried.all {
-		one := holding{user: p.s.cfg.User, bytes: streamCost, stalled: s.stoodStill(now), free: func() { s.Stream.Reset(CodeLimit) }}
+		one := holding{user: p.s.cfg.User, bytes: streamCost, stalled: s.stoodStill(now), free: func() { s.Stream.Reset(carrier.CodeLimit) }}
 		if beside := s.beside.Load(); beside != nil {
 			kernel := kernelOverhead * (*beside)()
 			one.bytes += kernel
 			h.kernel += kernel
 		}
-		if w, ok := s.Stream.(WindowedStream); ok {
+		if w, ok := s.Stream.(carrier.WindowedStream); ok {
 			most, first := w.Window()
 			windows += most
 			if !one.stalled {
@@ -66,7 +68,7 @@ func (p *Path) addStreams(h *holdings, u *holder) (windows int64) {
 
 // count adds the bytes that the carrier or stream holds, if it can report them.
 func (one *holding) count(h *holdings, where any) {
-	if m, ok := where.(Holder); ok {
+	if m, ok := where.(carrier.Holder); ok {
 		heap, kernel := m.Held()
 		one.bytes += heap + kernel
 		h.kernel += kernel

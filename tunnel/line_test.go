@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/quic-go/quic-go/testutils/simnet"
+
+	"wmproxy/tunnel/carrier"
 )
 
 // lineConfig is a line in memory, the same in both directions.
@@ -107,7 +109,7 @@ func (l *packetLine) close() {
 }
 
 // quicLine is a QUIC connection over a line. up and down are its directions.
-func quicLine(t *testing.T, cfg lineConfig) (client, server Pending, up, down *packetLineEnd, stop func()) {
+func quicLine(t *testing.T, cfg lineConfig) (client, server carrier.Pending, up, down *packetLineEnd, stop func()) {
 	t.Helper()
 	l := &packetLine{lineConfig: cfg, ends: make(map[string]*packetLineEnd)}
 	near := &net.UDPAddr{IP: net.IPv4(10, 0, 0, 1).To4(), Port: 1}
@@ -224,7 +226,7 @@ func (c lineConn) SetReadDeadline(time.Time) error  { return nil }
 func (c lineConn) SetWriteDeadline(time.Time) error { return nil }
 
 // yamuxLine is a TCP connection with TLS over a line.
-func yamuxLine(t *testing.T, cfg lineConfig) (client, server Pending) {
+func yamuxLine(t *testing.T, cfg lineConfig) (client, server carrier.Pending) {
 	t.Helper()
 	up, down := newByteLine(cfg), newByteLine(cfg)
 	near, far := lineConn{in: down, out: up}, lineConn{in: up, out: down}

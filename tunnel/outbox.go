@@ -7,6 +7,8 @@ import (
 	"github.com/quic-go/quic-go/quicvarint"
 
 	"wmproxy/internal/notify"
+	"wmproxy/tunnel/carrier"
+	"wmproxy/tunnel/wire"
 )
 
 // outbox is what is due on one carrier's control stream. Each kind of message
@@ -25,7 +27,7 @@ type outbox struct {
 	pongID   uint64
 	drain    time.Duration
 	drainOK  bool // drain is due
-	away     *CloseError
+	away     *carrier.CloseError
 	awayDone chan struct{}
 }
 
@@ -57,7 +59,7 @@ func (o *outbox) heardEpoch() uint64 {
 }
 
 // sendGoAway returns a channel that is closed once the message was written.
-func (o *outbox) sendGoAway(e *CloseError) <-chan struct{} {
+func (o *outbox) sendGoAway(e *carrier.CloseError) <-chan struct{} {
 	done := make(chan struct{})
 	o.set(func() {
 		if o.awayDone == nil {
@@ -79,25 +81,25 @@ func (o *outbox) append(b []byte, bundles uint64) (_ []byte, last bool) {
 	var p [40]byte
 	if o.acked != o.ack {
 		o.acked = o.ack
-		b = appendMessage(b, msgEndAck, quicvarint.Append(p[:0], o.ack))
+		b = wire.AppendMessage(b, wire.MsgEndAck, quicvarint.Append(p[:0], o.ack))
 	}
 	if o.preferOK {
 		o.preferOK = false
 		v := quicvarint.Append(p[:0], o.prefer.epoch)
 		v = quicvarint.Append(quicvarint.Append(v, o.prefer.datagrams), o.prefer.streams)
-		b = appendMessage(b, msgPrefer, v)
+		b = wire.AppendMessage(b, wire.MsgPrefer, v)
 	}
 	if o.pong {
 		o.pong = false
 		v := quicvarint.Append(quicvarint.Append(p[:0], o.pongID), bundles)
-		b = appendMessage(b, msgPong, quicvarint.Append(v, o.heard))
+		b = wire.AppendMessage(b, wire.MsgPong, quicvarint.Append(v, o.heard))
 	}
 	if o.drainOK {
 		o.drainOK = false
-		b = appendMessage(b, msgDrain, quicvarint.Append(p[:0], uint64(o.drain.Milliseconds())))
+		b = wire.AppendMessage(b, wire.MsgDrain, quicvarint.Append(p[:0], uint64(o.drain.Milliseconds())))
 	}
 	if o.away != nil {
-		b = appendMessage(b, msgGoAway, appendSentence(nil, o.away.Code, o.away.Reason))
+		b = wire.AppendMessage(b, wire.MsgGoAway, wire.AppendSentence(nil, uint64(o.away.Code), o.away.Reason))
 		o.away, last = nil, true
 	}
 	return b, last

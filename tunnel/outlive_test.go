@@ -16,6 +16,8 @@ import (
 
 	"wmproxy/internal/udpio"
 	"wmproxy/internal/user"
+	"wmproxy/tunnel/carrier"
+	"wmproxy/tunnel/queue"
 )
 
 // twoPaths is a session with a lossy carrier and an ordered one, over networks
@@ -194,7 +196,7 @@ func TestDatagramsMoveFromADeadPathAndBackAndStaySteady(t *testing.T) {
 				if there, back := p.said("datagrams moved to yamux"), p.said("datagrams moved to QUIC"); there != 1 || back != 1 {
 					t.Errorf("moved away %d times and back %d times: %q", there, back, p.events)
 				}
-				if d, _ := p.session.Serving(); d.Kind() != KindQUIC {
+				if d, _ := p.session.Serving(); d.Kind() != carrier.KindQUIC {
 					t.Errorf("datagrams are on %v", d.Kind())
 				}
 				v.check(t)
@@ -240,7 +242,7 @@ func TestAReplacementOfASuspectHasToProveItselfFirst(t *testing.T) {
 		bad := lossyPath
 		bad.Loss = 0.6
 		again, far := p.join(bad)
-		if !p.session.Healthy(KindQUIC) {
+		if !p.session.Healthy(carrier.KindQUIC) {
 			t.Error("the client would dial yet another")
 		}
 		if sent, back := v.run(10 * time.Second); sent != back {
@@ -249,7 +251,7 @@ func TestAReplacementOfASuspectHasToProveItselfFirst(t *testing.T) {
 		again.Lose(0)
 		far.Lose(0)
 		v.run(20 * time.Second)
-		if d, _ := p.session.Serving(); d.Kind() != KindQUIC {
+		if d, _ := p.session.Serving(); d.Kind() != carrier.KindQUIC {
 			t.Errorf("datagrams are on %v though the replacement works: %q", d.Kind(), p.events)
 		}
 		v.check(t)
@@ -327,7 +329,7 @@ func TestStreamsLeaveASuspectAndOldOnesOutliveAPause(t *testing.T) {
 		far.Mute(true)
 		time.Sleep(3 * time.Second) // in use: it was just opened
 		_, st := p.session.Serving()
-		if st.Kind() != KindQUIC {
+		if st.Kind() != carrier.KindQUIC {
 			t.Errorf("new streams are on %v: %q", st.Kind(), p.events)
 		}
 		// Another carrier of the kind comes; the old one stays for its stream.
@@ -349,7 +351,7 @@ func TestStreamsLeaveASuspectAndOldOnesOutliveAPause(t *testing.T) {
 		if _, err := old.Read(b); err != io.EOF {
 			t.Errorf("the end of the old stream: %v", err)
 		}
-		old.Reset(CodeNone)
+		old.Reset(carrier.CodeNone)
 		time.Sleep(time.Second)
 		if n := len(p.session.Paths()); n != 2 {
 			t.Errorf("%d carriers once its stream has ended, want 2", n)
@@ -370,13 +372,13 @@ func TestADeadCarriersStreamsAreResetAndNeverEndCleanly(t *testing.T) {
 		far.Mute(true)
 		began := time.Now()
 		_, err = st.Read(make([]byte, 1))
-		if reset := (*ResetError)(nil); !errors.As(err, &reset) {
+		if reset := (*carrier.ResetError)(nil); !errors.As(err, &reset) {
 			t.Errorf("the stream ended with %v, want a reset", err)
 		}
 		if d := time.Since(began); d < 29*time.Second || d > 42*time.Second {
 			t.Errorf("after %v, want 30 s and at most an idle ping's interval", d)
 		}
-		st.Reset(CodeNone)
+		st.Reset(carrier.CodeNone)
 	})
 }
 
@@ -425,10 +427,10 @@ func TestADrainingServerTellsItsClientsAndTakesNoNewOnes(t *testing.T) {
 			t.Errorf("leaving %v, idle %v; want true, false", p.session.Leaving(), p.host.Idle())
 		}
 		other := NewSession(SessionConfig{Transports: testTransports})
-		defer other.Close(CodeNone, "")
+		defer other.Close(carrier.CodeNone, "")
 		_, _, err, _ := p.attach(other, alice, PipeConfig{})
-		if refusal := (*CloseError)(nil); !errors.As(err, &refusal) || refusal.Code != CodeDraining {
-			t.Errorf("a new client got %v, want a refusal with code %d", err, CodeDraining)
+		if refusal := (*carrier.CloseError)(nil); !errors.As(err, &refusal) || refusal.Code != carrier.CodeDraining {
+			t.Errorf("a new client got %v, want a refusal with code %d", err, carrier.CodeDraining)
 		}
 		// Whom it knows it still lets in, and tells again.
 		near.Break(errors.New("cut"))
@@ -442,7 +444,7 @@ func TestADrainingServerTellsItsClientsAndTakesNoNewOnes(t *testing.T) {
 			t.Error("not idle without a flow")
 		}
 		// The next process drains no longer.
-		p.host.Close(CodeShutdown, "")
+		p.host.Close(carrier.CodeShutdown, "")
 		p.host = p.newHost()
 		p.join(lossyPath)
 		if p.session.Leaving() {
@@ -476,7 +478,7 @@ func TestAServerThatIsFullEndsTheSessionThatWasDetachedLongest(t *testing.T) {
 			t.Errorf("%d sessions, the first among them %v, the second %v", len(ids), ids[sessions[0].inc.id], ids[sessions[1].inc.id])
 		}
 		for _, s := range sessions {
-			s.Close(CodeShutdown, "")
+			s.Close(carrier.CodeShutdown, "")
 		}
 	})
 }
@@ -488,7 +490,7 @@ func TestAClientThatGoesIsNotWaitedFor(t *testing.T) {
 		p.join(lossyPath)
 		v := p.talk()
 		v.run(time.Second)
-		p.session.Close(CodeShutdown, "the client is shutting down")
+		p.session.Close(carrier.CodeShutdown, "the client is shutting down")
 		time.Sleep(time.Second)
 		if n := len(p.host.Sessions()); n != 0 {
 			t.Errorf("%d sessions are held for a client that said that it goes", n)
@@ -595,8 +597,8 @@ func TestOneUserCannotPushOutTheSessionsOfOthers(t *testing.T) {
 			s := NewSession(SessionConfig{Transports: testTransports})
 			sessions = append(sessions, s)
 			_, _, errNear, _ := w.attach(s, Credentials{User: "mallory", Token: alice.Token}, PipeConfig{})
-			var refused *CloseError
-			if last := i == maxUserSessions; last != errors.As(errNear, &refused) || last && refused.Code != CodeLimit {
+			var refused *carrier.CloseError
+			if last := i == maxUserSessions; last != errors.As(errNear, &refused) || last && refused.Code != carrier.CodeLimit {
 				t.Fatalf("session %d: %v", i, errNear)
 			}
 		}
@@ -604,7 +606,7 @@ func TestOneUserCannotPushOutTheSessionsOfOthers(t *testing.T) {
 			t.Errorf("%d sessions, want mallory's %d and alice's", n, maxUserSessions)
 		}
 		for _, s := range sessions {
-			s.Close(CodeShutdown, "")
+			s.Close(carrier.CodeShutdown, "")
 		}
 	})
 }
@@ -623,13 +625,13 @@ func TestACarrierThatFailsInOneDirectionAloneIsDeadAfterThirtySeconds(t *testing
 		_ = st.SetDeadline(time.Now().Add(time.Minute))
 		began := time.Now()
 		_, err = st.Read(make([]byte, 1))
-		if reset := (*ResetError)(nil); !errors.As(err, &reset) {
+		if reset := (*carrier.ResetError)(nil); !errors.As(err, &reset) {
 			t.Errorf("after %v: %v, want a reset", time.Since(began), err)
 		}
 		if d := time.Since(began); d < 29*time.Second || d > 42*time.Second {
 			t.Errorf("after %v, want 30 s", d)
 		}
-		st.Reset(CodeNone)
+		st.Reset(carrier.CodeNone)
 	})
 }
 
@@ -656,7 +658,7 @@ func TestADownloadOutlivesSeveralPauses(t *testing.T) {
 			for _, e := range ends {
 				e.Mute(false)
 			}
-			if !p.session.Healthy(KindYamux) {
+			if !p.session.Healthy(carrier.KindYamux) {
 				join()
 			}
 			time.Sleep(time.Second)
@@ -667,7 +669,7 @@ func TestADownloadOutlivesSeveralPauses(t *testing.T) {
 		if _, err := io.ReadFull(old, make([]byte, 1)); err != nil {
 			t.Error(err)
 		}
-		old.Reset(CodeNone)
+		old.Reset(carrier.CodeNone)
 	})
 }
 
@@ -680,7 +682,7 @@ func TestWhatWaitsWhileNothingIsAttachedIsLittle(t *testing.T) {
 		near.Break(errors.New("cut"))
 		time.Sleep(time.Second)
 		v.flow.Send(slices.Repeat([]udpio.Message{{Body: make([]byte, 1000)}}, 5000))
-		if n := p.session.q.bytes; n > maxDetachedBytes {
+		if n := p.session.q.Waiting(); n > queue.MaxDetachedBytes {
 			t.Errorf("%d bytes wait for nobody", n)
 		}
 	})

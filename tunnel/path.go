@@ -11,6 +11,9 @@ import (
 	"time"
 
 	"wmproxy/internal/stats"
+	"wmproxy/tunnel/carrier"
+	"wmproxy/tunnel/queue"
+	"wmproxy/tunnel/wire"
 )
 
 const (
@@ -29,10 +32,10 @@ const (
 type Path struct {
 	handshakeResult
 	s       *Session
-	c       Carrier
-	traits  Traits
+	c       carrier.Carrier
+	traits  carrier.Traits
 	in      *incarnation
-	snd     *sender
+	snd     *queue.Sender
 	out     outbox
 	began   time.Duration // on the session's clock
 	beat    heartbeats
@@ -40,21 +43,21 @@ type Path struct {
 	rtt     atomic.Int64
 	streams atomic.Int64
 	carried carriedStreams
-	bytes   byteCount                  // of bundles
-	cause   atomic.Pointer[CloseError] // the peer's reason, or ours, before the end
+	bytes   byteCount                          // of bundles
+	cause   atomic.Pointer[carrier.CloseError] // the peer's reason, or ours, before the end
 	done    chan struct{}
 
 	superseded time.Duration // since when a newer one makes it needless; 0 is not; guarded by Session.mu
 
 	// Owned by receiveLoop: the datagrams of one flow that arrived in a row.
-	reassembler reassembler
+	reassembler wire.Reassembler
 	run         uint64
 	bodies      [][]byte
 	passed      bool // something other than probes, in this batch
 }
 
 // Kind is the carrier's transport.
-func (p *Path) Kind() Kind { return p.traits.Kind }
+func (p *Path) Kind() carrier.Kind { return p.traits.Kind }
 
 // Transport returns the name of the carrier's transport.
 func (p *Path) Transport() string { return p.traits.Name }
@@ -84,7 +87,7 @@ func (p *Path) Err() error {
 }
 
 // Close ends the carrier.
-func (p *Path) Close(code ErrorCode, reason string) { p.c.Close(code, reason) }
+func (p *Path) Close(code carrier.ErrorCode, reason string) { p.c.Close(code, reason) }
 
 func (p *Path) execute() {
 	defer close(p.done)
@@ -97,13 +100,13 @@ func (p *Path) execute() {
 	wg.Go(p.acceptLoop)
 	wg.Go(p.heartbeat)
 	<-p.c.Done()
-	p.s.judged()            // out of service before it is detached
-	p.c.Close(CodeNone, "") // wait for the carrier's own goroutines
+	p.s.judged()                    // out of service before it is detached
+	p.c.Close(carrier.CodeNone, "") // wait for the carrier's own goroutines
 	wg.Wait()
 }
 
 // fail ends the carrier because of what the peer did.
-func (p *Path) fail(code ErrorCode, err error) {
+func (p *Path) fail(code carrier.ErrorCode, err error) {
 	if p.c.Err() != nil {
 		return
 	}
@@ -111,31 +114,31 @@ func (p *Path) fail(code ErrorCode, err error) {
 }
 
 // closeFor closes the carrier and keeps the reason.
-func (p *Path) closeFor(code ErrorCode, reason string) {
-	p.cause.CompareAndSwap(nil, &CloseError{Code: code, Reason: reason, Own: true})
+func (p *Path) closeFor(code carrier.ErrorCode, reason string) {
+	p.cause.CompareAndSwap(nil, &carrier.CloseError{Code: code, Reason: reason, Own: true})
 	p.c.Close(code, reason)
 }
 
 // sendLoop sends probes, and pulls bundles from the session's queue for as long
 // as this carrier serves it.
 func (p *Path) sendLoop() {
-	b := make([]byte, 0, MinBundle)
+	b := make([]byte, 0, carrier.MinBundle)
 	for bundles := 0; ; bundles++ {
 		limit, most := p.bundleLimit()
 		if cap(b) < most {
 			b = make([]byte, 0, most)
 		}
-		if p.snd.exact && p.snd.late && (p.streams.Load() > 0 || bundles%controlEvery == 0) {
+		if p.snd.Exact && p.snd.Late && (p.streams.Load() > 0 || bundles%controlEvery == 0) {
 			limit -= limit / streamShare
 		}
 		now := p.s.now()
 		var least int
 		b, least = p.appendProbe(b[:0], most)
 		probe := len(b)
-		b = p.s.q.fill(b, limit, p.snd, now)
+		b = p.s.q.Fill(b, limit, p.snd, now)
 		if len(b) == 0 {
 			select {
-			case <-p.snd.wake:
+			case <-p.snd.Wake:
 			case <-p.c.Done():
 				return
 			}
@@ -145,10 +148,10 @@ func (p *Path) sendLoop() {
 			p.touch(now)
 		}
 		if len(b) < least {
-			b = pad(b, least)
+			b = queue.Pad(b, least)
 		}
 		if err := p.c.SendBundle(b); err != nil {
-			if tooLarge := (*BundleTooLargeError)(nil); errors.As(err, &tooLarge) {
+			if tooLarge := (*carrier.BundleTooLargeError)(nil); errors.As(err, &tooLarge) {
 				p.s.drops.Drop(stats.PathShrank, 1)
 				continue
 			}
@@ -162,7 +165,7 @@ func (p *Path) sendLoop() {
 // receiveLoop takes bundles from the carrier and hands out what is in them. It
 // never waits for anything else, since over QUIC waiting is losing.
 func (p *Path) receiveLoop() {
-	defer p.reassembler.close()
+	defer p.reassembler.Close()
 	bundles := make([][]byte, receiveBatch)
 	for {
 		n, err := p.c.ReceiveBundles(bundles)
@@ -171,7 +174,7 @@ func (p *Path) receiveLoop() {
 		}
 		now := p.s.now()
 		p.heard.Store(int64(now))
-		p.reassembler.expire(now)
+		p.reassembler.Expire(now)
 		for _, b := range bundles[:n] {
 			p.receiveBundle(b, now)
 			count(&p.beat.received, len(b))
@@ -189,35 +192,35 @@ func (p *Path) receiveLoop() {
 func (p *Path) receiveBundle(b []byte, now time.Duration) {
 	size := len(b)
 	for len(b) > 0 {
-		rec, rest, err := parseRecord(b)
+		rec, rest, err := wire.ParseRecord(b)
 		if err != nil {
 			p.s.drops.Drop(stats.Malformed, 1)
 			return
 		}
-		if rec.padding() {
+		if rec.Padding() {
 			return
 		}
 		b = rest
 		switch {
-		case rec.flow == 0:
-			p.receiveProbe(rec.body, size, now)
-		case rec.fragment:
+		case rec.Flow == 0:
+			p.receiveProbe(rec.Body, size, now)
+		case rec.Fragment:
 			p.receiveFragment(&rec, now)
-		case len(rec.body) > 0:
-			p.collect(rec.flow, rec.body)
+		case len(rec.Body) > 0:
+			p.collect(rec.Flow, rec.Body)
 		}
 	}
 }
 
-func (p *Path) receiveFragment(rec *record, now time.Duration) {
+func (p *Path) receiveFragment(rec *wire.Record, now time.Duration) {
 	p.passed = true
-	before := p.reassembler.drops
-	whole := p.reassembler.add(rec, now)
-	if lost := p.reassembler.drops - before; lost > 0 {
+	before := p.reassembler.Drops
+	whole := p.reassembler.Add(rec, now)
+	if lost := p.reassembler.Drops - before; lost > 0 {
 		p.s.drops.Drop(stats.Reassembly, int(lost))
 	}
 	if whole != nil {
-		p.collect(rec.flow, whole)
+		p.collect(rec.Flow, whole)
 		p.flush() // the buffer is the reassembler's
 	}
 }
@@ -247,64 +250,64 @@ func (p *Path) controlReadLoop() {
 	r := bufio.NewReaderSize(p.c.Control(), 1<<10)
 	var buf []byte
 	for {
-		t, payload, err := readMessage(r, buf)
+		t, payload, err := wire.ReadMessage(r, buf)
 		if err != nil {
-			if errors.Is(err, errMessageTooLong) {
-				p.fail(CodeProtocol, err)
+			if errors.Is(err, wire.ErrMessageTooLong) {
+				p.fail(carrier.CodeProtocol, err)
 			}
 			// The end of the control stream is the end of the carrier.
-			p.c.Close(CodeNone, "")
+			p.c.Close(carrier.CodeNone, "")
 			return
 		}
 		buf = payload
 		p.heard.Store(int64(p.s.now()))
 		if err := p.control(t, payload); err != nil {
-			p.fail(CodeProtocol, err)
+			p.fail(carrier.CodeProtocol, err)
 			return
 		}
 	}
 }
 
-func (p *Path) control(t messageType, payload []byte) error {
-	f := fields{b: payload}
+func (p *Path) control(t wire.MessageType, payload []byte) error {
+	f := wire.Fields{B: payload}
 	switch t {
-	case msgEnd:
-		seq := f.varint()
-		for len(f.b) > 0 {
-			flow, code := f.varint(), EndCode(f.varint())
-			if f.err != nil {
+	case wire.MsgEnd:
+		seq := f.Varint()
+		for len(f.B) > 0 {
+			flow, code := f.Varint(), EndCode(f.Varint())
+			if f.Err != nil {
 				break
 			}
 			p.s.peerEnded(p.in, flow, code)
 			seq++
 		}
-		if f.err == nil && seq > maxEndNumber {
+		if f.Err == nil && seq > maxEndNumber {
 			return errEndNumber
 		}
-		if f.err == nil {
+		if f.Err == nil {
 			p.out.sendAck(seq)
 		}
-	case msgEndAck:
-		p.s.endsAcked(f.varint())
-	case msgPrefer:
-		wants := preference{f.varint(), f.varint(), f.varint()}
-		if f.err == nil {
+	case wire.MsgEndAck:
+		p.s.endsAcked(f.Varint())
+	case wire.MsgPrefer:
+		wants := preference{f.Varint(), f.Varint(), f.Varint()}
+		if f.Err == nil {
 			p.s.preferred(wants)
 		}
-	case msgPing:
-		if id := f.varint(); f.err == nil {
+	case wire.MsgPing:
+		if id := f.Varint(); f.Err == nil {
 			p.out.sendPong(id)
 		}
-	case msgDrain:
-		if left := f.varint(); f.err == nil && !p.s.server {
+	case wire.MsgDrain:
+		if left := f.Varint(); f.Err == nil && !p.s.server {
 			p.s.drain(time.Duration(min(left, 1<<40)) * time.Millisecond)
 		}
-	case msgGoAway:
-		e, err := parseSentence(payload)
+	case wire.MsgGoAway:
+		code, reason, err := wire.ParseSentence(payload)
 		if err != nil {
 			return err
 		}
-		p.cause.Store(e)
+		p.cause.Store(&carrier.CloseError{Code: carrier.ErrorCode(code), Reason: reason})
 		if p.s.server {
 			p.s.leave()
 		}
@@ -313,7 +316,7 @@ func (p *Path) control(t messageType, payload []byte) error {
 			return fmt.Errorf("unknown control message of type %d", uint64(t))
 		}
 	}
-	return f.err
+	return f.Err
 }
 
 // controlWriteLoop writes what is due on the control stream.
@@ -351,19 +354,19 @@ func (p *Path) acceptLoop() {
 		if p.s.streams.Add(1) > p.s.maxStreams || p.s.crowded.Load() {
 			p.s.streams.Add(-1)
 			p.s.cfg.Log.Warn("too many streams")
-			st.Reset(CodeLimit)
+			st.Reset(carrier.CodeLimit)
 			continue
 		}
 		carried := p.carry(st)
 		if !p.s.goStream(carried) {
-			carried.Reset(CodeShutdown)
+			carried.Reset(carrier.CodeShutdown)
 		}
 	}
 }
 
 // goAway tells the peer why the session ends and waits a little for the message
 // to be written.
-func (p *Path) goAway(e *CloseError) {
+func (p *Path) goAway(e *carrier.CloseError) {
 	select {
 	case <-p.out.sendGoAway(e):
 	case <-p.c.Done():

@@ -9,6 +9,7 @@ import (
 
 	"wmproxy/internal/udpio"
 	"wmproxy/internal/user"
+	"wmproxy/tunnel/carrier"
 )
 
 // bounce is an exit that sends every datagram back, without allocating.
@@ -57,8 +58,8 @@ func newPath(tb testing.TB, cfg PipeConfig) (f *Flow, back *counter) {
 	})
 	s := NewSession(SessionConfig{Transports: testTransports})
 	tb.Cleanup(func() {
-		s.Close(CodeNone, "")
-		registry.Close(CodeNone, "")
+		s.Close(carrier.CodeNone, "")
+		registry.Close(carrier.CodeNone, "")
 	})
 	var wg sync.WaitGroup
 	wg.Go(func() {

@@ -15,6 +15,8 @@ import (
 	"github.com/quic-go/quic-go/testutils/simnet"
 
 	"wmproxy/internal/user"
+	"wmproxy/tunnel/carrier"
+	"wmproxy/tunnel/health"
 )
 
 func TestTransportsOutliveDead(t *testing.T) {
@@ -23,16 +25,16 @@ func TestTransportsOutliveDead(t *testing.T) {
 		{time.Second, 30 * time.Second},
 		{24 * time.Second, 30 * time.Second},
 		{2 * time.Minute, 150 * time.Second},
-		{MaxDead, 5 * time.Minute},
+		{carrier.MaxDead, 5 * time.Minute},
 		{time.Hour, 5 * time.Minute},
 	} {
-		if got := patience(c.dead); got != c.want {
+		if got := carrier.IdleTimeout(c.dead); got != c.want {
 			t.Errorf("where %v is dead, transports wait for %v, want %v", c.dead, got, c.want)
 		}
-		if got := quicConfig(c.dead, Windows{}).MaxIdleTimeout; got != c.want {
+		if got := quicConfig(c.dead, carrier.Windows{}).MaxIdleTimeout; got != c.want {
 			t.Errorf("where %v is dead, QUIC waits for %v, want %v", c.dead, got, c.want)
 		}
-		if got := yamuxConfig(c.dead, Windows{}).ConnectionWriteTimeout; got != c.want {
+		if got := yamuxConfig(c.dead, carrier.Windows{}).ConnectionWriteTimeout; got != c.want {
 			t.Errorf("where %v is dead, yamux waits for %v, want %v", c.dead, got, c.want)
 		}
 	}
@@ -46,10 +48,10 @@ func TestAYamuxConnectionIsAsPatientAsItWasTold(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ln := ListenYamux(tcp, serverTLS, 2*time.Minute, Windows{})
+	ln := ListenYamux(tcp, serverTLS, 2*time.Minute, carrier.Windows{})
 	defer ln.Close()
 	var dial sync.WaitGroup
-	var client Pending
+	var client carrier.Pending
 	var errNear error
 	dial.Go(func() { client, errNear = DialYamux(ctx, ln.Addr().(*net.TCPAddr), clientTLS, time.Minute) })
 	server, errFar := ln.Accept(ctx)
@@ -60,11 +62,11 @@ func TestAYamuxConnectionIsAsPatientAsItWasTold(t *testing.T) {
 	if err := errors.Join(errNear, errFar); err != nil {
 		t.Fatal(err)
 	}
-	defer client.Close(CodeNone, "")
-	defer server.Close(CodeNone, "")
+	defer client.Close(carrier.CodeNone, "")
+	defer server.Close(carrier.CodeNone, "")
 	for _, side := range []struct {
 		name string
-		p    Pending
+		p    carrier.Pending
 		dead time.Duration
 		want time.Duration
 	}{
@@ -124,9 +126,9 @@ func TestOverQUICAStreamOutlivesWhatDeadAllowsAndNoMore(t *testing.T) {
 				p.host = NewRegistry(RegistryConfig{
 					Authenticate: anyone,
 					Exit:         func(*user.User) Exit { return p.exit },
-					Timers:       Timers{Dead: c.dead},
+					Timers:       health.Timers{Dead: c.dead},
 				})
-				p.session = NewSession(SessionConfig{Transports: testTransports, Timers: Timers{Dead: c.dead}})
+				p.session = NewSession(SessionConfig{Transports: testTransports, Timers: health.Timers{Dead: c.dead}})
 				defer p.close()
 				ctx := context.Background()
 				var dial sync.WaitGroup
@@ -153,7 +155,7 @@ func TestOverQUICAStreamOutlivesWhatDeadAllowsAndNoMore(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				defer st.Reset(CodeNone)
+				defer st.Reset(carrier.CodeNone)
 				time.Sleep(10 * time.Second)
 				network.cut.Store(true)
 				began := time.Now()
@@ -179,8 +181,8 @@ func TestAClientGivesASilentCarrierUpByItself(t *testing.T) {
 	for _, dead := range []time.Duration{10 * time.Second, 30 * time.Second, 2 * time.Minute} {
 		synctest.Test(t, func(t *testing.T) {
 			p := newTwoPaths(t, time.Minute)
-			p.host.cfg.Timers.Dead = MaxDead
-			p.session = NewSession(SessionConfig{Transports: testTransports, Timers: Timers{Dead: dead}})
+			p.host.cfg.Timers.Dead = carrier.MaxDead
+			p.session = NewSession(SessionConfig{Transports: testTransports, Timers: health.Timers{Dead: dead}})
 			defer p.close()
 			near, far := p.join(lossyPath)
 			v := p.talk()

@@ -12,6 +12,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"wmproxy/tunnel/carrier"
 )
 
 const (
@@ -20,13 +22,13 @@ const (
 )
 
 // PipeTraits are those of a pipe.
-var PipeTraits = Traits{Kind: KindPipe, Name: "pipe"}
+var PipeTraits = carrier.Traits{Kind: carrier.KindPipe, Name: "pipe"}
 
 // PipeConfig is the path of what one end of a pipe sends. The zero value is
 // perfect: immediate, ordered, nothing lost, and SendBundle waits for the
 // receiver. Delay, Jitter and Rate need no goroutine and work in testing/synctest.
 type PipeConfig struct {
-	Traits Traits // that the end has; zero is PipeTraits
+	Traits carrier.Traits // that the end has; zero is PipeTraits
 
 	MaxBundle int           // in bytes, MinBundle..MaxBundleSize; 0 is MaxBundleSize
 	Queue     int           // bundles under way, delayed ones included; 0 is 64
@@ -99,8 +101,8 @@ type PipeEnd struct {
 }
 
 var (
-	_ Pending = (*PipeEnd)(nil)
-	_ Carrier = pipeCarrier{}
+	_ carrier.Pending = (*PipeEnd)(nil)
+	_ carrier.Carrier = pipeCarrier{}
 )
 
 // Break cuts the pipe as a dying network would: both ends' Err is err.
@@ -109,9 +111,9 @@ func (e *PipeEnd) Break(err error) { e.finish(err, err) }
 // SetMaxBundle changes MaxBundle, as a change of path would; 0 is MaxBundleSize.
 func (e *PipeEnd) SetMaxBundle(n int) {
 	if n == 0 {
-		n = MaxBundleSize
+		n = carrier.MaxBundleSize
 	}
-	e.max.Store(int64(min(max(n, MinBundle), MaxBundleSize)))
+	e.max.Store(int64(min(max(n, carrier.MinBundle), carrier.MaxBundleSize)))
 }
 
 func (e *PipeEnd) finish(ours, theirs error) {
@@ -122,15 +124,15 @@ func (e *PipeEnd) finish(ours, theirs error) {
 }
 
 // Traits are the configuration's.
-func (e *PipeEnd) Traits() Traits {
-	if e.config.Traits != (Traits{}) {
+func (e *PipeEnd) Traits() carrier.Traits {
+	if e.config.Traits != (carrier.Traits{}) {
 		return e.config.Traits
 	}
 	return PipeTraits
 }
 
 // Stats are not counted.
-func (e *PipeEnd) Stats() Stats { return Stats{} }
+func (e *PipeEnd) Stats() carrier.Stats { return carrier.Stats{} }
 
 // LocalAddr is a name for this end.
 func (e *PipeEnd) LocalAddr() net.Addr { return pipeAddr(e.side) }
@@ -139,7 +141,7 @@ func (e *PipeEnd) LocalAddr() net.Addr { return pipeAddr(e.side) }
 func (e *PipeEnd) RemoteAddr() net.Addr { return pipeAddr(1 - e.side) }
 
 // Protocol is ALPN.
-func (e *PipeEnd) Protocol() string { return ALPN }
+func (e *PipeEnd) Protocol() string { return carrier.ALPN }
 
 // ExportKey derives n bytes from a secret of this pipe alone.
 func (e *PipeEnd) ExportKey(label string, n int) ([]byte, error) {
@@ -158,7 +160,7 @@ func (e *PipeEnd) Handshake(ctx context.Context) (io.ReadWriter, error) {
 	case <-e.link.done:
 		return nil, e.link.errs[e.side]
 	}
-	e.unbind = context.AfterFunc(ctx, func() { e.control.SetDeadline(longAgo) })
+	e.unbind = context.AfterFunc(ctx, func() { e.control.SetDeadline(carrier.LongAgo) })
 	return pipeHandshake{e}, nil
 }
 
@@ -183,7 +185,7 @@ func (h pipeHandshake) reason(err error) error {
 }
 
 // Start is Pending's.
-func (e *PipeEnd) Start(ctx context.Context) (Carrier, error) {
+func (e *PipeEnd) Start(ctx context.Context) (carrier.Carrier, error) {
 	if e.unbind == nil {
 		return nil, errors.New("Start before Handshake")
 	}
@@ -201,8 +203,8 @@ func (e *PipeEnd) Start(ctx context.Context) (Carrier, error) {
 }
 
 // Close is Pending's and Carrier's.
-func (e *PipeEnd) Close(code ErrorCode, reason string) {
-	e.finish(net.ErrClosed, &CloseError{Code: code, Reason: cutReason(reason)})
+func (e *PipeEnd) Close(code carrier.ErrorCode, reason string) {
+	e.finish(net.ErrClosed, &carrier.CloseError{Code: code, Reason: carrier.CutReason(reason)})
 }
 
 type pipeAddr int
@@ -229,7 +231,7 @@ func (c pipeCarrier) SendBundle(b []byte) error {
 		return nil
 	}
 	if n := c.MaxBundle(); len(b) > n {
-		return &BundleTooLargeError{Max: n}
+		return &carrier.BundleTooLargeError{Max: n}
 	}
 	if !c.bundles.send(b) {
 		return c.Err()
@@ -245,7 +247,7 @@ func (c pipeCarrier) ReceiveBundles(dst [][]byte) (int, error) {
 	return n, nil
 }
 
-func (c pipeCarrier) OpenStream(ctx context.Context) (Stream, error) {
+func (c pipeCarrier) OpenStream(ctx context.Context) (carrier.Stream, error) {
 	ours, theirs := newPipeStreams(c.PipeEnd, c.peer)
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -266,7 +268,7 @@ func (c pipeCarrier) OpenStream(ctx context.Context) (Stream, error) {
 	}
 }
 
-func (c pipeCarrier) AcceptStream(ctx context.Context) (Stream, error) {
+func (c pipeCarrier) AcceptStream(ctx context.Context) (carrier.Stream, error) {
 	select {
 	case s := <-c.peer.streams:
 		return s, nil

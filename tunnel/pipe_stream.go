@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"wmproxy/internal/notify"
+	"wmproxy/tunnel/carrier"
 )
 
 const (
@@ -20,10 +21,10 @@ type pipeStream struct {
 	end     *PipeEnd
 	in, out *pipeHalf
 	peer    *pipeStream
-	life    streamContext
+	life    carrier.StreamContext
 }
 
-var _ Stream = (*pipeStream)(nil)
+var _ carrier.Stream = (*pipeStream)(nil)
 
 func newPipeStreams(a, b *PipeEnd) (ofA, ofB *pipeStream) {
 	ab := newPipeHalf(a.link, a.config.Delay)
@@ -56,18 +57,18 @@ func (s *pipeStream) CloseWrite() error {
 	return nil
 }
 
-func (s *pipeStream) Reset(code ErrorCode) {
-	defer s.life.end(context.Canceled)
+func (s *pipeStream) Reset(code carrier.ErrorCode) {
+	defer s.life.End(context.Canceled)
 	if s.out.endedCleanly() && s.in.readCleanly() {
 		return
 	}
-	s.life.end(&ResetError{Code: code})
+	s.life.End(&carrier.ResetError{Code: code})
 	s.in.abandon(code)
 	s.out.abandon(code)
-	s.peer.life.end(&ResetError{Code: code})
+	s.peer.life.End(&carrier.ResetError{Code: code})
 }
 
-func (s *pipeStream) Context() context.Context { return s.life.of(s.end.link.life) }
+func (s *pipeStream) Context() context.Context { return s.life.Of(s.end.link.life) }
 
 func (s *pipeStream) SetDeadline(t time.Time) error {
 	s.in.mu.Lock()
@@ -92,7 +93,7 @@ type pipeHalf struct {
 	start, n int
 	ended    bool // the writer wrote all it had
 	endRead  bool // and the reader knows
-	reset    *ResetError
+	reset    *carrier.ResetError
 
 	// marks say when bytes that were written arrive, where delay is not 0.
 	marks   []pipeMark
@@ -124,11 +125,11 @@ func (h *pipeHalf) readCleanly() bool {
 	return h.endRead
 }
 
-func (h *pipeHalf) abandon(code ErrorCode) {
+func (h *pipeHalf) abandon(code carrier.ErrorCode) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.reset == nil {
-		h.reset = &ResetError{Code: code}
+		h.reset = &carrier.ResetError{Code: code}
 		h.buf = nil
 	}
 	h.readable.Wake()
@@ -138,7 +139,7 @@ func (h *pipeHalf) abandon(code ErrorCode) {
 // state returns what ends a call regardless of data.
 func (h *pipeHalf) state(side int, by time.Time) error {
 	if err := h.link.ended(side); err != nil {
-		return &ResetError{Cause: err}
+		return &carrier.ResetError{Cause: err}
 	}
 	if h.reset != nil {
 		return h.reset

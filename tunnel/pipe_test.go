@@ -10,12 +10,14 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"wmproxy/tunnel/carrier"
 )
 
-func pipePair(t testing.TB, client, server PipeConfig) (c, s Carrier, cEnd *PipeEnd) {
+func pipePair(t testing.TB, client, server PipeConfig) (c, s carrier.Carrier, cEnd *PipeEnd) {
 	t.Helper()
 	a, b := NewPipe(client, server)
-	t.Cleanup(func() { a.Close(CodeNone, "") })
+	t.Cleanup(func() { a.Close(carrier.CodeNone, "") })
 	c, s = shake(t, a, b)
 	return c, s, a
 }
@@ -113,7 +115,7 @@ func TestALossyPipeLosesItsShareAndWhatItsQueueCannotHold(t *testing.T) {
 				}
 			}
 			time.Sleep(time.Minute)
-			c.Close(CodeNone, "")
+			c.Close(carrier.CodeNone, "")
 			return <-got
 		}
 		if n := count(PipeConfig{Loss: 0.3, Seed: 1}, 10_000); n < 6800 || n > 7200 {
@@ -169,7 +171,7 @@ func TestAFullPipeMakesTheSenderWait(t *testing.T) {
 		if n, err := s.ReceiveBundles(make([][]byte, 100)); n != pipeQueue || err != nil {
 			t.Errorf("%d, %v", n, err)
 		}
-		s.Close(CodeReplaced, "bye")
+		s.Close(carrier.CodeReplaced, "bye")
 		if err := <-done; !errors.Is(err, c.Err()) {
 			t.Errorf("the blocked sender: %v", err)
 		}
@@ -180,7 +182,7 @@ func TestABrokenPipeTellsBothEndsTheSame(t *testing.T) {
 	c, s, end := pipePair(t, PipeConfig{}, PipeConfig{})
 	cause := errors.New("cable pulled")
 	end.Break(cause)
-	for _, c := range []Carrier{c, s} {
+	for _, c := range []carrier.Carrier{c, s} {
 		<-c.Done()
 		if c.Err() != cause {
 			t.Errorf("Err is %v", c.Err())
@@ -201,7 +203,7 @@ func TestAPipesLimitMayShrink(t *testing.T) {
 	}
 	end.SetMaxBundle(1200)
 	err := c.SendBundle(make([]byte, 1300))
-	if large, ok := errors.AsType[*BundleTooLargeError](err); !ok || large.Max != 1200 {
+	if large, ok := errors.AsType[*carrier.BundleTooLargeError](err); !ok || large.Max != 1200 {
 		t.Errorf("got %v", err)
 	}
 }
@@ -249,9 +251,9 @@ func TestAPipesServerWaitsForTheClientsHandshake(t *testing.T) {
 			t.Error("the server did not wait")
 		default:
 		}
-		a.Close(CodeVersion, "too old")
-		closed, ok := errors.AsType[*CloseError](<-waiting)
-		if !ok || closed.Code != CodeVersion || closed.Reason != "too old" {
+		a.Close(carrier.CodeVersion, "too old")
+		closed, ok := errors.AsType[*carrier.CloseError](<-waiting)
+		if !ok || closed.Code != carrier.CodeVersion || closed.Reason != "too old" {
 			t.Errorf("got %v", closed)
 		}
 		if _, err := a.Handshake(context.Background()); err != net.ErrClosed && err != nil {

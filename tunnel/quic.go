@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/quic-go/quic-go"
+
+	"wmproxy/tunnel/carrier"
 )
 
 const (
@@ -24,9 +26,9 @@ const (
 	// A handshake that is silent for the idle timeout has failed, and so has one
 	// of twice that age. A server waits less: each handshake holds memory. While many
 	// are under way it waits less again, which is still several round trips.
-	quicHandshakeIdleTimeout = HandshakeTimeout
-	quicServerHandshakeIdle  = HandshakeTimeout / 2
-	quicHurriedHandshakeIdle = HandshakeTimeout / 4
+	quicHandshakeIdleTimeout = carrier.HandshakeTimeout
+	quicServerHandshakeIdle  = carrier.HandshakeTimeout / 2
+	quicHurriedHandshakeIdle = carrier.HandshakeTimeout / 4
 
 	quicKeepAlive = 15 * time.Second // shorter than NAT mappings live
 
@@ -50,10 +52,6 @@ const (
 
 	// quicPacketCost is the bytes of a packet that are no payload: header, tag and an ACK frame.
 	quicPacketCost = 64
-
-	// maxReason bounds the sentence of a close in bytes, so that it fits into
-	// one packet.
-	maxReason = 512
 )
 
 // Why a carrier ended without a word from the peer.
@@ -66,15 +64,15 @@ var (
 )
 
 // QUICTraits are those of QUIC: datagrams do not wait for lost ones.
-var QUICTraits = Traits{Kind: KindQUIC, Name: "QUIC", DatagramRank: 2, StreamRank: 1, Exact: true}
+var QUICTraits = carrier.Traits{Kind: carrier.KindQUIC, Name: "QUIC", DatagramRank: 2, StreamRank: 1, Exact: true}
 
 // quicConfig is for connections whose Timers.Dead is dead. The shorter idle timeout
 // of the two sides counts.
-func quicConfig(dead time.Duration, w Windows) *quic.Config {
-	w = w.withDefaults()
+func quicConfig(dead time.Duration, w carrier.Windows) *quic.Config {
+	w = w.WithDefaults()
 	return &quic.Config{
 		HandshakeIdleTimeout:           quicHandshakeIdleTimeout,
-		MaxIdleTimeout:                 patience(dead),
+		MaxIdleTimeout:                 carrier.IdleTimeout(dead),
 		KeepAlivePeriod:                quicKeepAlive,
 		InitialStreamReceiveWindow:     quicStreamWindow,
 		MaxStreamReceiveWindow:         w.Stream,
@@ -104,9 +102,9 @@ type quicLink struct {
 	err     error // set before done is closed
 }
 
-func newQUICLink(conn *quic.Conn, tr *quic.Transport, socket net.PacketConn, w Windows) *quicLink {
+func newQUICLink(conn *quic.Conn, tr *quic.Transport, socket net.PacketConn, w carrier.Windows) *quicLink {
 	l := &quicLink{
-		conn: conn, transport: tr, socket: socket, window: int64(w.withDefaults().Stream),
+		conn: conn, transport: tr, socket: socket, window: int64(w.WithDefaults().Stream),
 		readers: newReaders(), done: make(chan struct{}), delivered: func() {},
 	}
 	if told, ok := socket.(interface{ Delivered() }); ok {
@@ -127,10 +125,10 @@ func (l *quicLink) watch() {
 	close(l.done)
 }
 
-func (l *quicLink) Traits() Traits        { return QUICTraits }
-func (l *quicLink) LocalAddr() net.Addr   { return l.conn.LocalAddr() }
-func (l *quicLink) RemoteAddr() net.Addr  { return l.conn.RemoteAddr() }
-func (l *quicLink) Done() <-chan struct{} { return l.done }
+func (l *quicLink) Traits() carrier.Traits { return QUICTraits }
+func (l *quicLink) LocalAddr() net.Addr    { return l.conn.LocalAddr() }
+func (l *quicLink) RemoteAddr() net.Addr   { return l.conn.RemoteAddr() }
+func (l *quicLink) Done() <-chan struct{}  { return l.done }
 
 func (l *quicLink) Err() error {
 	select {
@@ -141,20 +139,17 @@ func (l *quicLink) Err() error {
 	}
 }
 
-func (l *quicLink) Close(code ErrorCode, reason string) {
-	l.conn.CloseWithError(quic.ApplicationErrorCode(code), cutReason(reason))
+func (l *quicLink) Close(code carrier.ErrorCode, reason string) {
+	l.conn.CloseWithError(quic.ApplicationErrorCode(code), carrier.CutReason(reason))
 	l.watcher.Wait()
 }
-
-// cutReason cuts a reason to maxReason bytes.
-func cutReason(reason string) string { return reason[:min(len(reason), maxReason)] }
 
 // quicEnd says why a connection ended. quic-go's errors all unwrap to
 // net.ErrClosed, which is our word for "we closed it", so they are not wrapped.
 func quicEnd(err error) error {
 	if app, ok := errors.AsType[*quic.ApplicationError](err); ok {
 		if app.Remote {
-			return &CloseError{Code: ErrorCode(app.ErrorCode), Reason: app.ErrorMessage}
+			return &carrier.CloseError{Code: carrier.ErrorCode(app.ErrorCode), Reason: app.ErrorMessage}
 		}
 		return net.ErrClosed
 	}
@@ -204,7 +199,7 @@ func (p *quicPending) Handshake(ctx context.Context) (io.ReadWriter, error) {
 		return nil, p.callError(ctx, err)
 	}
 	s := p.stream
-	p.unbind = context.AfterFunc(ctx, func() { s.SetDeadline(longAgo) })
+	p.unbind = context.AfterFunc(ctx, func() { s.SetDeadline(carrier.LongAgo) })
 	return (*quicHandshake)(p), nil
 }
 
@@ -230,7 +225,7 @@ func (p *quicPending) refuseSecond(ctx context.Context) {
 	case ctx.Err() != nil:
 		p.second = s
 	default:
-		p.conn.CloseWithError(quic.ApplicationErrorCode(CodeProtocol), "a second stream before the handshake ended")
+		p.conn.CloseWithError(quic.ApplicationErrorCode(carrier.CodeProtocol), "a second stream before the handshake ended")
 	}
 }
 
@@ -241,7 +236,7 @@ func (p *quicPending) refuseDatagram(ctx context.Context) {
 	case ctx.Err() != nil:
 		p.first = b
 	default:
-		p.conn.CloseWithError(quic.ApplicationErrorCode(CodeProtocol), "a datagram before the handshake ended")
+		p.conn.CloseWithError(quic.ApplicationErrorCode(carrier.CodeProtocol), "a datagram before the handshake ended")
 	}
 }
 
@@ -272,7 +267,7 @@ func (l *quicLink) callError(ctx context.Context, err error) error {
 	return quicEnd(err)
 }
 
-func (p *quicPending) Start(ctx context.Context) (Carrier, error) {
+func (p *quicPending) Start(ctx context.Context) (carrier.Carrier, error) {
 	if p.stream == nil {
 		return nil, errors.New("Start before Handshake")
 	}
@@ -295,7 +290,7 @@ func (p *quicPending) Start(ctx context.Context) (Carrier, error) {
 	return c, nil
 }
 
-func (p *quicPending) Close(code ErrorCode, reason string) {
+func (p *quicPending) Close(code carrier.ErrorCode, reason string) {
 	p.quicLink.Close(code, reason)
 	p.guard.Wait() // the guard ends with the connection
 }
@@ -318,7 +313,7 @@ func (h *quicHandshake) Write(b []byte) (int, error) {
 // as the *CloseError it is.
 func (h *quicHandshake) streamError(err error) error {
 	err = quicStreamError(err)
-	if reset, ok := errors.AsType[*ResetError](err); ok && reset.Cause != nil {
+	if reset, ok := errors.AsType[*carrier.ResetError](err); ok && reset.Cause != nil {
 		return reset.Cause
 	}
 	return err
@@ -336,13 +331,13 @@ type quicCarrier struct {
 }
 
 var (
-	_ Carrier        = (*quicCarrier)(nil)
-	_ WindowHolder   = (*quicCarrier)(nil)
-	_ WindowedStream = (*quicStream)(nil)
+	_ carrier.Carrier        = (*quicCarrier)(nil)
+	_ carrier.WindowHolder   = (*quicCarrier)(nil)
+	_ carrier.WindowedStream = (*quicStream)(nil)
 )
 
 // quicOversize is larger than any path's limit and never sent.
-var quicOversize [MaxBundleSize]byte
+var quicOversize [carrier.MaxBundleSize]byte
 
 // probe asks for the path's limit: quic-go tells it only by refusing what is larger.
 func (c *quicCarrier) probe() error {
@@ -351,7 +346,7 @@ func (c *quicCarrier) probe() error {
 	if !ok {
 		return quicEnd(err)
 	}
-	if large.MaxDatagramPayloadSize < MinBundle {
+	if large.MaxDatagramPayloadSize < carrier.MinBundle {
 		return fmt.Errorf("the peer or the path takes datagrams of %d bytes only", large.MaxDatagramPayloadSize)
 	}
 	c.max.Store(large.MaxDatagramPayloadSize)
@@ -373,7 +368,7 @@ func (c *quicCarrier) SendBundle(b []byte) error {
 	}
 	if large, ok := errors.AsType[*quic.DatagramTooLargeError](err); ok {
 		c.max.Store(large.MaxDatagramPayloadSize)
-		return &BundleTooLargeError{Max: int(large.MaxDatagramPayloadSize)}
+		return &carrier.BundleTooLargeError{Max: int(large.MaxDatagramPayloadSize)}
 	}
 	return quicEnd(err)
 }
@@ -423,13 +418,13 @@ func (c *quicCarrier) ReceiveBundles(dst [][]byte) (int, error) {
 
 func (c *quicCarrier) Control() io.ReadWriter { return c.control }
 
-func (c *quicCarrier) OpenStream(ctx context.Context) (Stream, error) {
+func (c *quicCarrier) OpenStream(ctx context.Context) (carrier.Stream, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
 	s, err := c.conn.OpenStream()
 	if _, full := errors.AsType[*quic.StreamLimitReachedError](err); full {
-		return nil, ErrStreamLimit
+		return nil, carrier.ErrStreamLimit
 	}
 	if err != nil {
 		return nil, c.callError(ctx, err)
@@ -437,7 +432,7 @@ func (c *quicCarrier) OpenStream(ctx context.Context) (Stream, error) {
 	return newQUICStream(s, c.quicLink), nil
 }
 
-func (c *quicCarrier) AcceptStream(ctx context.Context) (Stream, error) {
+func (c *quicCarrier) AcceptStream(ctx context.Context) (carrier.Stream, error) {
 	if s := c.early.Swap(nil); s != nil {
 		return newQUICStream(s, c.quicLink), nil
 	}
@@ -453,9 +448,9 @@ func (c *quicCarrier) AcceptStream(ctx context.Context) (Stream, error) {
 func connectionWindow(stream uint64) uint64 { return (maxStalled + 8) * stream }
 
 // Stats returns what QUIC counts.
-func (c *quicCarrier) Stats() Stats {
+func (c *quicCarrier) Stats() carrier.Stats {
 	s := c.conn.ConnectionStats()
-	return Stats{
+	return carrier.Stats{
 		RTT: s.SmoothedRTT, BytesUp: s.BytesSent, BytesDown: s.BytesReceived,
 		PacketsUp: s.PacketsSent, PacketsLost: s.PacketsLost,
 	}

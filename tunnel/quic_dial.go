@@ -8,13 +8,15 @@ import (
 	"time"
 
 	"github.com/quic-go/quic-go"
+
+	"wmproxy/tunnel/carrier"
 )
 
 // DialQUIC connects to the server at addr and returns once TLS has passed.
 // socket is the connection's own and is closed with it, or with the error; nil opens one.
 // dead is Timers.Dead, 0 its default: the connection outlives that much silence, if it
 // also does at the server. ctx bounds the call alone. Errors of tlsConf's verification are wrapped.
-func DialQUIC(ctx context.Context, socket net.PacketConn, addr *net.UDPAddr, tlsConf *tls.Config, dead time.Duration) (Pending, error) {
+func DialQUIC(ctx context.Context, socket net.PacketConn, addr *net.UDPAddr, tlsConf *tls.Config, dead time.Duration) (carrier.Pending, error) {
 	if socket == nil {
 		network := "udp6"
 		if addr.IP.To4() != nil {
@@ -26,11 +28,11 @@ func DialQUIC(ctx context.Context, socket net.PacketConn, addr *net.UDPAddr, tls
 		}
 	}
 	tr := &quic.Transport{Conn: socket, ConnectionIDLength: quicConnectionIDLength}
-	conn, err := tr.Dial(ctx, addr, tlsConf, quicConfig(dead, Windows{}))
+	conn, err := tr.Dial(ctx, addr, tlsConf, quicConfig(dead, carrier.Windows{}))
 	if err != nil {
 		tr.Close()
 		socket.Close()
 		return nil, fmt.Errorf("connect to %v over QUIC: %w", addr, err)
 	}
-	return &quicPending{quicLink: newQUICLink(conn, tr, socket, Windows{}), client: true}, nil
+	return &quicPending{quicLink: newQUICLink(conn, tr, socket, carrier.Windows{}), client: true}, nil
 }

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/quic-go/quic-go"
+
+	"wmproxy/tunnel/carrier"
 )
 
 // QUICConfig is how a QUICListener is opened.
@@ -39,7 +41,7 @@ type QUICConfig struct {
 	Dead time.Duration
 
 	// Windows bound the data a client may send ahead; zero is the default.
-	Windows Windows
+	Windows carrier.Windows
 }
 
 var errNotAdmitted = errors.New("too many connections that have said nothing")
@@ -49,7 +51,7 @@ type QUICListener struct {
 	transport *quic.Transport
 	listener  *quic.EarlyListener
 	socket    net.PacketConn
-	windows   Windows
+	windows   carrier.Windows
 	openings  openings
 }
 
@@ -146,7 +148,7 @@ func (o *openings) remove(key string, meant func(*func()) bool) {
 
 // Accept returns the next connection, whose TLS handshake is still under way: Handshake
 // waits for its end. After Close it returns net.ErrClosed.
-func (l *QUICListener) Accept(ctx context.Context) (Pending, error) {
+func (l *QUICListener) Accept(ctx context.Context) (carrier.Pending, error) {
 	conn, err := l.listener.Accept(ctx)
 	if err != nil {
 		if ctx.Err() != nil {

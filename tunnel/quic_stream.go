@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/quic-go/quic-go"
+
+	"wmproxy/tunnel/carrier"
 )
 
 // quicStream is a Stream over one bidirectional QUIC stream.
@@ -17,7 +19,7 @@ type quicStream struct {
 	s    *quic.Stream
 	link *quicLink
 
-	life    streamContext
+	life    carrier.StreamContext
 	watched sync.Once
 
 	writing   sync.Mutex  // quic-go's Close must not run beside its Write
@@ -31,7 +33,7 @@ type quicStream struct {
 // newQUICStream returns a stream whose user has to read it.
 func newQUICStream(s *quic.Stream, link *quicLink) *quicStream {
 	st := &quicStream{s: s, link: link}
-	st.reader.reset = func() { st.Reset(CodeLimit) }
+	st.reader.reset = func() { st.Reset(carrier.CodeLimit) }
 	link.readers.add(&st.reader)
 	return st
 }
@@ -48,12 +50,12 @@ func quicStreamError(err error) error {
 		return err
 	}
 	if reset, ok := errors.AsType[*quic.StreamError](err); ok {
-		return &ResetError{Code: ErrorCode(reset.ErrorCode)}
+		return &carrier.ResetError{Code: carrier.ErrorCode(reset.ErrorCode)}
 	}
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		return os.ErrDeadlineExceeded
 	}
-	return &ResetError{Cause: quicEnd(err)}
+	return &carrier.ResetError{Cause: quicEnd(err)}
 }
 
 func (s *quicStream) Read(p []byte) (int, error) {
@@ -95,7 +97,7 @@ func (s *quicStream) CloseWrite() error {
 	}
 	s.closing.Store(true)
 	if err := s.s.Close(); err != nil {
-		return &ResetError{Cause: errors.New("the stream was reset")}
+		return &carrier.ResetError{Cause: errors.New("the stream was reset")}
 	}
 	s.wroteEnd.Store(true)
 	return nil
@@ -103,13 +105,13 @@ func (s *quicStream) CloseWrite() error {
 
 // Reset leaves a stream alone whose halves have both ended: CancelWrite would
 // throw away the end of what we wrote where the peer has not acknowledged it yet.
-func (s *quicStream) Reset(code ErrorCode) {
-	defer s.life.end(context.Canceled)
+func (s *quicStream) Reset(code carrier.ErrorCode) {
+	defer s.life.End(context.Canceled)
 	s.link.readers.remove(&s.reader)
 	if s.wroteEnd.Load() && s.readEnd.Load() || s.abandoned.Swap(true) {
 		return
 	}
-	s.life.end(&ResetError{Code: code})
+	s.life.End(&carrier.ResetError{Code: code})
 	if !s.readEnd.Load() {
 		heap, _ := s.Window()
 		s.link.abandoned.Add(heap)
@@ -124,11 +126,11 @@ func (s *quicStream) Context() context.Context {
 	s.watched.Do(func() {
 		context.AfterFunc(s.s.Context(), func() {
 			if !s.closing.Load() {
-				s.life.end(quicStreamError(context.Cause(s.s.Context())))
+				s.life.End(quicStreamError(context.Cause(s.s.Context())))
 			}
 		})
 	})
-	return s.life.of(s.link.conn.Context())
+	return s.life.Of(s.link.conn.Context())
 }
 
 func (s *quicStream) SetDeadline(t time.Time) error { return s.s.SetDeadline(t) }

@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"wmproxy/tunnel/carrier"
 )
 
 // countingSocket notes the size of every write; one of more than a packet is a GSO train.
@@ -36,13 +38,13 @@ func TestBundlesOfTheLargestSizeFillTheirPackets(t *testing.T) {
 	counting := &countingSocket{UDPConn: loopbackUDP(t)}
 	cp, sp := quicPendingsOver(t, counting, loopbackUDP(t))
 	client, server := shake(t, cp, sp)
-	if n := client.MaxBundle(); n < MinBundle || n > quicPacket {
+	if n := client.MaxBundle(); n < carrier.MinBundle || n > quicPacket {
 		t.Fatalf("MaxBundle starts at %d", n)
 	}
 
 	received := make(chan int, 1024)
 	var reading sync.WaitGroup
-	defer func() { client.Close(CodeNone, ""); server.Close(CodeNone, ""); reading.Wait() }()
+	defer func() { client.Close(carrier.CodeNone, ""); server.Close(carrier.CodeNone, ""); reading.Wait() }()
 	reading.Go(func() {
 		dst := make([][]byte, 64)
 		for {
@@ -118,8 +120,8 @@ func TestASecondStreamBeforeTheAnswerClosesTheConnection(t *testing.T) {
 	}
 	second.Write([]byte("!"))
 	_, err = rw.Read(make([]byte, 1))
-	closed, ok := errors.AsType[*CloseError](err)
-	if !ok || closed.Code != CodeProtocol {
+	closed, ok := errors.AsType[*carrier.CloseError](err)
+	if !ok || closed.Code != carrier.CodeProtocol {
 		t.Fatalf("got %v", err)
 	}
 }
@@ -151,7 +153,7 @@ func TestADatagramBeforeTheAnswerClosesTheConnection(t *testing.T) {
 				t.Error("the server knows of no end")
 			}
 			_, err = rw.Read(make([]byte, 1))
-			if closed, ok := errors.AsType[*CloseError](err); !ok || closed.Code != CodeProtocol {
+			if closed, ok := errors.AsType[*carrier.CloseError](err); !ok || closed.Code != carrier.CodeProtocol {
 				t.Errorf("the client got %v", err)
 			}
 		})
@@ -252,8 +254,8 @@ func TestQUICAttemptsAreCountedInAndOut(t *testing.T) {
 		t.Fatal(err)
 	}
 	outside("nobody inside once accepted", 1)
-	client.Close(CodeNone, "")
-	server.Close(CodeNone, "")
+	client.Close(carrier.CodeNone, "")
+	server.Close(carrier.CodeNone, "")
 
 	// One that says nothing that anybody could read leaves when its time is over.
 	junk, err := net.DialUDP("udp4", nil, ln.Addr().(*net.UDPAddr))
@@ -274,11 +276,11 @@ func TestQUICAttemptsAreCountedInAndOut(t *testing.T) {
 	d.mu.Lock()
 	d.shut = true
 	d.mu.Unlock()
-	short, cancel := context.WithTimeout(ctx, HandshakeTimeout)
+	short, cancel := context.WithTimeout(ctx, carrier.HandshakeTimeout)
 	defer cancel()
 	refused, err := DialQUIC(short, nil, ln.Addr().(*net.UDPAddr), clientTLS, 0)
 	if err == nil {
-		refused.Close(CodeNone, "")
+		refused.Close(carrier.CodeNone, "")
 		t.Fatal("the door was shut")
 	}
 	if short.Err() != nil {
@@ -355,10 +357,10 @@ func TestARefusalReachesTheClientAsCodeAndSentence(t *testing.T) {
 	if _, err := server.Handshake(ctx); err != nil {
 		t.Fatal(err)
 	}
-	server.Close(CodeAuth, "wrong token")
+	server.Close(carrier.CodeAuth, "wrong token")
 	_, err = rw.Read(make([]byte, 1))
-	closed, ok := errors.AsType[*CloseError](err)
-	if !ok || closed.Code != CodeAuth || closed.Reason != "wrong token" {
+	closed, ok := errors.AsType[*carrier.CloseError](err)
+	if !ok || closed.Code != carrier.CodeAuth || closed.Reason != "wrong token" {
 		t.Fatalf("got %v", err)
 	}
 }
@@ -454,7 +456,7 @@ func TestBothEndsExportTheSameKey(t *testing.T) {
 			if c, _ := other.ExportKey("EXPORTER-test", 32); string(a) == string(c) {
 				t.Error("another connection has the same key")
 			}
-			if client.Protocol() != ALPN || server.Protocol() != ALPN {
+			if client.Protocol() != carrier.ALPN || server.Protocol() != carrier.ALPN {
 				t.Errorf("ALPN %q and %q", client.Protocol(), server.Protocol())
 			}
 		})
@@ -477,9 +479,9 @@ func TestClosedCarriersLeaveNoDescriptors(t *testing.T) {
 					client, server := pairOf(k.p)(t)
 					switch i % 3 {
 					case 0:
-						client.Close(CodeNone, "")
+						client.Close(carrier.CodeNone, "")
 					case 1:
-						server.Close(CodeNone, "")
+						server.Close(carrier.CodeNone, "")
 					case 2:
 						cut(t, client)
 					}
@@ -508,7 +510,7 @@ func TestTheSocketsOfBothEndsAreToldOfBundles(t *testing.T) {
 	}
 	cp, sp := quicPendingsOver(t, sockets[0], sockets[1])
 	client, server := shake(t, cp, sp)
-	ends := [2]Carrier{client, server}
+	ends := [2]carrier.Carrier{client, server}
 	dst := make([][]byte, 1)
 	for i, to := range ends {
 		before := sockets[i].told.Load()

@@ -10,6 +10,9 @@ import (
 	"time"
 
 	"wmproxy/internal/user"
+	"wmproxy/tunnel/carrier"
+	"wmproxy/tunnel/health"
+	"wmproxy/tunnel/wire"
 )
 
 const (
@@ -47,7 +50,7 @@ type RegistryConfig struct {
 	MaxStreams int
 
 	// Timers say when a carrier is dead; a server uses no other of them.
-	Timers Timers
+	Timers health.Timers
 
 	// Event, if set, gets a sentence for each change of the user's session that an
 	// operator may want to know of. It must not wait or call the session.
@@ -87,8 +90,8 @@ func NewRegistry(cfg RegistryConfig) *Registry {
 // Attach authenticates the client behind p and attaches it to its session, which
 // it makes if need be. The registry keeps p, which it closes on failure, having told
 // the client why. A refusal is a *CloseError. ctx bounds the handshake alone.
-func (r *Registry) Attach(ctx context.Context, p Pending) (*Path, error) {
-	ctx, cancel := context.WithTimeout(ctx, HandshakeTimeout)
+func (r *Registry) Attach(ctx context.Context, p carrier.Pending) (*Path, error) {
+	ctx, cancel := context.WithTimeout(ctx, carrier.HandshakeTimeout)
 	defer cancel()
 	hh, err := r.readHello(ctx, p)
 	if err != nil {
@@ -134,26 +137,26 @@ func (r *Registry) admit(ctx context.Context, c *Connection) (left func(), err e
 }
 
 // welcome answers the Hello and attaches the connection.
-func (r *Registry) welcome(ctx context.Context, hh *clientHello, p Pending, s *Session, resumed bool) (*Path, error) {
-	w := welcome{
-		version: min(hh.maxVersion, maxVersion), instance: r.instance, resumed: resumed,
-		maxFlows: MaxFlows, maxStreams: uint64(s.maxStreams), hold: r.cfg.Hold, features: ownFeatures,
+func (r *Registry) welcome(ctx context.Context, hh *clientHello, p carrier.Pending, s *Session, resumed bool) (*Path, error) {
+	w := wire.Welcome{
+		Version: min(hh.MaxVersion, wire.MaxVersion), Instance: r.instance, Resumed: resumed,
+		MaxFlows: MaxFlows, MaxStreams: uint64(s.maxStreams), Hold: r.cfg.Hold, Features: wire.OwnFeatures,
 	}
-	if _, err := hh.rw.Write(appendMessage(nil, msgWelcome, w.append(nil))); err != nil {
-		p.Close(CodeProtocol, "")
+	if _, err := hh.rw.Write(wire.AppendMessage(nil, wire.MsgWelcome, w.Append(nil))); err != nil {
+		p.Close(carrier.CodeProtocol, "")
 		return nil, fmt.Errorf("%w: %w", ErrHandshake, err)
 	}
 	c, err := p.Start(ctx)
 	if err != nil {
-		p.Close(CodeProtocol, "the handshake failed")
+		p.Close(carrier.CodeProtocol, "the handshake failed")
 		return nil, fmt.Errorf("%w: %w", ErrHandshake, err)
 	}
-	return s.attach(c, s.inc, handshakeResult{number: hh.attach, instance: r.instance, resumed: resumed, features: hh.features})
+	return s.attach(c, s.inc, handshakeResult{number: hh.Attach, instance: r.instance, resumed: resumed, features: hh.Features})
 }
 
 // rejoin asks a client whose session we do not know for a new one.
-func (r *Registry) rejoin(hh *clientHello, kind Kind) (*Session, bool, error) {
-	if _, err := hh.rw.Write(appendMessage(nil, msgRenew, nil)); err != nil {
+func (r *Registry) rejoin(hh *clientHello, kind carrier.Kind) (*Session, bool, error) {
+	if _, err := hh.rw.Write(wire.AppendMessage(nil, wire.MsgRenew, nil)); err != nil {
 		return nil, false, fmt.Errorf("%w: %w", ErrHandshake, err)
 	}
 	if err := r.nextHello(hh); err != nil {
@@ -161,7 +164,7 @@ func (r *Registry) rejoin(hh *clientHello, kind Kind) (*Session, bool, error) {
 	}
 	s, resumed, err := r.join(hh, kind)
 	if s == nil && err == nil {
-		err = &CloseError{Code: CodeSession, Reason: "no such session"}
+		err = &carrier.CloseError{Code: carrier.CodeSession, Reason: "no such session"}
 	}
 	return s, resumed, err
 }
@@ -169,14 +172,14 @@ func (r *Registry) rejoin(hh *clientHello, kind Kind) (*Session, bool, error) {
 // create makes a session; h.mu is held.
 func (r *Registry) create(key sessionKey, secret []byte) (*Session, error) {
 	if !r.draining.IsZero() {
-		return nil, &CloseError{Code: CodeDraining, Reason: "the server is about to stop and takes no new clients"}
+		return nil, &carrier.CloseError{Code: carrier.CodeDraining, Reason: "the server is about to stop and takes no new clients"}
 	}
 	users := ofUser(key.user)
 	if r.countLocked(users) >= maxUserSessions && !r.makeWayLocked(users, "there are too many sessions") {
-		return nil, &CloseError{Code: CodeLimit, Reason: "this user has too many sessions"}
+		return nil, &carrier.CloseError{Code: carrier.CodeLimit, Reason: "this user has too many sessions"}
 	}
 	if len(r.sessions) >= r.most && !r.takePlaceLocked(key.user) {
-		return nil, &CloseError{Code: CodeLimit, Reason: "the server has too many sessions"}
+		return nil, &carrier.CloseError{Code: carrier.CodeLimit, Reason: "the server has too many sessions"}
 	}
 	in := &incarnation{id: key.id, confirmed: true}
 	copy(in.secret[:], secret)
@@ -344,7 +347,7 @@ func (r *Registry) dropLocked(key sessionKey, s *Session, reason string) {
 	}
 	r.cfg.Log.Info(what, slog.String("user", key.user.Name), slog.String("reason", reason))
 	delete(r.sessions, key)
-	r.ending.Go(func() { s.Close(CodeLimit, reason) })
+	r.ending.Go(func() { s.Close(carrier.CodeLimit, reason) })
 }
 
 // Drain tells every client that the server will be gone after left, and lets no
@@ -384,14 +387,14 @@ func (r *Registry) end(key sessionKey, s *Session) {
 	}
 	delete(r.sessions, key)
 	// Not here: the caller may be one of the goroutines that Close waits for.
-	r.ending.Go(func() { s.Close(CodeSession, "the session has ended") })
+	r.ending.Go(func() { s.Close(carrier.CodeSession, "the session has ended") })
 	r.mu.Unlock()
 }
 
 // EndSessions ends the sessions of the users that of reports true for, telling
 // their clients why, and returns how many there were. A handshake that was under
 // way when Authenticate changed its mind is refused.
-func (r *Registry) EndSessions(of func(u *user.User) bool, code ErrorCode, reason string) (n int) {
+func (r *Registry) EndSessions(of func(u *user.User) bool, code carrier.ErrorCode, reason string) (n int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.closed {
@@ -420,7 +423,7 @@ func (r *Registry) Sessions() []*Session {
 }
 
 // Close ends every session and waits for their goroutines.
-func (r *Registry) Close(code ErrorCode, reason string) {
+func (r *Registry) Close(code carrier.ErrorCode, reason string) {
 	r.mu.Lock()
 	r.closed = true
 	r.mu.Unlock()

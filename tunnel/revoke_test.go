@@ -8,6 +8,7 @@ import (
 	"testing/synctest"
 
 	"wmproxy/internal/user"
+	"wmproxy/tunnel/carrier"
 )
 
 func TestEndedUsersAreToldAndOthersStay(t *testing.T) {
@@ -16,15 +17,15 @@ func TestEndedUsersAreToldAndOthersStay(t *testing.T) {
 		defer w.close()
 		near, _ := w.mustAttach(PipeConfig{})
 		bob := NewSession(SessionConfig{})
-		defer bob.Close(CodeShutdown, "done")
+		defer bob.Close(carrier.CodeShutdown, "done")
 		stays, _, errNear, errFar := w.attach(bob, Credentials{User: "bob", Token: "right"}, PipeConfig{})
 		if errNear != nil || errFar != nil {
 			t.Fatal(errNear, errFar)
 		}
-		n := w.host.EndSessions(func(u *user.User) bool { return u.Name == "alice" }, CodeAuth, "the token was removed")
+		n := w.host.EndSessions(func(u *user.User) bool { return u.Name == "alice" }, carrier.CodeAuth, "the token was removed")
 		synctest.Wait()
-		var end *CloseError
-		if n != 1 || !errors.As(near.Err(), &end) || end.Code != CodeAuth || end.Reason != "the token was removed" {
+		var end *carrier.CloseError
+		if n != 1 || !errors.As(near.Err(), &end) || end.Code != carrier.CodeAuth || end.Reason != "the token was removed" {
 			t.Errorf("%d sessions ended, alice's with %v", n, near.Err())
 		}
 		if stays.Err() != nil || len(w.host.Sessions()) != 1 {
@@ -43,14 +44,14 @@ func TestHandshakeWithRemovedTokenIsRefused(t *testing.T) {
 			}
 			return named(c.User)
 		}})
-		defer registry.Close(CodeShutdown, "done")
+		defer registry.Close(carrier.CodeShutdown, "done")
 		session := NewSession(SessionConfig{})
-		defer session.Close(CodeShutdown, "done")
+		defer session.Close(carrier.CodeShutdown, "done")
 		near, far := NewPipe(PipeConfig{}, PipeConfig{})
 		go func() { _, _ = registry.Attach(context.Background(), far) }()
 		_, err := session.Attach(context.Background(), near, alice)
-		var refusal *CloseError
-		if !errors.As(err, &refusal) || refusal.Code != CodeAuth || len(registry.Sessions()) != 0 {
+		var refusal *carrier.CloseError
+		if !errors.As(err, &refusal) || refusal.Code != carrier.CodeAuth || len(registry.Sessions()) != 0 {
 			t.Errorf("got %v and %d sessions, want a refusal", err, len(registry.Sessions()))
 		}
 	})

@@ -1,12 +1,10 @@
 package tunnel
 
 import (
-	"errors"
 	"slices"
-)
 
-// ErrStreamLimit means that a carrier, or the session, has as many streams as it may.
-var ErrStreamLimit = errors.New("no more TCP streams may be open")
+	"wmproxy/tunnel/carrier"
+)
 
 // roomLocked returns the carrier for a new stream: the one that serves streams, or if that is full
 // another that works, rather of another kind; nil if there is none.
@@ -52,7 +50,7 @@ func (s *Session) widened() {
 	s.widening--
 }
 
-func (s *Session) mayWidenLocked(kind Kind) bool {
+func (s *Session) mayWidenLocked(kind carrier.Kind) bool {
 	n := 0
 	for _, p := range s.paths {
 		if p.Kind() == kind && p.c.Err() == nil {
@@ -79,7 +77,7 @@ func (s *Session) streamEnded() {
 
 // Needs reports whether another carrier of the kind should be attached: none is good or on probation, or streams
 // wait because all are full.
-func (s *Session) Needs(kind Kind) bool {
+func (s *Session) Needs(kind carrier.Kind) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return !s.healthyLocked(kind) ||

@@ -8,6 +8,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"wmproxy/tunnel/carrier"
 )
 
 // smallPending becomes a carrier that takes few streams.
@@ -16,7 +18,7 @@ type smallPending struct {
 	most int64
 }
 
-func (p smallPending) Start(ctx context.Context) (Carrier, error) {
+func (p smallPending) Start(ctx context.Context) (carrier.Carrier, error) {
 	c, err := p.PipeEnd.Start(ctx)
 	if err != nil {
 		return nil, err
@@ -25,13 +27,13 @@ func (p smallPending) Start(ctx context.Context) (Carrier, error) {
 }
 
 type smallCarrier struct {
-	Carrier
+	carrier.Carrier
 	most, open int64
 }
 
-func (c *smallCarrier) OpenStream(ctx context.Context) (Stream, error) {
+func (c *smallCarrier) OpenStream(ctx context.Context) (carrier.Stream, error) {
 	if atomic.AddInt64(&c.open, 1) > c.most {
-		return nil, ErrStreamLimit
+		return nil, carrier.ErrStreamLimit
 	}
 	return c.Carrier.OpenStream(ctx)
 }
@@ -58,7 +60,7 @@ func (p *twoPaths) keep() (over *Path, took time.Duration, err error) {
 	if err != nil {
 		return nil, time.Since(began), err
 	}
-	p.t.Cleanup(func() { st.Reset(CodeNone) })
+	p.t.Cleanup(func() { st.Reset(carrier.CodeNone) })
 	return st.(*carriedStream).a, time.Since(began), nil
 }
 
@@ -68,7 +70,7 @@ func TestStreamsGoWhereThereIsRoom(t *testing.T) {
 		defer p.close()
 		p.joinSmall(lossyPath, 1)
 		p.joinSmall(orderedPath, 2)
-		var kinds []Kind
+		var kinds []carrier.Kind
 		for range 3 {
 			a, _, err := p.keep()
 			if err != nil {
@@ -76,23 +78,23 @@ func TestStreamsGoWhereThereIsRoom(t *testing.T) {
 			}
 			kinds = append(kinds, a.Kind())
 		}
-		if want := []Kind{KindYamux, KindYamux, KindQUIC}; !slices.Equal(kinds, want) {
+		if want := []carrier.Kind{carrier.KindYamux, carrier.KindYamux, carrier.KindQUIC}; !slices.Equal(kinds, want) {
 			t.Errorf("streams over %v, want %v", kinds, want)
 		}
 
-		if p.session.Needs(KindYamux) {
+		if p.session.Needs(carrier.KindYamux) {
 			t.Error("another carrier is asked for before a stream waits for it")
 		}
 		time.AfterFunc(time.Second, func() {
-			if !p.session.Needs(KindYamux) || p.session.Needs(KindQUIC) {
+			if !p.session.Needs(carrier.KindYamux) || p.session.Needs(carrier.KindQUIC) {
 				t.Error("a stream waits for room, and not yamux but something else is asked for")
 			}
 			p.joinSmall(orderedPath, 1)
 		})
-		if a, took, err := p.keep(); err != nil || a.Kind() != KindYamux || took > 2*time.Second {
+		if a, took, err := p.keep(); err != nil || a.Kind() != carrier.KindYamux || took > 2*time.Second {
 			t.Errorf("after %v: %v; want the carrier that came after a second", took, err)
 		}
-		if _, took, err := p.keep(); !errors.Is(err, ErrStreamLimit) || took != 0 {
+		if _, took, err := p.keep(); !errors.Is(err, carrier.ErrStreamLimit) || took != 0 {
 			t.Errorf("after %v: %v; want a refusal at once where there are two of each", took, err)
 		}
 	})
@@ -103,10 +105,10 @@ func TestStreamIsRefusedIfNoRoomComes(t *testing.T) {
 		p := newTwoPaths(t, time.Minute)
 		defer p.close()
 		p.joinSmall(orderedPath, 0)
-		if _, took, err := p.keep(); !errors.Is(err, ErrStreamLimit) || took != attachWait {
+		if _, took, err := p.keep(); !errors.Is(err, carrier.ErrStreamLimit) || took != attachWait {
 			t.Errorf("after %v: %v; want a refusal after %v", took, err, attachWait)
 		}
-		if p.session.Needs(KindYamux) {
+		if p.session.Needs(carrier.KindYamux) {
 			t.Error("another carrier is asked for when no stream waits for it")
 		}
 	})

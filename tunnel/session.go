@@ -1,3 +1,7 @@
+// Package tunnel is sessions over carriers: the authenticated relationship of
+// one client with one server, whose datagrams and streams travel over whatever
+// connections are attached to it at the time. It does not parse SOCKS: the body of a record and the
+// address of a stream are bytes to it. Of SOCKS it borrows the reply codes.
 package tunnel
 
 import (
@@ -13,6 +17,10 @@ import (
 	"wmproxy/internal/notify"
 	"wmproxy/internal/stats"
 	"wmproxy/internal/user"
+	"wmproxy/tunnel/carrier"
+	"wmproxy/tunnel/health"
+	"wmproxy/tunnel/queue"
+	"wmproxy/tunnel/wire"
 )
 
 // Errors of a session.
@@ -45,14 +53,14 @@ type SessionConfig struct {
 
 	// Transports are those that carriers may come by, for a client to choose among; nil
 	// is those that carriers have come by.
-	Transports []Traits
+	Transports []carrier.Traits
 
 	// Streams is the kind of carrier that new streams prefer; 0 is by rank, but for
 	// a transport that delivers in order while it has to send much again.
-	Streams Kind
+	Streams carrier.Kind
 
 	// Timers say how soon a carrier is doubted.
-	Timers Timers
+	Timers health.Timers
 
 	// Numbers is where flow numbers come from, for a client with several sessions;
 	// nil is the session's own.
@@ -80,7 +88,7 @@ type Session struct {
 	server bool
 	start  time.Time
 	wall   func() time.Time // the clock that an operator may set; not steady
-	q      queue
+	q      queue.Queue
 	drops  stats.Drops
 	ctx    context.Context // ends with the session
 	cancel context.CancelFunc
@@ -141,7 +149,7 @@ func newSession(cfg SessionConfig, server bool, in *incarnation) *Session {
 	if cfg.User == nil {
 		cfg.User = user.New("", "", new(stats.Total))
 	}
-	cfg.Timers = cfg.Timers.withDefaults()
+	cfg.Timers = cfg.Timers.WithDefaults()
 	s := &Session{
 		cfg: cfg, server: server, inc: in, peerOf: in, start: time.Now(),
 		flows: make(map[uint64]*Flow), changed: make(chan struct{}),
@@ -167,7 +175,7 @@ func (s *Session) Dropped() stats.Dropped { return s.drops.Dropped() }
 func (s *Session) User() *user.User { return s.cfg.User }
 
 // PeerFeatures returns the features that the peer announced when it last attached.
-func (s *Session) PeerFeatures() Features { return Features(s.peer.Load()) }
+func (s *Session) PeerFeatures() wire.Features { return wire.Features(s.peer.Load()) }
 
 // openStreams returns how many streams are open, whichever side opened them.
 func (s *Session) openStreams() (n int) {
@@ -219,7 +227,7 @@ func (s *Session) renew(old *incarnation) {
 	theirs := s.takePeerFlows(s.inc)
 	s.mu.Unlock()
 	for _, p := range stale {
-		p.closeFor(CodeReplaced, "the session was renewed")
+		p.closeFor(carrier.CodeReplaced, "the session was renewed")
 	}
 	endAll(theirs)
 }
@@ -227,49 +235,49 @@ func (s *Session) renew(old *incarnation) {
 // Attach authenticates on p and attaches it. The session keeps p, which it closes
 // on failure. A refusal is a *CloseError; other failures wrap ErrHandshake or are
 // ErrSessionClosed. ctx bounds the handshake alone.
-func (s *Session) Attach(ctx context.Context, p Pending, cred Credentials) (*Path, error) {
-	ctx, cancel := context.WithTimeout(ctx, HandshakeTimeout)
+func (s *Session) Attach(ctx context.Context, p carrier.Pending, cred Credentials) (*Path, error) {
+	ctx, cancel := context.WithTimeout(ctx, carrier.HandshakeTimeout)
 	defer cancel()
 	s.mu.Lock()
 	s.attaches++
 	number, closed := s.attaches, s.closed
 	s.mu.Unlock()
 	if closed {
-		p.Close(CodeShutdown, "the session has ended")
+		p.Close(carrier.CodeShutdown, "the session has ended")
 		return nil, ErrSessionClosed
 	}
 	w, in, err := s.handshakeClient(ctx, p, cred, number)
 	if err != nil {
-		p.Close(CodeProtocol, "")
+		p.Close(carrier.CodeProtocol, "")
 		return nil, err
 	}
 	c, err := p.Start(ctx)
 	if err != nil {
-		p.Close(CodeProtocol, "")
+		p.Close(carrier.CodeProtocol, "")
 		return nil, fmt.Errorf("%w: %w", ErrHandshake, err)
 	}
-	return s.attach(c, in, handshakeResult{number: number, instance: w.instance, resumed: w.resumed, features: w.features})
+	return s.attach(c, in, handshakeResult{number: number, instance: w.Instance, resumed: w.Resumed, features: w.Features})
 }
 
 // handshakeResult is the outcome of a handshake.
 type handshakeResult struct {
-	number   uint64   // the attach number
-	instance [16]byte // of the server process
-	resumed  bool     // the server knew the session already
-	features Features // that the peer announced
+	number   uint64        // the attach number
+	instance [16]byte      // of the server process
+	resumed  bool          // the server knew the session already
+	features wire.Features // that the peer announced
 }
 
 // attach adds c to the session and serves it until it ends.
-func (s *Session) attach(c Carrier, in *incarnation, info handshakeResult) (*Path, error) {
+func (s *Session) attach(c carrier.Carrier, in *incarnation, info handshakeResult) (*Path, error) {
 	p := &Path{
 		s: s, c: c, traits: c.Traits(), in: in, handshakeResult: info, began: s.now(),
-		snd: newSender(c.Traits().Exact), done: make(chan struct{}),
+		snd: queue.NewSender(c.Traits().Exact), done: make(chan struct{}),
 	}
-	p.snd.pads = p.snd.pads && !s.cfg.unpadded
+	p.snd.Pads = p.snd.Pads && !s.cfg.unpadded
 	p.out.wake = notify.New()
 	p.beat.wake = notify.New()
 	if !s.server {
-		p.beat.h = newHealth(s.cfg.Timers, p.began)
+		p.beat.h = health.New(s.cfg.Timers, p.began)
 	}
 	p.heard.Store(int64(p.began))
 	s.mu.Lock()
@@ -277,10 +285,10 @@ func (s *Session) attach(c Carrier, in *incarnation, info handshakeResult) (*Pat
 		closed := s.closed
 		s.mu.Unlock()
 		if closed {
-			c.Close(CodeShutdown, "the session has ended") // a server then holds nothing for us
+			c.Close(carrier.CodeShutdown, "the session has ended") // a server then holds nothing for us
 			return nil, ErrSessionClosed
 		}
-		c.Close(CodeSession, "the session was renewed")
+		c.Close(carrier.CodeSession, "the session was renewed")
 		return nil, errRenewed
 	}
 	in.confirmed = true
@@ -314,7 +322,7 @@ func (s *Session) attach(c Carrier, in *incarnation, info handshakeResult) (*Pat
 	s.wg.Go(p.execute)
 	s.mu.Unlock()
 	for _, b := range surplus {
-		b.closeFor(CodeReplaced, "newer connections of the same kind took its place")
+		b.closeFor(carrier.CodeReplaced, "newer connections of the same kind took its place")
 	}
 	s.retire()
 	s.notify()
@@ -330,7 +338,7 @@ func (s *Session) detach(p *Path) {
 	s.event(slog.LevelDebug, "%s ended: %v", p.Transport(), p.Err())
 	s.chooseLocked()
 	s.detached = time.Now()
-	if e, ok := errors.AsType[*CloseError](p.Err()); ok && s.server && e.Code == CodeShutdown {
+	if e, ok := errors.AsType[*carrier.CloseError](p.Err()); ok && s.server && e.Code == carrier.CodeShutdown {
 		s.gone = true
 	}
 	orphaned := s.orphanedLocked()
@@ -392,9 +400,9 @@ func (s *Session) streamCarrier(ctx context.Context, r *streamRequest) (*Path, e
 		case p != nil:
 			return p, nil
 		case full && r.refused != nil:
-			return nil, fmt.Errorf("%w: the server takes no more from this user now: %w", ErrStreamLimit, r.refused)
+			return nil, fmt.Errorf("%w: the server takes no more from this user now: %w", carrier.ErrStreamLimit, r.refused)
 		case full && !widening:
-			return nil, fmt.Errorf("%w: %d are open", ErrStreamLimit, open)
+			return nil, fmt.Errorf("%w: %d are open", carrier.ErrStreamLimit, open)
 		}
 		var err error
 		select {
@@ -411,7 +419,7 @@ func (s *Session) streamCarrier(ctx context.Context, r *streamRequest) (*Path, e
 		case !errors.Is(err, context.DeadlineExceeded):
 			return nil, err
 		case full:
-			return nil, fmt.Errorf("%w: %d are open and no other connection could be made", ErrStreamLimit, open)
+			return nil, fmt.Errorf("%w: %d are open and no other connection could be made", carrier.ErrStreamLimit, open)
 		default:
 			return nil, ErrNotAttached
 		}
@@ -423,7 +431,7 @@ func (s *Session) hold() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
-		return &CloseError{Code: CodeSession, Reason: "the session has just ended; try again"}
+		return &carrier.CloseError{Code: carrier.CodeSession, Reason: "the session has just ended; try again"}
 	}
 	s.holds++
 	return nil
@@ -522,7 +530,7 @@ func (s *Session) spawn(f func()) bool {
 
 // Close ends the session: it tells the peer, closes the carriers, ends the flows
 // and waits for all goroutines. Further calls wait as well.
-func (s *Session) Close(code ErrorCode, reason string) {
+func (s *Session) Close(code carrier.ErrorCode, reason string) {
 	s.mu.Lock()
 	attached := slices.Clone(s.paths)
 	first := !s.closed
@@ -538,13 +546,13 @@ func (s *Session) Close(code ErrorCode, reason string) {
 		var told sync.WaitGroup
 		for _, p := range attached {
 			told.Go(func() {
-				p.goAway(&CloseError{Code: code, Reason: reason})
+				p.goAway(&carrier.CloseError{Code: code, Reason: reason})
 				p.closeFor(code, reason)
 			})
 		}
 		s.cancel()
 		told.Wait()
-		s.q.close()
+		s.q.Close()
 		s.endFlows()
 		s.wg.Done()
 	}

@@ -17,6 +17,9 @@ import (
 	"wmproxy/internal/stats"
 	"wmproxy/internal/udpio"
 	"wmproxy/internal/user"
+	"wmproxy/tunnel/carrier"
+	"wmproxy/tunnel/health"
+	"wmproxy/tunnel/queue"
 )
 
 // echoExit answers every datagram with itself and every stream with its bytes.
@@ -57,7 +60,7 @@ func (e *echoExit) ServeStream(_ context.Context, in *IncomingStream) {
 	}
 	_, _ = io.Copy(st, st)
 	_ = st.CloseWrite()
-	st.Reset(CodeNone)
+	st.Reset(carrier.CodeNone)
 }
 
 func (e *echoExit) counts() (opened, ended int) {
@@ -142,7 +145,7 @@ func withToken(c Credentials) *user.User {
 }
 
 // testTransports are those that sessions of tests know of.
-var testTransports = []Traits{QUICTraits, YamuxTraits}
+var testTransports = []carrier.Traits{QUICTraits, YamuxTraits}
 
 func newWorld(t *testing.T) *world {
 	w := &world{t: t, exit: &echoExit{}}
@@ -178,8 +181,8 @@ func (w *world) mustAttach(cfg PipeConfig) (near, far *Path) {
 }
 
 func (w *world) close() {
-	w.session.Close(CodeShutdown, "done")
-	w.host.Close(CodeShutdown, "done")
+	w.session.Close(carrier.CodeShutdown, "done")
+	w.host.Close(carrier.CodeShutdown, "done")
 }
 
 func (w *world) open(h FlowHandler) *Flow {
@@ -246,7 +249,7 @@ func TestAnEndedFlowIsFreedOnBothSidesAndRaisesNoGhost(t *testing.T) {
 			t.Errorf("%d and %d flows are left", n, m)
 		}
 		// A datagram that comes late, as it may after a switch of carriers.
-		w.session.q.push(&flowQueue{id: f.ID()}, message([]byte("late")), w.session.now())
+		w.session.q.Push(&queue.Flow{ID: f.ID()}, message([]byte("late")), w.session.now())
 		synctest.Wait()
 		if opened, _ := w.exit.counts(); opened != 1 {
 			t.Errorf("the late datagram raised a ghost")
@@ -333,7 +336,7 @@ func TestACarrierThatHasEndedIsForgotten(t *testing.T) {
 		if !known() {
 			t.Fatal("it has not sent the end")
 		}
-		near.Close(CodeShutdown, "")
+		near.Close(carrier.CodeShutdown, "")
 		<-near.Done()
 		if known() {
 			t.Error("the list of ends holds it")
@@ -388,10 +391,10 @@ func TestTheSessionOutlivesItsCarriers(t *testing.T) {
 		f := w.open(&s)
 		send(f, "one")
 		synctest.Wait()
-		near.Close(CodeNone, "cut")
+		near.Close(carrier.CodeNone, "cut")
 		<-near.Done()
 		send(f, "lost")
-		time.Sleep(maxQueueAge + time.Second)
+		time.Sleep(queue.MaxAge + time.Second)
 		w.mustAttach(PipeConfig{})
 		send(f, "two")
 		synctest.Wait()
@@ -411,10 +414,10 @@ func TestARestartedServerGetsANewSessionAndTheSameFlows(t *testing.T) {
 		f := w.open(&s)
 		send(f, "one")
 		synctest.Wait()
-		w.host.Close(CodeShutdown, "restart")
+		w.host.Close(carrier.CodeShutdown, "restart")
 		<-near.Done()
-		var closed *CloseError
-		if !errors.As(near.Err(), &closed) || closed.Code != CodeShutdown || closed.Reason != "restart" {
+		var closed *carrier.CloseError
+		if !errors.As(near.Err(), &closed) || closed.Code != carrier.CodeShutdown || closed.Reason != "restart" {
 			t.Errorf("the carrier ended with %v", near.Err())
 		}
 		w.host = w.newHost()
@@ -451,7 +454,7 @@ func TestRestartedServersFlowsReachNewHandlers(t *testing.T) {
 					f.End(EndNormal)
 					synctest.Wait()
 				}
-				w.host.Close(CodeShutdown, "restart")
+				w.host.Close(carrier.CodeShutdown, "restart")
 				w.host = w.newHost()
 				defer w.close()
 				w.mustAttach(PipeConfig{})
@@ -480,7 +483,7 @@ func TestRestartedServersFlowsReachNewHandlers(t *testing.T) {
 func TestStaleCarrierTouchesNoNewFlow(t *testing.T) {
 	clientExit := &echoExit{}
 	s := NewSession(SessionConfig{Exit: clientExit})
-	defer s.Close(CodeShutdown, "done")
+	defer s.Close(carrier.CodeShutdown, "done")
 	old, late := s.current(), [][]byte{[]byte("late")}
 	s.deliver(old, 3, late)
 	stale := clientExit.flows[3]
@@ -528,25 +531,25 @@ func TestWhoIsNotLetInIsToldWhy(t *testing.T) {
 		w.mustAttach(PipeConfig{})
 
 		foreign := NewSession(SessionConfig{Transports: testTransports})
-		defer foreign.Close(CodeNone, "")
+		defer foreign.Close(carrier.CodeNone, "")
 		foreign.inc.id = w.session.inc.id // alice's session, with a secret of its own
 
 		mallory := NewSession(SessionConfig{Transports: testTransports})
-		defer mallory.Close(CodeNone, "")
+		defer mallory.Close(carrier.CodeNone, "")
 		mallory.inc = &incarnation{id: w.session.inc.id, secret: w.session.inc.secret}
 
 		for _, c := range []struct {
 			name    string
 			session *Session
 			cred    Credentials
-			code    ErrorCode
+			code    carrier.ErrorCode
 		}{
-			{"wrong token", NewSession(SessionConfig{Transports: testTransports}), Credentials{"alice", "wrong"}, CodeAuth},
-			{"wrong secret", foreign, alice, CodeSession},
+			{"wrong token", NewSession(SessionConfig{Transports: testTransports}), Credentials{"alice", "wrong"}, carrier.CodeAuth},
+			{"wrong secret", foreign, alice, carrier.CodeSession},
 		} {
 			_, _, errNear, errFar := w.attach(c.session, c.cred, PipeConfig{})
 			for side, err := range map[string]error{"client": errNear, "server": errFar} {
-				var closed *CloseError
+				var closed *carrier.CloseError
 				if !errors.As(err, &closed) || closed.Code != c.code {
 					t.Errorf("%s: the %s got %v, want code %d", c.name, side, err, c.code)
 				}
@@ -585,7 +588,7 @@ func TestStreamsCarryBytesAndRefusals(t *testing.T) {
 		if err != nil || !bytes.Equal(got, sent) {
 			t.Errorf("%d of %d bytes came back, %v", len(got), len(sent), err)
 		}
-		st.Reset(CodeNone)
+		st.Reset(carrier.CodeNone)
 
 		_, _, err = w.session.OpenStream(ctx, []byte("refused"))
 		var refused *RefusedError
@@ -612,7 +615,7 @@ func TestAStreamWaitsABoundedTimeForACarrier(t *testing.T) {
 		go func() {
 			st, _, err := w.session.OpenStream(context.Background(), []byte("target"))
 			if err == nil {
-				st.Reset(CodeNone)
+				st.Reset(carrier.CodeNone)
 			}
 			result <- err
 		}()
@@ -640,7 +643,7 @@ func TestASilentCarrierIsGivenUp(t *testing.T) {
 		far.c.(pipeCarrier).Mute(true) // and the path swallows everything
 		began := time.Now()
 		<-near.Done()
-		if d := time.Since(began); d > 30*time.Second+idleProbe+time.Second {
+		if d := time.Since(began); d > 30*time.Second+health.IdleProbe+time.Second {
 			t.Errorf("it took %v to notice", d)
 		}
 	})
@@ -659,16 +662,16 @@ func TestClosingASessionEndsItsFlowsAndStreams(t *testing.T) {
 			t.Fatal(err)
 		}
 		synctest.Wait()
-		w.host.Close(CodeShutdown, "bye")
+		w.host.Close(carrier.CodeShutdown, "bye")
 		if _, ended := w.exit.counts(); ended != 1 {
 			t.Errorf("%d of the exit's flows ended, want 1", ended)
 		}
 		_, err = st.Read(make([]byte, 1))
-		if reset := (*ResetError)(nil); !errors.As(err, &reset) {
+		if reset := (*carrier.ResetError)(nil); !errors.As(err, &reset) {
 			t.Errorf("the stream ended with %v, want a reset", err)
 		}
-		st.Reset(CodeNone)
-		w.session.Close(CodeShutdown, "bye")
+		st.Reset(carrier.CodeNone)
+		w.session.Close(carrier.CodeShutdown, "bye")
 		if _, codes := s.snapshot(); len(codes) != 1 || codes[0] != EndShutdown {
 			t.Errorf("the client's flow ended with %v", codes)
 		}
@@ -707,3 +710,6 @@ func TestLossyPathsLoseOnlyWhatTheyLose(t *testing.T) {
 		}
 	})
 }
+
+// message returns a batch of one datagram.
+func message(body []byte) []udpio.Message { return []udpio.Message{{Body: body}} }

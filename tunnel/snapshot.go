@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"wmproxy/internal/stats"
+	"wmproxy/tunnel/carrier"
 )
 
 // SessionStatus is a session at one moment, for an operator. Its parts are read one
@@ -43,7 +44,7 @@ const (
 // CarrierStatus is one attached carrier.
 type CarrierStatus struct {
 	Number    uint64 // rises with each attempt to attach
-	Kind      Kind
+	Kind      carrier.Kind
 	Local     net.Addr
 	Remote    net.Addr
 	Age       time.Duration
@@ -65,7 +66,7 @@ type CarrierStatus struct {
 	BundlesUp, BundlesDown         uint64
 	BundleBytesUp, BundleBytesDown uint64
 	OpenStreams                    int
-	Path                           Stats
+	Path                           carrier.Stats
 
 	// SmallSegments is set on the client if TCP passed in small segments alone.
 	SmallSegments bool
@@ -159,9 +160,10 @@ func (p *Path) snapshot() CarrierStatus {
 	}
 	p.beat.mu.Lock()
 	defer p.beat.mu.Unlock()
-	if h := p.beat.h; h != nil && h.n > 1 {
-		loss := h.lost
-		c.Loss = &loss
+	if p.beat.h != nil {
+		if loss, known := p.beat.h.Loss(); known {
+			c.Loss = &loss
+		}
 	}
 	return c
 }

@@ -9,6 +9,9 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"wmproxy/tunnel/carrier"
+	"wmproxy/tunnel/health"
 )
 
 func TestASnapshotSaysWhatServesAndWhatPassed(t *testing.T) {
@@ -34,7 +37,7 @@ func TestASnapshotSaysWhatServesAndWhatPassed(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer st.Reset(CodeNone)
+		defer st.Reset(carrier.CodeNone)
 		time.Sleep(5 * time.Second)
 
 		near, far := p.session.Snapshot(), p.host.Sessions()[0].Snapshot()
@@ -58,8 +61,8 @@ func TestASnapshotSaysWhatServesAndWhatPassed(t *testing.T) {
 				t.Fatalf("%s: %d carriers", side.name, len(st.Carriers))
 			}
 			yamux, quic := st.Carriers[0], st.Carriers[1]
-			if yamux.Number != 1 || yamux.Kind != KindYamux || yamux.Datagrams || !yamux.Streams || yamux.OpenStreams != 1 ||
-				quic.Number != 2 || quic.Kind != KindQUIC || !quic.Datagrams || quic.Streams || quic.OpenStreams != 0 {
+			if yamux.Number != 1 || yamux.Kind != carrier.KindYamux || yamux.Datagrams || !yamux.Streams || yamux.OpenStreams != 1 ||
+				quic.Number != 2 || quic.Kind != carrier.KindQUIC || !quic.Datagrams || quic.Streams || quic.OpenStreams != 0 {
 				t.Errorf("%s: %+v, %+v", side.name, yamux, quic)
 			}
 			if yamux.Age < 7*time.Second || yamux.Age > 8*time.Second || quic.Age < 6*time.Second || quic.Age > 7*time.Second {
@@ -122,7 +125,7 @@ func TestSnapshotTellsSilenceAsItGrows(t *testing.T) {
 			st := p.session.Snapshot()
 			c := st.Carriers[0]
 			// Before, it was pinged every ten seconds.
-			if silent := time.Since(muted); c.Heard < silent || c.Heard > silent+idleProbe {
+			if silent := time.Since(muted); c.Heard < silent || c.Heard > silent+health.IdleProbe {
 				t.Errorf("after %v of silence: heard %v ago", silent, c.Heard)
 			}
 			want := fmt.Sprintf("silent for %.1f s", c.Heard.Seconds())
@@ -196,7 +199,7 @@ func TestTheTransportsCountWhatTheyCarry(t *testing.T) {
 }
 
 // sendStream sends size bytes on a stream and waits until the other end has them.
-func sendStream(t *testing.T, near, far Carrier, size int) {
+func sendStream(t *testing.T, near, far carrier.Carrier, size int) {
 	t.Helper()
 	a, b := openPair(t, near, far)
 	got := make(chan error, 1)

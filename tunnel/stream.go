@@ -1,36 +1,24 @@
 package tunnel
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"sync"
 	"time"
 
-	"github.com/quic-go/quic-go/quicvarint"
+	"wmproxy/tunnel/carrier"
+	"wmproxy/tunnel/wire"
 )
 
 const (
 	// MaxStreams bounds the streams that one session's peer may have open.
 	MaxStreams = 2048
 
-	// MaxStreamAddr bounds the address in a stream's header in bytes.
-	MaxStreamAddr = 1 + 1 + 255 + 2
-
 	// streamHeaderTimeout bounds the wait for a stream's header.
 	streamHeaderTimeout = 10 * time.Second
 )
-
-// A stream begins with the opener's header and the other side's answer:
-//
-//	opener:  | kind u8 | length varint | address: ATYP, address, port |
-//	answer:  | SOCKS5 reply code u8 | length varint | bound address |
-//
-// then bytes both ways.
-const streamConnect = 1 // the kind of a TCP connection to the address
 
 // RefusedError is the far end's answer to a stream it did not connect.
 type RefusedError struct {
@@ -49,8 +37,8 @@ func (e *RefusedError) Error() string {
 // another carrier; it may then connect twice, but on one of the two nothing is sent.
 // If the carrier gives no sign of life for attachWait, or is in doubt when ctx ends, the error
 // wraps ErrUnanswered, and else ctx's. If all carriers have as many streams as they may it wraps ErrStreamLimit.
-func (s *Session) OpenStream(ctx context.Context, addr []byte) (st Stream, bound []byte, err error) {
-	if len(addr) > MaxStreamAddr {
+func (s *Session) OpenStream(ctx context.Context, addr []byte) (st carrier.Stream, bound []byte, err error) {
+	if len(addr) > wire.MaxStreamAddr {
 		return nil, nil, fmt.Errorf("tunnel: address of %d bytes", len(addr))
 	}
 	r := streamRequest{addr: addr, life: s.now()}
@@ -71,7 +59,7 @@ func (s *Session) OpenStream(ctx context.Context, addr []byte) (st Stream, bound
 			return nil, nil, p.unanswered(ctx, err)
 		case limitReached(err):
 			r.full = append(r.full, p) // the peer has connected to nothing
-			if !errors.Is(err, ErrStreamLimit) {
+			if !errors.Is(err, carrier.ErrStreamLimit) {
 				r.refused = err
 			}
 			continue
@@ -98,8 +86,8 @@ type streamRequest struct {
 
 // limitReached reports whether a carrier, here or at the peer, had as many streams as it may.
 func limitReached(err error) bool {
-	reset, ok := errors.AsType[*ResetError](err)
-	return errors.Is(err, ErrStreamLimit) || ok && reset.Code == CodeLimit
+	reset, ok := errors.AsType[*carrier.ResetError](err)
+	return errors.Is(err, carrier.ErrStreamLimit) || ok && reset.Code == carrier.CodeLimit
 }
 
 // maxAsked is how often the peer is asked for one stream.
@@ -129,7 +117,7 @@ func (e *askedError) Error() string { return e.err.Error() }
 func (e *askedError) Unwrap() error { return e.err }
 
 // openOver is OpenStream over one carrier, which it may leave for a better one.
-func (s *Session) openOver(ctx context.Context, p *Path, r *streamRequest, mayLeave bool) (Stream, []byte, error) {
+func (s *Session) openOver(ctx context.Context, p *Path, r *streamRequest, mayLeave bool) (carrier.Stream, []byte, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	var why verdict
 	var watch sync.WaitGroup
@@ -161,20 +149,20 @@ func (s *Session) openOver(ctx context.Context, p *Path, r *streamRequest, mayLe
 }
 
 // open asks the peer over a.
-func (p *Path) open(ctx context.Context, addr []byte) (Stream, []byte, error) {
+func (p *Path) open(ctx context.Context, addr []byte) (carrier.Stream, []byte, error) {
 	p.touch(p.s.now()) // its silence counts from now on
 	opened, err := p.c.OpenStream(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
 	st := p.carry(opened)
-	stop := context.AfterFunc(ctx, func() { st.Reset(CodeTimeout) })
+	stop := context.AfterFunc(ctx, func() { st.Reset(carrier.CodeTimeout) })
 	bound, err := request(st, addr)
 	if !stop() && err == nil {
 		err = ctx.Err()
 	}
 	if err != nil {
-		st.Reset(CodeNone)
+		st.Reset(carrier.CodeNone)
 		return nil, nil, &askedError{err: err}
 	}
 	return st, bound, nil
@@ -225,12 +213,11 @@ func (p *Path) mute(since time.Duration) bool {
 		p.openPing(now) >= min(p.s.cfg.Timers.Suspect, attachWait/2)
 }
 
-func request(st Stream, addr []byte) (bound []byte, err error) {
-	h := quicvarint.Append([]byte{streamConnect}, uint64(len(addr)))
-	if _, err := st.Write(append(h, addr...)); err != nil {
+func request(st carrier.Stream, addr []byte) (bound []byte, err error) {
+	if _, err := st.Write(wire.AppendStreamHeader(nil, wire.StreamConnect, addr)); err != nil {
 		return nil, fmt.Errorf("asking for a stream: %w", err)
 	}
-	code, bound, err := readStreamHeader(st)
+	code, bound, err := wire.ReadStreamHeader(st)
 	if err != nil {
 		return nil, fmt.Errorf("waiting for the far end's answer: %w", err)
 	}
@@ -238,26 +225,6 @@ func request(st Stream, addr []byte) (bound []byte, err error) {
 		return nil, &RefusedError{Code: code}
 	}
 	return bound, nil
-}
-
-// readStreamHeader reads a byte and a length-prefixed address, and nothing beyond.
-func readStreamHeader(r io.Reader) (first byte, addr []byte, err error) {
-	one := bufio.NewReaderSize(oneByte{r}, 16)
-	if first, err = one.ReadByte(); err != nil {
-		return 0, nil, noEOF(err)
-	}
-	n, err := quicvarint.Read(one)
-	if err != nil {
-		return 0, nil, noEOF(err)
-	}
-	if n > MaxStreamAddr {
-		return 0, nil, fmt.Errorf("tunnel: address of %d bytes", n)
-	}
-	addr = make([]byte, n)
-	if _, err := io.ReadFull(r, addr); err != nil {
-		return 0, nil, noEOF(err)
-	}
-	return first, addr, nil
 }
 
 // Exit is what a session calls when the peer opens something.
@@ -278,14 +245,14 @@ type IncomingStream struct {
 	// MaxStreamAddr bytes, not yet checked.
 	Addr []byte
 
-	st Stream
+	st carrier.Stream
 }
 
 // Accept tells the peer that the stream is connected, with the bound address as
 // SOCKS5 writes it, and returns the stream.
-func (in *IncomingStream) Accept(bound []byte) (Stream, error) {
+func (in *IncomingStream) Accept(bound []byte) (carrier.Stream, error) {
 	if err := in.answer(0, bound); err != nil {
-		in.st.Reset(CodeNone)
+		in.st.Reset(carrier.CodeNone)
 		return nil, err
 	}
 	return in.st, nil
@@ -303,18 +270,17 @@ func (in *IncomingStream) Refuse(code byte) {
 		_ = in.st.SetDeadline(time.Now().Add(streamHeaderTimeout))
 		_, _ = in.st.Read(make([]byte, 1))
 	}
-	in.st.Reset(CodeNone)
+	in.st.Reset(carrier.CodeNone)
 }
 
 func (in *IncomingStream) answer(code byte, bound []byte) error {
-	b := quicvarint.Append([]byte{code}, uint64(len(bound)))
-	_, err := in.st.Write(append(b, bound...))
+	_, err := in.st.Write(wire.AppendStreamHeader(nil, code, bound))
 	return err
 }
 
 // goStream serves a stream that the peer opened, in a goroutine of its own; false
 // says that the session has ended. The caller has counted it in s.streams.
-func (s *Session) goStream(st Stream) bool {
+func (s *Session) goStream(st carrier.Stream) bool {
 	ok := s.spawn(func() {
 		defer s.streams.Add(-1)
 		s.serveStream(st)
@@ -325,16 +291,16 @@ func (s *Session) goStream(st Stream) bool {
 	return ok
 }
 
-func (s *Session) serveStream(st Stream) {
+func (s *Session) serveStream(st carrier.Stream) {
 	_ = st.SetDeadline(time.Now().Add(streamHeaderTimeout))
-	kind, addr, err := readStreamHeader(st)
+	kind, addr, err := wire.ReadStreamHeader(st)
 	if err != nil {
-		st.Reset(CodeProtocol)
+		st.Reset(carrier.CodeProtocol)
 		return
 	}
 	_ = st.SetDeadline(time.Time{})
 	in := &IncomingStream{Addr: addr, st: st}
-	if kind != streamConnect || s.cfg.Exit == nil {
+	if kind != wire.StreamConnect || s.cfg.Exit == nil {
 		in.Refuse(replyUnsupported)
 		return
 	}

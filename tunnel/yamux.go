@@ -18,6 +18,7 @@ import (
 
 	"wmproxy/internal/notify"
 	"wmproxy/internal/udpio"
+	"wmproxy/tunnel/carrier"
 )
 
 const (
@@ -58,9 +59,9 @@ var (
 )
 
 // YamuxTraits are those of yamux over TLS over TCP: it passes where only TCP does.
-var YamuxTraits = Traits{Kind: KindYamux, Name: "yamux", DatagramRank: 1, StreamRank: 2, InOrder: true, OwnDescriptor: true}
+var YamuxTraits = carrier.Traits{Kind: carrier.KindYamux, Name: "yamux", DatagramRank: 1, StreamRank: 2, InOrder: true, OwnDescriptor: true}
 
-func yamuxTraits(small bool) Traits {
+func yamuxTraits(small bool) carrier.Traits {
 	t := YamuxTraits
 	t.SmallSegments = small
 	return t
@@ -68,13 +69,13 @@ func yamuxTraits(small bool) Traits {
 
 // yamuxConfig is for connections whose Timers.Dead is dead. When one has taken no byte
 // at all for longer, yamux is in no defined state (GHSA-29qp-crvh-w22m) and the carrier ends.
-func yamuxConfig(dead time.Duration, w Windows) *yamux.Config {
+func yamuxConfig(dead time.Duration, w carrier.Windows) *yamux.Config {
 	return &yamux.Config{
 		AcceptBacklog:          yamuxBacklog,
 		EnableKeepAlive:        false, // sessions have heartbeats
 		KeepAliveInterval:      time.Minute,
-		ConnectionWriteTimeout: patience(dead),
-		MaxStreamWindowSize:    uint32(w.withDefaults().Stream),
+		ConnectionWriteTimeout: carrier.IdleTimeout(dead),
+		MaxStreamWindowSize:    uint32(w.WithDefaults().Stream),
 		// Both timeouts are off: the first closes the whole session, the second
 		// cuts the tail off for a peer that reads slowly.
 		StreamOpenTimeout:  0,
@@ -91,14 +92,14 @@ type yamuxPending struct {
 	tls     *tls.Conn
 	client  bool
 	dead    time.Duration
-	windows Windows
+	windows carrier.Windows
 	small   bool        // in segments of smallSegment
 	unbind  func() bool // undoes the handshake's bound
 }
 
-func (p *yamuxPending) Traits() Traits       { return yamuxTraits(p.small) }
-func (p *yamuxPending) LocalAddr() net.Addr  { return p.raw.LocalAddr() }
-func (p *yamuxPending) RemoteAddr() net.Addr { return p.raw.RemoteAddr() }
+func (p *yamuxPending) Traits() carrier.Traits { return yamuxTraits(p.small) }
+func (p *yamuxPending) LocalAddr() net.Addr    { return p.raw.LocalAddr() }
+func (p *yamuxPending) RemoteAddr() net.Addr   { return p.raw.RemoteAddr() }
 
 // Protocol is "" on the server before Handshake has returned.
 func (p *yamuxPending) Protocol() string {
@@ -122,13 +123,13 @@ func (p *yamuxPending) Handshake(ctx context.Context) (io.ReadWriter, error) {
 		// Not before: a flood would be dear by the system calls alone.
 		tuneTCP(p.raw, p.dead)
 	}
-	p.unbind = context.AfterFunc(ctx, func() { p.raw.SetDeadline(longAgo) })
+	p.unbind = context.AfterFunc(ctx, func() { p.raw.SetDeadline(carrier.LongAgo) })
 	return p.tls, nil
 }
 
 // Start runs yamux on the connection. The client opens three streams: control,
 // bundles, signals. Whatever opens after them is data.
-func (p *yamuxPending) Start(ctx context.Context) (Carrier, error) {
+func (p *yamuxPending) Start(ctx context.Context) (carrier.Carrier, error) {
 	if p.unbind == nil {
 		return nil, errors.New("Start before Handshake")
 	}
@@ -136,7 +137,7 @@ func (p *yamuxPending) Start(ctx context.Context) (Carrier, error) {
 		return nil, os.ErrDeadlineExceeded
 	}
 	p.raw.SetDeadline(time.Time{})
-	release := context.AfterFunc(ctx, func() { p.raw.SetDeadline(longAgo) })
+	release := context.AfterFunc(ctx, func() { p.raw.SetDeadline(carrier.LongAgo) })
 
 	c := &yamuxCarrier{
 		conn:     newCoalescer(p.tls, p.records, p.raw),
@@ -149,7 +150,7 @@ func (p *yamuxPending) Start(ctx context.Context) (Carrier, error) {
 		small:    p.small,
 		ended:    make(chan struct{}),
 		streams:  make(map[uint32]*chunkStream),
-		early:    make(map[uint32]ErrorCode),
+		early:    make(map[uint32]carrier.ErrorCode),
 	}
 	c.life, c.kill = context.WithCancelCause(context.Background())
 	c.conn.frames.arriving = c.arriving
@@ -188,7 +189,7 @@ func (p *yamuxPending) Start(ctx context.Context) (Carrier, error) {
 	return c, nil
 }
 
-func (p *yamuxPending) Close(ErrorCode, string) {
+func (p *yamuxPending) Close(carrier.ErrorCode, string) {
 	cut := time.AfterFunc(closeBound, func() { p.raw.Close() })
 	defer cut.Stop()
 	p.tls.Close()
@@ -216,11 +217,11 @@ type yamuxCarrier struct {
 	unread atomic.Int64 // bytes that have arrived for streams, and that were not taken from yamux
 
 	mu           sync.Mutex
-	streams      map[uint32]*chunkStream // by yamux id, until Reset
-	accepted     int                     // those among them that the peer opened
-	lastAccepted uint32                  // the peer's ids rise
-	lastOpened   uint32                  // and ours
-	early        map[uint32]ErrorCode    // resets of streams that wait for AcceptStream
+	streams      map[uint32]*chunkStream      // by yamux id, until Reset
+	accepted     int                          // those among them that the peer opened
+	lastAccepted uint32                       // the peer's ids rise
+	lastOpened   uint32                       // and ours
+	early        map[uint32]carrier.ErrorCode // resets of streams that wait for AcceptStream
 	releases     []release
 
 	ended    chan struct{}
@@ -238,15 +239,15 @@ type yamuxCarrier struct {
 }
 
 var (
-	_ Carrier = (*yamuxCarrier)(nil)
-	_ Holder  = (*yamuxCarrier)(nil)
-	_ Holder  = (*chunkStream)(nil)
+	_ carrier.Carrier = (*yamuxCarrier)(nil)
+	_ carrier.Holder  = (*yamuxCarrier)(nil)
+	_ carrier.Holder  = (*chunkStream)(nil)
 )
 
 // release is a stream that its user is done with.
 type release struct {
 	y    *yamux.Stream
-	code ErrorCode
+	code carrier.ErrorCode
 	tell bool // it was abandoned, and the peer does not know
 }
 
@@ -259,15 +260,15 @@ func (c *yamuxCarrier) start() {
 	c.all.Go(c.run)
 }
 
-func (c *yamuxCarrier) Traits() Traits         { return yamuxTraits(c.small) }
-func (c *yamuxCarrier) Stats() Stats           { return tcpStats(c.conn.raw) }
+func (c *yamuxCarrier) Traits() carrier.Traits { return yamuxTraits(c.small) }
+func (c *yamuxCarrier) Stats() carrier.Stats   { return tcpStats(c.conn.raw) }
 func (c *yamuxCarrier) LocalAddr() net.Addr    { return c.conn.LocalAddr() }
 func (c *yamuxCarrier) RemoteAddr() net.Addr   { return c.conn.RemoteAddr() }
 func (c *yamuxCarrier) Control() io.ReadWriter { return &c.control }
 func (c *yamuxCarrier) Done() <-chan struct{}  { return c.ended }
 
 // MaxBundle is less on a slow connection, where a bundle keeps others waiting.
-func (c *yamuxCarrier) MaxBundle() int { return min(MaxBundleSize, c.conn.bound()) }
+func (c *yamuxCarrier) MaxBundle() int { return min(carrier.MaxBundleSize, c.conn.bound()) }
 
 // frame returns how many of n bytes a stream may write in one frame at present: a bundle may
 // have to wait behind it.
@@ -284,8 +285,8 @@ func (c *yamuxCarrier) Err() error {
 	}
 }
 
-func (c *yamuxCarrier) Close(code ErrorCode, reason string) {
-	c.end(net.ErrClosed, &signal{kind: signalClose, code: code, reason: cutReason(reason)})
+func (c *yamuxCarrier) Close(code carrier.ErrorCode, reason string) {
+	c.end(net.ErrClosed, &signal{kind: signalClose, code: code, reason: carrier.CutReason(reason)})
 	c.all.Wait()
 }
 
@@ -300,7 +301,7 @@ func (c *yamuxCarrier) end(err error, farewell *signal) {
 	}
 	c.err, c.farewell = err, farewell
 	close(c.ended)
-	kill := func() { c.kill(&ResetError{Cause: err}) }
+	kill := func() { c.kill(&carrier.ResetError{Cause: err}) }
 	if len(c.streams) == 0 {
 		kill()
 	} else {
@@ -311,7 +312,7 @@ func (c *yamuxCarrier) end(err error, farewell *signal) {
 // violation ends the carrier because of what the peer did and returns why it ended.
 func (c *yamuxCarrier) violation(err error) error {
 	c.end(fmt.Errorf("the peer broke the protocol: %w", err),
-		&signal{kind: signalClose, code: CodeProtocol, reason: err.Error()})
+		&signal{kind: signalClose, code: carrier.CodeProtocol, reason: err.Error()})
 	return c.err
 }
 
@@ -356,7 +357,7 @@ func (c *yamuxCarrier) sessionClosing() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, s := range c.streams {
-		s.y.SetDeadline(longAgo)
+		s.y.SetDeadline(carrier.LongAgo)
 	}
 }
 
@@ -386,7 +387,7 @@ func (c *yamuxCarrier) readSignals() {
 		if size > 0 {
 			have = copy(buf[:], buf[size:have])
 			if s.kind == signalClose {
-				c.end(&CloseError{Code: s.code, Reason: s.reason}, nil)
+				c.end(&carrier.CloseError{Code: s.code, Reason: s.reason}, nil)
 				return
 			}
 			c.peerReset(s.stream, s.code)
@@ -405,7 +406,7 @@ func (c *yamuxCarrier) readSignals() {
 
 // peerReset marks a stream as reset. One that is not known is either finished
 // or still waits for AcceptStream.
-func (c *yamuxCarrier) peerReset(id uint32, code ErrorCode) {
+func (c *yamuxCarrier) peerReset(id uint32, code carrier.ErrorCode) {
 	c.mu.Lock()
 	s := c.streams[id]
 	if s == nil && id > c.lastAccepted && c.peerID(id) {
@@ -414,7 +415,7 @@ func (c *yamuxCarrier) peerReset(id uint32, code ErrorCode) {
 	flood := len(c.early) > yamuxBacklog
 	c.mu.Unlock()
 	if s != nil {
-		s.end(&ResetError{Code: code})
+		s.end(&carrier.ResetError{Code: code})
 	}
 	if flood {
 		c.violation(errors.New("resets of streams that were never opened"))
@@ -425,8 +426,8 @@ func (c *yamuxCarrier) peerReset(id uint32, code ErrorCode) {
 func (c *yamuxCarrier) peerID(id uint32) bool { return (id%2 == 0) == c.client }
 
 func (c *yamuxCarrier) SendBundle(b []byte) error {
-	if len(b) > MaxBundleSize {
-		return &BundleTooLargeError{Max: MaxBundleSize}
+	if len(b) > carrier.MaxBundleSize {
+		return &carrier.BundleTooLargeError{Max: carrier.MaxBundleSize}
 	}
 	c.sending = append(quicvarint.Append(c.sending[:0], uint64(len(b))), b...)
 	if _, err := c.bundles.Write(c.sending); err != nil {

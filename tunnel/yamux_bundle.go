@@ -5,6 +5,8 @@ import (
 	"io"
 
 	"github.com/quic-go/quic-go/quicvarint"
+
+	"wmproxy/tunnel/carrier"
 )
 
 // Bundles travel on the second yamux stream, back to back:
@@ -27,7 +29,7 @@ func parseBundle(b []byte) (bundle []byte, size int, err error) {
 	if err != nil {
 		return nil, 0, nil
 	}
-	if length == 0 || length > MaxBundleSize {
+	if length == 0 || length > carrier.MaxBundleSize {
 		return nil, 0, errBundleLength
 	}
 	size = n + int(length)

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"wmproxy/internal/udpio"
+	"wmproxy/tunnel/carrier"
 )
 
 const (
@@ -36,7 +37,7 @@ type tlsEnd struct {
 // passed. If that takes longer than tlsSilence it also tries a connection with small segments, and
 // returns the first that passes. dead is Timers.Dead, 0 its default: the connection outlives that much
 // silence. ctx bounds the call alone. Errors of tlsConf's verification are wrapped.
-func DialYamux(ctx context.Context, addr *net.TCPAddr, tlsConf *tls.Config, dead time.Duration) (Pending, error) {
+func DialYamux(ctx context.Context, addr *net.TCPAddr, tlsConf *tls.Config, dead time.Duration) (carrier.Pending, error) {
 	full := &yamuxPending{client: true, dead: dead}
 	if err := full.dial(ctx, addr); err != nil {
 		return nil, err

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"wmproxy/internal/udpio"
+	"wmproxy/tunnel/carrier"
 )
 
 // YamuxListener accepts TCP connections that become yamux carriers.
@@ -14,12 +15,12 @@ type YamuxListener struct {
 	ln      net.Listener
 	tls     *tls.Config
 	dead    time.Duration
-	windows Windows
+	windows carrier.Windows
 }
 
 // ListenYamux accepts from ln, which the listener then owns. dead is Timers.Dead, 0
 // its default: connections outlive that much silence. w bounds the data a client may send ahead.
-func ListenYamux(ln net.Listener, tlsConf *tls.Config, dead time.Duration, w Windows) *YamuxListener {
+func ListenYamux(ln net.Listener, tlsConf *tls.Config, dead time.Duration, w carrier.Windows) *YamuxListener {
 	return &YamuxListener{ln: ln, tls: fullRecords(tlsConf), dead: dead, windows: w}
 }
 
@@ -27,10 +28,10 @@ func ListenYamux(ln net.Listener, tlsConf *tls.Config, dead time.Duration, w Win
 // happens in Handshake, in the goroutine and within the bound of its caller, so
 // that a slow client delays nobody. Until then Protocol and ExportKey have
 // nothing to say. The errors are the listener's. One goroutine at a time calls it.
-func (l *YamuxListener) Accept(ctx context.Context) (Pending, error) {
+func (l *YamuxListener) Accept(ctx context.Context) (carrier.Pending, error) {
 	if ln, ok := l.ln.(interface{ SetDeadline(time.Time) error }); ok {
 		ln.SetDeadline(time.Time{})
-		defer context.AfterFunc(ctx, func() { ln.SetDeadline(longAgo) })()
+		defer context.AfterFunc(ctx, func() { ln.SetDeadline(carrier.LongAgo) })()
 	}
 	raw, err := l.ln.Accept()
 	if ctx.Err() != nil {

@@ -4,6 +4,8 @@ import (
 	"errors"
 
 	"github.com/quic-go/quic-go/quicvarint"
+
+	"wmproxy/tunnel/carrier"
 )
 
 // Signals travel on the third yamux stream, back to back, and say what yamux has
@@ -18,16 +20,16 @@ const (
 	signalReset = 1
 
 	// maxSignal bounds a signal in bytes. A peer may write any varint in eight.
-	maxSignal = 1 + 8 + 8 + maxReason
+	maxSignal = 1 + 8 + 8 + carrier.MaxReason
 )
 
 var errSignal = errors.New("malformed signal")
 
 type signal struct {
 	kind   byte
-	code   ErrorCode
+	code   carrier.ErrorCode
 	stream uint32 // of a reset
-	reason string // of a close, at most maxReason bytes
+	reason string // of a close, at most MaxReason bytes
 }
 
 func appendSignal(b []byte, s signal) []byte {
@@ -65,15 +67,15 @@ func parseSignal(b []byte) (s signal, size int, err error) {
 		if first > 1<<32-1 {
 			return signal{}, 0, errSignal
 		}
-		s.stream, s.code = uint32(first), ErrorCode(second)
+		s.stream, s.code = uint32(first), carrier.ErrorCode(second)
 		return s, size, nil
 	}
-	if second > maxReason {
+	if second > carrier.MaxReason {
 		return signal{}, 0, errSignal
 	}
 	if len(b)-size < int(second) {
 		return signal{}, 0, nil
 	}
-	s.code, s.reason = ErrorCode(first), string(b[size:size+int(second)])
+	s.code, s.reason = carrier.ErrorCode(first), string(b[size:size+int(second)])
 	return s, size + int(second), nil
 }

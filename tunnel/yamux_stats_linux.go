@@ -5,10 +5,12 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"wmproxy/tunnel/carrier"
 )
 
 // tcpStats asks the kernel. What an old one does not know stays zero.
-func tcpStats(conn net.Conn) (s Stats) {
+func tcpStats(conn net.Conn) (s carrier.Stats) {
 	tcp, ok := conn.(*net.TCPConn)
 	if !ok {
 		return s
@@ -22,7 +24,7 @@ func tcpStats(conn net.Conn) (s Stats) {
 		if err != nil {
 			return
 		}
-		s = Stats{
+		s = carrier.Stats{
 			RTT:     time.Duration(info.Rtt) * time.Microsecond,
 			BytesUp: info.Bytes_sent, BytesDown: info.Bytes_received,
 			PacketsUp: uint64(info.Data_segs_out), PacketsLost: uint64(info.Total_retrans),

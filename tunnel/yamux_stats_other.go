@@ -2,7 +2,11 @@
 
 package tunnel
 
-import "net"
+import (
+	"net"
+
+	"wmproxy/tunnel/carrier"
+)
 
 // tcpStats has nobody to ask.
-func tcpStats(net.Conn) Stats { return Stats{} }
+func tcpStats(net.Conn) carrier.Stats { return carrier.Stats{} }

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/yamux"
+
+	"wmproxy/tunnel/carrier"
 )
 
 // opening is a request to openStreams.
@@ -16,14 +18,14 @@ type opening struct {
 	stream  chan *chunkStream // takes one; nil where the carrier ended
 }
 
-func (c *yamuxCarrier) OpenStream(ctx context.Context) (Stream, error) {
+func (c *yamuxCarrier) OpenStream(ctx context.Context) (carrier.Stream, error) {
 	if err := cmp.Or(c.Err(), ctx.Err()); err != nil {
 		return nil, err
 	}
 	select {
 	case c.slots <- struct{}{}:
 	default:
-		return nil, ErrStreamLimit
+		return nil, carrier.ErrStreamLimit
 	}
 	o := &opening{stream: make(chan *chunkStream, 1)}
 	select {
@@ -46,7 +48,7 @@ func (c *yamuxCarrier) OpenStream(ctx context.Context) (Stream, error) {
 	}
 }
 
-func (c *yamuxCarrier) opened(s *chunkStream) (Stream, error) {
+func (c *yamuxCarrier) opened(s *chunkStream) (carrier.Stream, error) {
 	if s == nil {
 		<-c.ended
 		return nil, c.err
@@ -75,7 +77,7 @@ func (c *yamuxCarrier) openStreams() {
 			c.lastOpened = y.StreamID()
 			c.mu.Unlock()
 			if o.settled.Swap(true) {
-				s.Reset(CodeNone)
+				s.Reset(carrier.CodeNone)
 				continue
 			}
 			o.stream <- s
@@ -83,7 +85,7 @@ func (c *yamuxCarrier) openStreams() {
 	}
 }
 
-func (c *yamuxCarrier) AcceptStream(ctx context.Context) (Stream, error) {
+func (c *yamuxCarrier) AcceptStream(ctx context.Context) (carrier.Stream, error) {
 	for {
 		y, err := c.y.AcceptStreamWithContext(ctx)
 		if err != nil {
@@ -97,7 +99,7 @@ func (c *yamuxCarrier) AcceptStream(ctx context.Context) (Stream, error) {
 			return nil, c.violation(err)
 		}
 		if tooMany {
-			s.Reset(CodeLimit)
+			s.Reset(carrier.CodeLimit)
 			continue
 		}
 		return s, nil
@@ -123,13 +125,13 @@ func (c *yamuxCarrier) admit(y *yamux.Stream) (s *chunkStream, tooMany bool, err
 	c.accepted++
 	if code, ok := c.early[id]; ok {
 		delete(c.early, id)
-		s.end(&ResetError{Code: code})
+		s.end(&carrier.ResetError{Code: code})
 	}
 	return s, c.accepted > yamuxMaxStreams, nil
 }
 
 // release forgets a stream whose user is done with it. It does not wait.
-func (c *yamuxCarrier) release(s *chunkStream, code ErrorCode, tell bool) {
+func (c *yamuxCarrier) release(s *chunkStream, code carrier.ErrorCode, tell bool) {
 	c.mu.Lock()
 	delete(c.streams, s.y.StreamID())
 	if s.ours {
@@ -174,7 +176,7 @@ func (c *yamuxCarrier) releaseStreams() {
 
 // readOut reads what a released stream still holds; arriving sees to it that no more comes.
 func (c *yamuxCarrier) readOut(y *yamux.Stream, scrap []byte) {
-	y.SetReadDeadline(longAgo)
+	y.SetReadDeadline(carrier.LongAgo)
 	for {
 		n, _ := y.Read(scrap)
 		c.unread.Add(-int64(n))

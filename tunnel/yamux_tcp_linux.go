@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"wmproxy/tunnel/carrier"
 )
 
 // Bounds in bytes of what the kernel holds beyond what it has sent, because a bundle waits
@@ -30,7 +32,7 @@ func tuneTCP(conn net.Conn, dead time.Duration) {
 	}
 	raw.Control(func(fd uintptr) {
 		setNotSent(fd, notSentQuiet)
-		unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(patience(dead).Milliseconds()))
+		unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(carrier.IdleTimeout(dead).Milliseconds()))
 	})
 }
 

@@ -19,20 +19,22 @@ import (
 
 	"github.com/hashicorp/yamux"
 	"github.com/quic-go/quic-go/quicvarint"
+
+	"wmproxy/tunnel/carrier"
 )
 
 // hostileYamux returns a server's carrier and the bare yamux session of its client,
 // with control, bundles and signals open.
-func hostileYamux(t *testing.T) (Carrier, *yamux.Session, [3]*yamux.Stream) {
+func hostileYamux(t *testing.T) (carrier.Carrier, *yamux.Session, [3]*yamux.Stream) {
 	t.Helper()
 	return bareYamux(t, func(tls net.Conn) net.Conn { return tls })
 }
 
 // bareYamux has the client's yamux on what over makes of its connection.
-func bareYamux(t *testing.T, over func(tls net.Conn) net.Conn) (Carrier, *yamux.Session, [3]*yamux.Stream) {
+func bareYamux(t *testing.T, over func(tls net.Conn) net.Conn) (carrier.Carrier, *yamux.Session, [3]*yamux.Stream) {
 	t.Helper()
 	client, server := yamuxPendings(t)
-	started := make(chan Carrier, 1)
+	started := make(chan carrier.Carrier, 1)
 	go func() {
 		c, err := serveShake(testContext(t), server)
 		if err != nil {
@@ -43,7 +45,7 @@ func bareYamux(t *testing.T, over func(tls net.Conn) net.Conn) (Carrier, *yamux.
 	conn := client.(*yamuxPending).tls
 	conn.Write([]byte("hello"))
 	io.ReadFull(conn, make([]byte, 7))
-	config := yamuxConfig(0, Windows{})
+	config := yamuxConfig(0, carrier.Windows{})
 	config.AcceptBacklog = 1 << 14 // it does not restrain itself
 	y, err := yamux.Client(over(conn), config)
 	if err != nil {
@@ -60,13 +62,13 @@ func bareYamux(t *testing.T, over func(tls net.Conn) net.Conn) (Carrier, *yamux.
 	if c == nil {
 		t.FailNow()
 	}
-	t.Cleanup(func() { c.Close(CodeNone, "") })
+	t.Cleanup(func() { c.Close(carrier.CodeNone, "") })
 	return c, y, streams
 }
 
 // wantViolation checks that the carrier ended for a breach of the protocol and that
 // the peer was told so.
-func wantViolation(t *testing.T, c Carrier, signals *yamux.Stream, cause error) {
+func wantViolation(t *testing.T, c carrier.Carrier, signals *yamux.Stream, cause error) {
 	t.Helper()
 	<-c.Done()
 	if !errors.Is(c.Err(), cause) || errors.Is(c.Err(), net.ErrClosed) {
@@ -76,13 +78,13 @@ func wantViolation(t *testing.T, c Carrier, signals *yamux.Stream, cause error) 
 	n, _ := signals.Read(told)
 	signals.Session().Close()
 	s, _, err := parseSignal(told[:n])
-	if err != nil || s.kind != signalClose || s.code != CodeProtocol {
+	if err != nil || s.kind != signalClose || s.code != carrier.CodeProtocol {
 		t.Errorf("the peer was told %+v, %v", s, err)
 	}
 }
 
 func TestABundleLengthOutOfBoundsEndsTheCarrier(t *testing.T) {
-	for _, length := range []uint64{0, MaxBundleSize + 1, 1 << 40} {
+	for _, length := range []uint64{0, carrier.MaxBundleSize + 1, 1 << 40} {
 		c, _, streams := hostileYamux(t)
 		streams[1].Write(quicvarint.Append(nil, length))
 		if _, err := c.ReceiveBundles(make([][]byte, 4)); !errors.Is(err, errBundleLength) {
@@ -156,10 +158,10 @@ func TestGarbageInsteadOfYamuxEndsTheCarrier(t *testing.T) {
 func TestACloseIsNotLostToTheEndBehindIt(t *testing.T) {
 	for range 30 {
 		c, y, streams := hostileYamux(t)
-		streams[2].Write(appendSignal(nil, signal{kind: signalClose, code: CodeReplaced, reason: "newer"}))
+		streams[2].Write(appendSignal(nil, signal{kind: signalClose, code: carrier.CodeReplaced, reason: "newer"}))
 		y.Close()
 		<-c.Done()
-		if closed, ok := errors.AsType[*CloseError](c.Err()); !ok || closed.Code != CodeReplaced || closed.Reason != "newer" {
+		if closed, ok := errors.AsType[*carrier.CloseError](c.Err()); !ok || closed.Code != carrier.CodeReplaced || closed.Reason != "newer" {
 			t.Fatalf("ended with %v", c.Err())
 		}
 	}
@@ -238,7 +240,7 @@ func TestASilentClientDoesNotHoldUpOthers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer first.Close(CodeNone, "")
+	defer first.Close(carrier.CodeNone, "")
 	brief, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
 	defer cancel()
 	result := make(chan error, 1)
@@ -251,7 +253,7 @@ func TestASilentClientDoesNotHoldUpOthers(t *testing.T) {
 	go func() {
 		p, err := DialYamux(ctx, ln.Addr().(*net.TCPAddr), clientTLS, 0)
 		if err == nil {
-			p.Close(CodeNone, "")
+			p.Close(carrier.CodeNone, "")
 		}
 		dialed <- err
 	}()
@@ -259,7 +261,7 @@ func TestASilentClientDoesNotHoldUpOthers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer second.Close(CodeNone, "")
+	defer second.Close(carrier.CodeNone, "")
 	if _, err := second.Handshake(ctx); err != nil {
 		t.Error(err)
 	}
@@ -272,7 +274,7 @@ func TestASilentClientDoesNotHoldUpOthers(t *testing.T) {
 }
 
 // deafPeer returns a server's carrier whose client takes nothing off its connection.
-func deafPeer(t *testing.T) Carrier {
+func deafPeer(t *testing.T) carrier.Carrier {
 	t.Helper()
 	client, server := yamuxPendings(t)
 	client.(*yamuxPending).raw.(*net.TCPConn).SetReadBuffer(16 << 10)
@@ -283,7 +285,7 @@ func deafPeer(t *testing.T) Carrier {
 		conn := client.(*yamuxPending).tls
 		conn.Write([]byte("hello"))
 		io.ReadFull(conn, make([]byte, 7))
-		y, err := yamux.Client(deaf{conn, stop}, yamuxConfig(0, Windows{}))
+		y, err := yamux.Client(deaf{conn, stop}, yamuxConfig(0, carrier.Windows{}))
 		for i := 0; i < 3 && err == nil; i++ {
 			_, err = y.OpenStream()
 		}
@@ -297,7 +299,7 @@ func deafPeer(t *testing.T) Carrier {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { c.Close(CodeNone, "") })
+	t.Cleanup(func() { c.Close(carrier.CodeNone, "") })
 	if err := <-opened; err != nil {
 		t.Fatal(err)
 	}
@@ -309,14 +311,14 @@ func TestCloseDoesNotWaitForAPeerThatTakesNothing(t *testing.T) {
 	sent := make(chan error, 1)
 	go func() {
 		for {
-			if err := c.SendBundle(make([]byte, MaxBundleSize)); err != nil {
+			if err := c.SendBundle(make([]byte, carrier.MaxBundleSize)); err != nil {
 				sent <- err
 				return
 			}
 		}
 	}()
 	start := time.Now()
-	c.Close(CodeNone, "")
+	c.Close(carrier.CodeNone, "")
 	if took := time.Since(start); took > closeBound+time.Second {
 		t.Errorf("Close took %v", took)
 	}
@@ -344,7 +346,7 @@ func TestAStreamsFrameIsAsLargeAsWhatTheConnectionTakesAtOnce(t *testing.T) {
 		}
 		c.conn.mu.Unlock()
 	}
-	c.Close(CodeNone, "")
+	c.Close(carrier.CodeNone, "")
 }
 
 // frameLengths is a connection that notes the lengths of the data frames that are read from it.
@@ -378,8 +380,8 @@ func (c *frameLengths) take() []int {
 func TestAStreamWritesFramesOfWhatTheConnectionTakes(t *testing.T) {
 	var frames frameLengths
 	frames.frames.arriving = frames.note
-	carrier, y, _ := bareYamux(t, func(tls net.Conn) net.Conn { frames.Conn = tls; return &frames })
-	c := carrier.(*yamuxCarrier)
+	server, y, _ := bareYamux(t, func(tls net.Conn) net.Conn { frames.Conn = tls; return &frames })
+	c := server.(*yamuxCarrier)
 	out, err := c.OpenStream(testContext(t))
 	if err != nil {
 		t.Fatal(err)
@@ -388,11 +390,11 @@ func TestAStreamWritesFramesOfWhatTheConnectionTakes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	plain := func(s Stream) (int, error) { return s.Write(make([]byte, MaxWrite)) }
-	framed := func(s Stream) (int, error) { return s.WriteFramed(make([]byte, Headroom+MaxWrite)) }
+	plain := func(s carrier.Stream) (int, error) { return s.Write(make([]byte, MaxWrite)) }
+	framed := func(s carrier.Stream) (int, error) { return s.WriteFramed(make([]byte, Headroom+MaxWrite)) }
 	for _, step := range []struct {
 		bound int
-		write func(Stream) (int, error)
+		write func(carrier.Stream) (int, error)
 		first int
 	}{
 		{coalesceLeast, plain, slowFrame},
@@ -413,7 +415,7 @@ func TestAStreamWritesFramesOfWhatTheConnectionTakes(t *testing.T) {
 			t.Errorf("where %d bytes may wait the frames have %v bytes, want %d in the first", step.bound, got, step.first)
 		}
 	}
-	out.Reset(CodeNone)
+	out.Reset(carrier.CodeNone)
 }
 
 // With its chunk's header it looks like the head of a frame, whose content would come next.
@@ -443,7 +445,7 @@ func TestNothingFollowsAWriteThatFailed(t *testing.T) {
 		result <- err
 	}()
 	c.end(net.ErrClosed, &signal{kind: signalClose}) // yamux lives until the peer hangs up
-	var reset *ResetError
+	var reset *carrier.ResetError
 	if err := <-result; !errors.As(err, &reset) {
 		t.Errorf("the write: %v", err)
 	}
@@ -476,7 +478,7 @@ func TestOneStreamAtATimeStandsInFrontOfABundle(t *testing.T) {
 	const streams = 20
 	c := deafPeer(t)
 	results := make(chan error, streams)
-	var all []Stream
+	var all []carrier.Stream
 	for range streams {
 		s, err := c.OpenStream(testContext(t))
 		if err != nil {
@@ -501,11 +503,11 @@ func TestOneStreamAtATimeStandsInFrontOfABundle(t *testing.T) {
 	}
 	for range streams - 1 {
 		err := <-results
-		if reset, ok := errors.AsType[*ResetError](err); !errors.Is(err, os.ErrDeadlineExceeded) && (!ok || reset.Code != 55) {
+		if reset, ok := errors.AsType[*carrier.ResetError](err); !errors.Is(err, os.ErrDeadlineExceeded) && (!ok || reset.Code != 55) {
 			t.Errorf("a waiting writer: %v", err)
 		}
 	}
-	c.Close(CodeNone, "")
+	c.Close(carrier.CodeNone, "")
 	<-results
 }
 
@@ -521,7 +523,7 @@ func (d deaf) Read([]byte) (int, error) {
 }
 
 // received is the size of the buffer in bytes that yamux keeps for what a stream receives.
-func received(s Stream) int {
+func received(s carrier.Stream) int {
 	buffer := reflect.ValueOf(s.(*chunkStream).y).Elem().FieldByName("recvBuf")
 	if buffer.IsNil() {
 		return 0
@@ -559,8 +561,8 @@ func TestAStreamThatIsReadEmptyKeepsNoBuffer(t *testing.T) {
 	if n := received(in); n != 0 {
 		t.Errorf("%d bytes are kept", n)
 	}
-	out.Reset(CodeNone)
-	in.Reset(CodeNone)
+	out.Reset(carrier.CodeNone)
+	in.Reset(carrier.CodeNone)
 }
 
 func TestAPingOfYamuxsOwnEndsTheCarrier(t *testing.T) {
@@ -671,7 +673,7 @@ func FuzzFrames(f *testing.F) {
 
 func TestWhatArrivesForAStreamThatIsDoneWithIsNotKept(t *testing.T) {
 	client, server := pairOf(yamuxPendings)(t)
-	for _, way := range [][2]Carrier{{client, server}, {server, client}} {
+	for _, way := range [][2]carrier.Carrier{{client, server}, {server, client}} {
 		a, b := openPair(t, way[0], way[1])
 		id := a.(*chunkStream).y.StreamID()
 		for _, way := range way {
@@ -679,7 +681,7 @@ func TestWhatArrivesForAStreamThatIsDoneWithIsNotKept(t *testing.T) {
 				t.Error("what is wanted is not kept")
 			}
 		}
-		for i, s := range []Stream{a, b} {
+		for i, s := range []carrier.Stream{a, b} {
 			s.Reset(7)
 			if way[i].(*yamuxCarrier).arriving(id, 1) {
 				t.Errorf("it is kept for stream %d", id)
@@ -700,10 +702,10 @@ func TestWaitingReadersDoNotSpinWhileTheSessionCloses(t *testing.T) {
 		read <- err
 	}()
 	var ending sync.WaitGroup
-	ending.Go(func() { server.Close(CodeNone, "") })
+	ending.Go(func() { server.Close(carrier.CodeNone, "") })
 	select {
 	case err := <-read:
-		if reset := (*ResetError)(nil); !errors.As(err, &reset) {
+		if reset := (*carrier.ResetError)(nil); !errors.As(err, &reset) {
 			t.Errorf("the reader got %v, want a reset", err)
 		}
 	case <-time.After(10 * time.Second):
@@ -714,7 +716,7 @@ func TestWaitingReadersDoNotSpinWhileTheSessionCloses(t *testing.T) {
 }
 
 // wantHeld waits until the carrier holds want bytes beside its streams' own.
-func wantHeld(t *testing.T, c Carrier, want int64) {
+func wantHeld(t *testing.T, c carrier.Carrier, want int64) {
 	t.Helper()
 	await(t, "bytes that the carrier holds", func() (int, bool) {
 		heap, _ := c.(*yamuxCarrier).Held()
@@ -741,7 +743,7 @@ func TestCarrierHoldsWhatItsStreamsDoNot(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			st.Reset(CodeLimit)
+			st.Reset(carrier.CodeLimit)
 		}
 	}
 	write()
@@ -750,7 +752,7 @@ func TestCarrierHoldsWhatItsStreamsDoNot(t *testing.T) {
 
 	write()
 	// The peer takes no more signals, so that no reset reaches it.
-	go c.(*yamuxCarrier).signals.Write(make([]byte, 2*maxStreamWindow))
+	go c.(*yamuxCarrier).signals.Write(make([]byte, 2*carrier.MaxStreamWindow))
 	if _, err := io.ReadFull(own[2], make([]byte, streams*maxSignal)); err != nil {
 		t.Fatal(err)
 	}

@@ -10,13 +10,13 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"wmproxy/internal/udpio"
-	"wmproxy/tunnel"
+	"wmproxy/tunnel/wire"
 )
 
 // toNameAnswered is toName from a client that wants answers to carry the name.
 func toNameAnswered(name string, port uint16, payload string) []byte {
 	b := toName(name, port, payload)
-	b[0] = tunnel.TypeNameAnswered
+	b[0] = wire.TypeNameAnswered
 	return b
 }
 
@@ -114,7 +114,7 @@ func TestAnswersByNameDoNotAllocate(t *testing.T) {
 	f.link = quietLink{newFakeLink(1)}
 	bodies := [][]byte{toNameAnswered("one.test", r.at.Port(), "x"), toNameAnswered("two.test", r.at.Port(), "y"), to(r.at, "z")}
 	again := func() {
-		bodies[0][0], bodies[1][0] = tunnel.TypeNameAnswered, tunnel.TypeNameAnswered
+		bodies[0][0], bodies[1][0] = wire.TypeNameAnswered, wire.TypeNameAnswered
 		f.Receive(bodies)
 	}
 	again()

@@ -14,6 +14,7 @@ import (
 	"wmproxy/internal/udpio"
 	"wmproxy/socks"
 	"wmproxy/tunnel"
+	"wmproxy/tunnel/wire"
 )
 
 // downlink is the way back to the client.
@@ -223,7 +224,7 @@ var batches = sync.Pool{New: func() any { return new(batch) }}
 //	| ATYP | DST.ADDR | PORT | payload |   RFC 1928 section 7, from ATYP on
 //	+------+----------+------+---------+
 //
-// ATYP is tunnel.TypeNameAnswered if answers should carry the name.
+// ATYP is wire.TypeNameAnswered if answers should carry the name.
 func (f *flow) Receive(bodies [][]byte) {
 	if f.ended.Load() {
 		f.counts.Drop(stats.Ended, len(bodies))
@@ -283,7 +284,7 @@ func (f *flow) write(ms []udpio.Message) {
 // destination returns the destination of body. ok is false if body was dropped or waits for
 // its name.
 func (f *flow) destination(body []byte) (to netip.AddrPort, payload []byte, ok bool) {
-	asked := len(body) > 0 && body[0] == tunnel.TypeNameAnswered
+	asked := len(body) > 0 && body[0] == wire.TypeNameAnswered
 	if asked {
 		body[0] = socks.TypeName
 	}

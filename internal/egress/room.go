@@ -10,6 +10,7 @@ import (
 	"wmproxy/internal/share"
 	"wmproxy/internal/udpio"
 	"wmproxy/tunnel"
+	"wmproxy/tunnel/carrier"
 )
 
 // Flows and streams take descriptors of the pool that all users share.
@@ -19,7 +20,7 @@ var (
 )
 
 // errGivenUp is the reason of a stream that ends because others need its socket.
-var errGivenUp = &tunnel.ResetError{Code: tunnel.CodeLimit, Cause: errors.New("others need its socket")}
+var errGivenUp = &carrier.ResetError{Code: carrier.CodeLimit, Cause: errors.New("others need its socket")}
 
 // exhausted reports whether the system had no descriptor, or no port, for a socket.
 func exhausted(err error) bool {

@@ -10,6 +10,7 @@ import (
 	"wmproxy/internal/stats"
 	"wmproxy/socks"
 	"wmproxy/tunnel"
+	"wmproxy/tunnel/carrier"
 )
 
 // opener opens flows of users at e.
@@ -52,7 +53,7 @@ func TestFlowsAndStreamsShareTheDescriptors(t *testing.T) {
 	if code := receive(t, b.refused); code != socks.ReplyGeneralFailure {
 		t.Errorf("a third, of streams: refused with %d", code)
 	}
-	a.client.Reset(tunnel.CodeNone)
+	a.client.Reset(carrier.CodeNone)
 	receive(t, done)
 	if f, _ := ann.openFlow(newFakeLink(3)); f == nil {
 		t.Error("no room after an end")
@@ -150,8 +151,8 @@ func TestStreamIsResetForUserWithFewer(t *testing.T) {
 	serveFor(t, t.Context(), exitOf(e, "bob"), to(at, ""), b)
 	receive(t, b.bound)
 	receive(t, done[1])
-	var reset *tunnel.ResetError
-	if _, err := anns[1].client.Read(make([]byte, 1)); !errors.As(err, &reset) || reset.Code != tunnel.CodeLimit {
+	var reset *carrier.ResetError
+	if _, err := anns[1].client.Read(make([]byte, 1)); !errors.As(err, &reset) || reset.Code != carrier.CodeLimit {
 		t.Errorf("the idle stream ended with %v", err)
 	}
 	echo(anns[0])

@@ -14,6 +14,7 @@ import (
 	"wmproxy/internal/share"
 	"wmproxy/socks"
 	"wmproxy/tunnel"
+	"wmproxy/tunnel/carrier"
 )
 
 // keepAlive detects targets that have vanished in about two minutes.
@@ -26,7 +27,7 @@ var (
 
 // request is the client's side of a stream.
 type request interface {
-	Accept(bound []byte) (tunnel.Stream, error)
+	Accept(bound []byte) (carrier.Stream, error)
 	Refuse(code byte)
 	Context() context.Context
 }

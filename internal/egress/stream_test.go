@@ -16,9 +16,10 @@ import (
 
 	"wmproxy/socks"
 	"wmproxy/tunnel"
+	"wmproxy/tunnel/carrier"
 )
 
-// pipeStream is a tunnel.Stream over two in-memory pipes.
+// pipeStream is a carrier.Stream over two in-memory pipes.
 type pipeStream struct {
 	*io.PipeReader
 	*io.PipeWriter
@@ -30,8 +31,8 @@ func (s pipeStream) WriteFramed(b []byte) (int, error) { return s.Write(b[tunnel
 func (s pipeStream) CloseWrite() error                 { return s.PipeWriter.Close() }
 func (s pipeStream) SetDeadline(time.Time) error       { return nil }
 func (s pipeStream) Context() context.Context          { return context.Background() }
-func (s pipeStream) Reset(code tunnel.ErrorCode) {
-	err := &tunnel.ResetError{Code: code}
+func (s pipeStream) Reset(code carrier.ErrorCode) {
+	err := &carrier.ResetError{Code: code}
 	s.PipeReader.CloseWithError(err)
 	s.PipeWriter.CloseWithError(err) // keeps an end that was clean
 }
@@ -62,7 +63,7 @@ func (a *asked) Refuse(code byte) { a.refused <- code }
 
 func (a *asked) Context() context.Context { return a.life }
 
-func (a *asked) Accept(bound []byte) (tunnel.Stream, error) {
+func (a *asked) Accept(bound []byte) (carrier.Stream, error) {
 	if a.gone {
 		return nil, net.ErrClosed
 	}
@@ -89,7 +90,7 @@ func serveFor(t *testing.T, ctx context.Context, u *UserExit, addr []byte, a *as
 		close(done)
 	})
 	t.Cleanup(func() {
-		a.client.Reset(tunnel.CodeShutdown)
+		a.client.Reset(carrier.CodeShutdown)
 		wg.Wait()
 	})
 	return done
@@ -314,7 +315,7 @@ func TestStreamsEndWithSessionOrExits(t *testing.T) {
 				e.Close()
 			}
 			receive(t, done)
-			var reset *tunnel.ResetError
+			var reset *carrier.ResetError
 			if _, err := a.client.Read(make([]byte, 1)); !errors.As(err, &reset) {
 				t.Errorf("the client reads %v, want a reset", err)
 			}
@@ -362,7 +363,7 @@ func TestLimitsRefuseStreams(t *testing.T) {
 	if code := receive(t, b.refused); code != socks.ReplyGeneralFailure {
 		t.Errorf("refused with %d", code)
 	}
-	a.client.Reset(tunnel.CodeNone)
+	a.client.Reset(carrier.CodeNone)
 	receive(t, done)
 	c := ask()
 	serve(t, t.Context(), e, to(at, ""), c)

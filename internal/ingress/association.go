@@ -10,6 +10,7 @@ import (
 	"wmproxy/internal/udpio"
 	"wmproxy/socks"
 	"wmproxy/tunnel"
+	"wmproxy/tunnel/wire"
 )
 
 // association joins an application's association and the flow that carries it now.
@@ -79,7 +80,7 @@ func (a *association) Send(ms []udpio.Message) {
 	if s := a.route.preferred.Load(); f.Session() != s {
 		f = a.reconsider(f, s)
 	}
-	if a.byName && f.Session().PeerFeatures().Has(tunnel.NamedAnswers) {
+	if a.byName && f.Session().PeerFeatures().Has(wire.NamedAnswers) {
 		askForNames(ms)
 	}
 	f.Send(ms)
@@ -90,7 +91,7 @@ func (a *association) Send(ms []udpio.Message) {
 func askForNames(ms []udpio.Message) {
 	for i := range ms {
 		if b := ms[i].Body; len(ms[i].Head) == 0 && len(b) > 0 && b[0] == socks.TypeName {
-			b[0] = tunnel.TypeNameAnswered
+			b[0] = wire.TypeNameAnswered
 		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"wmproxy/internal/stats"
 	"wmproxy/internal/udpio"
 	"wmproxy/tunnel"
+	"wmproxy/tunnel/carrier"
 )
 
 // While nothing is attached the queue fills, and then each datagram pushes out the
@@ -17,8 +18,8 @@ func TestAnAssociationSendsWithoutAllocating(t *testing.T) {
 	var numbers tunnel.FlowNumbers
 	here := tunnel.NewSession(tunnel.SessionConfig{Numbers: &numbers})
 	there := tunnel.NewSession(tunnel.SessionConfig{Numbers: &numbers})
-	defer here.Close(tunnel.CodeNone, "")
-	defer there.Close(tunnel.CodeNone, "")
+	defer here.Close(carrier.CodeNone, "")
+	defer there.Close(carrier.CodeNone, "")
 	route := NewRoute(here)
 	a := &association{route: route}
 	if !a.open() {

@@ -15,6 +15,7 @@ import (
 	"wmproxy/internal/relay"
 	"wmproxy/socks"
 	"wmproxy/tunnel"
+	"wmproxy/tunnel/carrier"
 )
 
 // connectTimeout bounds the far end's answer to a request; the far end's own
@@ -44,7 +45,7 @@ func (h *Handler) Connect(ctx context.Context, r *entrance.Request) {
 		return
 	}
 	if err := r.Reply(entrance.OK, bound); err != nil {
-		st.Reset(tunnel.CodeConnectionReset)
+		st.Reset(carrier.CodeConnectionReset)
 		return
 	}
 	began := time.Now()
@@ -71,7 +72,7 @@ func (h *Handler) Dial(ctx context.Context, o entrance.Origin, t entrance.Target
 }
 
 // open takes what a stream needs and opens it; end is called if others need that. The caller calls use.leave.
-func (h *Handler) open(ctx context.Context, use *use, o entrance.Origin, t entrance.Target, end func()) (tunnel.Stream, netip.AddrPort, *entrance.Error) {
+func (h *Handler) open(ctx context.Context, use *use, o entrance.Origin, t entrance.Target, end func()) (carrier.Stream, netip.AddrPort, *entrance.Error) {
 	if err := h.Room.enterStream(ctx, use, userOf(o), end); err != nil {
 		h.full("a TCP connection", o, err)
 		return nil, netip.AddrPort{}, &entrance.Error{Result: entrance.Limit, Err: err}
@@ -89,7 +90,7 @@ func (h *Handler) open(ctx context.Context, use *use, o entrance.Origin, t entra
 	return relay.Noted(st, use.note), ap, nil
 }
 
-func (h *Handler) openStream(ctx context.Context, t entrance.Target) (tunnel.Stream, []byte, error) {
+func (h *Handler) openStream(ctx context.Context, t entrance.Target) (carrier.Stream, []byte, error) {
 	addr, err := socks.AddrOf(t.Host, t.Port)
 	if err != nil {
 		return nil, nil, err
@@ -99,13 +100,13 @@ func (h *Handler) openStream(ctx context.Context, t entrance.Target) (tunnel.Str
 
 // resultOf returns the result for the error that kept a stream from opening.
 func resultOf(err error) entrance.Result {
-	refused, reset := (*tunnel.RefusedError)(nil), (*tunnel.ResetError)(nil)
+	refused, reset := (*tunnel.RefusedError)(nil), (*carrier.ResetError)(nil)
 	switch {
 	case errors.As(err, &refused):
 		return entrance.FromSOCKS5(refused.Code)
 	case errors.Is(err, tunnel.ErrNotAttached), errors.Is(err, tunnel.ErrUnanswered), errors.Is(err, tunnel.ErrSessionClosed):
 		return entrance.Unavailable
-	case errors.Is(err, tunnel.ErrStreamLimit), errors.As(err, &reset) && reset.Code == tunnel.CodeLimit:
+	case errors.Is(err, carrier.ErrStreamLimit), errors.As(err, &reset) && reset.Code == carrier.CodeLimit:
 		return entrance.Limit
 	case errors.Is(err, context.DeadlineExceeded):
 		return entrance.TimedOut // as the exit says when the target does not answer

@@ -8,6 +8,7 @@ import (
 	"wmproxy/internal/entrance"
 	"wmproxy/socks"
 	"wmproxy/tunnel"
+	"wmproxy/tunnel/carrier"
 )
 
 func TestResultOfAStreamThatDoesNotOpen(t *testing.T) {
@@ -22,9 +23,9 @@ func TestResultOfAStreamThatDoesNotOpen(t *testing.T) {
 		{fmt.Errorf("%w: yamux silent for 20.0 s", tunnel.ErrUnanswered), entrance.Unavailable},
 		{tunnel.ErrNotAttached, entrance.Unavailable},
 		{tunnel.ErrSessionClosed, entrance.Unavailable},
-		{&tunnel.ResetError{Code: tunnel.CodeLimit}, entrance.Limit},
-		{&tunnel.ResetError{Code: tunnel.CodeProtocol}, entrance.Failed},
-		{fmt.Errorf("no carrier: %w", tunnel.ErrStreamLimit), entrance.Limit},
+		{&carrier.ResetError{Code: carrier.CodeLimit}, entrance.Limit},
+		{&carrier.ResetError{Code: carrier.CodeProtocol}, entrance.Failed},
+		{fmt.Errorf("no carrier: %w", carrier.ErrStreamLimit), entrance.Limit},
 		{socks.ErrLongName, entrance.Failed},
 	} {
 		if got := resultOf(c.err); got != c.want {

@@ -7,7 +7,7 @@ import (
 
 	"wmproxy/internal/entrance"
 	"wmproxy/internal/share"
-	"wmproxy/tunnel"
+	"wmproxy/tunnel/carrier"
 )
 
 // Room is the descriptors that applications share. Its users are the users that
@@ -39,7 +39,7 @@ const (
 const subnetBits = 64
 
 // errGivenUp ends a CONNECT when others need its descriptors.
-var errGivenUp = &tunnel.ResetError{Code: tunnel.CodeLimit, Cause: errors.New("others need its descriptors")}
+var errGivenUp = &carrier.ResetError{Code: carrier.CodeLimit, Cause: errors.New("others need its descriptors")}
 
 // errNoStreams refuses a user who has a fair share of the tunnel's streams.
 var errNoStreams = errors.New("no more TCP streams may be open for this user")

@@ -7,7 +7,7 @@ import (
 	"sync"
 	"time"
 
-	"wmproxy/tunnel"
+	"wmproxy/tunnel/carrier"
 )
 
 // drainTime and drainBytes bound the wait for the end of the target's half of a stream that is closed.
@@ -18,7 +18,7 @@ const (
 
 // A streamConn is a stream as a net.Conn. Its deadlines bound reads and writes together.
 type streamConn struct {
-	tunnel.Stream
+	carrier.Stream
 	local netip.AddrPort // at the far end
 	use   use
 
@@ -29,23 +29,23 @@ type streamConn struct {
 var _ net.Conn = (*streamConn)(nil)
 
 // start makes st the stream, and reports whether c is still wanted.
-func (c *streamConn) start(st tunnel.Stream, bound netip.AddrPort) bool {
+func (c *streamConn) start(st carrier.Stream, bound netip.AddrPort) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.Stream, c.local = st, bound
 	if c.closed {
-		c.end(tunnel.CodeLimit)
+		c.end(carrier.CodeLimit)
 	}
 	return !c.closed
 }
 
 // Close ends the stream. The peer gets what was written before.
-func (c *streamConn) Close() error { return c.close(tunnel.CodeNone) }
+func (c *streamConn) Close() error { return c.close(carrier.CodeNone) }
 
 // giveUp resets a stream, which may not be open yet, for others' sake.
-func (c *streamConn) giveUp() { _ = c.close(tunnel.CodeLimit) }
+func (c *streamConn) giveUp() { _ = c.close(carrier.CodeLimit) }
 
-func (c *streamConn) close(code tunnel.ErrorCode) error {
+func (c *streamConn) close(code carrier.ErrorCode) error {
 	c.mu.Lock()
 	if c.closed {
 		c.mu.Unlock()
@@ -56,7 +56,7 @@ func (c *streamConn) close(code tunnel.ErrorCode) error {
 	c.mu.Unlock()
 	switch {
 	case !opened:
-	case code == tunnel.CodeNone && c.CloseWrite() == nil:
+	case code == carrier.CodeNone && c.CloseWrite() == nil:
 		go c.drain()
 	default:
 		c.end(code)
@@ -68,10 +68,10 @@ func (c *streamConn) close(code tunnel.ErrorCode) error {
 func (c *streamConn) drain() {
 	_ = c.SetDeadline(time.Now().Add(drainTime))
 	_, _ = io.CopyN(io.Discard, c.Stream, drainBytes)
-	c.end(tunnel.CodeNone)
+	c.end(carrier.CodeNone)
 }
 
-func (c *streamConn) end(code tunnel.ErrorCode) {
+func (c *streamConn) end(code carrier.ErrorCode) {
 	c.Reset(code)
 	c.use.leave()
 }

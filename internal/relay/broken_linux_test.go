@@ -12,7 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"wmproxy/tunnel"
+	"wmproxy/tunnel/carrier"
 )
 
 func TestHalfClosedStreamOfDeadAppIsReset(t *testing.T) {
@@ -44,8 +44,8 @@ func TestHalfClosedStreamOfDeadAppIsReset(t *testing.T) {
 			if r := b.end(t); !errors.Is(r.Err, test.want) {
 				t.Errorf("ended with %v, want %v", r.Err, test.want)
 			}
-			if code := <-b.near.resets; code != tunnel.CodeConnectionReset {
-				t.Errorf("the stream was reset with code %d, want %d", code, tunnel.CodeConnectionReset)
+			if code := <-b.near.resets; code != carrier.CodeConnectionReset {
+				t.Errorf("the stream was reset with code %d, want %d", code, carrier.CodeConnectionReset)
 			}
 		})
 	}

@@ -1,13 +1,15 @@
 package relay
 
-import "wmproxy/tunnel"
+import (
+	"wmproxy/tunnel/carrier"
+)
 
 // Noted returns a stream that is like s and calls note whenever it has read or written
 // data. note must not block.
-func Noted(s tunnel.Stream, note func()) tunnel.Stream { return noted{s, note} }
+func Noted(s carrier.Stream, note func()) carrier.Stream { return noted{s, note} }
 
 type noted struct {
-	tunnel.Stream
+	carrier.Stream
 	note func()
 }
 

@@ -5,13 +5,14 @@ import (
 	"testing"
 
 	"wmproxy/tunnel"
+	"wmproxy/tunnel/carrier"
 )
 
 // loopStream is a stream that returns the bytes written to it.
 type loopStream struct {
-	tunnel.Stream // nil: no other method is called
-	buf           bytes.Buffer
-	beside        func() int64
+	carrier.Stream // nil: no other method is called
+	buf            bytes.Buffer
+	beside         func() int64
 }
 
 func (s *loopStream) Read(p []byte) (int, error)  { return s.buf.Read(p) }

@@ -16,6 +16,7 @@ import (
 
 	"wmproxy/internal/udpio"
 	"wmproxy/tunnel"
+	"wmproxy/tunnel/carrier"
 )
 
 // Result is the outcome of a relay.
@@ -24,7 +25,7 @@ type Result struct {
 	FromStream int64 // bytes read from the stream and written to TCP
 
 	// Err is nil if both halves ended cleanly. Otherwise both sides were reset, and
-	// Err is the first error: one of the TCP connection, a *tunnel.ResetError, or the
+	// Err is the first error: one of the TCP connection, a *carrier.ResetError, or the
 	// cause of ctx.
 	Err error
 }
@@ -41,7 +42,7 @@ const drainTime = 2 * time.Second
 // (with CodeConnectionReset if TCP failed), and TCP sends a RST.
 //
 // ahead is data that has been read from c already; it is written to the stream first.
-func Run(ctx context.Context, c *net.TCPConn, ahead []byte, s tunnel.Stream) Result {
+func Run(ctx context.Context, c *net.TCPConn, ahead []byte, s carrier.Stream) Result {
 	p := pair{tcp: c, conn: udpio.RawConn(c), stream: s}
 	unwatch := udpio.OnBroken(c, p.drain)
 	defer unwatch()
@@ -68,7 +69,7 @@ func Run(ctx context.Context, c *net.TCPConn, ahead []byte, s tunnel.Stream) Res
 type pair struct {
 	tcp    *net.TCPConn
 	conn   net.Conn // tcp, to read and write
-	stream tunnel.Stream
+	stream carrier.Stream
 
 	broken atomic.Bool // tcpBroken has taken tcp's error, so that reads return io.EOF
 
@@ -170,7 +171,7 @@ func (p *pair) tcpBroken() {
 
 // abort resets both sides, so that both copiers return. Only the first call has an
 // effect.
-func (p *pair) abort(code tunnel.ErrorCode, err error) {
+func (p *pair) abort(code carrier.ErrorCode, err error) {
 	p.once.Do(func() {
 		p.err = err
 		p.stream.Reset(code)
@@ -185,33 +186,33 @@ func (p *pair) abort(code tunnel.ErrorCode, err error) {
 // data. The end of ctx has no effect afterwards.
 func (p *pair) finish() {
 	p.once.Do(func() {
-		p.stream.Reset(tunnel.CodeNone)
+		p.stream.Reset(carrier.CodeNone)
 		p.tcp.Close()
 	})
 }
 
 // tcpCode returns the code that the peer gets after the TCP connection failed with err.
-func tcpCode(err error) tunnel.ErrorCode {
+func tcpCode(err error) carrier.ErrorCode {
 	if errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, syscall.ETIMEDOUT) {
-		return tunnel.CodeTimeout
+		return carrier.CodeTimeout
 	}
-	return tunnel.CodeConnectionReset
+	return carrier.CodeConnectionReset
 }
 
 // endCode returns the code that the peer gets after ctx ended with this cause.
-func endCode(cause error) tunnel.ErrorCode {
-	if reset := (*tunnel.ResetError)(nil); errors.As(cause, &reset) {
+func endCode(cause error) carrier.ErrorCode {
+	if reset := (*carrier.ResetError)(nil); errors.As(cause, &reset) {
 		return reset.Code
 	}
-	return tunnel.CodeShutdown
+	return carrier.CodeShutdown
 }
 
 // streamCode returns the code with which our half of the stream ends after the stream
 // failed with err: the peer's own, if the peer reset it.
-func streamCode(err error) tunnel.ErrorCode {
-	var reset *tunnel.ResetError
+func streamCode(err error) carrier.ErrorCode {
+	var reset *carrier.ResetError
 	if errors.As(err, &reset) {
 		return reset.Code
 	}
-	return tunnel.CodeInternal
+	return carrier.CodeInternal
 }

@@ -17,6 +17,7 @@ import (
 	"go.uber.org/goleak"
 
 	"wmproxy/tunnel"
+	"wmproxy/tunnel/carrier"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -28,7 +29,7 @@ type fakeStream struct {
 	r       *io.PipeReader
 	w       *io.PipeWriter
 	wrote   atomic.Int64
-	resets  chan tunnel.ErrorCode
+	resets  chan carrier.ErrorCode
 	inEnded atomic.Bool // Read has returned io.EOF
 	closed  atomic.Bool // CloseWrite
 
@@ -37,7 +38,7 @@ type fakeStream struct {
 }
 
 func newStream(r *io.PipeReader, w *io.PipeWriter) *fakeStream {
-	s := &fakeStream{r: r, w: w, resets: make(chan tunnel.ErrorCode, 8)}
+	s := &fakeStream{r: r, w: w, resets: make(chan carrier.ErrorCode, 8)}
 	s.life, s.end = context.WithCancelCause(context.Background())
 	return s
 }
@@ -70,12 +71,12 @@ func (s *fakeStream) CloseWrite() error {
 	return s.w.Close()
 }
 
-func (s *fakeStream) Reset(code tunnel.ErrorCode) {
+func (s *fakeStream) Reset(code carrier.ErrorCode) {
 	s.resets <- code
 	if s.closed.Load() && s.inEnded.Load() {
 		return
 	}
-	err := &tunnel.ResetError{Code: code}
+	err := &carrier.ResetError{Code: code}
 	s.w.CloseWithError(err)
 	s.r.CloseWithError(err)
 }
@@ -83,7 +84,7 @@ func (s *fakeStream) Reset(code tunnel.ErrorCode) {
 func (s *fakeStream) SetDeadline(time.Time) error { return nil }
 func (s *fakeStream) Context() context.Context    { return s.life }
 
-var _ tunnel.Stream = (*fakeStream)(nil)
+var _ carrier.Stream = (*fakeStream)(nil)
 
 // fixture is a relay under test: app ── TCP ── Run ── stream ── far.
 type fixture struct {
@@ -142,9 +143,9 @@ func random(n int) []byte {
 	return p
 }
 
-func isReset(t *testing.T, err error, code tunnel.ErrorCode) {
+func isReset(t *testing.T, err error, code carrier.ErrorCode) {
 	t.Helper()
-	var r *tunnel.ResetError
+	var r *carrier.ResetError
 	if !errors.As(err, &r) || r.Code != code {
 		t.Errorf("got %v, want a reset with code %d", err, code)
 	}
@@ -195,7 +196,7 @@ func TestBothHalvesArriveWholeAndCloseSeparately(t *testing.T) {
 			if r := b.end(t); r != want {
 				t.Errorf("result %+v, want %+v", r, want)
 			}
-			if code := <-b.near.resets; code != tunnel.CodeNone || len(b.near.resets) != 0 {
+			if code := <-b.near.resets; code != carrier.CodeNone || len(b.near.resets) != 0 {
 				t.Errorf("the stream was freed with code %d and %d more", code, len(b.near.resets))
 			}
 		})
@@ -215,7 +216,7 @@ func TestRSTOfAppResetsStream(t *testing.T) {
 			b.app.SetLinger(0)
 			b.app.Close()
 			_, err := io.ReadAll(b.far)
-			isReset(t, err, tunnel.CodeConnectionReset)
+			isReset(t, err, carrier.CodeConnectionReset)
 			if r := b.end(t); !errors.Is(r.Err, syscall.ECONNRESET) {
 				t.Errorf("ended with %v", r.Err)
 			}
@@ -233,7 +234,7 @@ func TestWriteToClosedAppResetsStream(t *testing.T) {
 	for err == nil {
 		_, err = b.far.Write(make([]byte, 1<<10))
 	}
-	isReset(t, err, tunnel.CodeConnectionReset)
+	isReset(t, err, carrier.CodeConnectionReset)
 	if r := b.end(t); r.Err == nil {
 		t.Error("ended cleanly")
 	}
@@ -255,13 +256,13 @@ func TestStreamResetBecomesRST(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			b.far.Reset(tunnel.CodeTimeout)
+			b.far.Reset(carrier.CodeTimeout)
 			if _, err := b.app.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
 				t.Errorf("the application reads %v, want a reset", err)
 			}
 			r := b.end(t)
-			isReset(t, r.Err, tunnel.CodeTimeout)
-			if code := <-b.near.resets; code != tunnel.CodeTimeout {
+			isReset(t, r.Err, carrier.CodeTimeout)
+			if code := <-b.near.resets; code != carrier.CodeTimeout {
 				t.Errorf("our half ended with code %d", code)
 			}
 		})
@@ -279,7 +280,7 @@ func TestEndOfUnreadStreamEndsRelay(t *testing.T) {
 	for last := int64(-1); last != b.far.wrote.Load(); time.Sleep(50 * time.Millisecond) {
 		last = b.far.wrote.Load()
 	}
-	b.near.end(&tunnel.ResetError{Code: 44})
+	b.near.end(&carrier.ResetError{Code: 44})
 	isReset(t, b.end(t).Err, 44)
 	<-stop
 }
@@ -300,7 +301,7 @@ func TestEndOfContextResetsBothSides(t *testing.T) {
 		t.Errorf("the application reads %v, want a reset", err)
 	}
 	_, err := b.far.Read(make([]byte, 1))
-	isReset(t, err, tunnel.CodeShutdown)
+	isReset(t, err, carrier.CodeShutdown)
 }
 
 func TestCanceledContextRelaysNothing(t *testing.T) {
@@ -346,11 +347,11 @@ func TestSlowReaderBlocksWriter(t *testing.T) {
 }
 
 func TestTimeoutAndResetHaveOwnCodes(t *testing.T) {
-	for err, want := range map[error]tunnel.ErrorCode{
-		syscall.ETIMEDOUT:      tunnel.CodeTimeout,
-		os.ErrDeadlineExceeded: tunnel.CodeTimeout,
-		syscall.ECONNRESET:     tunnel.CodeConnectionReset,
-		syscall.EPIPE:          tunnel.CodeConnectionReset,
+	for err, want := range map[error]carrier.ErrorCode{
+		syscall.ETIMEDOUT:      carrier.CodeTimeout,
+		os.ErrDeadlineExceeded: carrier.CodeTimeout,
+		syscall.ECONNRESET:     carrier.CodeConnectionReset,
+		syscall.EPIPE:          carrier.CodeConnectionReset,
 	} {
 		if got := tcpCode(&net.OpError{Op: "read", Err: err}); got != want {
 			t.Errorf("%v became code %d, want %d", err, got, want)

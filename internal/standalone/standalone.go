@@ -20,6 +20,7 @@ import (
 	"wmproxy/internal/stats"
 	"wmproxy/internal/user"
 	"wmproxy/tunnel"
+	"wmproxy/tunnel/carrier"
 )
 
 // Config is a proxy's options, which are valid, and what its process gives it. Log is
@@ -73,8 +74,8 @@ func Run(ctx context.Context, cfg Config) error {
 		ln.Close()
 		return err
 	}
-	defer registry.Close(tunnel.CodeShutdown, "the proxy is shutting down")
-	defer session.Close(tunnel.CodeShutdown, "the proxy is shutting down")
+	defer registry.Close(carrier.CodeShutdown, "the proxy is shutting down")
+	defer session.Close(carrier.CodeShutdown, "the proxy is shutting down")
 
 	budget := tunnel.NewBudget(int64(cfg.Memory), func() []*tunnel.Session { return append(registry.Sessions(), session) }, cfg.Log)
 	defer budget.Close()
@@ -100,8 +101,8 @@ func join(ctx context.Context, u *user.User, exit tunnel.Exit, log *slog.Logger)
 	wg.Go(func() { _, errNear = session.Attach(ctx, near, tunnel.Credentials{}) })
 	wg.Wait()
 	if err := errors.Join(errNear, errFar); err != nil {
-		session.Close(tunnel.CodeInternal, "")
-		registry.Close(tunnel.CodeInternal, "")
+		session.Close(carrier.CodeInternal, "")
+		registry.Close(carrier.CodeInternal, "")
 		return nil, nil, fmt.Errorf("joining entrance and exit: %w", err)
 	}
 	return registry, session, nil

@@ -18,6 +18,7 @@ import (
 
 	"wmproxy/internal/stats"
 	"wmproxy/tunnel"
+	"wmproxy/tunnel/carrier"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -156,10 +157,10 @@ func TestWholeSessionIsReported(t *testing.T) {
 		ID: "1a2b3c4d", User: "alice", Age: 1500 * time.Millisecond, Attached: true, Leaving: true, Detached: 2 * time.Second,
 		Datagrams: tunnel.Choice{Carrier: 7, Why: "preferred"}, Streams: tunnel.Choice{Carrier: 9, Why: "it must be"},
 		Carriers: []tunnel.CarrierStatus{{
-			Number: 7, Kind: tunnel.KindQUIC, Local: address, Remote: address, Age: time.Second, Heard: 250 * time.Millisecond, Datagrams: true, Streams: true,
+			Number: 7, Kind: carrier.KindQUIC, Local: address, Remote: address, Age: time.Second, Heard: 250 * time.Millisecond, Datagrams: true, Streams: true,
 			RTT: 1234567 * time.Nanosecond, Loss: &loss, Health: tunnel.HealthSuspect, Reason: "silent",
 			BundlesUp: 1, BundlesDown: 2, BundleBytesUp: 3, BundleBytesDown: 4, OpenStreams: 5, SmallSegments: true,
-			Path: tunnel.Stats{RTT: time.Hour, BytesUp: 6, BytesDown: 7, PacketsUp: 8, PacketsLost: 9},
+			Path: carrier.Stats{RTT: time.Hour, BytesUp: 6, BytesDown: 7, PacketsUp: 8, PacketsLost: 9},
 		}},
 		Flows: 11, OpenStreams: 12, Drops: stats.Dropped{stats.Stale: 13},
 	}

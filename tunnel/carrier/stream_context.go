@@ -1,20 +1,20 @@
-package tunnel
+package carrier
 
 import (
 	"context"
 	"sync"
 )
 
-// streamContext is a Stream's Context, made when somebody asks for it. The zero value is ready.
-type streamContext struct {
+// StreamContext is a Stream's Context, made when somebody asks for it. The zero value is ready.
+type StreamContext struct {
 	mu     sync.Mutex
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 	over   error // not nil: it has ended
 }
 
-// of returns the context. It ends with that of the carrier.
-func (c *streamContext) of(carrier context.Context) context.Context {
+// Of returns the context. It ends with that of the carrier.
+func (c *StreamContext) Of(carrier context.Context) context.Context {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.ctx == nil {
@@ -26,8 +26,8 @@ func (c *streamContext) of(carrier context.Context) context.Context {
 	return c.ctx
 }
 
-// end ends it. The first error counts.
-func (c *streamContext) end(err error) {
+// End ends it. The first error counts.
+func (c *StreamContext) End(err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.over != nil {

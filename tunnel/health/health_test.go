@@ -1,4 +1,4 @@
-package tunnel
+package health
 
 import (
 	"fmt"
@@ -6,18 +6,20 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"wmproxy/tunnel/wire"
 )
 
 // course is a carrier's health under traffic and pings on a simulated path.
 type course struct {
-	h        *health
+	h        *Health
 	now      time.Duration
 	rtt      time.Duration
 	up, down func(size int) bool // whether a bundle arrives
 	traffic  func(now time.Duration) (bundles, size int)
 	inUse    bool
 
-	sent, peerReceived, peerSent, received counts
+	sent, peerReceived, peerSent, received wire.Counts
 	pings                                  int
 	next                                   time.Duration
 	answers                                []answer
@@ -25,7 +27,7 @@ type course struct {
 
 type answer struct {
 	at   time.Duration
-	p    probe
+	p    wire.Probe
 	size int
 }
 
@@ -42,7 +44,7 @@ func eating(above int) func(int) bool { return func(size int) bool { return size
 
 func newCourse() *course {
 	return &course{
-		h: newHealth(Timers{}.withDefaults(), 0), rtt: 50 * time.Millisecond, up: all, down: all, inUse: true,
+		h: New(Timers{}.WithDefaults(), 0), rtt: 50 * time.Millisecond, up: all, down: all, inUse: true,
 		traffic: func(time.Duration) (int, int) { return 1, 200 },
 	}
 }
@@ -64,49 +66,49 @@ func (c *course) run(d time.Duration) (took time.Duration, changed bool) {
 		for len(c.answers) > 0 && c.answers[0].at <= c.now {
 			a := c.answers[0]
 			c.answers = c.answers[1:]
-			a.p.sent = c.peerSent
+			a.p.Sent = c.peerSent
 			if c.reply(a.size) {
 				received := c.received
-				c.h.answer(c.now, &a.p, received)
+				c.h.Answer(c.now, &a.p, received)
 			}
 		}
-		if c.h.judge(c.now) {
+		if c.h.Judge(c.now) {
 			return d - (end - c.now), true
 		}
-		c.next = c.h.lastAsked() + c.h.interval(c.now, c.inUse)
+		c.next = c.h.LastAsked() + c.h.Interval(c.now, c.inUse)
 	}
 	return d, false
 }
 
 func (c *course) send(size int) bool {
-	c.sent.add(size)
+	count(&c.sent, size)
 	if !c.up(size) {
 		return false
 	}
-	c.peerReceived.add(size)
+	count(&c.peerReceived, size)
 	return true
 }
 
 func (c *course) reply(size int) bool {
-	c.peerSent.add(size)
+	count(&c.peerSent, size)
 	if !c.down(size) {
 		return false
 	}
-	c.received.add(size)
+	count(&c.received, size)
 	return true
 }
 
 func (c *course) ping() {
 	c.pings++
-	id := c.h.ask(c.now)
+	id := c.h.Ask(c.now)
 	size := 60
-	if c.h.full(id, c.inUse) {
+	if c.h.Full(id, c.inUse) {
 		size = 1415
 	}
-	c.h.sent(id, c.sent)
+	c.h.Sent(id, c.sent)
 	heard := c.peerReceived
 	if c.send(size) {
-		c.answers = append(c.answers, answer{c.now + c.rtt, probe{pong: true, id: id, received: heard}, size})
+		c.answers = append(c.answers, answer{c.now + c.rtt, wire.Probe{Pong: true, ID: id, Received: heard}, size})
 	}
 }
 
@@ -152,7 +154,7 @@ func TestAnIdlePathThatFailsIsSuspectWithinTwentySeconds(t *testing.T) {
 	if took, changed := c.run(10 * time.Minute); changed {
 		t.Fatalf("a sound path was suspect after %v: %s", took, c.h.why)
 	}
-	if most := int(10*time.Minute/idleProbe) + 1; c.pings > most {
+	if most := int(10*time.Minute/IdleProbe) + 1; c.pings > most {
 		t.Errorf("%d pings in ten idle minutes, want at most %d", c.pings, most)
 	}
 	c.up = none
@@ -239,16 +241,16 @@ func TestAPathThatEatsLargePacketsReturnsWhenTheyPass(t *testing.T) {
 		}
 		return 1, 1380
 	}
-	if _, changed := c.run(5 * time.Second); !changed || c.h.limit != 1100 {
-		t.Fatalf("limit %d, %s", c.h.limit, c.h.why)
+	if _, changed := c.run(5 * time.Second); !changed || c.h.Limit != 1100 {
+		t.Fatalf("limit %d, %s", c.h.Limit, c.h.why)
 	}
 	c.traffic = func(time.Duration) (int, int) { return 1, 200 }
 	if took, changed := c.run(time.Minute); changed {
 		t.Fatalf("returned after %v though large probes vanish", took)
 	}
 	c.up = all
-	if took, changed := c.run(time.Minute); !changed || took > 8*time.Second || c.h.limit != 0 {
-		t.Errorf("returned: %v after %v, limit %d", changed, took, c.h.limit)
+	if took, changed := c.run(time.Minute); !changed || took > 8*time.Second || c.h.Limit != 0 {
+		t.Errorf("returned: %v after %v, limit %d", changed, took, c.h.Limit)
 	}
 }
 
@@ -263,8 +265,8 @@ func TestALimitIsFoundThoughNearlyAllBundlesAreLarge(t *testing.T) {
 		}
 		took, changed := c.run(3 * time.Second)
 		c.run(3*time.Second - took) // first it is suspect for its loss
-		if !changed || c.h.limit != 1100 {
-			t.Errorf("back %v: suspect %v after %v, limit %d after 3 s, %q; want 1100", back, changed, took, c.h.limit, c.h.why)
+		if !changed || c.h.Limit != 1100 {
+			t.Errorf("back %v: suspect %v after %v, limit %d after 3 s, %q; want 1100", back, changed, took, c.h.Limit, c.h.why)
 		}
 	}
 }
@@ -275,13 +277,13 @@ func TestASuspectsLimitIsFoundLater(t *testing.T) {
 	c.traffic = func(time.Duration) (int, int) { return 1, 1380 }
 	c.run(10 * time.Second)
 	c.up = none
-	if _, changed := c.run(3 * time.Second); !changed || c.h.limit != 0 {
-		t.Fatalf("suspect %v, limit %d", changed, c.h.limit)
+	if _, changed := c.run(3 * time.Second); !changed || c.h.Limit != 0 {
+		t.Fatalf("suspect %v, limit %d", changed, c.h.Limit)
 	}
 	c.up = eating(1250)
 	c.run(5 * time.Second)
-	if c.h.limit != 1100 {
-		t.Errorf("limit %d while nothing above 1,250 bytes arrives, want 1100", c.h.limit)
+	if c.h.Limit != 1100 {
+		t.Errorf("limit %d while nothing above 1,250 bytes arrives, want 1100", c.h.Limit)
 	}
 }
 
@@ -289,92 +291,92 @@ func TestAfterSleepTheFirstPingDecidesSoon(t *testing.T) {
 	c := newCourse()
 	c.run(10 * time.Second)
 	c.up = none
-	c.h.hurry()
+	c.h.Doubt()
 	if took, changed := c.run(10 * time.Second); !changed || took > time.Second+courseStep {
 		t.Errorf("suspect: %v after %v, want within a second", changed, took)
 	}
 }
 
 func TestLateAndForgedPongsCountForNothing(t *testing.T) {
-	h := newHealth(Timers{}.withDefaults(), 0)
-	id := h.ask(0)
-	if h.answer(time.Second, &probe{pong: true, id: id}, counts{}) {
+	h := New(Timers{}.WithDefaults(), 0)
+	id := h.Ask(0)
+	if h.Answer(time.Second, &wire.Probe{Pong: true, ID: id}, wire.Counts{}) {
 		t.Error("a pong for a ping that has not left")
 	}
-	h.sent(id, counts{1})
-	if !h.answer(time.Second, &probe{pong: true, id: id}, counts{}) || h.rtt != time.Second {
-		t.Errorf("the answer was not taken, RTT %v", h.rtt)
+	h.Sent(id, wire.Counts{1})
+	if !h.Answer(time.Second, &wire.Probe{Pong: true, ID: id}, wire.Counts{}) || h.RTT != time.Second {
+		t.Errorf("the answer was not taken, RTT %v", h.RTT)
 	}
 	for _, forged := range []uint64{0, id, id + 1, id + openPings, 1 << 62} {
-		if h.answer(2*time.Second, &probe{pong: true, id: forged}, counts{}) {
+		if h.Answer(2*time.Second, &wire.Probe{Pong: true, ID: forged}, wire.Counts{}) {
 			t.Errorf("a pong of id %d was taken", forged)
 		}
 	}
 }
 
 func TestProbesSurviveTheWire(t *testing.T) {
-	p := probe{pong: true, id: 7, sent: counts{5, 4, 3, 2, 1}, received: counts{50, 40, 30, 20, 1 << 40}, limit: 1200, epoch: 9, segments: 100, resent: 3}
-	rec, rest, err := parseRecord(p.append(nil))
-	if err != nil || len(rest) != 0 || rec.flow != 0 || rec.padding() {
+	p := wire.Probe{Pong: true, ID: 7, Sent: wire.Counts{5, 4, 3, 2, 1}, Received: wire.Counts{50, 40, 30, 20, 1 << 40}, Limit: 1200, Epoch: 9, Segments: 100, Resent: 3}
+	rec, rest, err := wire.ParseRecord(p.Append(nil))
+	if err != nil || len(rest) != 0 || rec.Flow != 0 || rec.Padding() {
 		t.Fatalf("%+v, %d bytes left, %v", rec, len(rest), err)
 	}
-	got, ok := parseProbe(rec.body)
+	got, ok := wire.ParseProbe(rec.Body)
 	if !ok || got != p {
 		t.Errorf("%+v became %+v, %v", p, got, ok)
 	}
-	for i := range rec.body {
-		if _, ok := parseProbe(rec.body[:i]); ok {
-			t.Errorf("%d of %d bytes are a probe", i, len(rec.body))
+	for i := range rec.Body {
+		if _, ok := wire.ParseProbe(rec.Body[:i]); ok {
+			t.Errorf("%d of %d bytes are a probe", i, len(rec.Body))
 		}
 	}
 }
 
 func FuzzProbe(f *testing.F) {
-	ping := probe{id: 1, sent: counts{1}}
-	pong := probe{pong: true, id: 1 << 60, received: counts{1 << 61}}
-	f.Add(ping.append(nil)[2:])
-	f.Add(pong.append(nil)[2:])
+	ping := wire.Probe{ID: 1, Sent: wire.Counts{1}}
+	pong := wire.Probe{Pong: true, ID: 1 << 60, Received: wire.Counts{1 << 61}}
+	f.Add(ping.Append(nil)[2:])
+	f.Add(pong.Append(nil)[2:])
 	f.Fuzz(func(t *testing.T, body []byte) {
-		p, ok := parseProbe(body)
+		p, ok := wire.ParseProbe(body)
 		if !ok {
 			return
 		}
-		rec, _, err := parseRecord(p.append(nil))
+		rec, _, err := wire.ParseRecord(p.Append(nil))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if again, ok := parseProbe(rec.body); !ok || again != p {
+		if again, ok := wire.ParseProbe(rec.Body); !ok || again != p {
 			t.Fatalf("%+v became %+v", p, again)
 		}
 		// Whatever a peer says, judging it must not panic, and its counters are only compared.
-		h := newHealth(Timers{}.withDefaults(), 0)
+		h := New(Timers{}.WithDefaults(), 0)
 		for i := range 5 {
-			id := h.ask(time.Duration(i) * time.Second)
-			h.sent(id, counts{uint64(i)})
-			p.id = id
-			h.answer(time.Duration(i)*time.Second, &p, counts{uint64(i)})
-			h.judge(time.Duration(i) * time.Second)
+			id := h.Ask(time.Duration(i) * time.Second)
+			h.Sent(id, wire.Counts{uint64(i)})
+			p.ID = id
+			h.Answer(time.Duration(i)*time.Second, &p, wire.Counts{uint64(i)})
+			h.Judge(time.Duration(i) * time.Second)
 		}
 	})
 }
 
 func TestATCPConnectionThatResendsLosesStreamsForAWhile(t *testing.T) {
-	var l tcpLoss
-	var own tcpCounts
+	var l Resends
+	var own Segments
 	now := time.Duration(0)
 	// step lets a window pass in which so many of 1,000 segments were sent again.
 	step := func(resent uint64) bool {
 		now += lossWindow
-		own.segments += 1000
-		own.resent += resent
-		return l.judge(now, own)
+		own.Segments += 1000
+		own.Resent += resent
+		return l.Judge(now, own)
 	}
 	for range 10 {
 		if step(15) {
 			t.Fatal("1.5 % is no reason")
 		}
 	}
-	if !step(50) || !l.lossy {
+	if !step(50) || !l.Lossy {
 		t.Fatal("5 % is one")
 	}
 	if step(40) || step(0) {
@@ -384,15 +386,15 @@ func TestATCPConnectionThatResendsLosesStreamsForAWhile(t *testing.T) {
 	for windows < 100 && !step(0) {
 		windows++
 	}
-	if rest := time.Duration(windows+2) * lossWindow; l.lossy || rest < lossRest || rest > lossRest+2*lossWindow {
+	if rest := time.Duration(windows+2) * lossWindow; l.Lossy || rest < lossRest || rest > lossRest+2*lossWindow {
 		t.Errorf("rested for %v, want about %v", rest, lossRest)
 	}
-	l.peer = tcpCounts{1000, 100} // the first word of a server must not count as a window
+	l.peer = Segments{1000, 100} // the first word of a server must not count as a window
 	if step(0) {
 		t.Error("counters from before were taken for new ones")
 	}
-	l.peer = tcpCounts{2000, 200}
-	if !step(0) || !l.lossy {
+	l.peer = Segments{2000, 200}
+	if !step(0) || !l.Lossy {
 		t.Error("the server's own retransmissions do not count")
 	}
 }
@@ -406,38 +408,38 @@ func TestSilenceIsCountedFromTheFirstPingThatIsOpen(t *testing.T) {
 	for c.now-began < 2*time.Minute {
 		c.run(time.Second)
 	}
-	if silent := c.h.silent(c.now); silent < c.now-began-time.Second || silent > c.now-began+time.Second {
+	if silent := c.h.Silence(c.now); silent < c.now-began-time.Second || silent > c.now-began+time.Second {
 		t.Errorf("silent for %v, want %v", silent, c.now-began)
 	}
 	c.up = all
 	c.run(2 * time.Second)
-	if silent := c.h.silent(c.now); silent > 2*c.rtt {
+	if silent := c.h.Silence(c.now); silent > 2*c.rtt {
 		t.Errorf("silent for %v once pings are answered again", silent)
 	}
 }
 
 func TestAPauseThatTCPMakesUpForIsNoProof(t *testing.T) {
-	h := newHealth(Timers{}.withDefaults(), 0)
-	var c counts
-	var open []probe
+	h := New(Timers{}.WithDefaults(), 0)
+	var c wire.Counts
+	var open []wire.Probe
 	var suspectAt, goodAt time.Duration
 	const from, to = 3 * time.Second, 11 * time.Second
 	for now := time.Duration(0); now < 20*time.Second; now += courseStep {
-		if now-h.lastAsked() >= h.interval(now, true) {
-			id := h.ask(now)
-			h.sent(id, c)
-			open = append(open, probe{pong: true, id: id, sent: c, received: c})
-			c.add(60)
+		if now-h.LastAsked() >= h.Interval(now, true) {
+			id := h.Ask(now)
+			h.Sent(id, c)
+			open = append(open, wire.Probe{Pong: true, ID: id, Sent: c, Received: c})
+			count(&c, 60)
 		}
 		if now <= from || now >= to { // what stood still then arrives, late and whole
 			for _, p := range open {
-				h.answer(now, &p, p.sent)
+				h.Answer(now, &p, p.Sent)
 			}
 			open = nil
 		}
-		if h.judge(now) && h.suspect {
+		if h.Judge(now) && h.Suspect {
 			suspectAt = now
-		} else if suspectAt > 0 && !h.suspect && goodAt == 0 {
+		} else if suspectAt > 0 && !h.Suspect && goodAt == 0 {
 			goodAt = now
 		}
 	}
@@ -446,10 +448,10 @@ func TestAPauseThatTCPMakesUpForIsNoProof(t *testing.T) {
 	}
 }
 
-// add counts one bundle of n bytes.
-func (c *counts) add(n int) {
+// count counts one bundle of n bytes.
+func count(c *wire.Counts, n int) {
 	c[0]++
-	for i, size := range sizeClasses {
+	for i, size := range wire.SizeClasses {
 		if n <= size {
 			return
 		}

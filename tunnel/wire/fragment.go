@@ -1,4 +1,4 @@
-package tunnel
+package wire
 
 import (
 	"sync"
@@ -18,12 +18,12 @@ const (
 	smallPartial = 4 << 10
 )
 
-// reassembler puts fragments together again. It has no clock and no lock: it
+// Reassembler puts fragments together again. It has no clock and no lock: it
 // belongs to the one goroutine that receives from a carrier. The zero value works.
-type reassembler struct {
+type Reassembler struct {
 	parts []*partial // oldest first
 	done  []byte     // the buffer of the datagram returned last
-	drops uint64     // datagrams given up: too old, too many or inconsistent
+	Drops uint64     // datagrams given up: too old, too many or inconsistent
 }
 
 type fragmentKey struct {
@@ -68,25 +68,25 @@ func putPartialBuffer(b []byte) {
 	}
 }
 
-// add takes one fragment and returns the whole datagram once it is complete, or
+// Add takes one fragment and returns the whole datagram once it is complete, or
 // nil. The datagram is valid until the next call. now is any steady clock.
-func (r *reassembler) add(rec *record, now time.Duration) []byte {
+func (r *Reassembler) Add(rec *Record, now time.Duration) []byte {
 	if r.done != nil {
 		putPartialBuffer(r.done)
 		r.done = nil
 	}
-	r.expire(now)
-	if len(rec.body) == 0 {
+	r.Expire(now)
+	if len(rec.Body) == 0 {
 		return nil
 	}
-	key := fragmentKey{rec.flow, rec.message}
+	key := fragmentKey{rec.Flow, rec.message}
 	i := r.find(key)
 	if i < 0 {
 		if len(r.parts) == maxPartials {
 			r.drop(0)
 		}
 		p := partialPool.Get().(*partial)
-		*p = partial{key: key, since: now, buf: getPartialBuffer(len(rec.body))}
+		*p = partial{key: key, since: now, buf: getPartialBuffer(len(rec.Body))}
 		r.parts = append(r.parts, p)
 		i = len(r.parts) - 1
 	}
@@ -104,23 +104,23 @@ func (r *reassembler) add(rec *record, now time.Duration) []byte {
 }
 
 // put stores one fragment; false says that it contradicts those before it.
-func (p *partial) put(rec *record) bool {
+func (p *partial) put(rec *Record) bool {
 	at := &p.at[rec.index]
 	if at.len != 0 {
 		return true // seen already
 	}
 	if p.count != 0 && (rec.index >= p.count || rec.count != 0) ||
 		rec.count != 0 && p.have > 0 && p.top >= rec.index ||
-		len(p.buf)+len(rec.body) > MaxBody {
+		len(p.buf)+len(rec.Body) > MaxBody {
 		return false
 	}
-	if cap(p.buf)-len(p.buf) < len(rec.body) {
+	if cap(p.buf)-len(p.buf) < len(rec.Body) {
 		grown := append(getPartialBuffer(MaxBody), p.buf...)
 		putPartialBuffer(p.buf)
 		p.buf = grown
 	}
-	at.off, at.len = uint32(len(p.buf)), uint32(len(rec.body))
-	p.buf = append(p.buf, rec.body...)
+	at.off, at.len = uint32(len(p.buf)), uint32(len(rec.Body))
+	p.buf = append(p.buf, rec.Body...)
 	p.mixed = p.mixed || int(rec.index) != p.have
 	p.have++
 	p.top = max(p.top, rec.index)
@@ -145,7 +145,7 @@ func (p *partial) join() []byte {
 	return out
 }
 
-func (r *reassembler) find(key fragmentKey) int {
+func (r *Reassembler) find(key fragmentKey) int {
 	for i, p := range r.parts {
 		if p.key == key {
 			return i
@@ -154,19 +154,19 @@ func (r *reassembler) find(key fragmentKey) int {
 	return -1
 }
 
-// expire gives up datagrams that have been in parts for too long.
-func (r *reassembler) expire(now time.Duration) {
+// Expire gives up datagrams that have been in parts for too long.
+func (r *Reassembler) Expire(now time.Duration) {
 	for len(r.parts) > 0 && now-r.parts[0].since > reassemblyTimeout {
 		r.drop(0)
 	}
 }
 
-func (r *reassembler) drop(i int) {
-	r.drops++
+func (r *Reassembler) drop(i int) {
+	r.Drops++
 	r.remove(i)
 }
 
-func (r *reassembler) remove(i int) {
+func (r *Reassembler) remove(i int) {
 	p := r.parts[i]
 	if p.buf != nil {
 		putPartialBuffer(p.buf)
@@ -176,8 +176,8 @@ func (r *reassembler) remove(i int) {
 	r.parts = append(r.parts[:i], r.parts[i+1:]...)
 }
 
-// close frees everything.
-func (r *reassembler) close() {
+// Close frees everything.
+func (r *Reassembler) Close() {
 	for len(r.parts) > 0 {
 		r.remove(0)
 	}

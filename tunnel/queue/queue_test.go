@@ -1,4 +1,4 @@
-package tunnel
+package queue
 
 import (
 	"bytes"
@@ -9,34 +9,36 @@ import (
 
 	"wmproxy/internal/stats"
 	"wmproxy/internal/udpio"
+	"wmproxy/tunnel/carrier"
+	"wmproxy/tunnel/wire"
 )
 
-func newTestQueue() (*queue, *stats.Drops, *sender) {
+func newTestQueue() (*Queue, *stats.Drops, *Sender) {
 	drops := &stats.Drops{}
-	q := &queue{}
-	s := newSender(false)
-	q.use(s)
+	q := &Queue{}
+	s := NewSender(false)
+	q.Use(s)
 	return q, drops, s
 }
 
 // countIn makes the drops of flows count in total.
-func countIn(total *stats.Drops, flows ...*flowQueue) {
+func countIn(total *stats.Drops, flows ...*Flow) {
 	for _, f := range flows {
-		f.drops.In(total)
+		f.Drops.In(total)
 	}
 }
 
-func message(body []byte) []udpio.Message { return []udpio.Message{{Body: body}} }
+func oneMessage(body []byte) []udpio.Message { return []udpio.Message{{Body: body}} }
 
 // drain pulls bundles of at most limit bytes until the queue is empty and
 // returns the datagrams by flow.
-func drain(t *testing.T, q *queue, s *sender, limit int, now time.Duration) (byFlow map[uint64][][]byte, bundles int) {
+func drain(t *testing.T, q *Queue, s *Sender, limit int, now time.Duration) (byFlow map[uint64][][]byte, bundles int) {
 	t.Helper()
 	byFlow = make(map[uint64][][]byte)
-	var r reassembler
-	defer r.close()
+	var r wire.Reassembler
+	defer r.Close()
 	for {
-		b := q.fill(make([]byte, 0, limit), limit, s, now)
+		b := q.Fill(make([]byte, 0, limit), limit, s, now)
 		if len(b) == 0 {
 			return byFlow, bundles
 		}
@@ -45,37 +47,37 @@ func drain(t *testing.T, q *queue, s *sender, limit int, now time.Duration) (byF
 		}
 		bundles++
 		for len(b) > 0 {
-			rec, rest, err := parseRecord(b)
+			rec, rest, err := wire.ParseRecord(b)
 			if err != nil {
 				t.Fatal(err)
 			}
 			b = rest
-			body := rec.body
-			if rec.fragment {
-				if body = r.add(&rec, now); body == nil {
+			body := rec.Body
+			if rec.Fragment {
+				if body = r.Add(&rec, now); body == nil {
 					continue
 				}
 			}
-			byFlow[rec.flow] = append(byFlow[rec.flow], bytes.Clone(body))
+			byFlow[rec.Flow] = append(byFlow[rec.Flow], bytes.Clone(body))
 		}
 	}
 }
 
 func TestDatagramsOfEverySizeLeaveInOrder(t *testing.T) {
 	rng := rand.New(rand.NewPCG(3, 4))
-	for _, limit := range []int{MinBundle, 1404, MaxBundleSize} {
+	for _, limit := range []int{carrier.MinBundle, 1404, carrier.MaxBundleSize} {
 		q, drops, s := newTestQueue()
-		flows := []*flowQueue{{id: 2}, {id: 4}, {id: 6}}
+		flows := []*Flow{{ID: 2}, {ID: 4}, {ID: 6}}
 		countIn(drops, flows...)
 		want := make(map[uint64][][]byte)
-		for _, size := range []int{1, 7, 600, limit - 20, limit - 3, limit, limit + 1, 9000, MaxBody, 64, 64} {
+		for _, size := range []int{1, 7, 600, limit - 20, limit - 3, limit, limit + 1, 9000, wire.MaxBody, 64, 64} {
 			for _, f := range flows {
 				body := make([]byte, size)
 				for i := range body {
 					body[i] = byte(rng.Uint32())
 				}
-				q.push(f, message(body), 0)
-				want[f.id] = append(want[f.id], body)
+				q.Push(f, oneMessage(body), 0)
+				want[f.ID] = append(want[f.ID], body)
 			}
 		}
 		got, _ := drain(t, q, s, limit, 0)
@@ -97,9 +99,9 @@ func TestDatagramsOfEverySizeLeaveInOrder(t *testing.T) {
 
 func TestWaitingDatagramsShareABundle(t *testing.T) {
 	q, _, s := newTestQueue()
-	f := &flowQueue{id: 2}
+	f := &Flow{ID: 2}
 	for range 18 {
-		q.push(f, message(make([]byte, 71)), 0)
+		q.Push(f, oneMessage(make([]byte, 71)), 0)
 	}
 	if _, bundles := drain(t, q, s, 1404, 0); bundles != 1 {
 		t.Errorf("%d bundles for 18 datagrams of 64 bytes, want 1", bundles)
@@ -108,20 +110,20 @@ func TestWaitingDatagramsShareABundle(t *testing.T) {
 
 func TestAFloodTakesNoOthersPlace(t *testing.T) {
 	q, drops, s := newTestQueue()
-	flood, voice := &flowQueue{id: 2}, &flowQueue{id: 4}
+	flood, voice := &Flow{ID: 2}, &Flow{ID: 4}
 	countIn(drops, flood, voice)
-	q.push(voice, message([]byte("voice 1")), 0)
+	q.Push(voice, oneMessage([]byte("voice 1")), 0)
 	for range 4 * maxQueueBytes / 1200 {
-		q.push(flood, message(make([]byte, 1200)), 0)
+		q.Push(flood, oneMessage(make([]byte, 1200)), 0)
 	}
-	q.push(voice, message([]byte("voice 2")), 0)
+	q.Push(voice, oneMessage([]byte("voice 2")), 0)
 	if q.bytes > maxQueueBytes {
 		t.Errorf("%d bytes wait, bound %d", q.bytes, maxQueueBytes)
 	}
 	if drops.Dropped()[stats.QueueFull] == 0 {
 		t.Error("the flood lost nothing")
 	}
-	b := q.fill(nil, 2*quantum, s, 0)
+	b := q.Fill(nil, 2*quantum, s, 0)
 	if !bytes.Contains(b, []byte("voice 1")) || !bytes.Contains(b, []byte("voice 2")) {
 		t.Error("the voice flow is not in the first bundle")
 	}
@@ -129,11 +131,11 @@ func TestAFloodTakesNoOthersPlace(t *testing.T) {
 
 func TestWhatWaitedTooLongIsDroppedWhenItsTurnComes(t *testing.T) {
 	q, drops, s := newTestQueue()
-	f := &flowQueue{id: 2}
+	f := &Flow{ID: 2}
 	countIn(drops, f)
-	q.push(f, message([]byte("old")), 0)
-	q.push(f, message([]byte("new")), 100*time.Millisecond)
-	got, _ := drain(t, q, s, 1404, maxQueueAge+time.Millisecond)
+	q.Push(f, oneMessage([]byte("old")), 0)
+	q.Push(f, oneMessage([]byte("new")), 100*time.Millisecond)
+	got, _ := drain(t, q, s, 1404, MaxAge+time.Millisecond)
 	if len(got[2]) != 1 || string(got[2][0]) != "new" || drops.Dropped()[stats.Stale] != 1 {
 		t.Errorf("got %q, drops %v", got[2], drops.Dropped())
 	}
@@ -141,10 +143,10 @@ func TestWhatWaitedTooLongIsDroppedWhenItsTurnComes(t *testing.T) {
 
 func TestTheOldestIsDroppedFirst(t *testing.T) {
 	q, _, s := newTestQueue()
-	f := &flowQueue{id: 2}
+	f := &Flow{ID: 2}
 	n := 2 * maxQueueBytes / (200 + packetOverhead)
 	for i := range n {
-		q.push(f, message(fmt.Appendf(make([]byte, 0, 200), "%0200d", i)), 0)
+		q.Push(f, oneMessage(fmt.Appendf(make([]byte, 0, 200), "%0200d", i)), 0)
 	}
 	got, _ := drain(t, q, s, 1404, 0)
 	last := got[2][len(got[2])-1]
@@ -159,15 +161,15 @@ func TestTheOldestIsDroppedFirst(t *testing.T) {
 
 func TestADatagramInFragmentsStartsAgainOnAnotherCarrier(t *testing.T) {
 	q, _, s1 := newTestQueue()
-	f := &flowQueue{id: 2}
+	f := &Flow{ID: 2}
 	body := bytes.Repeat([]byte("0123456789"), 500)
-	q.push(f, message(body), 0)
-	if b := q.fill(nil, 1404, s1, 0); len(b) == 0 {
+	q.Push(f, oneMessage(body), 0)
+	if b := q.Fill(nil, 1404, s1, 0); len(b) == 0 {
 		t.Fatal("nothing left over the first carrier")
 	}
-	s2 := newSender(false)
-	q.use(s2)
-	if b := q.fill(nil, 1404, s1, 0); len(b) != 0 {
+	s2 := NewSender(false)
+	q.Use(s2)
+	if b := q.Fill(nil, 1404, s1, 0); len(b) != 0 {
 		t.Fatal("a carrier that no longer serves got a bundle")
 	}
 	got, _ := drain(t, q, s2, 1404, 0)
@@ -178,19 +180,19 @@ func TestADatagramInFragmentsStartsAgainOnAnotherCarrier(t *testing.T) {
 
 func TestAFlowServesAQuantumBeforeTheNextOne(t *testing.T) {
 	q, _, s := newTestQueue()
-	a, b := &flowQueue{id: 2}, &flowQueue{id: 4}
+	a, b := &Flow{ID: 2}, &Flow{ID: 4}
 	for range 100 {
-		q.push(a, message(make([]byte, 100)), 0)
-		q.push(b, message(make([]byte, 100)), 0)
+		q.Push(a, oneMessage(make([]byte, 100)), 0)
+		q.Push(b, oneMessage(make([]byte, 100)), 0)
 	}
-	bundle := q.fill(nil, 10*quantum, s, 0)
+	bundle := q.Fill(nil, 10*quantum, s, 0)
 	count := map[uint64]int{}
 	for len(bundle) > 0 {
-		rec, rest, err := parseRecord(bundle)
+		rec, rest, err := wire.ParseRecord(bundle)
 		if err != nil {
 			t.Fatal(err)
 		}
-		count[rec.flow]++
+		count[rec.Flow]++
 		bundle = rest
 	}
 	if d := count[2] - count[4]; d < -20 || d > 20 {
@@ -202,19 +204,19 @@ func TestAFullBundleIsExactWhereThatIsCheaper(t *testing.T) {
 	const limit = 1404
 	for _, size := range []int{67, 167, 727, 1207, 1379, 8007} {
 		q, drops, _ := newTestQueue()
-		s := newSender(true)
-		q.use(s)
-		f := &flowQueue{id: 2}
+		s := NewSender(true)
+		q.Use(s)
+		f := &Flow{ID: 2}
 		countIn(drops, f)
 		sent := 0
 		for range 40 {
-			q.push(f, message(make([]byte, size)), 0)
+			q.Push(f, oneMessage(make([]byte, size)), 0)
 			sent++
 		}
 		padding, bundles, got := 0, 0, 0
-		var r reassembler
+		var r wire.Reassembler
 		for {
-			b := q.fill(make([]byte, 0, limit), limit, s, 0)
+			b := q.Fill(make([]byte, 0, limit), limit, s, 0)
 			if len(b) == 0 {
 				break
 			}
@@ -223,21 +225,21 @@ func TestAFullBundleIsExactWhereThatIsCheaper(t *testing.T) {
 				t.Errorf("%d bytes: bundle %d has %d bytes, want %d", size, bundles, len(b), limit)
 			}
 			for len(b) > 0 {
-				rec, rest, err := parseRecord(b)
+				rec, rest, err := wire.ParseRecord(b)
 				if err != nil {
 					t.Fatal(err)
 				}
-				if rec.padding() {
+				if rec.Padding() {
 					padding += len(b)
 					break
 				}
-				if !rec.fragment || r.add(&rec, 0) != nil {
+				if !rec.Fragment || r.Add(&rec, 0) != nil {
 					got++
 				}
 				b = rest
 			}
 		}
-		r.close()
+		r.Close()
 		if got != sent {
 			t.Errorf("%d bytes: %d datagrams arrived, want %d; drops %v", size, got, sent, drops.Dropped())
 		}
@@ -250,20 +252,20 @@ func TestAFullBundleIsExactWhereThatIsCheaper(t *testing.T) {
 func TestNothingIsPaddedOnACongestedPath(t *testing.T) {
 	const limit = 1404
 	q, _, _ := newTestQueue()
-	s := newSender(true)
-	q.use(s)
-	f := &flowQueue{id: 2}
+	s := NewSender(true)
+	q.Use(s)
+	f := &Flow{ID: 2}
 	for range 40 {
-		q.push(f, message(make([]byte, 167)), 0)
+		q.Push(f, oneMessage(make([]byte, 167)), 0)
 	}
 	for {
-		b := q.fill(make([]byte, 0, limit), limit, s, congestedAfter)
+		b := q.Fill(make([]byte, 0, limit), limit, s, congestedAfter)
 		if len(b) == 0 {
 			break
 		}
 		for len(b) > 0 {
-			rec, rest, err := parseRecord(b)
-			if err != nil || rec.padding() {
+			rec, rest, err := wire.ParseRecord(b)
+			if err != nil || rec.Padding() {
 				t.Fatalf("padding or %v", err)
 			}
 			b = rest
@@ -276,15 +278,15 @@ func TestTheQueueDoesNotAllocate(t *testing.T) {
 		t.Skip("sync.Pool drops at random under the race detector")
 	}
 	q, _, s := newTestQueue()
-	f := &flowQueue{id: 2}
+	f := &Flow{ID: 2}
 	ms := []udpio.Message{{Head: make([]byte, 7), Body: make([]byte, 64)}, {Body: make([]byte, 1200)}}
 	buf := make([]byte, 0, 1404)
 	n := testing.AllocsPerRun(1000, func() {
-		q.push(f, ms, 0)
-		for len(q.fill(buf, 1404, s, 0)) > 0 {
+		q.Push(f, ms, 0)
+		for len(q.Fill(buf, 1404, s, 0)) > 0 {
 		}
 		select {
-		case <-s.wake:
+		case <-s.Wake:
 		default:
 		}
 	})
@@ -296,21 +298,21 @@ func TestTheQueueDoesNotAllocate(t *testing.T) {
 func BenchmarkQueue(b *testing.B) {
 	for _, size := range []int{64, 1200, 8000} {
 		b.Run(fmt.Sprint(size), func(b *testing.B) {
-			q := &queue{}
-			s := newSender(false)
-			q.use(s)
-			f := &flowQueue{id: 2}
+			q := &Queue{}
+			s := NewSender(false)
+			q.Use(s)
+			f := &Flow{ID: 2}
 			ms := make([]udpio.Message, 16)
 			for i := range ms {
 				ms[i] = udpio.Message{Head: make([]byte, 7), Body: make([]byte, size)}
 			}
 			buf := make([]byte, 0, 1404)
 			for b.Loop() {
-				q.push(f, ms, 0)
-				for len(q.fill(buf, 1404, s, 0)) > 0 {
+				q.Push(f, ms, 0)
+				for len(q.Fill(buf, 1404, s, 0)) > 0 {
 				}
 				select {
-				case <-s.wake:
+				case <-s.Wake:
 				default:
 				}
 			}

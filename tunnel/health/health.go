@@ -1,9 +1,13 @@
-package tunnel
+// Package health judges a carrier from what its probes report.
+package health
 
 import (
 	"fmt"
 	"math"
 	"time"
+
+	"wmproxy/tunnel/carrier"
+	"wmproxy/tunnel/wire"
 )
 
 // Timers say how soon a carrier is doubted. The zero value of a field is its default.
@@ -25,35 +29,22 @@ type Timers struct {
 	Steady time.Duration
 }
 
-// MaxDead bounds Timers.Dead.
-const MaxDead = 4 * time.Minute
-
-// leastPatience is the least time after which a transport gives a silent connection
-// up by itself.
-const leastPatience = 30 * time.Second
-
-// patience is that time where Timers.Dead is dead, 0 its default: later than the
-// session's own verdict, which says why.
-func patience(dead time.Duration) time.Duration {
-	dead = Timers{Dead: dead}.withDefaults().Dead
-	return max(leastPatience, dead+dead/4)
-}
-
-func (t Timers) withDefaults() Timers {
+// WithDefaults returns t with the defaults in place of zero.
+func (t Timers) WithDefaults() Timers {
 	for _, d := range []struct {
 		value    *time.Duration
 		byItself time.Duration
 	}{
 		{&t.Suspect, 2 * time.Second},
 		{&t.SuspectIdle, 20 * time.Second},
-		{&t.Dead, 30 * time.Second},
+		{&t.Dead, carrier.DefaultDead},
 		{&t.Steady, 5 * time.Second},
 	} {
 		if *d.value <= 0 {
 			*d.value = d.byItself
 		}
 	}
-	t.Dead = min(t.Dead, MaxDead)
+	t.Dead = min(t.Dead, carrier.MaxDead)
 	return t
 }
 
@@ -65,7 +56,7 @@ const (
 	eagerFor = 30 * time.Second
 
 	// idleProbe is the longest time between two pings; NAT mappings live longer.
-	idleProbe = 10 * time.Second
+	IdleProbe = 10 * time.Second
 
 	// How many bundles must have been sent for their loss to mean something, to
 	// leave a carrier and to come back to it.
@@ -85,7 +76,7 @@ const (
 	keptSamples = 128 // answered pings that loss is judged by
 )
 
-// health judges one carrier from what its pings and pongs say, both directions
+// Health judges one carrier from what its pings and pongs say, both directions
 // apart. It has no clock and no lock; the client keeps one for each carrier.
 //
 //	          bad                              well for Steady × 2^relapses
@@ -97,58 +88,59 @@ const (
 // bad is one of: a ping unanswered for Suspect; over as long, less than half of
 // judgedBundles or more arrived in one direction; of the bundles above some size
 // none did, while smaller ones did.
-type health struct {
+type Health struct {
 	t Timers
 
 	pings    [openPings]ping // by id
 	next     uint64          // id of the next ping; the first is 1
 	answered uint64          // id of the last one answered
 	openAt   time.Duration   // when the one after it was asked, if any was
-	rtt      time.Duration   // of the last one; 0 before
+	RTT      time.Duration   // of the last one; 0 before
 	lost     float64         // share of bundles lost lately, the worse direction
-	hurried  bool            // after a suspend: until the next answer
+	Doubted  bool            // after a suspend: until the next answer
 
 	samples [keptSamples]sample // ring, oldest at first
 	first   int
 	n       int
 	newest  sample
 
-	suspect   bool
-	probation bool          // suspect only because the one before it was
+	Suspect   bool
+	Probation bool          // suspect only because the one before it was
 	why       string        // while suspect; reason returns the text to show
 	silence   bool          // it is suspect because it was silent
 	longest   time.Duration // the longest ended silence of this suspicion
 	since     time.Duration // of the present state
 	relapses  int
-	limit     int // largest bundle in bytes that the path takes; 0 is any
+	Limit     int // largest bundle in bytes that the path takes; 0 is any
 }
 
 // ping is one that was asked for. sent is from when it left, if it has.
 type ping struct {
 	id   uint64
 	at   time.Duration
-	sent counts
+	sent wire.Counts
 	left bool
 }
 
 // sample is what an answered ping said of both directions.
 type sample struct {
 	at                 time.Duration // of the ping
-	sent, peerReceived counts
-	peerSent, received counts
+	sent, peerReceived wire.Counts
+	peerSent, received wire.Counts
 }
 
-func newHealth(t Timers, now time.Duration) *health { return &health{t: t, next: 1, since: now} }
+// New returns the health of a carrier that is attached now.
+func New(t Timers, now time.Duration) *Health { return &Health{t: t, next: 1, since: now} }
 
-// succeed begins where a suspect of the same kind has got to: that a connection
+// Follow begins where a suspect of the same kind has got to: that a connection
 // can be made on a path says little of what the path loses.
-func (h *health) succeed(before *health) {
-	h.suspect, h.probation, h.why, h.silence = true, true, "has yet to prove itself", false
-	h.relapses, h.limit = before.relapses, before.limit
+func (h *Health) Follow(before *Health) {
+	h.Suspect, h.Probation, h.why, h.silence = true, true, "has yet to prove itself", false
+	h.relapses, h.Limit = before.relapses, before.Limit
 }
 
-// ask notes that a ping is due now and returns its id.
-func (h *health) ask(now time.Duration) uint64 {
+// Ask notes that a ping is due now and returns its id.
+func (h *Health) Ask(now time.Duration) uint64 {
 	id := h.next
 	h.next++
 	h.pings[id%openPings] = ping{id: id, at: now}
@@ -158,28 +150,28 @@ func (h *health) ask(now time.Duration) uint64 {
 	return id
 }
 
-// sent notes what had been sent when the ping left.
-func (h *health) sent(id uint64, c counts) {
+// Sent notes what had been sent when the ping left.
+func (h *Health) Sent(id uint64, c wire.Counts) {
 	if p := &h.pings[id%openPings]; p.id == id {
 		p.sent, p.left = c, true
 	}
 }
 
-// answer takes a pong; received is what had been received before it. It says
+// Answer takes a pong; received is what had been received before it. It says
 // whether the pong answers something.
-func (h *health) answer(now time.Duration, p *probe, received counts) bool {
-	q := h.pings[p.id%openPings]
-	if q.id != p.id || !q.left || p.id <= h.answered {
+func (h *Health) Answer(now time.Duration, p *wire.Probe, received wire.Counts) bool {
+	q := h.pings[p.ID%openPings]
+	if q.id != p.ID || !q.left || p.ID <= h.answered {
 		return false // late, twice or made up
 	}
-	h.longest = max(h.longest, h.silent(now))
-	h.answered, h.hurried = p.id, false
-	h.openAt = h.pings[(p.id+1)%openPings].at // where that was asked
-	h.rtt = now - q.at
-	if h.suspect && h.rtt >= h.t.Suspect {
+	h.longest = max(h.longest, h.Silence(now))
+	h.answered, h.Doubted = p.ID, false
+	h.openAt = h.pings[(p.ID+1)%openPings].at // where that was asked
+	h.RTT = now - q.at
+	if h.Suspect && h.RTT >= h.t.Suspect {
 		h.since = now // what was late did not work well
 	}
-	h.newest = sample{at: q.at, sent: q.sent, peerReceived: p.received, peerSent: p.sent, received: received}
+	h.newest = sample{at: q.at, sent: q.sent, peerReceived: p.Received, peerSent: p.Sent, received: received}
 	last := h.first + h.n - 1
 	if h.n > 0 && q.at-h.samples[last%keptSamples].at < max(h.t.Suspect/16, h.steady()/100) {
 		return true
@@ -193,17 +185,17 @@ func (h *health) answer(now time.Duration, p *probe, received counts) bool {
 	return true
 }
 
-// lastAsked is when the last ping was due.
-func (h *health) lastAsked() time.Duration {
+// LastAsked is when the last ping was due.
+func (h *Health) LastAsked() time.Duration {
 	if h.next == 1 {
-		return -idleProbe * openPings // never: one is due
+		return -IdleProbe * openPings // never: one is due
 	}
 	return h.pings[(h.next-1)%openPings].at
 }
 
-// silent is how long the oldest ping that is still open has waited, also where it
+// Silence is how long the oldest ping that is still open has waited, also where it
 // is too old to be answered.
-func (h *health) silent(now time.Duration) time.Duration {
+func (h *Health) Silence(now time.Duration) time.Duration {
 	if h.answered+1 == h.next {
 		return 0
 	}
@@ -213,7 +205,7 @@ func (h *health) silent(now time.Duration) time.Duration {
 // over returns what was sent and received in the two directions between the
 // newest sample and the one that is at least span before it; the latest such one,
 // or the oldest within span where that is asked for.
-func (h *health) over(span time.Duration, within bool) (up, down flowed, covered time.Duration) {
+func (h *Health) over(span time.Duration, within bool) (up, down flowed, covered time.Duration) {
 	base := -1
 	for i := range h.n {
 		age := h.newest.at - h.samples[(h.first+i)%keptSamples].at
@@ -229,13 +221,13 @@ func (h *health) over(span time.Duration, within bool) (up, down flowed, covered
 		return up, down, 0
 	}
 	s := &h.samples[(h.first+base)%keptSamples]
-	up = flowed{h.newest.sent.minus(s.sent), h.newest.peerReceived.minus(s.peerReceived)}
-	down = flowed{h.newest.peerSent.minus(s.peerSent), h.newest.received.minus(s.received)}
+	up = flowed{h.newest.sent.Minus(s.sent), h.newest.peerReceived.Minus(s.peerReceived)}
+	down = flowed{h.newest.peerSent.Minus(s.peerSent), h.newest.received.Minus(s.received)}
 	return up, down, h.newest.at - s.at
 }
 
 // flowed is what happened in one direction.
-type flowed struct{ sent, got counts }
+type flowed struct{ sent, got wire.Counts }
 
 // arrived is the share of bundles that arrived, 1 where none was sent.
 func (f *flowed) arrived() float64 {
@@ -248,7 +240,7 @@ func (f *flowed) arrived() float64 {
 // eaten returns a size in bytes above which nothing arrives although smaller
 // bundles do; 0 is none.
 func (f *flowed) eaten() int {
-	for i, size := range sizeClasses {
+	for i, size := range wire.SizeClasses {
 		sent, got := f.sent[i+1], f.got[i+1]
 		if got > 0 {
 			continue
@@ -266,32 +258,32 @@ func (f *flowed) eaten() int {
 	return 0
 }
 
-// judge brings the state up to now and says whether it changed.
-func (h *health) judge(now time.Duration) (changed bool) {
-	if h.suspect && !h.probation {
+// Judge brings the state up to now and says whether it changed.
+func (h *Health) Judge(now time.Duration) (changed bool) {
+	if h.Suspect && !h.Probation {
 		h.learnLimit()
 		return h.recover(now)
 	}
 	why, silence := h.complaint(now)
-	if why == "" && h.probation {
+	if why == "" && h.Probation {
 		return h.recover(now)
 	}
 	if why == "" {
 		return false
 	}
-	if !h.suspect && h.relapses > 0 && now-h.since > 10*h.steady() {
+	if !h.Suspect && h.relapses > 0 && now-h.since > 10*h.steady() {
 		h.relapses = 0
 	}
-	h.suspect, h.probation, h.why, h.since = true, false, why, now
+	h.Suspect, h.Probation, h.why, h.since = true, false, why, now
 	h.silence, h.longest = silence, 0
 	return true
 }
 
-// reason returns why a carrier is suspect now, "" if it is not. heard is when anything last arrived.
-func (h *health) reason(now, heard time.Duration) string {
-	silent := h.silent(now)
+// Reason returns why a carrier is suspect now, "" if it is not. heard is when anything last arrived.
+func (h *Health) Reason(now, heard time.Duration) string {
+	silent := h.Silence(now)
 	switch {
-	case !h.suspect:
+	case !h.Suspect:
 		return ""
 	case !h.silence:
 		return h.why
@@ -304,12 +296,12 @@ func (h *health) reason(now, heard time.Duration) string {
 }
 
 // complaint returns the fault of a carrier that was good, "" if none, and reports whether it is silence.
-func (h *health) complaint(now time.Duration) (why string, silence bool) {
+func (h *Health) complaint(now time.Duration) (why string, silence bool) {
 	patience := h.t.Suspect
-	if h.hurried {
-		patience = max(patience/4, 3*h.rtt)
+	if h.Doubted {
+		patience = max(patience/4, 3*h.RTT)
 	}
-	if silent := h.silent(now); silent >= patience {
+	if silent := h.Silence(now); silent >= patience {
 		return fmt.Sprintf("silent for %.1f s", silent.Seconds()), true
 	}
 	// Pings come every quarter of that time, so this covers most of it to all of it.
@@ -324,7 +316,7 @@ func (h *health) complaint(now time.Duration) (why string, silence bool) {
 	}{{"there", up}, {"back", down}} {
 		// First, because a path that eats large packets also loses most where most are large.
 		if size := d.f.eaten(); size > 0 {
-			h.limit = size
+			h.Limit = size
 			return fmt.Sprintf("loses all above %d bytes on the way %s", size, d.name), false
 		}
 		if d.f.sent[0] >= judgedBundles && d.f.arrived() < badShare {
@@ -336,21 +328,21 @@ func (h *health) complaint(now time.Duration) (why string, silence bool) {
 
 // learnLimit finds out about a suspect what it was not suspected for: where nothing
 // is better it stays in use, and bundles that fit are then all that arrives.
-func (h *health) learnLimit() {
-	if h.limit > 0 {
+func (h *Health) learnLimit() {
+	if h.Limit > 0 {
 		return
 	}
 	up, down, _ := h.over(h.t.Suspect*3/4, false)
-	h.limit = max(up.eaten(), down.eaten())
+	h.Limit = max(up.eaten(), down.eaten())
 }
 
 // recover says whether a suspect has worked well for long enough.
-func (h *health) recover(now time.Duration) bool {
+func (h *Health) recover(now time.Duration) bool {
 	steady := h.steady()
 	if now-h.since >= eagerFor {
 		steady = max(steady, 2*h.t.Steady) // there are fewer pings to judge by
 	}
-	if now-h.since < steady || h.silent(now) >= h.t.Suspect/2 || now-h.newest.at > steady {
+	if now-h.since < steady || h.Silence(now) >= h.t.Suspect/2 || now-h.newest.at > steady {
 		return false
 	}
 	up, down, covered := h.over(steady, true)
@@ -361,21 +353,21 @@ func (h *health) recover(now time.Duration) bool {
 		if d.sent[0] < steadyBundles || d.arrived() < goodShare {
 			return false
 		}
-		for i := range sizeClasses {
+		for i := range wire.SizeClasses {
 			if sent, got := d.sent[i+1], d.got[i+1]; sent > 1 && float64(got) < badShare*float64(sent) {
 				return false
 			}
 		}
 	}
 	h.lost = 1 - min(up.arrived(), down.arrived())
-	h.suspect, h.probation, h.why, h.since, h.limit = false, false, "", now, 0
+	h.Suspect, h.Probation, h.why, h.since, h.Limit = false, false, "", now, 0
 	h.silence = false
 	h.relapses++
 	return true
 }
 
 // steady is how long a suspect has to work well.
-func (h *health) steady() time.Duration {
+func (h *Health) steady() time.Duration {
 	steady := h.t.Steady
 	for range h.relapses {
 		if steady >= maxSteady {
@@ -386,33 +378,39 @@ func (h *health) steady() time.Duration {
 	return steady
 }
 
-// interval is how long after the last ping the next one is due.
-func (h *health) interval(now time.Duration, inUse bool) time.Duration {
+// Interval is how long after the last ping the next one is due.
+func (h *Health) Interval(now time.Duration, inUse bool) time.Duration {
 	often, eager := h.t.Suspect/4, h.t.Suspect/20
 	switch {
-	case h.suspect && now-h.since < eagerFor:
+	case h.Suspect && now-h.since < eagerFor:
 		return min(eager, h.t.Steady/(steadyBundles+10))
-	case h.suspect:
+	case h.Suspect:
 		return min(h.t.Suspect/8, 2*h.t.Steady/(steadyBundles+10))
-	case h.hurried || h.silent(now) > eager+2*h.rtt:
+	case h.Doubted || h.Silence(now) > eager+2*h.RTT:
 		return eager // in doubt: more pings, so that a lost one means little
 	case inUse:
 		return often
 	}
-	return min(h.t.SuspectIdle/2, idleProbe)
+	return min(h.t.SuspectIdle/2, IdleProbe)
 }
 
-// full says whether the ping of this id goes in a bundle of the largest size.
-func (h *health) full(id uint64, inUse bool) bool {
-	if inUse || h.suspect {
+// Full says whether the ping of this id goes in a bundle of the largest size.
+func (h *Health) Full(id uint64, inUse bool) bool {
+	if inUse || h.Suspect {
 		return id%4 == 0
 	}
 	return id%2 == 0
 }
 
-// hurry is called after the process may have been asleep: nothing that was true
+// Doubt is called after the process may have been asleep: nothing that was true
 // before need be true now.
-func (h *health) hurry() { h.hurried = true }
+func (h *Health) Doubt() { h.Doubted = true }
 
-// excuse forgets the pings that are open: their answers may wait to be read.
-func (h *health) excuse() { h.answered = h.next - 1 }
+// Forgive forgets the pings that are open: their answers may wait to be read.
+func (h *Health) Forgive() { h.answered = h.next - 1 }
+
+// ProvedAt returns when the newest ping left that was answered.
+func (h *Health) ProvedAt() time.Duration { return h.newest.at }
+
+// Loss returns the share of bundles that got lost lately in the worse direction, if that is known.
+func (h *Health) Loss() (share float64, known bool) { return h.lost, h.n > 1 }

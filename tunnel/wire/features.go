@@ -1,4 +1,4 @@
-package tunnel
+package wire
 
 // Features are optional parts of the protocol, one bit each. Each side announces
 // its own at the end of HELLO or WELCOME; a side that sends none has none. The
@@ -14,16 +14,16 @@ const NamedAnswers Features = 1 << 0
 // TypeNameAnswered is the address type of a name that answers are to carry.
 const TypeNameAnswered = 0x83
 
-// ownFeatures are the features of this program.
-const ownFeatures = NamedAnswers
+// OwnFeatures are the features of this program.
+const OwnFeatures = NamedAnswers
 
 // Has reports whether all bits of want are set.
 func (f Features) Has(want Features) bool { return f&want == want }
 
 // features reads the optional last field of HELLO and WELCOME.
-func (f *fields) features() Features {
-	if f.err != nil || len(f.b) == 0 {
+func (f *Fields) features() Features {
+	if f.Err != nil || len(f.B) == 0 {
 		return 0
 	}
-	return Features(f.varint())
+	return Features(f.Varint())
 }

@@ -1,8 +1,7 @@
-// Package tunnel is sessions over carriers: the authenticated relationship of
-// one client with one server, whose datagrams and streams travel over whatever
-// connections are attached to it at the time. It knows nothing of SOCKS: the
-// body of a record and the address of a stream are bytes to it.
-package tunnel
+// Package carrier is the contract between sessions and the connections that carry them: a
+// Pending connection passes the handshake and becomes a Carrier, which carries bundles of
+// datagrams, streams and control messages. It knows none of its implementations.
+package carrier
 
 import (
 	"context"
@@ -11,9 +10,6 @@ import (
 	"net"
 	"time"
 )
-
-// ALPN is the application protocol both carriers negotiate (RFC 7301).
-const ALPN = "wmproxy/1"
 
 // Kind names a transport.
 type Kind uint8
@@ -98,8 +94,8 @@ type WindowedStream interface {
 }
 
 // Carrier is one connection to the peer that has passed TLS and the handshake.
-// Everything a session sends goes through this interface; quic.go, yamux.go and
-// pipe.go implement it and one suite of tests runs on all three.
+// Everything a session sends goes through this interface, and one suite of tests runs on all
+// implementations.
 type Carrier interface {
 	// Traits returns the properties of the carrier, which do not change.
 	Traits() Traits
@@ -215,14 +211,6 @@ type Pending interface {
 	// can, does not wait for it, and may be called at any time before Start.
 	Close(code ErrorCode, reason string)
 }
-
-// MinBundle is the smallest MaxBundle of any carrier in bytes: what fits into
-// one DATAGRAM frame on a path of 1200-byte QUIC packets (RFC 9000 section 14).
-const MinBundle = 1100
-
-// MaxBundleSize is the largest bundle any carrier takes or sends in bytes. On
-// yamux a datagram waits behind at most one such write.
-const MaxBundleSize = 16 << 10
 
 // ErrorCode says why a carrier or a stream ended. On QUIC it is the application
 // error code (RFC 9000 section 20.2).

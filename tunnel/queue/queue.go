@@ -1,4 +1,6 @@
-package tunnel
+// Package queue is the datagrams of a session that wait to be sent, and the Sender by which a
+// carrier pulls bundles of them.
+package queue
 
 import (
 	"sync"
@@ -7,6 +9,7 @@ import (
 	"wmproxy/internal/notify"
 	"wmproxy/internal/stats"
 	"wmproxy/internal/udpio"
+	"wmproxy/tunnel/wire"
 )
 
 const (
@@ -15,11 +18,11 @@ const (
 
 	// maxDetachedBytes is the same while no carrier is attached: hardly any of it will
 	// be young enough when one comes, and a server may hold many such sessions.
-	maxDetachedBytes = 64 << 10
+	MaxDetachedBytes = 64 << 10
 
 	// maxQueueAge is how long a datagram may wait; an older one is of no use to a
 	// call or a game and is dropped when its turn comes.
-	maxQueueAge = 120 * time.Millisecond
+	MaxAge = 120 * time.Millisecond
 
 	// quantum is how many bytes a flow sends before it is the next one's turn.
 	quantum = 1500
@@ -37,27 +40,27 @@ const (
 	packetOverhead = 64
 )
 
-// queue is a session's datagrams that wait for a carrier: a list for each flow,
+// Queue is a session's datagrams that wait for a carrier: a list for each flow,
 // served in turn (deficit round robin). Producers never wait: when it is full,
 // the oldest datagram of a flow that has more than its share makes room.
 // Carriers pull bundles from it, so nothing is stranded on a dead one.
-type queue struct {
+type Queue struct {
 	mu     sync.Mutex
 	bytes  int
-	flows  int        // flows with datagrams waiting
-	turn   *flowQueue // ring of those flows; the one whose turn it is
-	sender *sender    // the carrier that serves now; nil while none is attached
+	flows  int     // flows with datagrams waiting
+	turn   *Flow   // ring of those flows; the one whose turn it is
+	sender *Sender // the carrier that serves now; nil while none is attached
 	closed bool
 }
 
-// flowQueue is one flow's part of the queue; it is guarded by queue.mu.
-type flowQueue struct {
-	id          uint64
+// Flow is one flow's part of the queue; it is guarded by queue.mu.
+type Flow struct {
+	ID          uint64
 	first, last *packet
-	drops       stats.Drops
+	Drops       stats.Drops
 	bytes       int
 	deficit     int
-	next, prev  *flowQueue // nil while nothing waits
+	next, prev  *Flow // nil while nothing waits
 }
 
 // packet is one waiting datagram.
@@ -68,23 +71,24 @@ type packet struct {
 
 	// Where it is sent in fragments:
 	off     int     // bytes already sent
-	by      *sender // the carrier they went over
+	by      *Sender // the carrier they went over
 	message uint16
 	index   uint8
 }
 
-// sender is a carrier's side of the queue.
-type sender struct {
-	exact   bool // bundles of exactly the limit leave cheaper (QUIC's trains)
-	pads    bool // up to that limit
-	wake    notify.Signal
+// Sender is a carrier's side of the queue.
+type Sender struct {
+	Exact   bool // bundles of exactly the limit leave cheaper (QUIC's trains)
+	Pads    bool // up to that limit
+	Wake    notify.Signal
 	parked  bool   // waits on wake; guarded by queue.mu
 	message uint16 // number of the last datagram sent in fragments
-	late    bool   // the path is the limit, by congestedAfter; belongs to fill's caller
+	Late    bool   // the path is the limit, by congestedAfter; belongs to fill's caller
 }
 
-func newSender(exact bool) *sender {
-	return &sender{exact: exact, pads: exact, wake: notify.New()}
+// NewSender returns a sender of bundles; exact is Traits.Exact of their carrier.
+func NewSender(exact bool) *Sender {
+	return &Sender{Exact: exact, Pads: exact, Wake: notify.New()}
 }
 
 // Packets come in a few sizes, so that small ones do not hold large buffers.
@@ -95,7 +99,7 @@ var packetPools = [...]struct {
 	{size: 256},
 	{size: 2 << 10},
 	{size: 16 << 10},
-	{size: MaxBody},
+	{size: wire.MaxBody},
 }
 
 func getPacket(size int) *packet {
@@ -123,8 +127,8 @@ func putPacket(p *packet) {
 	}
 }
 
-// push queues datagrams of one flow, in order, and wakes the sender.
-func (q *queue) push(f *flowQueue, ms []udpio.Message, now time.Duration) {
+// Push queues datagrams of one flow, in order, and wakes the sender.
+func (q *Queue) Push(f *Flow, ms []udpio.Message, now time.Duration) {
 	q.mu.Lock()
 	if q.closed {
 		q.mu.Unlock()
@@ -134,7 +138,7 @@ func (q *queue) push(f *flowQueue, ms []udpio.Message, now time.Duration) {
 		m := &ms[i]
 		p := getPacket(m.Len())
 		if p == nil {
-			f.drops.Drop(stats.TooLarge, 1)
+			f.Drops.Drop(stats.TooLarge, 1)
 			continue
 		}
 		p.buf = append(append(p.buf, m.Head...), m.Body...)
@@ -147,10 +151,10 @@ func (q *queue) push(f *flowQueue, ms []udpio.Message, now time.Duration) {
 }
 
 // shrink drops what is more than may wait; f is where to begin, nil is anywhere.
-func (q *queue) shrink(f *flowQueue) {
+func (q *Queue) shrink(f *Flow) {
 	most := maxQueueBytes
 	if q.sender == nil {
-		most = maxDetachedBytes
+		most = MaxDetachedBytes
 	}
 	for q.bytes > most {
 		if f == nil || f.first == nil {
@@ -162,14 +166,14 @@ func (q *queue) shrink(f *flowQueue) {
 }
 
 // wakeLocked wakes the sender if it sleeps and there is something to send.
-func (q *queue) wakeLocked() {
+func (q *Queue) wakeLocked() {
 	if s := q.sender; s != nil && s.parked && q.flows > 0 {
 		s.parked = false
-		s.wake.Wake()
+		s.Wake.Wake()
 	}
 }
 
-func (q *queue) append(f *flowQueue, p *packet) {
+func (q *Queue) append(f *Flow, p *packet) {
 	if f.last == nil {
 		f.first = p
 		q.link(f)
@@ -183,7 +187,7 @@ func (q *queue) append(f *flowQueue, p *packet) {
 }
 
 // link puts f at the end of the ring: it is served after all that wait already.
-func (q *queue) link(f *flowQueue) {
+func (q *Queue) link(f *Flow) {
 	q.flows++
 	f.deficit = quantum
 	if q.turn == nil {
@@ -195,7 +199,7 @@ func (q *queue) link(f *flowQueue) {
 	f.prev.next, f.next.prev = f, f
 }
 
-func (q *queue) unlink(f *flowQueue) {
+func (q *Queue) unlink(f *Flow) {
 	q.flows--
 	if q.turn == f {
 		q.turn = f.next
@@ -209,7 +213,7 @@ func (q *queue) unlink(f *flowQueue) {
 
 // greedy returns a flow that has at least its share of the queue: f itself where
 // that is so, else the next one found.
-func (q *queue) greedy(f *flowQueue) *flowQueue {
+func (q *Queue) greedy(f *Flow) *Flow {
 	share := q.bytes / q.flows
 	if f.bytes >= share {
 		return f
@@ -222,7 +226,7 @@ func (q *queue) greedy(f *flowQueue) *flowQueue {
 }
 
 // pop takes the oldest datagram off f.
-func (q *queue) pop(f *flowQueue) *packet {
+func (q *Queue) pop(f *Flow) *packet {
 	p := f.first
 	f.first = p.next
 	n := len(p.buf) + packetOverhead
@@ -235,20 +239,20 @@ func (q *queue) pop(f *flowQueue) *packet {
 	return p
 }
 
-func (q *queue) dropOldest(f *flowQueue, why stats.Reason) {
-	f.drops.Drop(why, 1)
+func (q *Queue) dropOldest(f *Flow, why stats.Reason) {
+	f.Drops.Drop(why, 1)
 	putPacket(q.pop(f))
 }
 
-// waiting returns the size of the waiting datagrams, with the overhead counted for each.
-func (q *queue) waiting() int {
+// Waiting returns the size of the waiting datagrams, with the overhead counted for each.
+func (q *Queue) Waiting() int {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	return q.bytes
 }
 
-// clear drops what f has waiting.
-func (q *queue) clear(f *flowQueue) {
+// Clear drops what f has waiting.
+func (q *Queue) Clear(f *Flow) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for f.first != nil {
@@ -256,8 +260,8 @@ func (q *queue) clear(f *flowQueue) {
 	}
 }
 
-// use makes s the carrier that serves the queue; nil is none.
-func (q *queue) use(s *sender) {
+// Use makes s the carrier that serves the queue; nil is none.
+func (q *Queue) Use(s *Sender) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.sender = s
@@ -265,8 +269,8 @@ func (q *queue) use(s *sender) {
 	q.wakeLocked()
 }
 
-// close drops everything and wakes nobody: senders end with their carriers.
-func (q *queue) close() {
+// Close drops everything and wakes nobody: senders end with their carriers.
+func (q *Queue) Close() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.closed = true
@@ -275,14 +279,14 @@ func (q *queue) close() {
 	}
 }
 
-// fill puts what is next into the bundle b, up to limit bytes; b is empty or holds
+// Fill puts what is next into the bundle b, up to limit bytes; b is empty or holds
 // a probe. It returns b as it is when there is nothing to send or s does not serve
 // the queue. An empty one then means that s is parked: the caller waits on s.wake. now is the clock that
-// push was given.
-func (q *queue) fill(b []byte, limit int, s *sender, now time.Duration) []byte {
+// Push was given.
+func (q *Queue) Fill(b []byte, limit int, s *Sender, now time.Duration) []byte {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	s.late = q.turn != nil && now-q.turn.first.since >= congestedAfter
+	s.Late = q.turn != nil && now-q.turn.first.since >= congestedAfter
 	for q.sender == s && q.turn != nil {
 		f := q.turn
 		if f.deficit <= 0 { // what it sent beyond its share, it waits for
@@ -291,7 +295,7 @@ func (q *queue) fill(b []byte, limit int, s *sender, now time.Duration) []byte {
 			continue
 		}
 		p := f.first
-		if now-p.since > maxQueueAge && (p.off == 0 || p.by != s) {
+		if now-p.since > MaxAge && (p.off == 0 || p.by != s) {
 			q.dropOldest(f, stats.Stale)
 			continue
 		}
@@ -299,8 +303,8 @@ func (q *queue) fill(b []byte, limit int, s *sender, now time.Duration) []byte {
 		var done bool
 		b, done = q.appendPacket(b, limit, f, p, s)
 		if len(b) == before {
-			if s.pads && len(b) > 0 && now-p.since < congestedAfter {
-				b = pad(b, limit)
+			if s.Pads && len(b) > 0 && now-p.since < congestedAfter {
+				b = Pad(b, limit)
 			}
 			break // full
 		}
@@ -315,8 +319,8 @@ func (q *queue) fill(b []byte, limit int, s *sender, now time.Duration) []byte {
 	return b
 }
 
-// pad fills b up to limit with padding: flow 0, length 0, and whatever follows.
-func pad(b []byte, limit int) []byte {
+// Pad fills b up to limit with padding: flow 0, length 0, and whatever follows.
+func Pad(b []byte, limit int) []byte {
 	n := len(b)
 	b = b[:limit]
 	clear(b[n:])
@@ -325,22 +329,22 @@ func pad(b []byte, limit int) []byte {
 
 // appendPacket appends p, or a fragment of it, as far as there is room up to
 // limit; nothing means that the bundle is full. done says that nothing of p is left.
-func (q *queue) appendPacket(b []byte, limit int, f *flowQueue, p *packet, s *sender) (_ []byte, done bool) {
+func (q *Queue) appendPacket(b []byte, limit int, f *Flow, p *packet, s *Sender) (_ []byte, done bool) {
 	room := limit - len(b)
 	if p.off > 0 && p.by != s {
 		p.off, p.index = 0, 0 // fragments stay on one carrier
 	}
-	least := minFragment
+	least := wire.MinFragment
 	if p.off == 0 {
-		if recordLen(f.id, len(p.buf)) <= room {
-			b = appendRecordHeader(b, f.id, len(p.buf))
+		if wire.RecordLen(f.ID, len(p.buf)) <= room {
+			b = wire.AppendRecordHeader(b, f.ID, len(p.buf))
 			return append(b, p.buf...), true
 		}
 		// The first fragment may be small, since only one is.
-		least = min(minFragment, limit/smallRoom)
+		least = min(wire.MinFragment, limit/smallRoom)
 	}
 	left := p.buf[p.off:]
-	n := min(len(left), room-fragmentOverhead(f.id, room))
+	n := min(len(left), room-wire.FragmentOverhead(f.ID, room))
 	if n < len(left) && n < least {
 		return b, false
 	}
@@ -352,7 +356,7 @@ func (q *queue) appendPacket(b []byte, limit int, f *flowQueue, p *packet, s *se
 	if n == len(left) {
 		count = p.index + 1
 	}
-	b = appendFragmentHeader(b, f.id, n, p.message, p.index, count)
+	b = wire.AppendFragmentHeader(b, f.ID, n, p.message, p.index, count)
 	b = append(b, left[:n]...)
 	p.off += n
 	p.index++

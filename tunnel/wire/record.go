@@ -1,4 +1,4 @@
-package tunnel
+package wire
 
 import (
 	"encoding/binary"
@@ -29,27 +29,28 @@ const (
 	// maxFragments bounds the fragments of one datagram.
 	maxFragments = 128
 
-	// minFragment is the smallest body in bytes of a fragment that is neither the
+	// MinFragment is the smallest body in bytes of a fragment that is neither the
 	// first nor the last, so that the largest datagram stays below maxFragments.
-	minFragment = 600
+	MinFragment = 600
 )
 
 var errMalformedBundle = errors.New("tunnel: malformed bundle")
 
-type record struct {
-	flow     uint64
-	body     []byte // aliases the bundle
-	fragment bool
+// Record is a datagram, a fragment of one, padding or a probe.
+type Record struct {
+	Flow     uint64
+	Body     []byte // aliases the bundle
+	Fragment bool
 	message  uint16
 	index    uint8
 	count    uint8 // 0 in all fragments but the last
 }
 
-// padding says that nothing but padding follows in the bundle.
-func (r *record) padding() bool { return r.flow == 0 && len(r.body) == 0 }
+// Padding says that nothing but padding follows in the bundle.
+func (r *Record) Padding() bool { return r.Flow == 0 && len(r.Body) == 0 }
 
-// parseRecord decodes the record at the start of b and returns what follows it.
-func parseRecord(b []byte) (r record, rest []byte, err error) {
+// ParseRecord decodes the record at the start of b and returns what follows it.
+func ParseRecord(b []byte) (r Record, rest []byte, err error) {
 	flow, n, err := quicvarint.Parse(b)
 	if err != nil {
 		return r, nil, errMalformedBundle
@@ -63,12 +64,12 @@ func parseRecord(b []byte) (r record, rest []byte, err error) {
 		return r, nil, errMalformedBundle
 	}
 	b = b[n:]
-	r.flow = flow
+	r.Flow = flow
 	if v&1 == 1 {
 		if len(b) < fragmentHeaderLen {
 			return r, nil, errMalformedBundle
 		}
-		r.fragment = true
+		r.Fragment = true
 		r.message = binary.BigEndian.Uint16(b)
 		r.index, r.count = b[2], b[3]
 		if r.index >= maxFragments || r.count != 0 && r.count != r.index+1 {
@@ -80,28 +81,28 @@ func parseRecord(b []byte) (r record, rest []byte, err error) {
 	if length > uint64(len(b)) {
 		return r, nil, errMalformedBundle
 	}
-	r.body = b[:length:length]
+	r.Body = b[:length:length]
 	return r, b[length:], nil
 }
 
-// recordLen is the size in bytes of a whole datagram's record.
-func recordLen(flow uint64, body int) int {
+// RecordLen is the size in bytes of a whole datagram's record.
+func RecordLen(flow uint64, body int) int {
 	return quicvarint.Len(flow) + quicvarint.Len(uint64(body)<<1) + body
 }
 
-// fragmentOverhead is the size in bytes of a fragment's header where the whole
-// record takes at most room bytes.
-func fragmentOverhead(flow uint64, room int) int {
+// FragmentOverhead is the size in bytes of a fragment's header where the whole
+// Record takes at most room bytes.
+func FragmentOverhead(flow uint64, room int) int {
 	return quicvarint.Len(flow) + quicvarint.Len(uint64(max(room, 0))<<1|1) + fragmentHeaderLen
 }
 
-// appendRecordHeader appends the header of a whole datagram of length bytes.
-func appendRecordHeader(b []byte, flow uint64, length int) []byte {
+// AppendRecordHeader appends the header of a whole datagram of length bytes.
+func AppendRecordHeader(b []byte, flow uint64, length int) []byte {
 	return quicvarint.Append(quicvarint.Append(b, flow), uint64(length)<<1)
 }
 
-// appendFragmentHeader appends the header of a fragment of length bytes.
-func appendFragmentHeader(b []byte, flow uint64, length int, message uint16, index, count uint8) []byte {
+// AppendFragmentHeader appends the header of a fragment of length bytes.
+func AppendFragmentHeader(b []byte, flow uint64, length int, message uint16, index, count uint8) []byte {
 	b = quicvarint.Append(quicvarint.Append(b, flow), uint64(length)<<1|1)
 	b = binary.BigEndian.AppendUint16(b, message)
 	return append(b, index, count)

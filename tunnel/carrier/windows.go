@@ -1,9 +1,9 @@
-package tunnel
+package carrier
 
 const (
 	// maxStreamWindow bounds the bytes that the peer may send on a stream that is not
 	// being read: one stream moves 4 MiB per round trip, 320 Mbit/s at 100 ms.
-	maxStreamWindow = 4 << 20
+	MaxStreamWindow = 4 << 20
 
 	// minStreamWindow is yamux's own minimum.
 	minStreamWindow = 256 << 10
@@ -24,12 +24,13 @@ func WindowsFor(memory int64) Windows {
 	if memory <= 0 {
 		return Windows{}
 	}
-	return Windows{Stream: uint64(min(max(memory/windowShare, minStreamWindow), maxStreamWindow))}
+	return Windows{Stream: uint64(min(max(memory/windowShare, minStreamWindow), MaxStreamWindow))}
 }
 
-func (w Windows) withDefaults() Windows {
+// WithDefaults returns w with the defaults in place of zero.
+func (w Windows) WithDefaults() Windows {
 	if w.Stream == 0 {
-		w.Stream = maxStreamWindow
+		w.Stream = MaxStreamWindow
 	}
 	return w
 }
