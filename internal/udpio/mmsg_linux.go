@@ -13,6 +13,9 @@ import (
 // may take 100 µs, in which other goroutines and the garbage collector should not have to wait.
 const toldBatch = 16
 
+// recvmmsg reads a batch. The scheduler is not told of it, however large the batches are that come: of reads after a
+// large batch it was told on trial, and the CPU per datagram was 1.08 times (64 B), 1.13 times (200 B) and 1.28 times
+// (1,200 B) as much (benchcompare -only 64,200,1200 -systems quic).
 func recvmmsg(fd int, hdrs []unix.Mmsghdr) (int, unix.Errno) {
 	n, errno := tune.Syscall(unix.SYS_RECVMMSG, uintptr(fd),
 		uintptr(unsafe.Pointer(unsafe.SliceData(hdrs))), uintptr(len(hdrs)), unix.MSG_DONTWAIT, 0, 0)

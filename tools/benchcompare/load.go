@@ -61,6 +61,7 @@ var loads = []load{
 	udp("8000", "8,000 B, 2 associations × 4 in flight", "--size=8000", "--assoc=2", "--window=4"),
 	udp("pingpong", "64 B ping-pong, 1 in flight", "--size=64", "--assoc=1", "--window=1"),
 	udp("rate", "160 B, 5,000/s over 20 associations", "--size=160", "--assoc=20", "--rate=5000"),
+	udp("flood", "200 B, 40,000/s on one association", "--size=200", "--assoc=1", "--rate=40000"),
 	tcp("tcp-up", "CONNECT, 4 streams up", "up"),
 	tcp("tcp-down", "CONNECT, 4 streams down", "down"),
 	{
