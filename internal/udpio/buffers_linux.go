@@ -17,10 +17,9 @@ func setBuffer(fd, option, force, size int) error {
 	return os.NewSyscallError("setsockopt", unix.SetsockoptInt(fd, unix.SOL_SOCKET, option, size))
 }
 
-// Buffers tells what a UDP socket gets, in bytes, when it asks for want bytes of
-// SO_RCVBUF and SO_SNDBUF: less than want where net.core.rmem_max or wmem_max
-// are smaller and the process may not exceed them. ok is false where that
-// cannot be learned.
+// Buffers returns the SO_RCVBUF and SO_SNDBUF in bytes that a UDP socket gets when it asks for
+// want bytes: less than want if net.core.rmem_max or wmem_max are smaller and the process
+// may not exceed them. ok is false if that cannot be learned.
 func Buffers(want int) (read, write int, ok bool) {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, unix.IPPROTO_UDP)
 	if err != nil {
@@ -36,6 +35,6 @@ func Buffers(want int) (read, write int, ok bool) {
 		return 0, 0, false
 	}
 	write, err = unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF)
-	// Linux reports twice what was asked, the half being its own bookkeeping.
+	// Linux reports twice the size, and keeps half for its bookkeeping.
 	return read / 2, write / 2, err == nil
 }

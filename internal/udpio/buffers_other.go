@@ -2,6 +2,6 @@
 
 package udpio
 
-// Buffers tells what a UDP socket gets, in bytes, when it asks for want bytes of
-// SO_RCVBUF and SO_SNDBUF. ok is false where that cannot be learned, as here.
+// Buffers returns the SO_RCVBUF and SO_SNDBUF in bytes that a UDP socket gets when it asks for
+// want bytes. ok is false, because that cannot be learned on this system.
 func Buffers(want int) (read, write int, ok bool) { return 0, 0, false }

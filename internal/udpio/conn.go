@@ -9,17 +9,17 @@ import (
 // connRead is how many bytes of a Conn are read at once.
 const connRead = 512
 
-// Conn is a TCP connection of few words that calls back with what it reads, as the
-// control connection of a UDP association is one. On Linux an event loop reads it:
+// Conn is a TCP connection with little traffic that calls back with the bytes it reads, such as the
+// control connection of a UDP association. On Linux an event loop reads it:
 // while nothing arrives it costs no goroutine.
 type Conn interface {
-	// Start begins reading. receive is called with what was read, valid until it
+	// Start begins reading. receive is called with the bytes read, valid until it
 	// returns, and once, last, with the error that ended reading: io.EOF or the
 	// system's. One goroutine at a time calls it, and it must not wait. When Start
 	// fails receive will not be called.
 	Start(receive func(b []byte, err error)) error
 
-	// Write sends b. On Linux it never waits: a client that has not read what it was
+	// Write sends b. On Linux it never waits: a client that has not read the bytes
 	// sent before gets no more (io.ErrShortWrite). Elsewhere HangUp ends the wait.
 	Write(b []byte) (int, error)
 
@@ -36,11 +36,11 @@ type Conn interface {
 	Detach() (net.Conn, error)
 
 	// Close closes the connection; receive will not be called again. Like Write,
-	// CloseWrite and Detach it is for whoever owns the connection: before Start for
-	// the caller of Start, from then on for receive.
+	// CloseWrite and Detach it is for the owner of the connection: before Start the
+	// caller of Start, then receive.
 	Close() error
 
-	// RemoteAddr and LocalAddr are its two ends; the zero AddrPort where that is not
+	// RemoteAddr and LocalAddr return its two ends; the zero AddrPort if that is not
 	// an IP address. IPv4 is unmapped.
 	RemoteAddr() netip.AddrPort
 	LocalAddr() netip.AddrPort
@@ -104,7 +104,7 @@ func (c *portableConn) isOver() bool {
 	return c.over
 }
 
-// end says whether it was the first to end c.
+// end reports whether it was the first to end c.
 func (c *portableConn) end() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -131,7 +131,7 @@ func (c *loopConn) visit(l *loop) (more bool) {
 		return false
 	}
 	c.receive(l.words[:n], nil)
-	// The system stops short only where there is no more, and reports what comes then.
+	// A short read has emptied the buffer; epoll reports later arrivals.
 	return !c.over && (n == connRead || c.ended)
 }
 
@@ -191,7 +191,7 @@ func (c *loopConn) Close() error {
 	return nil
 }
 
-// leave takes c from its loop and closes it, and says whether it was the first to do so.
+// leave takes c from its loop and closes it, and reports whether it was the first to do so.
 // Where there is a copy of the descriptor epoll would go on reporting it.
 func (c *loopConn) leave(copied bool) bool {
 	c.mu.Lock()

@@ -185,7 +185,7 @@ func TestHangUpEndsAConnFromAnyGoroutine(t *testing.T) {
 	})
 }
 
-func TestADetachedConnIsSomebodyElses(t *testing.T) {
+func TestDetachedConnIsNoLongerRead(t *testing.T) {
 	onBothAcceptors(t, func(t *testing.T, accept func(string) (Conn, *net.TCPConn)) {
 		c, far := accept("127.0.0.1:0")
 		h := &heard{}

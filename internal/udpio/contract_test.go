@@ -259,7 +259,7 @@ func TestOrderWithinAFlowHolds(t *testing.T) {
 	})
 }
 
-func TestADatagramThatCannotBeSentDoesNotStopTheOthers(t *testing.T) {
+func TestUnsendableDatagramDoesNotStopOthers(t *testing.T) {
 	big := make([]byte, MaxDatagram+1)
 	onBothPaths(t, func(t *testing.T, listen listener) {
 		for _, bad := range []struct {
@@ -466,7 +466,7 @@ func TestCloseMeetsWritersAndReadersSafely(t *testing.T) {
 	})
 }
 
-func TestWhatCameBeforeStartIsReadAfterIt(t *testing.T) {
+func TestEarlyDatagramsAreReadAfterStart(t *testing.T) {
 	onBothPaths(t, func(t *testing.T, listen listener) {
 		for range 20 {
 			s, other := listen.open(t, loopback4, Config{}), listen.open(t, loopback4, Config{})

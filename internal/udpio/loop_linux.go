@@ -20,8 +20,8 @@ const (
 	// idleAfter is how long a loop keeps the memory of its buffers without
 	// traffic: between one and two of these.
 	idleAfter = 2 * time.Second
-	// outlives is how long a loop waits for the next socket after its last: where they
-	// come and go one at a time, starting it anew for each would be most of the work.
+	// outlives is how long a loop waits for the next socket after its last: if they
+	// come and go one at a time, starting a loop for each would be most of the work.
 	outlives = 200 * time.Millisecond
 )
 
@@ -39,7 +39,7 @@ var loops struct {
 // within the process took ten times as long (52 to 66 µs against 5), and about
 // 190 µs when that thread rested in nanosleep after small turns.
 //
-// A turn is: one look at epoll, one visit to each ready socket.
+// A round is: one look at epoll, one visit to each ready socket.
 type loop struct {
 	index   int
 	file    *os.File // the epoll descriptor
@@ -53,28 +53,28 @@ type loop struct {
 	// The rest belongs to the goroutine.
 	serve   func(fd uintptr) bool
 	found   int  // events of the last look
-	many    bool // this turn read more than one message
+	many    bool // this round read more than one message
 	events  [eventBatch]unix.EpollEvent
-	ready   []watched // of this turn
+	ready   []watched // of this round
 	more    []watched // not read empty in the last one
 	in      reader
-	words   [connRead]byte // what a Conn is read into
+	words   [connRead]byte // the buffer of Conns
 	used    bool           // since the idle timer was last set
 	ticking bool           // the idle timer is set
 }
 
-// watched is what a loop visits when epoll has reported its descriptor. Both methods
+// watched is visited by a loop when epoll has reported its descriptor. Both methods
 // are called by the loop's goroutine.
 type watched interface {
-	// due notes what epoll reported, and says whether that makes the visit due; it
-	// does not where it was already.
+	// due notes events of epoll, and reports whether the visit has become due by them: not
+	// if it was due already.
 	due(events uint32) bool
 
-	// visit reads, and says whether there may be more.
+	// visit reads, and reports whether there may be more.
 	visit(l *loop) (more bool)
 }
 
-// processors is what the process started with; it may run on fewer while it is calm.
+// processors is the number that the process started with; it may run on fewer while it is calm.
 var processors = runtime.GOMAXPROCS(0)
 
 // loopLimit is how many loops sockets are spread over.
@@ -140,7 +140,7 @@ func startLoop(index int) (*loop, error) {
 	l.serve = func(fd uintptr) bool {
 		tune.NotePolled()
 		for l.look(fd) {
-			l.turn()
+			l.round()
 			l.pause()
 			if !l.many {
 				break
@@ -205,7 +205,7 @@ func (l *loop) run() {
 	}
 }
 
-// look asks epoll what has arrived and says whether there is something to do.
+// look asks epoll for events and reports whether there is something to do.
 func (l *loop) look(fd uintptr) bool {
 	n, errno := tune.Syscall(unix.SYS_EPOLL_PWAIT, fd,
 		uintptr(unsafe.Pointer(&l.events[0])), eventBatch, 0, 0, 0)
@@ -216,16 +216,16 @@ func (l *loop) look(fd uintptr) bool {
 	return l.found > 0 || len(l.more) > 0
 }
 
-// pause lets whom the turn woke have the processor. After a turn with more than
-// one message the loop then looks again, for what arrived meanwhile: the runtime asks
-// its poller only when nothing else can run, or for tune.YieldToPoller, and parked, we would
+// pause lets the goroutines run that the round woke. After a round with more than
+// one message the loop then looks again, for later arrivals: the runtime asks
+// its poller only when nothing else can run, or for tune.YieldToPoller, and a parked loop would
 // wait for that while other goroutines are busy.
 func (l *loop) pause() {
 	tune.YieldToPoller()
 	runtime.Gosched()
 }
 
-func (l *loop) turn() {
+func (l *loop) round() {
 	l.gather()
 	l.more = l.more[:0]
 	l.many = len(l.ready) > 1
@@ -267,7 +267,7 @@ func (l *loop) tick() {
 	l.ticking = l.setTimer(idleAfter)
 }
 
-// setTimer has the timer call in d, or not at all (0); soon where there are no sockets.
+// setTimer makes the timer call in d, or not at all (0); soon if there are no sockets.
 func (l *loop) setTimer(d time.Duration) bool {
 	loops.mu.Lock()
 	defer loops.mu.Unlock()
@@ -281,7 +281,7 @@ func (l *loop) setTimer(d time.Duration) bool {
 	return l.file.SetReadDeadline(at) == nil
 }
 
-// unused says whether there are no sockets, and takes the loop out of use if so.
+// unused reports whether there are no sockets, and takes the loop out of use if so.
 func (l *loop) unused() bool {
 	loops.mu.Lock()
 	defer loops.mu.Unlock()
@@ -292,7 +292,7 @@ func (l *loop) unused() bool {
 	return true
 }
 
-// idle is called by the timer. A timer that each turn moved would cost more than
+// idle is called by the timer. A timer that each round moved would cost more than
 // one that finds, every two seconds, that there was traffic.
 func (l *loop) idle() {
 	if l.used {

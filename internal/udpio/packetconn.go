@@ -9,7 +9,7 @@ import (
 // ListenPacket opens the socket that carries QUIC, to be given to
 // quic.Transport.Conn. On Linux the result reads UDP_GRO trains in batches and
 // hands quic-go the datagrams in them. local and cfg's buffers are as for
-// Listen; quic-go itself asks for larger buffers where it finds small ones.
+// Listen; quic-go itself asks for larger buffers if they are small.
 //
 // With NoOffload neither UDP_GRO nor UDP_SEGMENT is used: the trains that
 // quic-go makes leave as single datagrams. (quic-go has no option for it, only

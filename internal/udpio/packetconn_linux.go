@@ -140,7 +140,7 @@ func (c *PacketConn) hand(m *ipv4.Message) {
 }
 
 // WriteMsgUDP is net.UDPConn's without the scheduler being told (see sendmsg),
-// except that with NoOffload it sends what oob asks the system to segment
+// except that with NoOffload it sends a train that oob asks the system to segment
 // (UDP_SEGMENT) as single datagrams.
 func (c *PacketConn) WriteMsgUDP(b, oob []byte, addr *net.UDPAddr) (n, oobn int, err error) {
 	if !c.noOffload || len(oob) > oobSize {
@@ -215,7 +215,7 @@ func (w *datagramWriter) write(raw syscall.RawConn, b, oob []byte, addr *net.UDP
 // plains is room for control messages without UDP_SEGMENT.
 var plains = sync.Pool{New: func() any { return new([oobSize]byte) }}
 
-// trains is what one recvmmsg read: datagrams, and what UDP_GRO joined of them.
+// trains holds the result of one recvmmsg: datagrams, and trains that UDP_GRO made of them.
 type trains struct {
 	buf   []byte // trainBatch buffers of readStride bytes, from the first read on
 	hdrs  [trainBatch]unix.Mmsghdr
@@ -241,7 +241,7 @@ func (t *trains) open() {
 	}
 }
 
-// read says whether something was read; if not, the caller waits for the next
+// read reports whether something was read; if not, the caller waits for the next
 // arrival, whatever the reason: quic-go would end all connections on an error.
 func (t *trains) read(fd int) bool {
 	if t.buf == nil {
@@ -313,7 +313,7 @@ func findControl(oob []byte, kind int32) (at, space int, value []byte) {
 // each datagram. A flood of forged sources empties it now and then.
 type peers struct {
 	known map[netip.AddrPort]*net.UDPAddr
-	from  netip.AddrPort // what addr stands for
+	from  netip.AddrPort // the source that addr stands for
 	addr  *net.UDPAddr
 }
 

@@ -49,7 +49,7 @@ func batch(n int) []ipv4.Message {
 	return ms
 }
 
-func TestReadBatchSplitsTrainsAndKeepsTheirControlMessages(t *testing.T) {
+func TestReadBatchSplitsTrains(t *testing.T) {
 	for _, local := range []netip.AddrPort{loopback4, netip.MustParseAddrPort("[::]:0")} {
 		c, from := openPacket(t, local, Config{}), open(t, Config{})
 		raw, err := c.SyscallConn()
@@ -186,8 +186,8 @@ func TestReadBatchDoesNotAllocate(t *testing.T) {
 	}
 }
 
-// On one processor whoever waits for datagrams runs only when the reader lets it.
-func TestWhoeverTakesDatagramsRunsBeforeReadBatchHandsOutMoreThanQUICKeeps(t *testing.T) {
+// On one processor the goroutine that waits for datagrams runs only when the reader yields.
+func TestReadBatchYieldsBeforeQUICsQueuesOverflow(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
 	c, from := openPacket(t, loopback4, Config{}), open(t, Config{WriteBuffer: 4 << 20})
 	out := slices.Repeat([]Message{{Body: make([]byte, 1200), Addr: c.LocalAddr().(*net.UDPAddr).AddrPort()}}, 8*yieldBatch)

@@ -38,18 +38,8 @@ type portable struct {
 }
 
 func (s *portable) open(local netip.AddrPort, cfg Config) error {
-	conn, err := listenUDP(local)
+	conn, err := listenConn(local, cfg)
 	if err != nil {
-		return err
-	}
-	if cfg.ReadBuffer > 0 {
-		err = conn.SetReadBuffer(cfg.ReadBuffer)
-	}
-	if cfg.WriteBuffer > 0 && err == nil {
-		err = conn.SetWriteBuffer(cfg.WriteBuffer)
-	}
-	if err != nil {
-		_ = conn.Close()
 		return err
 	}
 	got := conn.LocalAddr().(*net.UDPAddr).AddrPort()
@@ -58,7 +48,7 @@ func (s *portable) open(local netip.AddrPort, cfg Config) error {
 	return s.out.open(conn, got.Addr())
 }
 
-// Start begins reading. receive is called with what was read, by one goroutine
+// Start begins reading. receive is called with the datagrams read, by one goroutine
 // at a time; the messages are valid until it returns, and it must not wait.
 // Start is called once.
 func (s *portable) Start(receive func(ms []Message)) {
@@ -121,7 +111,7 @@ func (s *portable) readUntilDeadline(buf []byte, ms []Message) (used, open bool)
 	}
 }
 
-// survive says whether reading goes on. Only a closed socket ends it: Windows
+// survive reports whether reading goes on. Only a closed socket ends it: Windows
 // reports an ICMP message (WSAECONNRESET) or a datagram that is too large
 // (WSAEMSGSIZE) as a failed read.
 func (s *portable) survive(err error, failed int) bool {
@@ -142,7 +132,7 @@ func (s *portable) survive(err error, failed int) bool {
 }
 
 // Write sends ms in order and returns how many the system took. It never waits:
-// what does not fit into the socket's buffer is dropped, with no error. (On
+// datagrams that do not fit into the socket's buffer are dropped, with no error. (On
 // Windows it may wait up to a millisecond for each datagram.) A datagram that cannot
 // be sent (too large, no route) does not stop those after it; err
 // is the first such error. After Close it is net.ErrClosed. Any goroutine may

@@ -16,8 +16,8 @@ const (
 	readStride = readSize + 1 + 192
 )
 
-// reader is what one event loop reads with. The buffers are outside the Go heap:
-// 4 MiB of addresses of which only what datagrams have touched takes memory.
+// reader holds the buffers and headers that one event loop reads with. The buffers are outside the Go heap:
+// 4 MiB of addresses of which only pages that datagrams have touched take memory.
 type reader struct {
 	buf   []byte // nil until the first read
 	hdrs  [readBatch]unix.Mmsghdr

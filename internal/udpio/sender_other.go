@@ -13,7 +13,7 @@ import (
 )
 
 // sendPatience bounds how long one Write may wait for room in the socket's
-// buffer where the system has no other way.
+// buffer if the system has no other way.
 const sendPatience = time.Millisecond
 
 // sender writes the datagrams of a portable socket.

@@ -89,7 +89,7 @@ func (w *sender) send(m *Message) error {
 	return w.err
 }
 
-// address sets to, and says whether this socket can reach such an address.
+// address sets to, and reports whether this socket can reach such an address.
 func (w *sender) address(addr netip.AddrPort) bool {
 	ip := addr.Addr()
 	switch {

@@ -43,7 +43,7 @@ func (sa *sockaddr) put(addr netip.AddrPort, family uint16) uint32 {
 	return 0
 }
 
-// get decodes what the system wrote, IPv4 unmapped.
+// get decodes an address that the system wrote, IPv4 unmapped.
 func (sa *sockaddr) get() netip.AddrPort {
 	if sa.Family == unix.AF_INET {
 		in4 := sa.in4()

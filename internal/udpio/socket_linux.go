@@ -10,14 +10,14 @@ import (
 )
 
 const (
-	// batchesPerTurn is how often a loop reads one socket before the others have
-	// their turn: a flood gets 128 datagrams, or trains of them, at a time.
-	batchesPerTurn = 2
+	// batchesPerRound is how often a loop reads one socket in a round: a flood gets 128
+	// datagrams, or trains of them, at a time.
+	batchesPerRound = 2
 	// busyBatch is the batch that shows a socket to be busy. Only then are UDP_GRO and
 	// a larger buffer worth their system calls.
 	busyBatch = 16
-	// busyBuffer is the SO_RCVBUF of a busy socket in bytes, where it was not asked for
-	// another. The system's 208 KiB hold 277 small datagrams: 7 ms at 40,000/s, less than
+	// busyBuffer is the SO_RCVBUF of a busy socket in bytes, unless another was asked
+	// for. The system's 208 KiB hold 277 small datagrams: 7 ms at 40,000/s, less than
 	// other processes keep a processor.
 	busyBuffer = 1 << 20
 	// maxRoomy bounds the sockets that have it at a time: the system charges each up to
@@ -30,7 +30,7 @@ const (
 type Socket struct {
 	loop    *loop
 	receive func([]Message) // guarded by reading
-	local   netip.AddrPort  // as bound: the port is 0 where the system chose it
+	local   netip.AddrPort  // as bound: the port is 0 if the system chose it
 	port    atomic.Uint32   // the one it chose, once somebody has asked
 	family  uint16
 
@@ -145,7 +145,7 @@ func (s *Socket) set(cfg Config) error {
 	return setBuffer(s.fd, unix.SO_SNDBUF, unix.SO_SNDBUFFORCE, cfg.WriteBuffer)
 }
 
-// What the kernel said when it was asked, which is once.
+// The kernel's answers; it is asked once.
 var segmentation, v6only answer
 
 // canSegment must be asked: a kernel without UDP_SEGMENT (before 4.18) ignores
@@ -157,7 +157,7 @@ func canSegment(fd int) bool {
 	})
 }
 
-// onlyIPv6 says whether a new IPv6 socket leaves IPv4 out (net.ipv6.bindv6only).
+// onlyIPv6 reports whether a new IPv6 socket leaves IPv4 out (net.ipv6.bindv6only).
 func onlyIPv6(fd int) bool {
 	return v6only.get(func() bool {
 		only, err := unix.GetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY)
@@ -179,7 +179,7 @@ func (a *answer) get(ask func() bool) bool {
 	return a.v.Load() == 1
 }
 
-// Start begins reading. receive is called with what was read, by one goroutine
+// Start begins reading. receive is called with the datagrams read, by one goroutine
 // at a time; the messages are valid until it returns, and it must not wait.
 // Start is called once.
 func (s *Socket) Start(receive func(ms []Message)) {
@@ -214,7 +214,7 @@ func (s *Socket) visit(l *loop) (more bool) {
 		return false
 	}
 	failed := 0
-	for range batchesPerTurn {
+	for range batchesPerRound {
 		n, errno := s.readBatch(l)
 		if errno == unix.EAGAIN || errno == unix.EBADF {
 			return false
@@ -230,7 +230,7 @@ func (s *Socket) visit(l *loop) (more bool) {
 		}
 	}
 	// An error that stays must not make the loop spin: the next arrival tells.
-	return failed < batchesPerTurn
+	return failed < batchesPerRound
 }
 
 func (s *Socket) readBatch(l *loop) (int, unix.Errno) {
@@ -271,7 +271,7 @@ func (s *Socket) prepareForMany() {
 }
 
 // Write sends ms in order and returns how many the system took. It never waits:
-// what does not fit into the socket's buffer is dropped, with no error. A
+// datagrams that do not fit into the socket's buffer are dropped, with no error. A
 // datagram that cannot be sent (too large, no route) does not stop
 // those after it; err is the first such error, a syscall.Errno. After Close it
 // is net.ErrClosed. Any goroutine may call it.
@@ -291,8 +291,8 @@ func (s *Socket) Write(ms []Message) (sent int, err error) {
 	return sent, err
 }
 
-// LocalAddr is the address the socket is bound to, IPv4 unmapped. Where the system
-// chose the port it is asked for it here; after Close the port may be 0.
+// LocalAddr returns the address that the socket is bound to, IPv4 unmapped. If the system
+// chose the port, it is asked for it here; after Close the port may be 0.
 func (s *Socket) LocalAddr() netip.AddrPort {
 	if s.local.Port() != 0 {
 		return s.local

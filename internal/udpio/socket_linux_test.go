@@ -172,7 +172,7 @@ func TestRefusedSegmentationIsLatchedAndLosesNothing(t *testing.T) {
 	}
 }
 
-func TestAnUnsendableRunFailsWithoutBlamingSegmentation(t *testing.T) {
+func TestUnsendableRunKeepsSegmentation(t *testing.T) {
 	from, to := open(t, Config{}), open(t, Config{})
 	got := collect(to)
 	// From 127.0.0.1 there is no way out of the host: EINVAL, run or not.
@@ -188,7 +188,7 @@ func TestAnUnsendableRunFailsWithoutBlamingSegmentation(t *testing.T) {
 	}
 }
 
-func TestAFloodedSocketGetsABoundedTurn(t *testing.T) {
+func TestFloodedSocketLeavesRoomInARound(t *testing.T) {
 	sender := open(t, Config{NoOffload: true, WriteBuffer: 4 << 20})
 	flooded, quiet := open(t, Config{NoOffload: true}), open(t, Config{})
 	one := func(to *Socket) Message { return Message{Body: []byte("x"), Addr: to.LocalAddr()} }
@@ -203,7 +203,7 @@ func TestAFloodedSocketGetsABoundedTurn(t *testing.T) {
 	quiet.Start(func([]Message) { ahead.Store(flood.Load()) })
 	release()
 	eventually(t, "not all was read", func() bool { return flood.Load() == 1000 && ahead.Load() >= 0 })
-	if n := ahead.Load(); n > batchesPerTurn*readBatch {
+	if n := ahead.Load(); n > batchesPerRound*readBatch {
 		t.Fatalf("%d datagrams of the flood went first", n)
 	}
 }
@@ -395,7 +395,7 @@ func receiveBuffer(t *testing.T, s *Socket) int {
 	return got
 }
 
-func TestABusySocketGetsALargerBufferUnlessASizeWasAskedFor(t *testing.T) {
+func TestBusySocketGetsALargerBuffer(t *testing.T) {
 	from := open(t, Config{WriteBuffer: 4 << 20})
 	for _, asked := range []int{0, 100 << 10} {
 		to, err := Listen(loopback4, Config{ReadBuffer: asked, NoOffload: true})
@@ -438,7 +438,7 @@ func TestABusySocketGetsALargerBufferUnlessASizeWasAskedFor(t *testing.T) {
 	}
 }
 
-func TestNoMoreThanABoundedNumberOfSocketsGetTheLargerBuffer(t *testing.T) {
+func TestSocketsWithLargeBuffersAreBounded(t *testing.T) {
 	busy := func() *Socket {
 		s, err := Listen(loopback4, Config{NoOffload: true})
 		if err != nil {

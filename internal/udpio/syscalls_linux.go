@@ -31,7 +31,7 @@ func setOption(fd, level, option, value int) error {
 	return failure("setsockopt", errno)
 }
 
-// acceptConn accepts a TCP connection; from is where it comes from.
+// acceptConn accepts a TCP connection and sets from to its source.
 func acceptConn(listener int, from *sockaddr) (fd int, errno unix.Errno) {
 	for {
 		size := uint32(unsafe.Sizeof(*from))
@@ -43,7 +43,7 @@ func acceptConn(listener int, from *sockaddr) (fd int, errno unix.Errno) {
 	}
 }
 
-// localOf is the address that fd is bound to, the zero AddrPort if that cannot be learned.
+// localOf returns the address that fd is bound to, the zero AddrPort if that cannot be learned.
 func localOf(fd int) netip.AddrPort {
 	var name sockaddr
 	size := uint32(unsafe.Sizeof(name))
@@ -65,7 +65,7 @@ func epollControl(epfd, op, fd int, ev *unix.EpollEvent) error {
 	return failure("epoll_ctl", errno)
 }
 
-// failure is errno as an error, nil for 0.
+// failure returns errno as an error, nil for 0.
 func failure(call string, errno unix.Errno) error {
 	if errno == 0 {
 		return nil

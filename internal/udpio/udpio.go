@@ -1,5 +1,5 @@
 // Package udpio is UDP sockets that read and write in batches and call back
-// with what they read. It knows nothing of what the datagrams mean.
+// with the datagrams read. It knows nothing of their meaning.
 //
 // On Linux a few event loops read every [Socket] of the process with recvmmsg
 // into buffers that belong to the loop, so an idle socket is a small struct and
@@ -35,7 +35,7 @@ type Message struct {
 // Len is the payload's size in bytes.
 func (m *Message) Len() int { return len(m.Head) + len(m.Body) }
 
-// tooLarge says that no UDP datagram to m's destination holds the payload.
+// tooLarge reports that no UDP datagram to m's destination holds the payload.
 func (m *Message) tooLarge() bool {
 	n := m.Len()
 	return n > MaxDatagram && (n > MaxDatagram6 || !m.Addr.Addr().Is6())

@@ -14,7 +14,7 @@ const (
 	maxSegments = 64  // UDP_MAX_SEGMENTS of the kernels before 6.9
 )
 
-// writer is what one Write needs. Sockets hold none: they borrow one for the
+// writer holds the headers of one Write. Sockets hold none: they borrow one for the
 // length of a call.
 type writer struct {
 	hdrs  [writeBatch]unix.Mmsghdr
@@ -188,7 +188,7 @@ func (w *writer) sendFirst(fd, i int) unix.Errno {
 	return errno
 }
 
-// segmentationRefused says whether errno can mean UDP_SEGMENT itself: a device
+// segmentationRefused reports whether errno can mean UDP_SEGMENT itself: a device
 // without checksum offload (EIO), a segment above the route's MTU (EINVAL,
 // since Linux 6.13 EMSGSIZE), a socket or path that cannot (EINVAL, EOPNOTSUPP).
 func segmentationRefused(errno unix.Errno) bool {
