@@ -41,7 +41,7 @@ func TestCanaryOfRawCalls(t *testing.T) {
 		var ran atomic.Bool
 		var other sync.WaitGroup
 		other.Go(func() { ran.Store(true) })
-		wait := unix.Timespec{Nsec: int64(2 * time.Millisecond)}
+		wait := unix.NsecToTimespec(int64(2 * time.Millisecond))
 		_, _, errno := unix.RawSyscall6(unix.SYS_PPOLL, 0, 0, uintptr(unsafe.Pointer(&wait)), 0, 0, 0)
 		if errno == 0 && !ran.Load() {
 			alone++
