@@ -192,7 +192,7 @@ func startSteady(t testing.TB, c *socks.Client, echo socks.Addr) *steady {
 }
 
 // Stop stops the flow after steadyFor and returns the numbers of datagrams sent and lost.
-// A loss fails the test, unless the machine was so busy that the sender itself was late.
+// A loss of more than 1 % fails the test, unless the machine was so busy that the sender itself was late.
 func (s *steady) Stop() (sent, lost int) {
 	s.t.Helper()
 	time.Sleep(time.Until(s.began.Add(steadyFor))) // the duration is part of the test
@@ -209,7 +209,7 @@ func (s *steady) Stop() (sent, lost int) {
 	s.wg.Wait()
 	sent, lost = int(s.sent.Load()), int(s.sent.Load()-s.back.Load())
 	switch {
-	case lost == 0:
+	case lost*100 <= sent:
 	case time.Duration(sent)*steadily < steadyFor*9/10:
 		s.t.Logf("%d of %d are lost, and the machine let only those be sent", lost, sent)
 	default:

@@ -73,8 +73,10 @@ func TestHangupReloadsTokens(t *testing.T) {
 	if _, err := stream.Read(make([]byte, 1)); err != nil {
 		t.Error(err)
 	}
-	if n := alice.CountLogs(containing("tunnel up: ")); n != 1 {
-		t.Errorf("alice's tunnel came up %d times, want once", n)
+	if n := s.CountLogs(func(l logLine) bool {
+		return l.Msg == "client attached" && l.String("user") == "alice" && l.String("resumed") == "false"
+	}); n != 1 {
+		t.Errorf("alice has had %d sessions, want 1", n)
 	}
 }
 

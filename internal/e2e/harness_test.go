@@ -29,10 +29,10 @@ import (
 const (
 	// waitTimeout bounds the wait for an event that must occur. Only an overloaded machine
 	// takes so long.
-	waitTimeout = 20 * time.Second
+	waitTimeout = slowdown * 20 * time.Second
 
 	// shutdownBound bounds the time to end after SIGINT or SIGTERM, as documented.
-	shutdownBound = 2 * time.Second
+	shutdownBound = slowdown * 2 * time.Second
 )
 
 // logLine is a line of a process's log.

@@ -2,4 +2,9 @@
 
 package e2e
 
-const raceEnabled = true
+const (
+	raceEnabled = true
+
+	// slowdown is the factor by which the race detector's bounds in time are wider.
+	slowdown = 3
+)
