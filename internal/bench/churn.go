@@ -69,7 +69,9 @@ func Churn(ctx context.Context, cfg ChurnConfig) (ChurnResult, error) {
 	// The load ends early if all workers do.
 	var waiter sync.WaitGroup
 	waiter.Go(func() { workers.Wait(); stop() })
-	l.watch(running)
+	l.cfg.watch(running, l.recorder, func(_ Point, rate string) string {
+		return fmt.Sprintf("%s associations/s · %s failed", rate, humanize.Comma(l.failed.Load()))
+	})
 	o := l.cfg.outcome("churn")
 	o.Seconds, o.Interrupted = time.Since(begin).Seconds(), ctx.Err() != nil
 	done := l.done.Load()
@@ -131,25 +133,4 @@ func (l *churn) useOnce(ctx context.Context, p *pinger) (again int, err error) {
 	}
 	defer a.close()
 	return p.ping(ctx, a)
-}
-
-// watch records intervals and shows the progress until ctx ends.
-func (l *churn) watch(ctx context.Context) {
-	interval := max(l.cfg.Duration/points, 10*time.Millisecond)
-	tick := time.NewTicker(interval)
-	defer tick.Stop()
-	line := newProgress(l.cfg.Progress)
-	defer line.clear()
-	for {
-		select {
-		case <-tick.C:
-			p := l.recorder.endInterval()
-			line.show(func() string {
-				return fmt.Sprintf("%s of %s · %s associations/s · %s failed", time.Since(line.began).Round(100*time.Millisecond),
-					l.cfg.Duration, humanize.Comma(int64(float64(p.RoundTrips)/interval.Seconds())), humanize.Comma(l.failed.Load()))
-			})
-		case <-ctx.Done():
-			return
-		}
-	}
 }

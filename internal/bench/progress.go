@@ -1,9 +1,12 @@
 package bench
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"time"
+
+	"github.com/dustin/go-humanize"
 )
 
 // progressEvery is the interval at which the line is written.
@@ -36,6 +39,28 @@ func (p *progress) show(text func() string) {
 func (p *progress) clear() {
 	if p.out != nil {
 		fmt.Fprint(p.out, eraseLine)
+	}
+}
+
+// watch ends the recorder's intervals and shows the progress until ctx ends. text returns the
+// part of the line after the time.
+func (c *Common) watch(ctx context.Context, r *recorder, text func(p Point, rate string) string) {
+	interval := max(c.Duration/points, 10*time.Millisecond)
+	tick := time.NewTicker(interval)
+	defer tick.Stop()
+	line := newProgress(c.Progress)
+	defer line.clear()
+	for {
+		select {
+		case <-tick.C:
+			p := r.endInterval()
+			line.show(func() string {
+				rate := humanize.Comma(int64(float64(p.RoundTrips) / interval.Seconds()))
+				return fmt.Sprintf("%s of %s · %s", time.Since(line.began).Round(100*time.Millisecond), c.Duration, text(p, rate))
+			})
+		case <-ctx.Done():
+			return
+		}
 	}
 }
 

@@ -215,7 +215,10 @@ func (l *udpLoad) measure(ctx context.Context) (UDPResult, error) {
 		senders.Go(func() { l.keepWindow(running) })
 	}
 	m, err := l.cfg.warmUp(running, l.cfg.Warmup)
-	l.watch(running)
+	l.cfg.watch(running, l.recorder, func(p Point, rate string) string {
+		c := l.total()
+		return fmt.Sprintf("%s round trips/s · RTT p50 %s p99 %s · %s outstanding", rate, microseconds(p.P50), microseconds(p.P99), humanize.Comma(c.lost()))
+	})
 	o := l.cfg.outcome("udp")
 	o.Seconds = float64(l.now()-l.from) / 1e9
 	atEnd := l.total()
@@ -277,29 +280,6 @@ func (l *udpLoad) sendRate(ctx context.Context, begin int64) {
 		l.skipped.Store(p.skipped)
 		now := l.now() - begin
 		s.sleep(p.next(now) - now)
-	}
-}
-
-// watch records intervals and shows the progress until ctx ends.
-func (l *udpLoad) watch(ctx context.Context) {
-	interval := max(l.cfg.Duration/points, 10*time.Millisecond)
-	tick := time.NewTicker(interval)
-	defer tick.Stop()
-	line := newProgress(l.cfg.Progress)
-	defer line.clear()
-	for {
-		select {
-		case <-tick.C:
-			p := l.recorder.endInterval()
-			line.show(func() string {
-				c := l.total()
-				return fmt.Sprintf("%s of %s · %s round trips/s · RTT p50 %s p99 %s · %s outstanding",
-					time.Since(line.began).Round(100*time.Millisecond), l.cfg.Duration,
-					humanize.Comma(int64(float64(p.RoundTrips)/interval.Seconds())), microseconds(p.P50), microseconds(p.P99), humanize.Comma(c.lost()))
-			})
-		case <-ctx.Done():
-			return
-		}
 	}
 }
 
