@@ -27,20 +27,25 @@ type Client struct {
 	cfg       Config
 	kinds     []carrier.Kind
 	upstreams []*upstream
+	preferred ingress.Preferred
 	route     *ingress.Route
 	steering  notify.Signal // something changed at a server
 	events    status.Events
+	total     stats.Total
+	users     *user.Set  // of the entrance
 	everyone  *user.User // the user of all sessions
 }
 
 // New returns a client. Run starts it.
 func New(cfg Config) *Client {
-	c := &Client{cfg: cfg, kinds: transports(cfg.Transport), steering: notify.New(), everyone: user.New("", "", new(stats.Total))}
+	c := &Client{cfg: cfg, kinds: transports(cfg.Transport), steering: notify.New()}
+	c.users, c.everyone = ingress.Users(&cfg.Entrance, &c.total), user.New("", "", &c.total)
 	numbers := new(tunnel.FlowNumbers)
 	for _, l := range cfg.Links {
 		c.upstreams = append(c.upstreams, c.newUpstream(l, numbers))
 	}
-	c.route = ingress.NewRoute(c.upstreams[0].session)
+	c.preferred.Set(c.upstreams[0].session)
+	c.route = ingress.NewRoute(&c.preferred)
 	return c
 }
 
@@ -99,7 +104,7 @@ func transports(name string) []carrier.Kind {
 // accepted.
 func (c *Client) Run(ctx context.Context) error {
 	room := &ingress.Room{Pool: share.For(c.cfg.Descriptors), Streams: share.New(tunnel.MaxStreams-streamSlack, streamSlack)}
-	entrance := &ingress.Handler{Options: c.cfg.Entrance, NoOffload: c.cfg.NoOffload, Route: c.route, Room: room, Log: c.cfg.Log}
+	entrance := &ingress.Handler{Options: c.cfg.Entrance, Users: c.users, NoOffload: c.cfg.NoOffload, Route: c.route, Room: room, Log: c.cfg.Log}
 	ln, err := entrance.Listen(ctx)
 	if err != nil {
 		return err

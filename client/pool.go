@@ -157,7 +157,7 @@ func (c *Client) steer(p *pool, now time.Time) (again time.Duration) {
 	if i < 0 {
 		return again
 	}
-	c.route.Prefer(c.upstreams[i].session)
+	c.preferred.Set(c.upstreams[i].session)
 	if before >= 0 && before != i {
 		c.tell(fmt.Sprintf("new flows and streams go to %s", c.upstreams[i].link.Address()))
 	}

@@ -72,8 +72,8 @@ func TestRefusalByOneServerLeavesTheOther(t *testing.T) {
 		c, ended := keepAll(t, bothKinds, config.Timers{}, first, second)
 		attachedAfter(t, c.upstreams[1], carrier.KindYamux)
 		time.Sleep(time.Hour)
-		if err := ended(); err != nil || !c.route.Prefers(c.upstreams[1].session) {
-			t.Errorf("ended: %v; the other server is preferred: %v", err, c.route.Prefers(c.upstreams[1].session))
+		if err := ended(); err != nil || !c.preferred.Is(c.upstreams[1].session) {
+			t.Errorf("ended: %v; the other server is preferred: %v", err, c.preferred.Is(c.upstreams[1].session))
 		}
 	})
 }

@@ -18,10 +18,11 @@ func (c *Client) report(started time.Time, listen string, budget *tunnel.Budget)
 	for _, u := range c.upstreams {
 		s := status.FromSession(u.session.Snapshot())
 		s.Server, s.User = u.link.Address(), u.link.Name
-		s.Preferred = c.route.Prefers(u.session)
+		s.Preferred = c.preferred.Is(u.session)
 		s.State, _ = u.status.line(u.session)
 		sessions = append(sessions, s)
 	}
+	r.SetTotals(&c.total, c.users)
 	r.SetSessions(sessions)
 	r.SetAssociations(c.route.Report())
 	return r

@@ -13,7 +13,7 @@ import (
 func steeredTo(t *testing.T, c *Client, u *upstream) time.Duration {
 	t.Helper()
 	began := time.Now()
-	for !c.route.Prefers(u.session) {
+	for !c.preferred.Is(u.session) {
 		if time.Since(began) > time.Minute {
 			t.Fatalf("nothing goes to %s within a minute", u.link.Address())
 		}
@@ -34,7 +34,7 @@ func TestFlowsFollowTheServersThatWork(t *testing.T) {
 				attachedAfter(t, c.upstreams[0], kind)
 				attachedAfter(t, c.upstreams[1], kind)
 				time.Sleep(time.Minute)
-				if !c.route.Prefers(c.upstreams[0].session) {
+				if !c.preferred.Is(c.upstreams[0].session) {
 					t.Error("the first server is not preferred while both work")
 				}
 
@@ -81,7 +81,7 @@ func TestWithoutAnyServerRouteStays(t *testing.T) {
 		time.Sleep(time.Minute)
 		first.kill()
 		time.Sleep(10 * time.Minute)
-		if !c.route.Prefers(c.upstreams[0].session) {
+		if !c.preferred.Is(c.upstreams[0].session) {
 			t.Error("the route left the server that was used last, though no other works")
 		}
 		second.start()

@@ -8,6 +8,7 @@ import (
 
 	"wmproxy/internal/egress"
 	"wmproxy/internal/link"
+	"wmproxy/internal/udpio"
 )
 
 // publish writes the client's link to the state directory and passes it to Started.
@@ -61,7 +62,7 @@ func routeAddr() string {
 		if err != nil {
 			continue
 		}
-		ip := addrPort(c.LocalAddr()).Addr()
+		ip := udpio.AddrPortOf(c.LocalAddr()).Addr()
 		c.Close()
 		if ip.IsValid() && !ip.IsUnspecified() {
 			return ip.String()

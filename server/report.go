@@ -23,6 +23,7 @@ func (s *Server) serveStatus(ls *listeners, registry *tunnel.Registry, exits *eg
 			Role: status.Server, PID: os.Getpid(), At: time.Now(), Started: started, Listen: listen,
 			Memory: status.FromBudget(budget.Status()), Events: s.events.List(),
 		}
+		r.SetTotals(&s.total, &s.users)
 		r.SetSessions(sessions(registry))
 		r.SetAssociations(exits.Report())
 		return r

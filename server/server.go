@@ -133,7 +133,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	})
 	defer exits.Close()
 	registry = tunnel.NewRegistry(tunnel.RegistryConfig{
-		Authenticate: func(c tunnel.Credentials) *user.User { return s.users.Authenticate(c.User, c.Token) },
+		Authenticate: func(c tunnel.Credentials) *user.User { return s.users.Authenticate(c.User, []byte(c.Token)) },
 		Exit:         func(u *user.User) tunnel.Exit { return exits.For(u) },
 		Admit:        func(ctx context.Context, c *tunnel.Connection) (func(), error) { return admitted(ctx, room, c) },
 		Hold:         s.cfg.Hold,
@@ -256,7 +256,7 @@ func (s *Server) accept(ctx context.Context, l listener, registry *tunnel.Regist
 
 // admit takes a connection through the handshake, as one of a bounded number.
 func (s *Server) admit(ctx context.Context, p carrier.Pending, registry *tunnel.Registry) {
-	remote := addrPort(p.RemoteAddr())
+	remote := udpio.AddrPortOf(p.RemoteAddr())
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	gate := &s.tcp
@@ -318,7 +318,7 @@ func (s *Server) listen(id *identity) (*listeners, error) {
 		if err != nil {
 			return nil, fmt.Errorf("listening on TCP %s: %w", s.cfg.Listen, err)
 		}
-		own := addrPort(ln.Addr())
+		own := udpio.AddrPortOf(ln.Addr())
 		port = strconv.Itoa(int(own.Port()))
 		ls.add(tunnel.ListenYamux(ln, tlsConf, s.cfg.Dead, carrier.WindowsFor(int64(s.cfg.Memory))), own)
 	}
@@ -349,7 +349,7 @@ func (s *Server) listenQUIC(host, port string, id *identity, tlsConf *tls.Config
 	if err != nil {
 		return nil, netip.AddrPort{}, &net.OpError{Op: "listen", Net: "udp", Err: err}
 	}
-	bind := addrPort(local)
+	bind := udpio.AddrPortOf(local)
 	if local.IP == nil {
 		bind = netip.AddrPortFrom(netip.IPv6Unspecified(), bind.Port())
 	}
@@ -364,31 +364,19 @@ func (s *Server) listenQUIC(host, port string, id *identity, tlsConf *tls.Config
 		Dead:                s.cfg.Dead,
 		Windows:             carrier.WindowsFor(int64(s.cfg.Memory)),
 		Admit: func(remote net.Addr) (leave func(), ok bool) {
-			return s.opening.Enter(addrPort(remote).Addr(), func() {})
+			return s.opening.Enter(udpio.AddrPortOf(remote).Addr(), func() {})
 		},
 	})
 	if err != nil {
 		return nil, netip.AddrPort{}, err
 	}
-	return l, addrPort(conn.LocalAddr()), nil
+	return l, udpio.AddrPortOf(conn.LocalAddr()), nil
 }
 
 // mustVerify reports whether a QUIC client has to prove its address.
 func (s *Server) mustVerify(remote net.Addr) bool {
-	return s.crowded() || s.opening.LenOf(addrPort(remote).Addr()) >= verifyAddrAbove
+	return s.crowded() || s.opening.LenOf(udpio.AddrPortOf(remote).Addr()) >= verifyAddrAbove
 }
 
 // crowded reports whether there are many half-open connections of QUIC.
 func (s *Server) crowded() bool { return s.quic.Len()+s.opening.Len() >= verifyAbove }
-
-// addrPort returns the address of a TCP or UDP socket, IPv4 unmapped.
-func addrPort(a net.Addr) netip.AddrPort {
-	var ap netip.AddrPort
-	switch a := a.(type) {
-	case *net.TCPAddr:
-		ap = a.AddrPort()
-	case *net.UDPAddr:
-		ap = a.AddrPort()
-	}
-	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
-}

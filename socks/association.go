@@ -12,6 +12,7 @@ import (
 	"wmproxy/internal/entrance"
 	"wmproxy/internal/stats"
 	"wmproxy/internal/udpio"
+	"wmproxy/internal/user"
 )
 
 // maxControlJunk is how many bytes an application may send on the control
@@ -29,7 +30,7 @@ type Association struct {
 	conn   *entrance.Conn // the control connection
 	client netip.AddrPort // its remote address
 	bound  netip.AddrPort // what the application is told
-	user   string
+	user   *user.User
 	start  time.Time
 	junk   int // bytes that came on the control connection
 
@@ -72,10 +73,11 @@ func (a *Association) Close() { a.conn.HangUp() }
 func (n *negotiation) associate(dst []byte, junk int) error {
 	s := n.server
 	a := &Association{server: s, conn: n.conn, client: n.conn.RemoteAddr(), user: n.user, start: time.Now(), junk: junk}
+	a.counts.In(&a.user.Total)
 	a.sources.named = namedSource(dst, a.client.Addr())
 	if err := a.open(n.conn.LocalAddr().Addr()); err != nil {
 		n.conn.MakeRoom(err)
-		s.log().Warn("no UDP socket for an association", "user", a.user, "client", a.client, "err", err)
+		s.log().Warn("no UDP socket for an association", "user", a.user.Name, "client", a.client, "err", err)
 		return n.refuse(entrance.Failed, fmt.Errorf("socks: opening a UDP socket: %w", err))
 	}
 	up, result := s.Handler.Associate(a)
@@ -156,7 +158,7 @@ func (a *Association) Ended(error) {
 		counted.Drops.Add(up.Dropped())
 	}
 	attrs := append([]slog.Attr{
-		slog.String("user", a.user),
+		slog.String("user", a.user.Name),
 		slog.Any("client", a.client),
 		slog.Duration("duration", time.Since(a.start)),
 	}, counted.Attrs()...)

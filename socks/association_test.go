@@ -606,7 +606,7 @@ func TestAnAssociationEndsWithItsControlConnection(t *testing.T) {
 }
 
 func TestTheEndOfAnAssociationIsOneLineInTheLog(t *testing.T) {
-	e := &echoServer{Server: Server{Authenticate: entrance.OneUser("user", "p")}}
+	e := &echoServer{Server: Server{Users: oneUser("user", "p")}}
 	addr := e.start(t, "127.0.0.1:0")
 	control := dialServer(t, addr)
 	send(t, control, append([]byte{5, 1, 2, 1, 4, 'u', 's', 'e', 'r', 1, 'p', 5, 3, 0}, anywhere...)...)

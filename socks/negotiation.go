@@ -9,13 +9,14 @@ import (
 	"net/netip"
 
 	"wmproxy/internal/entrance"
+	"wmproxy/internal/user"
 )
 
 // negotiation receives a connection until its request.
 type negotiation struct {
 	server *Server
 	conn   *entrance.Conn
-	user   string
+	user   *user.User
 	step   func(n *negotiation, b []byte) (taken int, err error) // takes the next message, if it is whole
 	held   []byte                                                // a message that is not; nil once the negotiation has ended
 	done   bool                                                  // the request was taken
@@ -69,7 +70,10 @@ func (n *negotiation) greeting(b []byte) (int, error) {
 	if taken == 0 {
 		return 0, err
 	}
-	method := chooseMethod(methods, n.server.authenticates())
+	if n.server.Users.Open() {
+		n.user = n.server.Users.Anyone()
+	}
+	method := chooseMethod(methods, n.user == nil)
 	switch method {
 	case methodUnacceptable:
 		return taken, n.conn.Told(errNoMethod, []byte{version, method})
@@ -88,12 +92,10 @@ func (n *negotiation) password(b []byte) (int, error) {
 		return 0, err
 	}
 	defer clear(b[:taken])
-	if n.server.authenticates() {
-		user, ok := n.server.Authenticate(name, password)
-		if !ok {
+	if n.user == nil {
+		if n.user = n.server.Users.Authenticate(string(name), password); n.user == nil {
 			return taken, n.conn.Told(entrance.ErrCredentials, []byte{authVersion, authFailed})
 		}
-		n.user = user
 	}
 	n.step = (*negotiation).request
 	return taken, n.say(authVersion, authSucceeded)

@@ -112,7 +112,7 @@ type outcome struct {
 func handshake(password string, pieces ...[]byte) outcome {
 	var o outcome
 	s := &Server{
-		Authenticate: entrance.OneUser("", password),
+		Users: oneUser("", password),
 		Handler: handler{
 			connect: func(_ context.Context, r *entrance.Request) {
 				o.dst, o.ahead = r.Target.String(), string(r.Ahead)
@@ -194,7 +194,7 @@ func (held) Write(b []byte) (int, error) { return len(b), nil }
 func TestNegotiationHoldsOneMessageAtMost(t *testing.T) {
 	password := append([]byte{1, 255}, make([]byte, 255)...)
 	password = append(append(password, 255), make([]byte, 254)...) // one byte short
-	s := &Server{Authenticate: entrance.OneUser("u", "p")}
+	s := &Server{Users: oneUser("u", "p")}
 	n := s.Begin(&entrance.Conn{Conn: held{}}, version).(*negotiation)
 	for _, b := range append([]byte{5, 1, 2}, password...) {
 		if err := n.Receive([]byte{b}); err != nil {

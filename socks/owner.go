@@ -84,7 +84,7 @@ func (o *owners) ofSource(far, near netip.AddrPort) socketUser {
 // with that of the control connection. The caller has a.mu.
 func (a *Association) owner(addr netip.AddrPort, local netip.Addr) owner {
 	s := a.server
-	if !s.authenticates() {
+	if s.Users.Open() {
 		return ownerUnknown
 	}
 	control := a.conn.LocalAddr()

@@ -7,14 +7,15 @@ import (
 	"sync/atomic"
 
 	"wmproxy/internal/entrance"
+	"wmproxy/internal/user"
 )
 
 // Server is SOCKS5 (RFC 1928, RFC 1929) at an entrance, and the CONNECT of SOCKS4 and 4a unless there is
 // authentication. Its fields must not change once the entrance serves.
 type Server struct {
-	// Authenticate returns the user with a name and a password. If it is nil there is no authentication, and an
+	// Users may come in. If there are none there is no authentication, and an
 	// application that sends a password all the same is let in with any.
-	Authenticate entrance.Authenticate
+	Users *user.Set
 
 	// UDPAdvertise is the address that applications are told to send datagrams to,
 	// for servers behind NAT or in a container; the sockets then bind the wildcard
@@ -64,9 +65,6 @@ func (s *Server) Begin(c *entrance.Conn, first byte) entrance.Receiver {
 // Unmatched returns how many datagrams came in on shared UDP ports that belonged to
 // no association.
 func (s *Server) Unmatched() uint64 { return s.unmatched.Load() }
-
-// authenticates reports whether applications must know a password.
-func (s *Server) authenticates() bool { return s.Authenticate != nil }
 
 func (s *Server) log() *slog.Logger {
 	if s.Log == nil {

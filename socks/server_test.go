@@ -16,6 +16,8 @@ import (
 	"go.uber.org/goleak"
 
 	"wmproxy/internal/entrance"
+	"wmproxy/internal/stats"
+	"wmproxy/internal/user"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -162,7 +164,7 @@ func TestTheMethodIsTheOneThatFitsBoth(t *testing.T) {
 		{"password, all 255", "p", bytes.Repeat([]byte{0x80, 2, 0}, 85), 2},
 		{"password, none of 255", "p", bytes.Repeat([]byte{0x80}, 255), 0xff},
 	} {
-		addr := startServer(t, &Server{Authenticate: entrance.OneUser("", c.password), Handler: refusing}, "127.0.0.1:0")
+		addr := startServer(t, &Server{Users: oneUser("", c.password), Handler: refusing}, "127.0.0.1:0")
 		conn := dialServer(t, addr)
 		send(t, conn, append([]byte{5, byte(len(c.offered))}, c.offered...)...)
 		expect(t, conn, 5, c.want)
@@ -175,7 +177,7 @@ func TestTheMethodIsTheOneThatFitsBoth(t *testing.T) {
 }
 
 func TestOnlyTheRightPasswordPasses(t *testing.T) {
-	s := &Server{Authenticate: entrance.OneUser("user", "pass"), Handler: refusing}
+	s := &Server{Users: oneUser("user", "pass"), Handler: refusing}
 	addr := startServer(t, s, "127.0.0.1:0")
 	open := startServer(t, &Server{Handler: refusing}, "127.0.0.1:0")
 	long := strings.Repeat("x", 255)
@@ -213,7 +215,7 @@ func TestOnlyTheRightPasswordPasses(t *testing.T) {
 }
 
 func TestMalformedInputEndsTheConnectionWithoutAWord(t *testing.T) {
-	s := &Server{Authenticate: entrance.OneUser("u", ""), Handler: refusing}
+	s := &Server{Users: oneUser("u", ""), Handler: refusing}
 	addr := startServer(t, s, "127.0.0.1:0")
 	for what, c := range map[string]struct{ in, out []byte }{
 		"another protocol":     {[]byte{22, 3, 1, 2, 0}, nil},
@@ -274,7 +276,7 @@ func TestConnectGetsTheRequestAndWhateverTheClientSentAhead(t *testing.T) {
 		"name": wireName("example.org", 443),
 	} {
 		requests := make(chan entrance.Request, 1)
-		s := &Server{Authenticate: entrance.OneUser("user", "pass"), Handler: handler{connect: func(ctx context.Context, r *entrance.Request) {
+		s := &Server{Users: oneUser("user", "pass"), Handler: handler{connect: func(ctx context.Context, r *entrance.Request) {
 			requests <- *r
 			if err := r.Reply(entrance.OK, netip.MustParseAddrPort("192.0.2.1:4000")); err != nil {
 				t.Errorf("%s: Reply: %v", what, err)
@@ -305,7 +307,7 @@ func TestConnectGetsTheRequestAndWhateverTheClientSentAhead(t *testing.T) {
 		}
 		r := <-requests
 		want, _, _ := ParseAddr(dst)
-		if r.User != "user" || r.Target != want.target() || r.Client.String() != conn.LocalAddr().String() {
+		if r.User.Name != "user" || r.Target != want.target() || r.Client.String() != conn.LocalAddr().String() {
 			t.Errorf("%s: got %+v", what, r)
 		}
 	}
@@ -356,7 +358,7 @@ func TestTheEndOfTheContextEndsEverything(t *testing.T) {
 
 func TestWrongPasswordsAreLoggedWithoutThem(t *testing.T) {
 	logs := &logBuffer{}
-	addr := startServer(t, &Server{Authenticate: entrance.OneUser("user", "secret"), Handler: refusing, Log: logs.logger()}, "127.0.0.1:0")
+	addr := startServer(t, &Server{Users: oneUser("user", "secret"), Handler: refusing, Log: logs.logger()}, "127.0.0.1:0")
 	conn := dialServer(t, addr)
 	send(t, conn, append([]byte{5, 1, 2, 1, 4}, "user\x07guessed"...)...)
 	expect(t, conn, 5, 2, 1, 1)
@@ -366,4 +368,14 @@ func TestWrongPasswordsAreLoggedWithoutThem(t *testing.T) {
 	if s := logs.String(); strings.Contains(s, "secret") || strings.Contains(s, "guessed") || !strings.Contains(s, "client=127.0.0.1:") {
 		t.Errorf("log: %s", s)
 	}
+}
+
+// oneUser returns a set of one user, or an open one if both are empty.
+func oneUser(name, password string) *user.Set {
+	if name == "" && password == "" {
+		return nil
+	}
+	s := new(user.Set)
+	s.Replace([]*user.User{user.New(name, password, new(stats.Total))})
+	return s
 }

@@ -50,7 +50,7 @@ func (r *request4) Receive(b []byte) error {
 	switch {
 	case err != nil || n == 0:
 		return err
-	case r.server.authenticates():
+	case !r.server.Users.Open():
 		r.server.told4.Do(func() {
 			r.server.log().Warn("an application uses SOCKS4, which has no password, so that it is refused", slog.Any("client", r.conn.RemoteAddr()))
 		})
@@ -63,7 +63,7 @@ func (r *request4) Receive(b []byte) error {
 		return r.conn.Told(err, appendReply4(nil, entrance.Failed.SOCKS4(), netip.AddrPort{}))
 	}
 	stream.Connect(r.server.Handler, &entrance.Request{
-		Origin: entrance.Origin{Client: r.conn.RemoteAddr()},
+		Origin: entrance.Origin{User: r.server.Users.Anyone(), Client: r.conn.RemoteAddr()},
 		Target: dst.target(),
 		Ahead:  r.held[n:],
 		Answer: func(b []byte, res entrance.Result, bound netip.AddrPort) []byte {

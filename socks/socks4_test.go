@@ -48,7 +48,7 @@ func TestSOCKS4ConnectsToAddressesAndNames(t *testing.T) {
 
 func TestSOCKS4RequestsAreRefused(t *testing.T) {
 	open, logs := &Server{Handler: refusing}, &logBuffer{}
-	closed := &Server{Handler: refusing, Authenticate: entrance.OneUser("u", "p"), Log: logs.logger()}
+	closed := &Server{Handler: refusing, Users: oneUser("u", "p"), Log: logs.logger()}
 	none := []byte(nil)
 	for _, c := range []struct {
 		name    string

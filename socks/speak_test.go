@@ -20,7 +20,7 @@ const owningUser, otherUser = 1000, 1001
 // shareable returns a Server with a password on a machine where sockets with ports above
 // 6000 are another user's, sockets above 7000 are gone, and others are the owner's.
 func shareable() *Server {
-	s := &Server{Authenticate: entrance.OneUser("u", "p")}
+	s := &Server{Users: oneUser("u", "p")}
 	s.owners.ask = func(kind socketKind, far, _ netip.AddrPort) socketUser {
 		switch {
 		case kind == kindTCP || far.Port() < 6000:

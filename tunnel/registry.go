@@ -70,6 +70,9 @@ type Registry struct {
 	sessions map[sessionKey]*Session
 	draining time.Time // when we shall be gone; zero is not known
 	closed   bool
+
+	servingMu sync.RWMutex // after mu
+	serving   map[*user.User]*Session
 }
 
 type sessionKey struct {
@@ -82,7 +85,7 @@ func NewRegistry(cfg RegistryConfig) *Registry {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	r := &Registry{cfg: cfg, most: maxSessions, sessions: make(map[sessionKey]*Session)}
+	r := &Registry{cfg: cfg, most: maxSessions, sessions: make(map[sessionKey]*Session), serving: make(map[*user.User]*Session)}
 	rand.Read(r.instance[:])
 	return r
 }
@@ -151,7 +154,11 @@ func (r *Registry) welcome(ctx context.Context, hh *clientHello, p carrier.Pendi
 		p.Close(carrier.CodeProtocol, "the handshake failed")
 		return nil, fmt.Errorf("%w: %w", ErrHandshake, err)
 	}
-	return s.attach(c, s.inc, handshakeResult{number: hh.Attach, instance: r.instance, resumed: resumed, features: hh.Features})
+	path, err := s.attach(c, s.inc, handshakeResult{number: hh.Attach, instance: r.instance, resumed: resumed, features: hh.Features})
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.changedLocked(s.cfg.User)
+	return path, err
 }
 
 // rejoin asks a client whose session we do not know for a new one.
@@ -210,6 +217,7 @@ func (r *Registry) orphaned(key sessionKey, s *Session) {
 	if r.closed || !r.startHold(key, s) {
 		return // or attached again
 	}
+	r.changedLocked(key.user)
 	users := ofUser(key.user)
 	held := r.countLocked(func(k sessionKey, s *Session) bool {
 		if !users(k, s) {
@@ -262,7 +270,7 @@ func (r *Registry) MakeRoom(user string, may func(other string) bool) bool {
 	}
 	r.ending.Add(1)
 	defer r.ending.Done()
-	delete(r.sessions, key)
+	r.removeLocked(key)
 	r.mu.Unlock()
 	s.endFlows() // in time for the caller
 	r.mu.Lock()
@@ -346,7 +354,7 @@ func (r *Registry) dropLocked(key sessionKey, s *Session, reason string) {
 		what = "a session is ended"
 	}
 	r.cfg.Log.Info(what, slog.String("user", key.user.Name), slog.String("reason", reason))
-	delete(r.sessions, key)
+	r.removeLocked(key)
 	r.ending.Go(func() { s.Close(carrier.CodeLimit, reason) })
 }
 
@@ -385,7 +393,7 @@ func (r *Registry) end(key sessionKey, s *Session) {
 		r.mu.Unlock()
 		return
 	}
-	delete(r.sessions, key)
+	r.removeLocked(key)
 	// Not here: the caller may be one of the goroutines that Close waits for.
 	r.ending.Go(func() { s.Close(carrier.CodeSession, "the session has ended") })
 	r.mu.Unlock()
@@ -405,10 +413,49 @@ func (r *Registry) EndSessions(of func(u *user.User) bool, code carrier.ErrorCod
 			continue
 		}
 		n++
-		delete(r.sessions, key)
+		r.removeLocked(key)
 		r.ending.Go(func() { s.Close(code, reason) })
 	}
 	return n
+}
+
+// For returns the session for what this side opens towards the user's client: one with a
+// carrier if there is one, and of several the one used last; nil if there is none.
+func (r *Registry) For(u *user.User) *Session {
+	r.servingMu.RLock()
+	defer r.servingMu.RUnlock()
+	return r.serving[u]
+}
+
+// changedLocked is called when a session of the user was attached or held, or has ended.
+// r.mu is held.
+func (r *Registry) changedLocked(u *user.User) {
+	var best *Session
+	var bestHeld bool
+	var bestUsed time.Time
+	for key, s := range r.sessions {
+		if key.user != u {
+			continue
+		}
+		_, held := s.heldSince()
+		used := s.lastUsed()
+		if best == nil || bestHeld && !held || bestHeld == held && used.After(bestUsed) {
+			best, bestHeld, bestUsed = s, held, used
+		}
+	}
+	r.servingMu.Lock()
+	defer r.servingMu.Unlock()
+	if best == nil {
+		delete(r.serving, u)
+	} else {
+		r.serving[u] = best
+	}
+}
+
+// removeLocked takes a session off the table. r.mu is held.
+func (r *Registry) removeLocked(key sessionKey) {
+	delete(r.sessions, key)
+	r.changedLocked(key.user)
 }
 
 // Sessions lists the sessions.

@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"wmproxy/internal/user"
 	"wmproxy/tunnel/carrier"
@@ -53,6 +54,41 @@ func TestHandshakeWithRemovedTokenIsRefused(t *testing.T) {
 		var refusal *carrier.CloseError
 		if !errors.As(err, &refusal) || refusal.Code != carrier.CodeAuth || len(registry.Sessions()) != 0 {
 			t.Errorf("got %v and %d sessions, want a refusal", err, len(registry.Sessions()))
+		}
+	})
+}
+
+func TestRegistryServesTheUsersAttachedSession(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newTwoPaths(t, time.Minute)
+		defer p.close()
+		u := named("alice")
+		if s := p.host.For(u); s != nil {
+			t.Errorf("%v before anybody came", s.ID())
+		}
+		near, _ := p.join(lossyPath)
+		first := p.host.For(u)
+		second := NewSession(SessionConfig{})
+		defer second.Close(carrier.CodeShutdown, "done")
+		time.Sleep(time.Second)
+		p.world.attach(second, alice, orderedPath)
+		newer := p.host.For(u)
+		if first == nil || newer == nil || newer == first {
+			t.Fatal("the newer session does not serve")
+		}
+		second.Close(carrier.CodeShutdown, "done")
+		synctest.Wait()
+		if p.host.For(u) != first {
+			t.Error("the first session does not serve once the newer has ended")
+		}
+		near.Break(errors.New("cut"))
+		synctest.Wait()
+		if p.host.For(u) != first {
+			t.Error("the held session does not serve though there is no other")
+		}
+		time.Sleep(2 * time.Minute)
+		if p.host.For(u) != nil {
+			t.Error("a session serves after its end")
 		}
 	})
 }

@@ -96,8 +96,12 @@ var mayImport = map[string][]string{
 		"internal/admit",
 		"internal/stats",
 		"internal/udpio",
+		"internal/user",
 	},
-	"internal/httpproxy": {"internal/entrance"},
+	"internal/httpproxy": {
+		"internal/entrance",
+		"internal/user",
+	},
 	"internal/ingress": {
 		"tunnel/wire",
 		"tunnel/carrier",
@@ -109,6 +113,7 @@ var mayImport = map[string][]string{
 		"internal/stats",
 		"internal/status",
 		"internal/udpio",
+		"internal/user",
 		"socks",
 		"tunnel",
 	},
@@ -133,6 +138,7 @@ var mayImport = map[string][]string{
 	},
 	"internal/status": { // for the structs of a snapshot
 		"internal/stats",
+		"internal/user",
 		"tunnel",
 	},
 	"internal/user": {
@@ -144,6 +150,7 @@ var mayImport = map[string][]string{
 		"internal/entrance",
 		"internal/stats",
 		"internal/udpio",
+		"internal/user",
 	},
 	"tunnel": {
 		"tunnel/wire",

@@ -79,9 +79,14 @@ func (u *UserExit) serveStream(ctx context.Context, addr []byte, in request) {
 		log.Debug("stream gone before it was connected", "target", remote, "error", err)
 		return
 	}
-	r := relay.Run(ctx, conn, nil, relay.Noted(stream, use.note))
+	r := relay.Run(ctx, conn, nil, u.counted(stream, use))
 	log.Debug("stream ended", "target", remote, "duration", time.Since(since).Round(time.Millisecond),
 		"up_bytes", r.FromStream, "down_bytes", r.ToStream, "error", r.Err)
+}
+
+// counted returns the stream with its bytes counted for the user.
+func (u *UserExit) counted(s carrier.Stream, use *streamUse) carrier.Stream {
+	return relay.Noted(s, func(n int) { use.note(); u.Total.StreamUp(n) }, func(n int) { use.note(); u.Total.StreamDown(n) })
 }
 
 // connectFor is like connect, but ends early if the request does.

@@ -528,18 +528,3 @@ func TestResultsOfReplyCodes(t *testing.T) {
 		}
 	}
 }
-
-func TestOnlyTheRightPasswordAuthenticates(t *testing.T) {
-	if OneUser("", "") != nil {
-		t.Error("there is authentication without a password")
-	}
-	authenticate := OneUser("ann", "secret")
-	for _, c := range []struct {
-		name, password string
-		want           bool
-	}{{"ann", "secret", true}, {"ann", "secre", false}, {"an", "nsecret", false}, {"", "", false}, {"", "secret", false}} {
-		if user, ok := authenticate([]byte(c.name), []byte(c.password)); ok != c.want || ok && user != "ann" {
-			t.Errorf("%q %q: %q, %v", c.name, c.password, user, ok)
-		}
-	}
-}

@@ -11,6 +11,7 @@ import (
 
 	"wmproxy/internal/stats"
 	"wmproxy/internal/udpio"
+	"wmproxy/internal/user"
 )
 
 // Target is the destination of a request.
@@ -24,7 +25,7 @@ func (t Target) String() string { return net.JoinHostPort(t.Host, strconv.Itoa(i
 
 // Origin is the application behind a request.
 type Origin struct {
-	User   string         // authenticated; empty if there is no authentication
+	User   *user.User     // who authenticated, or all if nobody has to
 	Client netip.AddrPort // where its connection comes from
 }
 

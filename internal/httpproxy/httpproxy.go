@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"wmproxy/internal/entrance"
+	"wmproxy/internal/user"
 )
 
 const (
@@ -38,8 +39,8 @@ const (
 
 // Server is the HTTP proxy. Its fields must not change once the entrance serves.
 type Server struct {
-	// Authenticate returns the user with a name and a password; if it is nil there is no authentication.
-	Authenticate entrance.Authenticate
+	// Users may come in. If there are none there is no authentication.
+	Users *user.Set
 
 	Handler entrance.Handler
 	Log     *slog.Logger // nil discards
@@ -159,13 +160,13 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusBadRequest, "This is wmproxy, a proxy for SOCKS5 and HTTP. Set this address as the proxy of an application.")
 		return
 	}
-	user, ok := s.user(r)
-	if !ok {
+	u := s.user(r)
+	if u == nil {
 		w.Header().Set("Proxy-Authenticate", `Basic realm="wmproxy", charset="UTF-8"`)
 		refuse(w, http.StatusProxyAuthRequired, "a user name and a password are required")
 		return
 	}
-	o := entrance.Origin{User: user, Client: c.client}
+	o := entrance.Origin{User: u, Client: c.client}
 	switch {
 	case r.Method == http.MethodConnect:
 		s.connect(w, r, c, o)
@@ -180,21 +181,21 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// user returns the user of a request, and reports whether it may pass.
-func (s *Server) user(r *http.Request) (string, bool) {
-	if s.Authenticate == nil {
-		return "", true
+// user returns the user of a request, nil if it may not pass.
+func (s *Server) user(r *http.Request) *user.User {
+	if s.Users.Open() {
+		return s.Users.Anyone()
 	}
 	given := http.Request{Header: http.Header{"Authorization": r.Header["Proxy-Authorization"]}}
 	name, password, ok := given.BasicAuth()
 	if !ok {
-		return "", false // most clients ask without first
+		return nil // most clients ask without first
 	}
-	user, ok := s.Authenticate([]byte(name), []byte(password))
-	if !ok {
+	u := s.Users.Authenticate(name, []byte(password))
+	if u == nil {
 		s.log().Warn("HTTP request failed", slog.Any("client", connOf(r.Context()).client), slog.Any("err", entrance.ErrCredentials))
 	}
-	return user, ok
+	return u
 }
 
 // connect joins the connection to a target.

@@ -23,6 +23,8 @@ import (
 	"go.uber.org/goleak"
 
 	"wmproxy/internal/entrance"
+	"wmproxy/internal/stats"
+	"wmproxy/internal/user"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -322,7 +324,9 @@ func TestTargetThatIsNotHTTPIsABadGateway(t *testing.T) {
 func TestOnlyUsersPass(t *testing.T) {
 	e := &exit{}
 	var logs bytes.Buffer
-	s := &Server{Authenticate: entrance.OneUser("ann", "secret"), Handler: e, Log: slog.New(slog.NewTextHandler(&logs, nil))}
+	users := new(user.Set)
+	users.Replace([]*user.User{user.New("ann", "secret", new(stats.Total))})
+	s := &Server{Users: users, Handler: e, Log: slog.New(slog.NewTextHandler(&logs, nil))}
 	at := target(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("Proxy-Authorization") != "" {
 			t.Error("the password reached the target")
@@ -358,7 +362,7 @@ func TestOnlyUsersPass(t *testing.T) {
 		}
 	})
 	for _, o := range e.origins {
-		if o.User != "ann" || !o.Client.IsValid() {
+		if o.User.Name != "ann" || !o.Client.IsValid() {
 			t.Errorf("a request of %+v", o)
 		}
 	}

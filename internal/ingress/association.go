@@ -8,6 +8,7 @@ import (
 	"wmproxy/internal/entrance"
 	"wmproxy/internal/stats"
 	"wmproxy/internal/udpio"
+	"wmproxy/internal/user"
 	"wmproxy/socks"
 	"wmproxy/tunnel"
 	"wmproxy/tunnel/wire"
@@ -17,6 +18,7 @@ import (
 type association struct {
 	route  *Route
 	app    entrance.Association
+	user   *user.User
 	byName bool // answers from a name that was sent to carry it
 	flow   atomic.Pointer[flow]
 	use    use
@@ -36,14 +38,20 @@ type flow struct {
 	a *association
 }
 
-// open starts a flow over the preferred session.
+// open starts a flow over the user's session.
 func (a *association) open() bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.openLocked(a.route.preferred.Load())
+	return a.openLocked(a.session())
 }
 
+// session returns the session that the association's flow should be of, nil if there is none.
+func (a *association) session() *tunnel.Session { return a.route.sessions.For(a.user) }
+
 func (a *association) openLocked(s *tunnel.Session) bool {
+	if s == nil {
+		return false
+	}
 	f := &flow{a: a}
 	opened, err := s.OpenFlow(f)
 	if err != nil {
@@ -77,7 +85,7 @@ func (a *association) move(from *flow, to *tunnel.Session) bool {
 func (a *association) Send(ms []udpio.Message) {
 	a.use.note()
 	f := a.flow.Load()
-	if s := a.route.preferred.Load(); f.Session() != s {
+	if s := a.session(); s != nil && f.Session() != s {
 		f = a.reconsider(f, s)
 	}
 	if a.byName && f.Session().PeerFeatures().Has(wire.NamedAnswers) {
@@ -145,7 +153,7 @@ func (f *flow) Ended(code tunnel.EndCode) {
 	ok := true
 	if current && code != tunnel.EndLimit {
 		a.lost.Add(f.Dropped())
-		ok = a.openLocked(a.route.preferred.Load())
+		ok = a.openLocked(a.session())
 	}
 	a.mu.Unlock()
 	if current && (code == tunnel.EndLimit || !ok) {

@@ -20,7 +20,9 @@ func TestAnAssociationSendsWithoutAllocating(t *testing.T) {
 	there := tunnel.NewSession(tunnel.SessionConfig{Numbers: &numbers})
 	defer here.Close(carrier.CodeNone, "")
 	defer there.Close(carrier.CodeNone, "")
-	route := NewRoute(here)
+	var sessions Preferred
+	sessions.Set(here)
+	route := NewRoute(&sessions)
 	a := &association{route: route}
 	if !a.open() {
 		t.Fatal("no flow could be opened")
@@ -31,7 +33,7 @@ func TestAnAssociationSendsWithoutAllocating(t *testing.T) {
 		ms[i].Body = make([]byte, 1200)
 	}
 	for _, preferred := range []*tunnel.Session{here, there} {
-		route.Prefer(preferred)
+		sessions.Set(preferred)
 		for range 100 { // beyond the queue's 2 MiB
 			a.Send(ms)
 		}

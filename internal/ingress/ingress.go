@@ -13,6 +13,8 @@ import (
 	"wmproxy/internal/config"
 	"wmproxy/internal/entrance"
 	"wmproxy/internal/relay"
+	"wmproxy/internal/stats"
+	"wmproxy/internal/user"
 	"wmproxy/socks"
 	"wmproxy/tunnel"
 	"wmproxy/tunnel/carrier"
@@ -25,13 +27,23 @@ const connectTimeout = 20 * time.Second
 // Handler serves the requests of an entrance.
 type Handler struct {
 	Options   config.Entrance
-	NoOffload bool // of the sockets for datagrams
+	Users     *user.Set // see Users
+	NoOffload bool      // of the sockets for datagrams
 	Route     *Route
 	Room      *Room
 	Log       *slog.Logger
 }
 
 var _ entrance.Handler = (*Handler)(nil)
+
+// Users returns the users of an entrance, whose counts are counted in total too.
+func Users(o *config.Entrance, total *stats.Total) *user.Set {
+	users := user.NewSet(total)
+	if o.User != "" || o.Pass != "" {
+		users.Replace([]*user.User{user.New(o.User, string(o.Pass), total)})
+	}
+	return users
+}
 
 // Connect carries a request's connection through the tunnel and returns at its end.
 func (h *Handler) Connect(ctx context.Context, r *entrance.Request) {
@@ -50,7 +62,7 @@ func (h *Handler) Connect(ctx context.Context, r *entrance.Request) {
 	}
 	began := time.Now()
 	res := relay.Run(ctx, r.Conn.(*net.TCPConn), r.Ahead, st)
-	h.Log.Debug("stream ended", slog.String("user", r.User), slog.String("target", r.Target.String()),
+	h.Log.Debug("stream ended", slog.String("user", r.User.Name), slog.String("target", r.Target.String()),
 		slog.Duration("duration", time.Since(began)), slog.Int64("bytes_up", res.ToStream),
 		slog.Int64("bytes_down", res.FromStream), slog.Any("error", res.Err))
 }
@@ -79,23 +91,28 @@ func (h *Handler) open(ctx context.Context, use *use, o entrance.Origin, t entra
 	}
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
-	st, bound, err := h.openStream(ctx, t)
+	st, bound, err := h.openStream(ctx, o.User, t)
 	if err != nil {
 		res := resultOf(err)
-		h.Log.Info("connecting failed", slog.String("user", o.User), slog.String("client", o.Client.String()),
+		h.Log.Info("connecting failed", slog.String("user", o.User.Name), slog.String("client", o.Client.String()),
 			slog.String("target", t.String()), slog.String("result", res.String()), slog.Any("reason", err))
 		return nil, netip.AddrPort{}, &entrance.Error{Result: res, Err: err}
 	}
 	ap, _, _, _ := socks.SplitAddr(bound)
-	return relay.Noted(st, use.note), ap, nil
+	total := &o.User.Total
+	return relay.Noted(st, func(n int) { use.note(); total.StreamDown(n) }, func(n int) { use.note(); total.StreamUp(n) }), ap, nil
 }
 
-func (h *Handler) openStream(ctx context.Context, t entrance.Target) (carrier.Stream, []byte, error) {
+func (h *Handler) openStream(ctx context.Context, u *user.User, t entrance.Target) (carrier.Stream, []byte, error) {
 	addr, err := socks.AddrOf(t.Host, t.Port)
 	if err != nil {
 		return nil, nil, err
 	}
-	return h.Route.preferred.Load().OpenStream(ctx, socks.AppendAddr(nil, addr))
+	s := h.Route.sessions.For(u)
+	if s == nil {
+		return nil, nil, tunnel.ErrNotAttached
+	}
+	return s.OpenStream(ctx, socks.AppendAddr(nil, addr))
 }
 
 // resultOf returns the result for the error that kept a stream from opening.
@@ -116,14 +133,14 @@ func resultOf(err error) entrance.Result {
 
 // Associate carries a UDP association through the tunnel as a flow.
 func (h *Handler) Associate(a entrance.Association) (entrance.Uplink, entrance.Result) {
-	as := &association{route: h.Route, app: a, byName: h.Options.UDPAnswers == config.AnswersByName}
+	as := &association{route: h.Route, app: a, user: a.Origin().User, byName: h.Options.UDPAnswers == config.AnswersByName}
 	if err := h.Room.enter(&as.use, userOf(a.Origin()), a.Close); err != nil {
 		h.full("a UDP association", a.Origin(), err)
 		return nil, entrance.Limit
 	}
 	if !as.open() {
 		as.use.leave()
-		return nil, entrance.Failed
+		return nil, entrance.Unavailable
 	}
 	h.Route.add(as)
 	return as, entrance.OK
@@ -131,6 +148,6 @@ func (h *Handler) Associate(a entrance.Association) (entrance.Uplink, entrance.R
 
 // full logs that there is no room for an application's request.
 func (h *Handler) full(request string, o entrance.Origin, err error) {
-	h.Log.Warn("refused for want of room", slog.String("request", request), slog.String("user", o.User),
+	h.Log.Warn("refused for want of room", slog.String("request", request), slog.String("user", o.User.Name),
 		slog.String("client", o.Client.String()), slog.Any("error", err))
 }

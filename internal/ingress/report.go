@@ -23,7 +23,7 @@ func (a *association) report() status.Association {
 	o, t, f := a.app.Origin(), a.app.Traffic(), a.flow.Load()
 	t.Drops.Add(a.Dropped())
 	return status.Association{
-		User: o.User, Client: o.Client.String(), Session: f.Session().ID().String(), Flow: f.ID(),
+		User: o.User.Name, Client: o.Client.String(), Session: f.Session().ID().String(), Flow: f.ID(),
 		AgeSeconds: status.Seconds(a.app.Age()),
 		Up:         t.Up, Down: t.Down, Drops: t.Drops.ByReason(),
 	}

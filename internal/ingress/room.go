@@ -46,8 +46,8 @@ var errNoStreams = errors.New("no more TCP streams may be open for this user")
 
 // userOf returns who an application counts as.
 func userOf(o entrance.Origin) string {
-	if o.User != "" {
-		return o.User
+	if o.User.Name != "" {
+		return o.User.Name
 	}
 	client := o.Client.Addr().Unmap().WithZone("")
 	if client.Is6() {

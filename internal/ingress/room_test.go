@@ -9,6 +9,7 @@ import (
 
 	"wmproxy/internal/entrance"
 	"wmproxy/internal/share"
+	"wmproxy/internal/user"
 )
 
 func TestUsersAreNamesOrAddresses(t *testing.T) {
@@ -20,7 +21,7 @@ func TestUsersAreNamesOrAddresses(t *testing.T) {
 		{"", "2001:db8:1:2::9", "2001:db8:1:2::/64"},
 		{"", "fe80::1%eth0", "fe80::/64"},
 	} {
-		if got := userOf(entrance.Origin{User: test.user, Client: netip.AddrPortFrom(netip.MustParseAddr(test.client), 1)}); got != test.want {
+		if got := userOf(entrance.Origin{User: &user.User{Name: test.user}, Client: netip.AddrPortFrom(netip.MustParseAddr(test.client), 1)}); got != test.want {
 			t.Errorf("%q from %s is %q, want %q", test.user, test.client, got, test.want)
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"wmproxy/internal/user"
 	"wmproxy/tunnel"
 )
 
@@ -13,36 +14,48 @@ import (
 // that its address at the far end changes.
 const idleReturn = 30 * time.Second
 
-// Route is where what applications open goes: a session for each server, one of
-// them preferred. Sessions of one Route share their FlowNumbers.
+// Sessions chooses the session for what a user opens: on a client that with the preferred
+// server, on a server that with the user's client.
+type Sessions interface {
+	// For returns the session for the user's new flows and streams, nil if there is none.
+	// It is called for each batch of datagrams and must not wait.
+	For(u *user.User) *tunnel.Session
+}
+
+var _ Sessions = (*tunnel.Registry)(nil)
+
+// Preferred is the session that all users' flows and streams go to.
+type Preferred struct {
+	session atomic.Pointer[tunnel.Session]
+}
+
+// Set sends new flows and streams to s. Those that are open stay where they are; a flow
+// follows when it has been idle.
+func (p *Preferred) Set(s *tunnel.Session) { p.session.Store(s) }
+
+// Is reports whether new flows and streams go to s.
+func (p *Preferred) Is(s *tunnel.Session) bool { return p.session.Load() == s }
+
+// For returns the session, whoever the user is.
+func (p *Preferred) For(*user.User) *tunnel.Session { return p.session.Load() }
+
+// Route takes what users open to their sessions. Sessions that a user may have in turn
+// share their FlowNumbers.
 type Route struct {
-	preferred atomic.Pointer[tunnel.Session]
+	sessions Sessions
 
 	mu           sync.Mutex
 	associations map[*association]struct{}
 }
 
-// NewRoute returns a route to s.
-func NewRoute(s *tunnel.Session) *Route {
-	r := &Route{associations: make(map[*association]struct{})}
-	r.preferred.Store(s)
-	return r
+// NewRoute returns a route to the sessions.
+func NewRoute(sessions Sessions) *Route {
+	return &Route{sessions: sessions, associations: make(map[*association]struct{})}
 }
 
-// Prefer sends new flows and streams to s. Those that are open stay where they
-// are; a flow follows when it has been idle.
-func (r *Route) Prefer(s *tunnel.Session) { r.preferred.Store(s) }
-
-// Prefers reports whether new flows and streams go to s.
-func (r *Route) Prefers(s *tunnel.Session) bool { return r.preferred.Load() == s }
-
-// Leave moves every association of s to the preferred session and returns how
-// many there were.
+// Leave moves every association of s to the session that its user has now, and returns
+// how many there were.
 func (r *Route) Leave(s *tunnel.Session) (moved int) {
-	to := r.preferred.Load()
-	if to == s {
-		return 0
-	}
 	r.mu.Lock()
 	var leaving []*association
 	for a := range r.associations {
@@ -52,7 +65,7 @@ func (r *Route) Leave(s *tunnel.Session) (moved int) {
 	}
 	r.mu.Unlock()
 	for _, a := range leaving {
-		if a.move(a.flow.Load(), to) {
+		if to := a.session(); to != nil && a.move(a.flow.Load(), to) {
 			moved++
 		}
 	}

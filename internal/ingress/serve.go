@@ -28,15 +28,14 @@ func (h *Handler) Listen(ctx context.Context) (net.Listener, error) {
 // is no error. It calls started, unless that is nil, with the address of ln.
 func (h *Handler) Serve(ctx context.Context, ln net.Listener, started func(net.Addr)) error {
 	o := &h.Options
-	users := entrance.OneUser(o.User, string(o.Pass))
 	s := &entrance.Server{
 		Protocols: []entrance.Protocol{
 			&socks.Server{
-				Authenticate: users,
+				Users:        h.Users,
 				UDPAdvertise: o.UDPAdvertise, UDPPorts: socks.PortRange(o.UDPPorts), UDPFrom: o.UDPFrom, NoOffload: h.NoOffload,
 				Handler: h, Log: h.Log,
 			},
-			&httpproxy.Server{Authenticate: users, Handler: h, Log: h.Log},
+			&httpproxy.Server{Users: h.Users, Handler: h, Log: h.Log},
 		},
 		MaxHalfOpen: h.Room.HalfOpen(), MakeRoom: h.Room.MakeRoom, Log: h.Log,
 	}

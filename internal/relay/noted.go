@@ -4,30 +4,32 @@ import (
 	"wmproxy/tunnel/carrier"
 )
 
-// Noted returns a stream that is like s and calls note whenever it has read or written
-// data. note must not block.
-func Noted(s carrier.Stream, note func()) carrier.Stream { return noted{s, note} }
+// Noted returns a stream that is like s and calls read or written with the number of
+// bytes whenever it has read or written some. They must not block.
+func Noted(s carrier.Stream, read, written func(n int)) carrier.Stream {
+	return noted{s, read, written}
+}
 
 type noted struct {
 	carrier.Stream
-	note func()
+	read, written func(n int)
 }
 
 func (s noted) Read(p []byte) (int, error) {
 	n, err := s.Stream.Read(p)
-	s.noteSome(n)
+	noteSome(s.read, n)
 	return n, err
 }
 
 func (s noted) Write(p []byte) (int, error) {
 	n, err := s.Stream.Write(p)
-	s.noteSome(n)
+	noteSome(s.written, n)
 	return n, err
 }
 
 func (s noted) WriteFramed(b []byte) (int, error) {
 	n, err := s.Stream.WriteFramed(b)
-	s.noteSome(n)
+	noteSome(s.written, n)
 	return n, err
 }
 
@@ -38,8 +40,8 @@ func (s noted) CountBeside(bytes func() int64) {
 	}
 }
 
-func (s noted) noteSome(n int) {
+func noteSome(note func(int), n int) {
 	if n > 0 {
-		s.note()
+		note(n)
 	}
 }

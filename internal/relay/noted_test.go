@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"wmproxy/tunnel"
 	"wmproxy/tunnel/carrier"
 )
@@ -22,22 +24,24 @@ func (s *loopStream) WriteFramed(b []byte) (int, error) { return s.Write(b[tunne
 func (s *loopStream) CountBeside(bytes func() int64)    { s.beside = bytes }
 
 func TestNotedStreamNotesReadsAndWrites(t *testing.T) {
-	notes := 0
+	type passed struct{ Calls, Read, Written int }
+	var got passed
 	inner := &loopStream{}
-	s := Noted(inner, func() { notes++ })
+	s := Noted(inner, func(n int) { got.Calls++; got.Read += n }, func(n int) { got.Calls++; got.Written += n })
 	b := make([]byte, tunnel.Headroom+1)
 	for _, step := range []struct {
 		name string
 		call func() (int, error)
-		want int // notes by then
+		want passed // by then
 	}{
-		{"Write", func() (int, error) { return s.Write(b[:1]) }, 1},
-		{"WriteFramed", func() (int, error) { return s.WriteFramed(b) }, 2},
-		{"Read", func() (int, error) { return s.Read(b) }, 3},
-		{"Read of nothing", func() (int, error) { return s.Read(b) }, 3},
+		{"Write", func() (int, error) { return s.Write(b[:1]) }, passed{1, 0, 1}},
+		{"WriteFramed", func() (int, error) { return s.WriteFramed(b) }, passed{2, 0, 2}},
+		{"Read", func() (int, error) { return s.Read(b) }, passed{3, 2, 2}},
+		{"Read of nothing", func() (int, error) { return s.Read(b) }, passed{3, 2, 2}},
 	} {
-		if _, _ = step.call(); notes != step.want {
-			t.Errorf("%s: %d notes, want %d", step.name, notes, step.want)
+		_, _ = step.call()
+		if diff := cmp.Diff(step.want, got); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", step.name, diff)
 		}
 	}
 	s.(interface{ CountBeside(func() int64) }).CountBeside(func() int64 { return 7 })

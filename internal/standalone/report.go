@@ -6,12 +6,14 @@ import (
 
 	"wmproxy/internal/egress"
 	"wmproxy/internal/ingress"
+	"wmproxy/internal/stats"
 	"wmproxy/internal/status"
+	"wmproxy/internal/user"
 	"wmproxy/tunnel"
 )
 
 // serveStatus answers on the socket in the state directory, where there is one.
-func serveStatus(cfg *Config, listen string, route *ingress.Route, exits *egress.Exits, budget *tunnel.Budget) (stop func()) {
+func serveStatus(cfg *Config, listen string, totals *totals, route *ingress.Route, exits *egress.Exits, budget *tunnel.Budget) (stop func()) {
 	if cfg.State == nil {
 		return func() {}
 	}
@@ -22,10 +24,19 @@ func serveStatus(cfg *Config, listen string, route *ingress.Route, exits *egress
 			Memory: status.FromBudget(budget.Status()),
 			Events: []status.Event{}, // there is no tunnel to which anything could happen
 		}
+		r.SetTotals(&totals.entrance, totals.users)
+		dropped := totals.exit.Dropped()
+		r.Total.Drops = status.Add(r.Total.Drops, dropped.ByReason())
 		r.SetSessions(nil)
 		r.SetAssociations(joined(route.Report(), exits.Report()))
 		return r
 	}, cfg.Log)
+}
+
+// totals is what passed since the start.
+type totals struct {
+	entrance, exit stats.Total
+	users          *user.Set // of the entrance
 }
 
 // joined is the entrance's view of each association with what the exit knows of it:

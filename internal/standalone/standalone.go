@@ -17,7 +17,6 @@ import (
 	"wmproxy/internal/ingress"
 	"wmproxy/internal/share"
 	"wmproxy/internal/state"
-	"wmproxy/internal/stats"
 	"wmproxy/internal/user"
 	"wmproxy/tunnel"
 	"wmproxy/tunnel/carrier"
@@ -45,7 +44,9 @@ type Config struct {
 // Run serves until ctx ends, which is no error.
 func Run(ctx context.Context, cfg Config) error {
 	room := share.For(cfg.Descriptors)
-	entrance := &ingress.Handler{Options: cfg.Entrance, NoOffload: cfg.NoOffload, Room: &ingress.Room{Pool: room, Beside: 1}, Log: cfg.Log}
+	var totals totals
+	totals.users = ingress.Users(&cfg.Entrance, &totals.entrance)
+	entrance := &ingress.Handler{Options: cfg.Entrance, Users: totals.users, NoOffload: cfg.NoOffload, Room: &ingress.Room{Pool: room, Beside: 1}, Log: cfg.Log}
 	ln, err := entrance.Listen(ctx)
 	if err != nil {
 		return err
@@ -68,7 +69,7 @@ func Run(ctx context.Context, cfg Config) error {
 	})
 	defer exits.Close()
 	// To the tunnel and the exit all applications are one user.
-	everyone := user.New("", "", new(stats.Total))
+	everyone := user.New("", "", &totals.exit)
 	registry, session, err := join(ctx, everyone, exits.For(everyone), cfg.Log)
 	if err != nil {
 		ln.Close()
@@ -80,8 +81,10 @@ func Run(ctx context.Context, cfg Config) error {
 	budget := tunnel.NewBudget(int64(cfg.Memory), func() []*tunnel.Session { return append(registry.Sessions(), session) }, cfg.Log)
 	defer budget.Close()
 
-	entrance.Route = ingress.NewRoute(session)
-	defer serveStatus(&cfg, ln.Addr().String(), entrance.Route, exits, budget)()
+	var preferred ingress.Preferred
+	preferred.Set(session)
+	entrance.Route = ingress.NewRoute(&preferred)
+	defer serveStatus(&cfg, ln.Addr().String(), &totals, entrance.Route, exits, budget)()
 	return entrance.Serve(ctx, ln, cfg.Started)
 }
 

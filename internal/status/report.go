@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"wmproxy/internal/stats"
+	"wmproxy/internal/user"
 )
 
 // Values of Report.Role.
@@ -31,6 +32,9 @@ type Report struct {
 	Listen  string    `json:"listen"` // for applications, or on the server for clients
 
 	Memory *Memory `json:"memory,omitempty"` // nil if there is no limit
+
+	Total Total  `json:"total"`           // since the start
+	Users []User `json:"users,omitempty"` // who may come in, by name
 
 	Sessions      []Session `json:"sessions"` // empty on a proxy
 	SessionsTotal int       `json:"sessions_total"`
@@ -137,6 +141,36 @@ type Association struct {
 type Event struct {
 	At   time.Time `json:"at"`
 	What string    `json:"what"`
+}
+
+// Total is everything that has passed, of sessions and associations that have ended too.
+type Total struct {
+	Up              stats.Traffic     `json:"up"` // datagrams
+	Down            stats.Traffic     `json:"down"`
+	StreamBytesUp   uint64            `json:"stream_bytes_up"`
+	StreamBytesDown uint64            `json:"stream_bytes_down"`
+	Drops           map[string]uint64 `json:"drops,omitempty"` // datagrams, by reason
+}
+
+// User is one user's total.
+type User struct {
+	Name string `json:"name"`
+	Total
+}
+
+// SetTotals sets the process's total and the users', as many as a report lists.
+func (r *Report) SetTotals(process *stats.Total, users *user.Set) {
+	r.Total = fromTotal(process)
+	all := users.All()
+	for _, u := range all[:min(len(all), maxListed)] {
+		r.Users = append(r.Users, User{u.Name, fromTotal(&u.Total)})
+	}
+}
+
+func fromTotal(t *stats.Total) Total {
+	s := t.Snapshot()
+	up, down := t.Streams()
+	return Total{Up: s.Up, Down: s.Down, StreamBytesUp: up, StreamBytesDown: down, Drops: s.Drops.ByReason()}
 }
 
 // SetSessions sets the sessions, at most as many as a report lists.

@@ -33,6 +33,9 @@ func (r *Report) WriteText(w io.Writer) error {
 		t.linef("%s of %s of memory held for peers, %d streams and connections reset for it",
 			humanize.IBytes(uint64(m.Used)), humanize.IBytes(uint64(m.Limit)), m.Resets)
 	}
+	if n := &r.Total; n.Up.Datagrams+n.Down.Datagrams+n.StreamBytesUp+n.StreamBytesDown > 0 {
+		t.linef("since the start: datagrams %s up, %s down; streams %s up, %s down", traffic(n.Up), traffic(n.Down), size(n.StreamBytesUp), size(n.StreamBytesDown))
+	}
 	for i := range r.Sessions[:min(len(r.Sessions), maxRows)] {
 		t.session(&r.Sessions[i], r.SessionsTotal > 1)
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"wmproxy/internal/stats"
+	"wmproxy/internal/user"
 	"wmproxy/tunnel"
 	"wmproxy/tunnel/carrier"
 )
@@ -34,6 +35,12 @@ func clientReport() Report {
 			{noon.Add(2 * time.Minute), "a peer's words \x1b[31m\u202e"},
 		},
 	}
+	var total stats.Total
+	total.Up(130, 14000)
+	total.Down(128, 130000)
+	total.StreamUp(2000)
+	total.StreamDown(3 << 20)
+	r.SetTotals(&total, new(user.Set))
 	r.SetSessions([]Session{
 		{
 			ID: "1a2b3c4d", Server: "vpn.example.net:8090", User: "alice", Preferred: true,

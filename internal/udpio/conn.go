@@ -148,11 +148,14 @@ func (c *portableConn) Close() error {
 func (c *portableConn) RemoteAddr() netip.AddrPort { return AddrPortOf(c.Conn.RemoteAddr()) }
 func (c *portableConn) LocalAddr() netip.AddrPort  { return AddrPortOf(c.Conn.LocalAddr()) }
 
-// AddrPortOf is a TCP address, IPv4 unmapped; the zero AddrPort for any other.
+// AddrPortOf returns a TCP or UDP address, IPv4 unmapped, or the zero AddrPort for any other.
 func AddrPortOf(a net.Addr) netip.AddrPort {
-	if tcp, ok := a.(*net.TCPAddr); ok {
-		ap := tcp.AddrPort()
-		return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+	var ap netip.AddrPort
+	switch a := a.(type) {
+	case *net.TCPAddr:
+		ap = a.AddrPort()
+	case *net.UDPAddr:
+		ap = a.AddrPort()
 	}
-	return netip.AddrPort{}
+	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
 }

@@ -14,7 +14,7 @@ import (
 )
 
 // User is one who authenticated, or all if nobody is asked to. Its pointer stands for
-// it: a user who was removed and is added again is another.
+// it: a user who was removed and is added again is another. The zero value has no name.
 type User struct {
 	Name  string
 	Total stats.Total // of all sessions and associations, also of those that have ended
@@ -29,16 +29,46 @@ func New(name, secret string, total *stats.Total) *User {
 	return u
 }
 
-// Set is the users that may come in. The zero value has none.
+// Set is the users that may come in. Without any, as in the zero value, everybody may,
+// and all are one user.
 type Set struct {
 	mu     sync.RWMutex
 	byName map[string]*User
+	anyone User
 }
 
+// NewSet returns a set of users, without any at first, whose counts are counted in total too.
+func NewSet(total *stats.Total) *Set {
+	s := new(Set)
+	s.anyone.Total.In(total)
+	return s
+}
+
+// Open reports whether nobody has to authenticate. A nil set is open.
+func (s *Set) Open() bool {
+	if s == nil {
+		return true
+	}
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return len(s.byName) == 0
+}
+
+// Anyone returns the user that all are who do not authenticate.
+func (s *Set) Anyone() *User {
+	if s == nil {
+		return &open.anyone
+	}
+	return &s.anyone
+}
+
+// open is what a nil set stands for.
+var open Set
+
 // Authenticate returns the user of this name and secret, nil if there is none. It takes
-// as long for an unknown name as for a wrong secret.
-func (s *Set) Authenticate(name, secret string) *User {
-	got := sha256.Sum256([]byte(secret))
+// as long for an unknown name as for a wrong secret, and keeps neither.
+func (s *Set) Authenticate(name string, secret []byte) *User {
+	got := sha256.Sum256(secret)
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	u, known := s.byName[name]

@@ -21,12 +21,28 @@ func TestOnlyNameAndSecretTogetherAuthenticate(t *testing.T) {
 		{"", "", ""},
 	} {
 		got := ""
-		if u := s.Authenticate(c.name, c.secret); u != nil {
+		if u := s.Authenticate(c.name, []byte(c.secret)); u != nil {
 			got = u.Name
 		}
 		if got != c.want {
 			t.Errorf("%q with %q is %q, want %q", c.name, c.secret, got, c.want)
 		}
+	}
+}
+
+func TestEverybodyIsOneUserWithoutUsers(t *testing.T) {
+	var total stats.Total
+	s := NewSet(&total)
+	s.Anyone().Total.Up(1, 5)
+	if got := total.Snapshot().Up.Bytes; got != 5 {
+		t.Errorf("%d bytes in all, want 5", got)
+	}
+	if !s.Open() {
+		t.Error("an empty set is not open")
+	}
+	s.Replace([]*User{New("alice", "one", &total)})
+	if s.Open() {
+		t.Error("a set with a user is open")
 	}
 }
 
@@ -48,7 +64,7 @@ func TestUsersWhoStayKeepTheirCounters(t *testing.T) {
 	if diff := cmp.Diff([][]string{{"dave"}, {"alice"}, {"bob"}, {"bob", "carol", "dave"}}, got); diff != "" {
 		t.Errorf("added, removed, changed and all (-want +got):\n%s", diff)
 	}
-	if s.Authenticate("bob", "two") != nil || s.Authenticate("bob", "new") != c.Changed[0] {
+	if s.Authenticate("bob", []byte("two")) != nil || s.Authenticate("bob", []byte("new")) != c.Changed[0] {
 		t.Error("the new secret does not count")
 	}
 	for name, want := range map[string]uint64{"bob": 10, "carol": 10, "dave": 0} {
