@@ -117,7 +117,7 @@ func ours(name, title string, tcp bool) system {
 			state := filepath.Join(r.dir, "wmproxy-server")
 			p, err := start(r.Servers[0], r.dir, r.wmproxy, "server", "--listen", tunnel, "--advertise", tunnel,
 				"--state-dir", state, "--allow", netlab.TargetNetwork)
-			if p, err = started(ctx, p, err, "listening"); err != nil {
+			if err != nil {
 				return nil, err
 			}
 			if err := p.Until(ctx, "link", func() bool { _, err := os.Stat(r.link()); return err == nil }); err != nil {

@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"slices"
 	"sync"
 	"time"
@@ -175,10 +176,21 @@ func (t *task) connect(ctx context.Context, target netip.AddrPort) error {
 		return err
 	}
 	defer c.Close()
-	return echo(ctx, c, func(b []byte) error { _, err := c.Write(b); return err }, c.Read)
+	deadline, _ := ctx.Deadline()
+	if err := c.SetDeadline(deadline); err != nil {
+		return err
+	}
+	if _, err := c.Write([]byte("x")); err != nil {
+		return err
+	}
+	_, err = c.Read(make([]byte, 1))
+	return err
 }
 
-// associate makes an association and waits for the echo of a datagram, sent again each second.
+// resend is how long an application waits for an answer until it asks again.
+const resend = 500 * time.Millisecond
+
+// associate makes an association and waits for the echo of a datagram.
 func (t *task) associate(ctx context.Context, target netip.AddrPort) error {
 	ctx, cancel := context.WithTimeout(ctx, firstTimeout)
 	defer cancel()
@@ -188,8 +200,18 @@ func (t *task) associate(ctx context.Context, target netip.AddrPort) error {
 	}
 	defer c.Close()
 	to := net.UDPAddrFromAddrPort(target)
-	read := func(b []byte) (int, error) { n, _, err := c.ReadFrom(b); return n, err }
-	return echo(ctx, c, func(b []byte) error { _, err := c.WriteTo(b, to); return err }, read)
+	for ctx.Err() == nil {
+		if _, err := c.WriteTo([]byte("x"), to); err != nil {
+			return err
+		}
+		if err := c.SetReadDeadline(time.Now().Add(resend)); err != nil {
+			return err
+		}
+		if _, _, err := c.ReadFrom(make([]byte, 2000)); !errors.Is(err, os.ErrDeadlineExceeded) {
+			return err
+		}
+	}
+	return ctx.Err()
 }
 
 // packetConn is an association, or a socket without a proxy.
@@ -198,21 +220,6 @@ func (t *task) packetConn(ctx context.Context) (net.PacketConn, error) {
 		return new(net.ListenConfig).ListenPacket(ctx, "udp4", ":0")
 	}
 	return (&socks.Client{Server: t.Socks}).Associate(ctx)
-}
-
-func echo(ctx context.Context, c interface{ SetDeadline(time.Time) error }, write func([]byte) error, read func([]byte) (int, error)) error {
-	deadline, _ := ctx.Deadline()
-	if err := c.SetDeadline(deadline); err != nil {
-		return err
-	}
-	if err := write([]byte("x")); err != nil {
-		return err
-	}
-	n, err := read(make([]byte, 2000))
-	if err == nil && n != 1 {
-		return fmt.Errorf("%d bytes are the echo of one", n)
-	}
-	return err
 }
 
 // http3 downloads over QUIC that runs through an association, as a browser's would.
