@@ -20,7 +20,7 @@ import (
 	"time"
 )
 
-// command runs a program to its end and returns what it printed.
+// command runs a program to its end and returns its output.
 func command(t *testing.T, dir, name string, args ...string) (stdout string, err error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 6*waitTimeout)
@@ -211,7 +211,7 @@ func TestHTTPRequestPassesACrowdOfHalfHeads(t *testing.T) {
 		}
 		t.Cleanup(func() { c.Close() })
 		_ = c.SetWriteDeadline(time.Now().Add(waitTimeout))
-		_, _ = io.WriteString(c, []string{head, garbage}[i%2]) // it may have been closed to make room
+		_, _ = io.WriteString(c, []string{head, garbage}[i%2]) // the server may have closed it to make room
 	}
 	for _, args := range [][]string{{}, {"-p"}} {
 		out, err := command(t, "", curl, append(args, "-sS", "--fail", "--max-time", "30", "--noproxy", "", "-x", "http://"+entry, target)...)

@@ -268,7 +268,7 @@ func (c *call) between(from, to time.Duration) (f figures) {
 	return f
 }
 
-// percentile sorts what it is given.
+// percentile sorts its argument.
 func percentile(d []time.Duration, p int) time.Duration {
 	if len(d) == 0 {
 		return 0

@@ -21,20 +21,20 @@ import (
 	"wmproxy/socks"
 )
 
-// bulk is how fast a download goes, in bytes a second: fast enough to be in the
-// midst of it whatever happens, and slow enough for several at once.
+// bulk is the rate of a download in bytes per second: fast enough to always have data under
+// way, and slow enough for several at once.
 const bulk = 1 << 20
 
-// pattern is what is downloaded, over and over. Its length has no factor in common
-// with those of buffers, so that what is missing or double shows.
+// pattern is the data of downloads, repeated. Its length is a prime, so that missing or repeated
+// buffers are detected.
 var pattern = random(11, 65521)
 
-// download is one that lasts until it is told to finish.
+// download is a download until Finish is called.
 type download struct {
 	t      testing.TB
 	name   string
 	end    func()
-	ended  chan struct{} // the sender is to finish
+	ended  chan struct{} // closed to end the sender
 	sent   atomic.Int64
 	got    atomic.Int64
 	paused time.Duration // the longest time without a byte, once done
@@ -49,7 +49,7 @@ func newDownload(t testing.TB, name string) *download {
 	return d
 }
 
-// serve sends until it is told to finish.
+// serve sends until Finish is called.
 func (d *download) serve(w io.Writer, flush func()) {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
@@ -72,7 +72,7 @@ func (d *download) serve(w io.Writer, flush func()) {
 	}
 }
 
-// receive reads to the end and compares.
+// receive reads to the end and compares the data.
 func (d *download) receive(r io.Reader, err error) {
 	defer close(d.done)
 	if err != nil {
@@ -103,7 +103,7 @@ func (d *download) receive(r io.Reader, err error) {
 	}
 }
 
-// Finish checks that all of it came.
+// Finish ends the download and checks that all data arrived.
 func (d *download) Finish() string {
 	d.t.Helper()
 	d.end()
@@ -119,8 +119,7 @@ func (d *download) Finish() string {
 	return fmt.Sprintf("%s download whole, %.1f MB, at a stand for %v", d.name, float64(d.got.Load())/1e6, d.paused.Round(time.Millisecond))
 }
 
-// startHTTP3Download downloads through an association, whose QUIC is an
-// application's own.
+// startHTTP3Download starts a download through an association, with an application's QUIC.
 func (l *lab) startHTTP3Download() *download {
 	t := l.t
 	t.Helper()
@@ -158,7 +157,7 @@ func (l *lab) startHTTP3Download() *download {
 	return d
 }
 
-// startTCPDownload downloads through a CONNECT stream.
+// startTCPDownload starts a download through a CONNECT stream.
 func (l *lab) startTCPDownload() *download {
 	t := l.t
 	t.Helper()
@@ -190,7 +189,7 @@ func (l *lab) startTCPDownload() *download {
 	return d
 }
 
-// started waits until some of it has come.
+// started waits until some data has arrived.
 func (d *download) started() {
 	d.t.Helper()
 	tick := time.NewTicker(10 * time.Millisecond)

@@ -14,8 +14,8 @@ import (
 	"wmproxy/socks"
 )
 
-// Timers of the lab's processes, where the defaults would make the tests long. What
-// is promised within a time is tried with the default.
+// Timers of the lab's processes, shorter than the defaults if these would make the tests long.
+// Tests of documented times use the defaults.
 var (
 	labServerTimers = []string{"--hold", "30s", "--dead", "10s"}
 	labClientTimers = []string{"--dead", "10s", "--steady", "2s"}
@@ -55,7 +55,7 @@ func startLab(t *testing.T, cfg netlab.Config, clientArgs ...string) *lab {
 	return l
 }
 
-// startLabServer is startLab without the client.
+// startLabServer is like startLab without a client.
 func startLabServer(t *testing.T, cfg netlab.Config) *lab {
 	t.Helper()
 	l := &lab{Net: newNet(t, cfg), t: t}
@@ -67,7 +67,7 @@ func startLabServer(t *testing.T, cfg netlab.Config) *lab {
 	return l
 }
 
-// in runs f as on a host.
+// in runs f on a host.
 func (l *lab) in(h *netlab.Host, f func()) {
 	l.t.Helper()
 	if err := h.In(func() error { f(); return nil }); err != nil {
@@ -127,8 +127,8 @@ func (l *lab) connect(to socks.Addr) (conn *net.TCPConn) {
 	return conn
 }
 
-// connects waits until a stream to the echo opens and carries something, and says how
-// long that takes. It does not wait for one that hangs, as a user who tries again.
+// connects waits until a stream to the echo opens and carries data, and returns the time that it
+// took. Like a user, it tries again if one hangs.
 func (l *lab) connects(bound time.Duration) time.Duration {
 	l.t.Helper()
 	const again = 500 * time.Millisecond
@@ -136,7 +136,7 @@ func (l *lab) connects(bound time.Duration) time.Duration {
 		ctx, cancel := context.WithTimeout(l.t.Context(), again)
 		err := l.Home.In(func() error { return connectOnce(ctx, l.client.Socks(), l.echo, func() {}) })
 		if err != nil {
-			<-ctx.Done() // one that fails at once is not tried without end
+			<-ctx.Done() // do not repeat failures without a pause
 		}
 		cancel()
 		took := time.Since(began)
@@ -152,9 +152,8 @@ func (l *lab) connects(bound time.Duration) time.Duration {
 	}
 }
 
-// rest remembers what the processes hold now that nothing is open, to compare with at
-// the end. One association and one stream have been used before, so that what is kept
-// from the first one on is there.
+// rest records the resources of the processes while nothing is open, to compare with at the end.
+// It uses one association and one stream first, for resources that stay after the first use.
 func (l *lab) rest() {
 	l.t.Helper()
 	conn := l.associate()
@@ -175,25 +174,24 @@ func (l *lab) processes() (all []*process) {
 	return append(all, l.client.process)
 }
 
-// settles checks that the processes come to hold no more than at rest.
+// settles waits until the processes have no more resources than at rest.
 func (l *lab) settles() {
 	l.t.Helper()
 	for i, p := range l.processes() {
 		before := l.before[i]
-		before.Heap += 16 << 20 // tables and buffers that have grown
+		before.Heap += 16 << 20 // grown tables and buffers
 		after, took := settled(l.t, p, before, leftOverFor)
 		l.t.Logf("%s before %v\nafter %v, %v later", p.name, l.before[i], after, took.Round(time.Millisecond))
 	}
 }
 
-// leftOverFor is how long a carrier that was left behind may take to end, and the
-// server to notice.
+// leftOverFor bounds the time until an abandoned carrier has ended, also at the server.
 const leftOverFor = 25 * time.Second
 
-// during lets time pass: events in the lab have their hour.
+// during lets time pass in the lab, which runs in real time.
 func during(d time.Duration) { time.Sleep(d) }
 
-// kept says that the target has heard one address and port alone.
+// kept checks that the target has seen one address and port only.
 func (c *call) kept() string {
 	c.t.Helper()
 	egress := c.seenAs()

@@ -9,7 +9,7 @@ import (
 	"wmproxy/internal/netlab"
 )
 
-// What the README says of each carrier on a lossy line is measured here.
+// The README has these figures for lossy paths.
 func TestInTheLabQUICAddsNoLoss(t *testing.T) {
 	t.Parallel()
 	const (
@@ -49,7 +49,7 @@ func TestInTheLabQUICAddsNoLoss(t *testing.T) {
 				if kind == overYamux {
 					return // shown beside it
 				}
-				// Which packets the router hit is as random as how many of them.
+				// Both the dropped packets and their number are random.
 				n := float64(f.Sent)
 				deviation := math.Sqrt(n * p * (1 - p) * (1 + n/float64(seen)))
 				if off := math.Abs(float64(f.LostUp) - n*p); off > 3*deviation {

@@ -25,7 +25,7 @@ const (
 )
 
 // forwarder passes packets between two TUN devices. It is one thread that waits for
-// packets, orders and what is due, with a precision that timers of Go do not have.
+// packets, orders and due packets, with a precision that Go's timers do not have.
 type forwarder struct {
 	began  time.Time
 	lanes  [2]*lane
@@ -74,8 +74,8 @@ func forward() error {
 	return f.run()
 }
 
-// hurry asks the system to run this thread before others, and to wake it when it asked
-// for. Without the right it is later, which Traffic tells.
+// hurry makes the system run this thread before others, and wake it in time. Without the
+// privilege packets are later, which Traffic reports.
 func hurry() {
 	_ = unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0)
 	if unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 1}, 0) != nil {
@@ -120,7 +120,7 @@ func pause(d time.Duration) {
 	}
 }
 
-// wait returns how long nothing happens by itself, nil for ever.
+// wait returns the time until the next due packet, nil if there is none.
 func (f *forwarder) wait() *unix.Timespec {
 	at, ok := f.lanes[Up].next()
 	if other, also := f.lanes[Down].next(); also && (!ok || other < at) {
@@ -133,7 +133,7 @@ func (f *forwarder) wait() *unix.Timespec {
 	return &ts
 }
 
-// maxReads bounds how many packets are read before those that are due are written.
+// maxReads bounds the packets that are read before due ones are written.
 const maxReads = 64
 
 func (f *forwarder) read(l *lane, from int) {
@@ -146,7 +146,7 @@ func (f *forwarder) read(l *lane, from int) {
 		}
 		p.size = n
 		if p.isMulticast() {
-			l.put(p) // IPv6 looks for routers; nobody on the other side listens
+			l.put(p) // IPv6 router discovery, which has no use here
 			continue
 		}
 		l.arrive(p, f.now())
@@ -159,7 +159,7 @@ func (f *forwarder) write(l *lane, to int) {
 		if p == nil {
 			return
 		}
-		_, _ = unix.Write(to, p.data[:p.size]) // a device that is down takes none
+		_, _ = unix.Write(to, p.data[:p.size]) // fails if the device is down
 		l.put(p)
 	}
 }

@@ -9,7 +9,7 @@ import (
 )
 
 const (
-	// maxHeld bounds the packets that are in one direction of a link.
+	// maxHeld bounds the packets in one direction of a link.
 	maxHeld = 1 << 16
 	// maxPacket bounds a packet, in bytes; a TUN device has an MTU of 1,500.
 	maxPacket = 1600
@@ -17,8 +17,8 @@ const (
 
 // packet is an IP packet on its way.
 type packet struct {
-	due    time.Duration // when it leaves the link
-	number uint64        // keeps the order of those due together
+	due    time.Duration // the time at which it leaves the link
+	number uint64        // orders packets that are due at the same time
 	size   int
 	data   [maxPacket]byte
 }
@@ -103,7 +103,7 @@ func (l *lane) drop(p *packet, reason *int) {
 	l.put(p)
 }
 
-// sending returns how long the rate takes for a packet.
+// sending returns the time that the rate takes for a packet.
 func (l *lane) sending(p *packet) time.Duration {
 	if l.path.Rate == 0 {
 		return 0
@@ -111,7 +111,7 @@ func (l *lane) sending(p *packet) time.Duration {
 	return time.Duration(int64(p.size) * 8 * int64(time.Second) / int64(l.path.Rate))
 }
 
-// arrive takes a packet that comes now.
+// arrive takes a packet that arrives now.
 func (l *lane) arrive(p *packet, now time.Duration) {
 	l.advance(now)
 	t := &l.traffic
@@ -151,7 +151,7 @@ func (l *lane) conforms(p *packet, now time.Duration) bool {
 	return true
 }
 
-// advance launches what the rate has sent until now.
+// advance launches the packets that the rate has sent until now.
 func (l *lane) advance(now time.Duration) {
 	for len(l.queue) > 0 && l.sent <= now {
 		p := l.queue[0]
@@ -164,7 +164,7 @@ func (l *lane) advance(now time.Duration) {
 	}
 }
 
-// launch puts a packet that leaves the queue at a time on its way, or loses it.
+// launch takes a packet that leaves the queue at this time, and delays or drops it.
 func (l *lane) launch(p *packet, at time.Duration) {
 	l.number++
 	since := at - l.began
@@ -172,7 +172,7 @@ func (l *lane) launch(p *packet, at time.Duration) {
 	case chance < l.path.Loss:
 		l.drop(p, &l.traffic.Lost)
 		return
-	// The same number tells, so that a packet is not spared twice.
+	// The same number decides, so that a packet has one chance only.
 	case l.isBad(since) && chance < l.path.Loss+(1-l.path.Loss)*l.path.Burst.Loss:
 		l.drop(p, &l.traffic.Burst)
 		return
@@ -188,7 +188,7 @@ func (l *lane) launch(p *packet, at time.Duration) {
 	heap.Push(&l.flying, p)
 }
 
-// isBad reports whether the link is in its bad state.
+// isBad reports whether the link is in a bad state.
 func (l *lane) isBad(since time.Duration) bool {
 	b := l.path.Burst
 	if b.Share <= 0 {
@@ -200,7 +200,7 @@ func (l *lane) isBad(since time.Duration) bool {
 	return begin <= in && in < begin+b.Length
 }
 
-// next returns when something happens by itself; ok is false if nothing will.
+// next returns the time at which a packet is due; ok is false if there is none.
 func (l *lane) next() (at time.Duration, ok bool) {
 	if len(l.queue) > 0 {
 		at, ok = l.sent, true
@@ -211,7 +211,7 @@ func (l *lane) next() (at time.Duration, ok bool) {
 	return at, ok
 }
 
-// leave returns a packet that is due, nil if none is. The caller puts it back.
+// leave returns a packet that is due, or nil. The caller must call put afterwards.
 func (l *lane) leave(now time.Duration) *packet {
 	l.advance(now)
 	if len(l.flying) == 0 || l.flying[0].due > now {
@@ -286,7 +286,7 @@ func (l *lateness) add(d time.Duration) {
 	l.most = max(l.most, d)
 }
 
-// quantile returns the upper end of the step in which it lies.
+// quantile returns the upper end of the quantile's step.
 func (l *lateness) quantile(q float64) time.Duration {
 	left := int(q * float64(l.all))
 	for i, n := range l.steps {

@@ -15,17 +15,17 @@ import (
 type Path struct {
 	Delay  time.Duration
 	Jitter time.Duration // up to this much more, drawn again after each Jitter
-	// Reorder lets a packet with little jitter pass an earlier one with more.
+	// Reorder lets a packet with less jitter overtake an earlier one with more.
 	Reorder bool
 
-	Rate  int // bits per second; 0: no limit
-	Queue int // bytes that may wait for Rate; 0: 100 ms of it
+	Rate  int // bits per second; 0 for no limit
+	Queue int // bytes that may wait for Rate; 0 means 100 ms of it
 
 	Loss  float64 // share of the packets, lost at random after the queue
 	Burst Burst   // more loss, some of the time
 
-	Police   int // bits per second of UDP; what exceeds it is dropped; 0: no limit
-	Bucket   int // bytes of UDP that may exceed Police at once; 0: 100 ms of it
+	Police   int // bits per second of UDP, beyond which packets are dropped; 0 for no limit
+	Bucket   int // bytes of UDP that may exceed Police at once; 0 means 100 ms of it
 	BlockUDP bool
 }
 
@@ -37,7 +37,7 @@ type Burst struct {
 	Loss   float64       // share of the packets lost in it
 }
 
-// Symmetric is a path of both directions.
+// Symmetric returns the same path for both directions.
 func Symmetric(p Path) [2]Path { return [2]Path{p, p} }
 
 // defaultWait is the queue or bucket of a path, in time at its rate, if none is set.
@@ -77,7 +77,7 @@ func (t *Traffic) Dropped() int {
 	return t.Queue + t.Lost + t.Burst + t.Policed + t.Blocked + t.Overrun
 }
 
-// order is what a forwarder is told, as one line of JSON. The answer is [2]Traffic.
+// order is a command to a forwarder, as one line of JSON. The answer is [2]Traffic.
 type order struct {
 	Paths   *[2]Path `json:",omitempty"` // from now on
 	Restart bool     `json:",omitempty"` // count anew, and begin the random numbers of Seed
@@ -136,7 +136,7 @@ func (n *Net) joinPath() {
 	}
 }
 
-// tunQueue is how many packets may wait for the forwarder to read them.
+// tunQueue bounds the packets that wait for the forwarder.
 const tunQueue = 10_000
 
 func (n *Net) startForwarder(files []*os.File) error {
@@ -170,7 +170,7 @@ func (n *Net) startForwarder(files []*os.File) error {
 	return nil
 }
 
-// tell gives the forwarder an order.
+// tell sends the forwarder an order and returns its answer.
 func (n *Net) tell(o order) (t [2]Traffic) {
 	n.t.Helper()
 	if n.link == nil {
@@ -192,14 +192,14 @@ func (n *Net) SetPath(p [2]Path) {
 	n.tell(order{Paths: &p})
 }
 
-// Restart counts the traffic anew and begins the random numbers of a seed, so that what
-// follows has the same losses as what follows another Restart with that seed.
+// Restart resets the traffic's counters and begins the random numbers of a seed, so that the
+// losses are the same as after another Restart with that seed.
 func (n *Net) Restart(seed uint64) {
 	n.t.Helper()
 	n.tell(order{Restart: true, Seed: seed})
 }
 
-// Traffic returns what has passed home's link since Restart, index Up and Down.
+// Traffic returns the traffic of home's link since Restart, index Up and Down.
 func (n *Net) Traffic() [2]Traffic {
 	n.t.Helper()
 	return n.tell(order{})

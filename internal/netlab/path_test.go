@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// overhead is what IPv4 and UDP add to a datagram.
+// overhead is the length of the IPv4 and UDP headers.
 const overhead = 28
 
 func TestPathHasItsDelay(t *testing.T) {
@@ -61,7 +61,7 @@ func flood(t *testing.T, n *Net, size, bits int, lasts time.Duration) (sent, cam
 				t.Fatal(err)
 			}
 		}
-		time.Sleep(time.Millisecond) // the rate is what is asked for
+		time.Sleep(time.Millisecond) // the pause makes the rate
 	}
 	if err := to.SetReadDeadline(time.Now().Add(time.Second)); err != nil {
 		t.Fatal(err)
@@ -154,7 +154,7 @@ func stream(t *testing.T, n *Net, lasts time.Duration) (bytes int64) {
 	for b := make([]byte, 64<<10); err == nil; {
 		_, err = c.Write(b)
 	}
-	_ = c.(*net.TCPConn).SetLinger(0) // what has not come by now is not counted
+	_ = c.(*net.TCPConn).SetLinger(0) // drop the rest
 	c.Close()
 	wg.Wait()
 	return bytes

@@ -31,21 +31,21 @@ var (
 	largeBuffers = sync.Pool{New: func() any { return new(largeArray) }}
 )
 
-// A buffer is for the reads of one direction. The zero value is ready. It is large after a
-// read of more than three quarters of the small one, if there are few enough, and small again after
-// one of less: a stream of the carrier does not quite fill what it is given.
+// buffer is the read buffer of one direction. The zero value is ready to use. It switches to the
+// large size after a read that filled more than ¾ of the small one, if there are few enough large
+// ones, and back after a smaller read. Streams of a carrier do not fill a buffer completely.
 type buffer struct {
 	b    []byte // of one of the pools, or nil
 	busy bool
 }
 
-// read reads from r once. What it returns is valid until the next call.
+// read reads from r once. The data is valid until the next call.
 func (b *buffer) read(r io.Reader) ([]byte, error) {
 	framed, err := b.readFramed(r)
 	return framed[tunnel.Headroom:], err
 }
 
-// readFramed is read with tunnel.Headroom bytes in front of what was read.
+// readFramed is like read with tunnel.Headroom bytes in front of the data.
 func (b *buffer) readFramed(r io.Reader) ([]byte, error) {
 	large := len(b.b) == len(largeArray{})
 	switch {
@@ -61,7 +61,7 @@ func (b *buffer) readFramed(r io.Reader) ([]byte, error) {
 	return b.b[:tunnel.Headroom+n], err
 }
 
-// takeLarge says whether one more may be large, which then counts until free.
+// takeLarge reports whether one more buffer may be large, and counts it until free.
 func takeLarge() bool {
 	if largeHeld.Add(1) > maxLarge {
 		largeHeld.Add(-1)

@@ -30,8 +30,8 @@ type Result struct {
 	Err error
 }
 
-// drainTime is the time without data for the stream after which a stream is reset whose TCP connection broke. Data sent
-// before the break can still arrive: an application may send everything and close at once.
+// drainTime is the time without data after which the stream of a broken TCP connection is reset. Data sent before the
+// break can still arrive: an application may send everything and close at once.
 const drainTime = 2 * time.Second
 
 // Run copies until both halves have ended, one side has failed, or ctx is done. It
