@@ -744,13 +744,13 @@ func TestASharedPortKnowsItsAssociationsBySource(t *testing.T) {
 	fourth, stranger := udpSocket(t, "127.0.0.1"), udpSocket(t, "127.0.0.2")
 	sendTo(t, fourth, bound, good)
 	sendTo(t, stranger, bound, good)
-	eventually(t, "5 are unmatched", func() bool { return e.Unmatched() == 5 })
+	eventually(t, "5 are unmatched", func() bool { return e.unmatched.Load() == 5 })
 
 	// The end of one frees its source and leaves the others alone.
 	controls[1].Close()
 	eventually(t, "the end of the second", func() bool { return e.nth(1).ends.Load() == 1 })
 	sendTo(t, apps[1], bound, good)
-	eventually(t, "its datagram is unmatched", func() bool { return e.Unmatched() == 6 })
+	eventually(t, "its datagram is unmatched", func() bool { return e.unmatched.Load() == 6 })
 	e.nth(1).a.Deliver([][]byte{body(target4, "late")})
 	roundTrip(t, apps[0], bound, good)
 	if got := e.nth(1).a.Traffic(); got.Up.Datagrams != 2 || got.Down.Datagrams != 2 {

@@ -44,9 +44,9 @@ type Server struct {
 
 	ports        portTable
 	owners       owners
-	reassembling atomic.Int64 // bytes in fragment queues
-	unmatched    atomic.Uint64
-	told4        sync.Once // logs that SOCKS4 is refused
+	reassembling atomic.Int64  // bytes in fragment queues
+	unmatched    atomic.Uint64 // datagrams on shared ports that belong to no association
+	told4        sync.Once     // logs that SOCKS4 is refused
 }
 
 var _ entrance.Protocol = (*Server)(nil)
@@ -61,10 +61,6 @@ func (s *Server) Begin(c *entrance.Conn, first byte) entrance.Receiver {
 	}
 	return nil
 }
-
-// Unmatched returns how many datagrams came in on shared UDP ports that belonged to
-// no association.
-func (s *Server) Unmatched() uint64 { return s.unmatched.Load() }
 
 func (s *Server) log() *slog.Logger {
 	if s.Log == nil {

@@ -159,7 +159,7 @@ func TestSharedPortFindsWhoseSourceHasMoved(t *testing.T) {
 		if diff := cmp.Diff([][]string{{"1", "5", "1"}, {"2", "2"}}, [][]string{up1.payloads(), up2.payloads()}); diff != "" {
 			t.Errorf("(-want +got)\n%s", diff)
 		}
-		if n := p.server.Unmatched(); n != 3 {
+		if n := p.server.unmatched.Load(); n != 3 {
 			t.Errorf("%d datagrams belong to nobody, want 3", n)
 		}
 		p.exit(two)

@@ -62,7 +62,7 @@ func (sv *serving) serve(conn udpio.Conn) {
 	c.receiver = opening{c}
 	c.open, c.half.place = sv.open.add(conn, 0), sv.halfOpen.add(conn, sv.maxHalfOpen())
 	half := c.half
-	half.deadline = time.AfterFunc(sv.handshakeTimeout(), func() {
+	half.deadline = time.AfterFunc(HandshakeTimeout, func() {
 		half.late.Store(true)
 		conn.HangUp()
 	})

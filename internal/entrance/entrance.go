@@ -18,8 +18,10 @@ import (
 
 // Defaults and bounds of an entrance.
 const (
-	DefaultHandshakeTimeout = 10 * time.Second
-	DefaultMaxHalfOpen      = 4096 // an application may open all its streams at once
+	// HandshakeTimeout bounds the time from accept to the end of the request.
+	HandshakeTimeout = 10 * time.Second
+
+	defaultMaxHalfOpen = 4096 // an application may open all its streams at once
 
 	// lingerTime and lingerBytes bound the time and the data for which a refused application may
 	// go on sending. Closing at once, with bytes unread, would be a reset, and a reset
@@ -40,12 +42,8 @@ type Server struct {
 	// Protocols are asked in order.
 	Protocols []Protocol
 
-	// HandshakeTimeout bounds the time from accept to the end of the request;
-	// 0 is DefaultHandshakeTimeout.
-	HandshakeTimeout time.Duration
-
 	// MaxHalfOpen bounds the connections that have not finished their request;
-	// 0 is DefaultMaxHalfOpen. Beyond it the oldest is closed: applications finish in
+	// 0 is 4,096. Beyond it the oldest is closed: applications finish in
 	// milliseconds, and an attacker's wait for the deadline.
 	MaxHalfOpen int
 
@@ -121,18 +119,11 @@ func (s *Server) makeRoom(err error) {
 	}
 }
 
-func (s *Server) handshakeTimeout() time.Duration {
-	if s.HandshakeTimeout > 0 {
-		return s.HandshakeTimeout
-	}
-	return DefaultHandshakeTimeout
-}
-
 func (s *Server) maxHalfOpen() int {
 	if s.MaxHalfOpen > 0 {
 		return s.MaxHalfOpen
 	}
-	return DefaultMaxHalfOpen
+	return defaultMaxHalfOpen
 }
 
 func (s *Server) log() *slog.Logger {

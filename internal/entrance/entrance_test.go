@@ -211,7 +211,7 @@ func TestHandshakeEndsAtItsDeadline(t *testing.T) {
 				if _, err := c.Read(make([]byte, 1)); err != io.EOF {
 					t.Errorf("read %v", err)
 				}
-				if took := time.Since(start); took < DefaultHandshakeTimeout || took > DefaultHandshakeTimeout+time.Second {
+				if took := time.Since(start); took < HandshakeTimeout || took > HandshakeTimeout+time.Second {
 					t.Errorf("closed after %v", took)
 				}
 			})

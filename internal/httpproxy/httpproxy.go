@@ -31,7 +31,7 @@ const (
 	// idleTimeout bounds the wait for a further request, and headTimeout the time from its first byte to
 	// the end of its head.
 	idleTimeout = time.Minute
-	headTimeout = entrance.DefaultHandshakeTimeout
+	headTimeout = entrance.HandshakeTimeout
 
 	// refusedTimeout bounds the time in which the body of a refused request is read.
 	refusedTimeout = 5 * time.Second
