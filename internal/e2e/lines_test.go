@@ -138,6 +138,6 @@ func TestLogLinesOfAPeerAreBounded(t *testing.T) {
 				conn.Close()
 			}
 		}
-		checkLines(t, c.process, "CONNECT failed", often, mostInformation)
+		checkLines(t, c.process, "connecting failed", often, mostInformation)
 	})
 }
