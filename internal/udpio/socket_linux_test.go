@@ -32,6 +32,24 @@ func open(t testing.TB, cfg Config) *Socket {
 }
 
 func TestAnIdleSocketCostsUnder256Bytes(t *testing.T) {
+	// Memory of other tests that is freed meanwhile can only add, so the least is the truth.
+	least := idleSocketCost(t)
+	for range 4 {
+		if least <= 256 {
+			break
+		}
+		least = min(least, idleSocketCost(t))
+	}
+	t.Logf("%d bytes of heap for each idle socket, whose struct has %d", least, unsafe.Sizeof(Socket{}))
+	if least > 256 {
+		t.Errorf("%d bytes of heap for each idle socket", least)
+	}
+}
+
+// idleSocketCost opens sockets that receive one datagram each, and returns the bytes of heap that
+// are free for each when they are closed.
+func idleSocketCost(t *testing.T) int64 {
+	t.Helper()
 	const sockets = 2000
 	keep := open(t, Config{})
 	heap := func() uint64 {
@@ -58,17 +76,12 @@ func TestAnIdleSocketCostsUnder256Bytes(t *testing.T) {
 	if n := runtime.NumGoroutine() - goroutines; n > maxLoops {
 		t.Errorf("%d goroutines for %d sockets", n, sockets)
 	}
-	// Measured downward: garbage of other tests can then only add.
 	with := heap()
 	for i, s := range all {
 		_ = s.Close()
 		all[i] = nil
 	}
-	each := (int64(with) - int64(heap())) / sockets
-	t.Logf("%d bytes of heap for each idle socket, whose struct has %d", each, unsafe.Sizeof(Socket{}))
-	if each > 256 {
-		t.Errorf("%d bytes of heap for each idle socket", each)
-	}
+	return (int64(with) - int64(heap())) / sockets
 }
 
 func TestRunsGoAsSegmentsAndArriveAsTrains(t *testing.T) {
