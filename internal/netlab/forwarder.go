@@ -76,7 +76,19 @@ func forward() error {
 
 // hurry makes the system run this thread before others, and wake it in time. Without the
 // privilege packets are later, which Traffic reports.
+// It keeps to one processor: the kernel queues packets for the processor that they were
+// written on, so that those from two could pass each other.
 func hurry() {
+	var all, one unix.CPUSet
+	if unix.SchedGetaffinity(0, &all) == nil {
+		for cpu := range runtime.NumCPU() {
+			if all.IsSet(cpu) {
+				one.Zero()
+				one.Set(cpu)
+			}
+		}
+		_ = unix.SchedSetaffinity(0, &one)
+	}
 	_ = unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0)
 	if unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 1}, 0) != nil {
 		_ = unix.Setpriority(unix.PRIO_PROCESS, 0, -20)

@@ -42,10 +42,16 @@ func flood(t *testing.T, n *Net, size, bits int, lasts time.Duration) (sent, cam
 	}
 	var wg sync.WaitGroup
 	wg.Go(func() {
+		next := uint32(0)
 		for b := make([]byte, 2000); ; came++ {
 			if _, _, err := to.ReadFromUDPAddrPort(b); err != nil {
 				return
 			}
+			number := binary.BigEndian.Uint32(b)
+			if number < next {
+				t.Errorf("datagram %d comes after %d", number, next-1)
+			}
+			next = max(next, number+1)
 		}
 	})
 	target := netip.AddrPortFrom(TargetAddr(), 9)

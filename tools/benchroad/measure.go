@@ -331,7 +331,7 @@ func (s *session) check(ctx context.Context) error {
 	if _, err := t.do(ctx, t.stream(kindDown, 1), &flow); err != nil {
 		return err
 	}
-	add(check{Title: "one TCP stream down, bbr, at most", Asked: number(s.path.goodput()), Got: megabits(flow), Unit: "Mbit/s", Tolerance: number(0.15 + 6*s.path.each.Loss)})
+	add(check{Title: "one TCP stream down, bbr, at most", Asked: number(s.path.goodput()), Got: megabits(flow), Unit: "Mbit/s", Tolerance: number(0.15 + 8*s.path.each.Loss)})
 	if s.path.each.BlockUDP {
 		return nil
 	}
