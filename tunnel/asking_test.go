@@ -11,6 +11,7 @@ import (
 
 	"wmproxy/internal/user"
 	"wmproxy/tunnel/carrier"
+	"wmproxy/tunnel/carrier/carriertest"
 )
 
 // askingBound is what an entrance gives the far end for its answer.
@@ -197,8 +198,8 @@ func TestAnAnswerThatTakesLongIsWaitedFor(t *testing.T) {
 
 // quic-go tells streams of a connection's end before it has ended.
 func TestAStreamWhoseQUICConnectionEndsIsAskedForOverAnother(t *testing.T) {
-	ctx := testContext(t)
-	clientTLS, serverTLS := testTLS()
+	ctx := carriertest.Context(t)
+	clientTLS, serverTLS := carriertest.TLS()
 	socket, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {
 		t.Fatal(err)

@@ -12,6 +12,7 @@ import (
 
 	"wmproxy/internal/user"
 	"wmproxy/tunnel/carrier"
+	"wmproxy/tunnel/carrier/carriertest"
 )
 
 // freedBytes returns the bytes of each freed holding, in order.
@@ -166,7 +167,7 @@ func TestCrowdedUserGetsNoNewStream(t *testing.T) {
 		w.live, w.inUse = 900<<10, 900<<10
 		w.b.look()
 		_, err := open(w.session)
-		wantReset(t, "a stream of the user with more than its share", err, carrier.CodeLimit)
+		carriertest.WantReset(t, "a stream of the user with more than its share", err, carrier.CodeLimit)
 		for what, s := range map[string]*Session{"the other": bob, "the same, with memory again": w.session} {
 			if s == w.session {
 				w.live, w.inUse = 0, 0

@@ -5,6 +5,8 @@ import (
 	"io"
 
 	"github.com/quic-go/quic-go/quicvarint"
+
+	"wmproxy/tunnel/carrier"
 )
 
 // On yamux the bytes of a stream travel in chunks, because yamux cannot tell a
@@ -17,22 +19,12 @@ import (
 // unread bytes it would not reach a peer that has stopped reading.
 // A yamux stream that ends without the chunk of length 0 was cut off.
 const (
-	// Headroom is how many bytes the header of a chunk takes at most.
-	Headroom = 4
-
-	// MaxWrite is the number of bytes that are one yamux frame, as one chunk, where
-	// the connection is fast. One byte more is a frame more.
-	MaxWrite = maxFrame - Headroom
-
-	// SmallWrite is the same for a slow connection.
-	SmallWrite = slowFrame - Headroom
-
 	maxChunk = 128 << 10 // the largest length in bytes
 
 	// The content in bytes of the largest frame, and of that on a slow connection, which
 	// a bundle may have to wait behind there. With yamux's head they are eight TLS records, and one.
-	maxFrame  = 8*tlsRecord - yamuxHead
-	slowFrame = tlsRecord - yamuxHead
+	maxFrame  = carrier.Headroom + carrier.MaxWrite
+	slowFrame = carrier.Headroom + carrier.SmallWrite
 )
 
 var (
@@ -63,8 +55,8 @@ func parseChunkHeader(b []byte) (n, size int, err error) {
 
 // A chunkParser takes the headers out of what arrives.
 type chunkParser struct {
-	left    int            // bytes of the current chunk that are still to come
-	header  [Headroom]byte // the beginning of a header that was cut
+	left    int                    // bytes of the current chunk that are still to come
+	header  [carrier.Headroom]byte // the beginning of a header that was cut
 	nheader int
 }
 
@@ -73,9 +65,9 @@ type chunkParser struct {
 // where they are to be. Short ones it has to move, as many of them as have arrived.
 func (c *chunkParser) room(p []byte) []byte {
 	switch {
-	case len(p) < SmallWrite:
+	case len(p) < carrier.SmallWrite:
 		return p
-	case c.left > SmallWrite/2:
+	case c.left > carrier.SmallWrite/2:
 		return p[:min(len(p), c.left)]
 	case c.left > 0:
 		return p

@@ -189,26 +189,26 @@ func (s *chunkStream) Write(p []byte) (int, error) {
 		if err := s.flushEarlier(); err != nil || len(p) == 0 {
 			return written, err
 		}
-		n := min(len(p), MaxWrite)
-		s.keep(append(appendChunkHeader(takeFrame(Headroom+n), n), p[:n]...))
+		n := min(len(p), carrier.MaxWrite)
+		s.keep(append(appendChunkHeader(takeFrame(carrier.Headroom+n), n), p[:n]...))
 		written += n // even if a deadline keeps some of it here for a while
 		p = p[n:]
 	}
 }
 
 func (s *chunkStream) WriteFramed(b []byte) (int, error) {
-	n := len(b) - Headroom
-	if n == 0 || n > MaxWrite {
-		return s.Write(b[Headroom:])
+	n := len(b) - carrier.Headroom
+	if n == 0 || n > carrier.MaxWrite {
+		return s.Write(b[carrier.Headroom:])
 	}
 	s.writing.Lock()
 	defer s.writing.Unlock()
 	if err := s.flushEarlier(); err != nil {
 		return 0, err
 	}
-	var room [Headroom]byte
+	var room [carrier.Headroom]byte
 	header := appendChunkHeader(room[:0], n)
-	s.unsent = b[Headroom-len(header):]
+	s.unsent = b[carrier.Headroom-len(header):]
 	copy(s.unsent, header)
 	err := s.flushFrame()
 	if len(s.unsent) > 0 { // b is the caller's again

@@ -10,12 +10,13 @@ import (
 	"github.com/quic-go/quic-go/quicvarint"
 
 	"wmproxy/tunnel/carrier"
+	"wmproxy/tunnel/carrier/carriertest"
 )
 
 func TestChunkHeadersAreReadAsWritten(t *testing.T) {
 	for n := range maxChunk + 1 {
 		b := appendChunkHeader(nil, n)
-		if len(b) > Headroom {
+		if len(b) > carrier.Headroom {
 			t.Fatalf("the header of %d takes %d bytes", n, len(b))
 		}
 		if !bytes.Equal(b, quicvarint.Append(nil, uint64(n))) {
@@ -43,14 +44,14 @@ func TestChunkHeadersOutOfBoundsAreRefused(t *testing.T) {
 
 func TestChunksComeOutWholeHoweverTheyArrive(t *testing.T) {
 	var wire, want []byte
-	for i, n := range []int{1, 63, 64, maxChunk, 1, 1, MaxWrite, SmallWrite, 300, SmallWrite, 9000} {
+	for i, n := range []int{1, 63, 64, maxChunk, 1, 1, carrier.MaxWrite, carrier.SmallWrite, 300, carrier.SmallWrite, 9000} {
 		b := make([]byte, n)
-		numbered(b, i)
+		carriertest.Numbered(b, i)
 		wire = append(appendChunkHeader(wire, n), b...)
 		want = append(want, b...)
 	}
 	wire = append(append(wire, 0), "not any more"...)
-	for _, size := range []int{1, 2, 3, 64, 1000, SmallWrite, maxChunk, maxChunk + 1, len(wire)} {
+	for _, size := range []int{1, 2, 3, 64, 1000, carrier.SmallWrite, maxChunk, maxChunk + 1, len(wire)} {
 		var c chunkParser
 		var got []byte
 		var err error
@@ -72,17 +73,17 @@ func TestChunksComeOutWholeHoweverTheyArrive(t *testing.T) {
 
 // A reader of yamux's asks for what the parser has room for.
 func TestALongChunkArrivesWhereItIsToBe(t *testing.T) {
-	content := make([]byte, MaxWrite)
-	numbered(content, 3)
+	content := make([]byte, carrier.MaxWrite)
+	carriertest.Numbered(content, 3)
 	for _, step := range []struct{ chunk, reads int }{
-		{SmallWrite, 3}, // the header as one byte and the rest of it, and all
-		{MaxWrite, 3},
-		{SmallWrite / 2, 3},
+		{carrier.SmallWrite, 3}, // the header as one byte and the rest of it, and all
+		{carrier.MaxWrite, 3},
+		{carrier.SmallWrite / 2, 3},
 		{100, 3},
 	} {
 		wire := append(appendChunkHeader(nil, step.chunk), content[:step.chunk]...)
 		var c chunkParser
-		p := make([]byte, MaxWrite)
+		p := make([]byte, carrier.MaxWrite)
 		reads, n := 0, 0
 		for n == 0 {
 			raw := copy(c.room(p), wire)
@@ -109,7 +110,7 @@ func TestShortChunksAreReadTogether(t *testing.T) {
 		wire = append(appendChunkHeader(wire, 100), bytes.Repeat([]byte{byte(i)}, 100)...)
 	}
 	var c chunkParser
-	p := make([]byte, SmallWrite)
+	p := make([]byte, carrier.SmallWrite)
 	for reads := 1; ; reads++ {
 		raw := copy(c.room(p), wire)
 		wire = wire[raw:]
@@ -161,7 +162,7 @@ func FuzzChunkHeader(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if n < 0 || n > maxChunk || size < 0 || size > min(len(b), Headroom) {
+		if n < 0 || n > maxChunk || size < 0 || size > min(len(b), carrier.Headroom) {
 			t.Fatalf("%x: %d in %d bytes", b, n, size)
 		}
 	})
@@ -239,7 +240,7 @@ func TestBundlesComeOutWholeHoweverTheyArrive(t *testing.T) {
 	var want [][]byte
 	for i, n := range []int{1, 63, 64, 5000, carrier.MaxBundleSize, 1, carrier.MaxBundleSize, carrier.MaxBundleSize - 1, 100} {
 		b := make([]byte, n)
-		numbered(b, i)
+		carriertest.Numbered(b, i)
 		want = append(want, b)
 		wire = append(quicvarint.Append(wire, uint64(n)), b...)
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/quic-go/quic-go/testutils/simnet"
 
 	"wmproxy/tunnel/carrier"
+	"wmproxy/tunnel/carrier/carriertest"
 )
 
 // lineConfig is a line in memory, the same in both directions.
@@ -116,7 +117,7 @@ func quicLine(t *testing.T, cfg lineConfig) (client, server carrier.Pending, up,
 	far := &net.UDPAddr{IP: net.IPv4(10, 0, 0, 2).To4(), Port: 2}
 	nearConn, farConn := simnet.NewSimConn(near, l), simnet.NewSimConn(far, l)
 	up, down = l.ends[far.String()], l.ends[near.String()]
-	clientTLS, serverTLS := testTLS()
+	clientTLS, serverTLS := carriertest.TLS()
 	ln, err := ListenQUIC(farConn, serverTLS, QUICConfig{StatelessResetKey: &[32]byte{1}})
 	if err != nil {
 		t.Fatal(err)
@@ -230,7 +231,7 @@ func yamuxLine(t *testing.T, cfg lineConfig) (client, server carrier.Pending) {
 	t.Helper()
 	up, down := newByteLine(cfg), newByteLine(cfg)
 	near, far := lineConn{in: down, out: up}, lineConn{in: up, out: down}
-	clientTLS, serverTLS := testTLS()
+	clientTLS, serverTLS := carriertest.TLS()
 	nearRecords, farRecords := &recordConn{Conn: near}, &recordConn{Conn: far}
 	c, s := tls.Client(nearRecords, fullRecords(clientTLS)), tls.Server(farRecords, fullRecords(serverTLS))
 	var wg sync.WaitGroup

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"wmproxy/tunnel/carrier/carriertest"
 )
 
 // userTimeout is how long the connection bears that nobody acknowledges its bytes.
@@ -30,7 +32,7 @@ func tcpOption(t *testing.T, c *net.TCPConn, option int) (value int) {
 
 func TestTheKernelHoldsMoreForAStreamThatFillsTheConnection(t *testing.T) {
 	client, server := yamuxPendings(t)
-	near, _ := shake(t, client, server)
+	near, _ := carriertest.Shake(t, client, server)
 	c := near.(*yamuxCarrier)
 	held := func() int { return tcpOption(t, c.conn.raw.(*net.TCPConn), unix.TCP_NOTSENT_LOWAT) }
 	write := func(wanted int) {
@@ -44,6 +46,6 @@ func TestTheKernelHoldsMoreForAStreamThatFillsTheConnection(t *testing.T) {
 	if got := held(); got != notSentQuiet {
 		t.Errorf("%d bytes at first, want %d", got, notSentQuiet)
 	}
-	await(t, "bytes held for a stream", func() (int, bool) { write(maxFrame); n := held(); return n, n == notSentBusy })
-	await(t, "bytes held after it", func() (int, bool) { write(0); n := held(); return n, n == notSentQuiet })
+	carriertest.Await(t, "bytes held for a stream", func() (int, bool) { write(maxFrame); n := held(); return n, n == notSentBusy })
+	carriertest.Await(t, "bytes held after it", func() (int, bool) { write(0); n := held(); return n, n == notSentQuiet })
 }

@@ -16,6 +16,7 @@ import (
 
 	"wmproxy/internal/user"
 	"wmproxy/tunnel/carrier"
+	"wmproxy/tunnel/carrier/carriertest"
 	"wmproxy/tunnel/health"
 )
 
@@ -42,8 +43,8 @@ func TestTransportsOutliveDead(t *testing.T) {
 
 // A server's side is as patient as its client's.
 func TestAYamuxConnectionIsAsPatientAsItWasTold(t *testing.T) {
-	ctx := testContext(t)
-	clientTLS, serverTLS := testTLS()
+	ctx := carriertest.Context(t)
+	clientTLS, serverTLS := carriertest.TLS()
 	tcp, err := net.Listen("tcp4", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -97,7 +98,7 @@ func (c *cuttable) SendPacket(p simnet.Packet) error {
 }
 
 func TestOverQUICAStreamOutlivesWhatDeadAllowsAndNoMore(t *testing.T) {
-	clientTLS, serverTLS := testTLS()
+	clientTLS, serverTLS := carriertest.TLS()
 	valid := time.Now()
 	clientTLS = clientTLS.Clone()
 	clientTLS.Time = func() time.Time { return valid }

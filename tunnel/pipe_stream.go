@@ -42,7 +42,7 @@ func (s *pipeStream) Write(p []byte) (int, error) {
 	return s.out.write(p, s.end.side)
 }
 
-func (s *pipeStream) WriteFramed(b []byte) (int, error) { return s.Write(b[Headroom:]) }
+func (s *pipeStream) WriteFramed(b []byte) (int, error) { return s.Write(b[carrier.Headroom:]) }
 
 func (s *pipeStream) CloseWrite() error {
 	s.out.mu.Lock()

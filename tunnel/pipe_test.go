@@ -12,13 +12,14 @@ import (
 	"time"
 
 	"wmproxy/tunnel/carrier"
+	"wmproxy/tunnel/carrier/carriertest"
 )
 
 func pipePair(t testing.TB, client, server PipeConfig) (c, s carrier.Carrier, cEnd *PipeEnd) {
 	t.Helper()
 	a, b := NewPipe(client, server)
 	t.Cleanup(func() { a.Close(carrier.CodeNone, "") })
-	c, s = shake(t, a, b)
+	c, s = carriertest.Shake(t, a, b)
 	return c, s, a
 }
 
@@ -264,14 +265,14 @@ func TestAPipesServerWaitsForTheClientsHandshake(t *testing.T) {
 
 func TestAPipesStreamBufferGrowsAndWraps(t *testing.T) {
 	c, s, _ := pipePair(t, PipeConfig{}, PipeConfig{})
-	a, b := openPair(t, c, s)
+	a, b := carriertest.OpenPair(t, c, s)
 	var want, got []byte
 	buf := make([]byte, 40_000)
 	for i := range 60 {
 		piece := make([]byte, 1+i*1777%30_000)
-		numbered(piece, i)
+		carriertest.Numbered(piece, i)
 		want = append(want, piece...)
-		a.SetDeadline(time.Now().Add(testPatience))
+		a.SetDeadline(time.Now().Add(carriertest.Patience))
 		if _, err := a.Write(piece); err != nil {
 			t.Fatal(err)
 		}

@@ -79,7 +79,7 @@ func (s *quicStream) Write(p []byte) (int, error) {
 	return n, s.failure(err)
 }
 
-func (s *quicStream) WriteFramed(b []byte) (int, error) { return s.Write(b[Headroom:]) }
+func (s *quicStream) WriteFramed(b []byte) (int, error) { return s.Write(b[carrier.Headroom:]) }
 
 // failure is an error of ours. Once it says that the carrier has ended, so does Err.
 func (s *quicStream) failure(err error) error {

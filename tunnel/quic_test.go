@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"wmproxy/tunnel/carrier"
+	"wmproxy/tunnel/carrier/carriertest"
 )
 
 // countingSocket notes the size of every write; one of more than a packet is a GSO train.
@@ -34,10 +35,10 @@ func TestBundlesOfTheLargestSizeFillTheirPackets(t *testing.T) {
 		t.Skip("UDP_SEGMENT is Linux's")
 	}
 	const enough = 1394 // discovery stops within 21 bytes of a packet of 1452, of which 37 are no payload
-	ctx := testContext(t)
+	ctx := carriertest.Context(t)
 	counting := &countingSocket{UDPConn: loopbackUDP(t)}
 	cp, sp := quicPendingsOver(t, counting, loopbackUDP(t))
-	client, server := shake(t, cp, sp)
+	client, server := carriertest.Shake(t, cp, sp)
 	if n := client.MaxBundle(); n < carrier.MinBundle || n > quicPacket {
 		t.Fatalf("MaxBundle starts at %d", n)
 	}
@@ -82,7 +83,7 @@ func TestBundlesOfTheLargestSizeFillTheirPackets(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	await(t, "bundles of full size", func() (int, bool) { n := <-received; return n, n == len(full) })
+	carriertest.Await(t, "bundles of full size", func() (int, bool) { n := <-received; return n, n == len(full) })
 	counting.mu.Lock()
 	defer counting.mu.Unlock()
 	var trains, fulls, others int
@@ -104,7 +105,7 @@ func TestBundlesOfTheLargestSizeFillTheirPackets(t *testing.T) {
 }
 
 func TestASecondStreamBeforeTheAnswerClosesTheConnection(t *testing.T) {
-	ctx := testContext(t)
+	ctx := carriertest.Context(t)
 	client, server := quicPendings(t)
 	rw, err := client.Handshake(ctx)
 	if err != nil {
@@ -129,7 +130,7 @@ func TestASecondStreamBeforeTheAnswerClosesTheConnection(t *testing.T) {
 func TestADatagramBeforeTheAnswerClosesTheConnection(t *testing.T) {
 	for _, when := range []string{"before Hello", "after Hello"} {
 		t.Run(when, func(t *testing.T) {
-			ctx := testContext(t)
+			ctx := carriertest.Context(t)
 			client, server := quicPendings(t)
 			rw, err := client.Handshake(ctx)
 			if err != nil {
@@ -194,7 +195,7 @@ func (d *doorkeeper) counts() (inside, entered int) {
 }
 
 func TestHurriedQUICHandshakeIsGivenUpSooner(t *testing.T) {
-	_, serverTLS := testTLS()
+	_, serverTLS := carriertest.TLS()
 	gone := make(chan string, 2)
 	// Both get an Initial packet without any readable content, the hurried one later.
 	for _, name := range []string{"ordinary", "hurried"} {
@@ -225,8 +226,8 @@ func TestHurriedQUICHandshakeIsGivenUpSooner(t *testing.T) {
 }
 
 func TestQUICAttemptsAreCountedInAndOut(t *testing.T) {
-	ctx := testContext(t)
-	clientTLS, serverTLS := testTLS()
+	ctx := carriertest.Context(t)
+	clientTLS, serverTLS := carriertest.TLS()
 	socket, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {
 		t.Fatal(err)
@@ -239,7 +240,7 @@ func TestQUICAttemptsAreCountedInAndOut(t *testing.T) {
 	defer ln.Close()
 	outside := func(what string, want int) {
 		t.Helper()
-		await(t, what, func() (int, bool) {
+		carriertest.Await(t, what, func() (int, bool) {
 			inside, entered := d.counts()
 			return inside, inside == 0 && entered == want
 		})
@@ -299,7 +300,7 @@ func unreadableInitial() []byte {
 }
 
 func TestAStreamOpenedRightAfterTheAnswerIsNotLost(t *testing.T) {
-	ctx := testContext(t)
+	ctx := carriertest.Context(t)
 	client, server := quicPendings(t)
 	rw, err := client.Handshake(ctx)
 	if err != nil {
@@ -347,7 +348,7 @@ func TestAStreamOpenedRightAfterTheAnswerIsNotLost(t *testing.T) {
 }
 
 func TestARefusalReachesTheClientAsCodeAndSentence(t *testing.T) {
-	ctx := testContext(t)
+	ctx := carriertest.Context(t)
 	client, server := quicPendings(t)
 	rw, err := client.Handshake(ctx)
 	if err != nil {
@@ -366,8 +367,8 @@ func TestARefusalReachesTheClientAsCodeAndSentence(t *testing.T) {
 }
 
 func TestARestartedServerIsNoticedAtOnce(t *testing.T) {
-	ctx := testContext(t)
-	clientTLS, serverTLS := testTLS()
+	ctx := carriertest.Context(t)
+	clientTLS, serverTLS := carriertest.TLS()
 	key := [32]byte{1, 2, 3}
 	addr := &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)}
 	listen := func() *QUICListener {
@@ -391,7 +392,7 @@ func TestARestartedServerIsNoticedAtOnce(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	client, _ := shake(t, cp, sp)
+	client, _ := carriertest.Shake(t, cp, sp)
 	ln.Close() // says nothing to the client
 	ln = listen()
 	defer ln.Close()
@@ -408,9 +409,9 @@ func TestARestartedServerIsNoticedAtOnce(t *testing.T) {
 }
 
 func TestTheHandshakesContextBoundsItsReads(t *testing.T) {
-	for _, k := range carrierKinds {
+	for _, k := range transports {
 		t.Run(k.name, func(t *testing.T) {
-			client, server := k.p(t)
+			client, server := k.Pair(t)
 			ctx, cancel := context.WithCancel(context.Background())
 			defer cancel()
 			rw, err := client.Handshake(ctx)
@@ -438,9 +439,9 @@ func TestTheHandshakesContextBoundsItsReads(t *testing.T) {
 }
 
 func TestBothEndsExportTheSameKey(t *testing.T) {
-	for _, k := range carrierKinds {
+	for _, k := range transports {
 		t.Run(k.name, func(t *testing.T) {
-			client, server := k.p(t)
+			client, server := k.Pair(t)
 			a, err := client.ExportKey("EXPORTER-test", 32)
 			if err != nil || len(a) != 32 {
 				t.Fatalf("%d bytes, %v", len(a), err)
@@ -452,7 +453,7 @@ func TestBothEndsExportTheSameKey(t *testing.T) {
 			if c, _ := client.ExportKey("EXPORTER-other", 32); string(a) == string(c) {
 				t.Error("the label makes no difference")
 			}
-			other, _ := k.p(t)
+			other, _ := k.Pair(t)
 			if c, _ := other.ExportKey("EXPORTER-test", 32); string(a) == string(c) {
 				t.Error("another connection has the same key")
 			}
@@ -471,26 +472,26 @@ func TestClosedCarriersLeaveNoDescriptors(t *testing.T) {
 		}
 		return len(entries)
 	}
-	for _, k := range carrierKinds[:2] {
+	for _, k := range transports[:2] {
 		t.Run(k.name, func(t *testing.T) {
 			var before int
 			for i := range 6 {
 				t.Run("", func(t *testing.T) {
-					client, server := pairOf(k.p)(t)
+					client, server := k.Start(t)
 					switch i % 3 {
 					case 0:
 						client.Close(carrier.CodeNone, "")
 					case 1:
 						server.Close(carrier.CodeNone, "")
 					case 2:
-						cut(t, client)
+						k.Cut(client, server)
 					}
 				})
 				if i == 2 {
 					before = count()
 				}
 			}
-			await(t, "descriptors", func() (int, bool) { n := count(); return n, n <= before })
+			carriertest.Await(t, "descriptors", func() (int, bool) { n := count(); return n, n <= before })
 		})
 	}
 }
@@ -509,7 +510,7 @@ func TestTheSocketsOfBothEndsAreToldOfBundles(t *testing.T) {
 		sockets[i] = &deliveredSocket{UDPConn: loopbackUDP(t)}
 	}
 	cp, sp := quicPendingsOver(t, sockets[0], sockets[1])
-	client, server := shake(t, cp, sp)
+	client, server := carriertest.Shake(t, cp, sp)
 	ends := [2]carrier.Carrier{client, server}
 	dst := make([][]byte, 1)
 	for i, to := range ends {

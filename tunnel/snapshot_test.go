@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"wmproxy/tunnel/carrier"
+	"wmproxy/tunnel/carrier/carriertest"
 	"wmproxy/tunnel/health"
 )
 
@@ -167,8 +168,8 @@ func TestASnapshotSaysHowLongNothingHasBeenAttached(t *testing.T) {
 func TestTheTransportsCountWhatTheyCarry(t *testing.T) {
 	for _, kind := range []struct {
 		name string
-		pair newPair
-	}{{"quic", pairOf(quicPendings)}, {"yamux", pairOf(yamuxPendings)}} {
+		pair func(testing.TB) (near, far carrier.Carrier)
+	}{{"quic", overQUIC.Start}, {"yamux", overYamux.Start}} {
 		t.Run(kind.name, func(t *testing.T) {
 			if kind.name == "yamux" && runtime.GOOS != "linux" {
 				t.Skip("only Linux tells what TCP counts")
@@ -201,7 +202,7 @@ func TestTheTransportsCountWhatTheyCarry(t *testing.T) {
 // sendStream sends size bytes on a stream and waits until the other end has them.
 func sendStream(t *testing.T, near, far carrier.Carrier, size int) {
 	t.Helper()
-	a, b := openPair(t, near, far)
+	a, b := carriertest.OpenPair(t, near, far)
 	got := make(chan error, 1)
 	go func() {
 		_, err := io.CopyN(io.Discard, b, int64(size))

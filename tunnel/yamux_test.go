@@ -21,6 +21,7 @@ import (
 	"github.com/quic-go/quic-go/quicvarint"
 
 	"wmproxy/tunnel/carrier"
+	"wmproxy/tunnel/carrier/carriertest"
 )
 
 // hostileYamux returns a server's carrier and the bare yamux session of its client,
@@ -36,7 +37,7 @@ func bareYamux(t *testing.T, over func(tls net.Conn) net.Conn) (carrier.Carrier,
 	client, server := yamuxPendings(t)
 	started := make(chan carrier.Carrier, 1)
 	go func() {
-		c, err := serveShake(testContext(t), server)
+		c, err := carriertest.ServeHandshake(carriertest.Context(t), server)
 		if err != nil {
 			t.Error(err)
 		}
@@ -102,11 +103,11 @@ func TestAChunkLengthOutOfBoundsEndsTheCarrier(t *testing.T) {
 			t.Fatal(err)
 		}
 		s.Write(header)
-		in, err := c.AcceptStream(testContext(t))
+		in, err := c.AcceptStream(carriertest.Context(t))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := in.Read(make([]byte, []int{10, SmallWrite}[i%2])); !errors.Is(err, errChunkTooLong) {
+		if _, err := in.Read(make([]byte, []int{10, carrier.SmallWrite}[i%2])); !errors.Is(err, errChunkTooLong) {
 			t.Errorf("header %x: %v", header, err)
 		}
 		wantViolation(t, c, streams[2], errChunkTooLong)
@@ -142,7 +143,7 @@ func TestGarbageInsteadOfYamuxEndsTheCarrier(t *testing.T) {
 		conn.Write(bytes.Repeat([]byte{0xa5}, 1000))
 		io.Copy(io.Discard, conn)
 	}()
-	if c, err := serveShake(testContext(t), server); err == nil {
+	if c, err := carriertest.ServeHandshake(carriertest.Context(t), server); err == nil {
 		<-c.Done()
 		t.Errorf("garbage became a carrier, which ended with %v", c.Err())
 	}
@@ -186,7 +187,7 @@ func TestStreamsThatNobodyAcceptsAreBounded(t *testing.T) {
 
 func TestStreamsBeyondTheLimitAreResetAndTheOthersLive(t *testing.T) {
 	c, y, _ := hostileYamux(t)
-	ctx := testContext(t)
+	ctx := carriertest.Context(t)
 	for range yamuxMaxStreams {
 		s, err := y.OpenStream()
 		if err != nil {
@@ -218,7 +219,7 @@ func TestAStreamThatEndsWithoutItsEndWasCutOff(t *testing.T) {
 	}
 	s.Write([]byte{5, 'h', 'a', 'l'})
 	s.Close()
-	in, err := c.AcceptStream(testContext(t))
+	in, err := c.AcceptStream(carriertest.Context(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -229,7 +230,7 @@ func TestAStreamThatEndsWithoutItsEndWasCutOff(t *testing.T) {
 }
 
 func TestASilentClientDoesNotHoldUpOthers(t *testing.T) {
-	ctx := testContext(t)
+	ctx := carriertest.Context(t)
 	ln := listenYamux(t)
 	silent, err := net.Dial("tcp4", ln.Addr().String())
 	if err != nil {
@@ -248,7 +249,7 @@ func TestASilentClientDoesNotHoldUpOthers(t *testing.T) {
 		_, err := first.Handshake(brief)
 		result <- err
 	}()
-	clientTLS, _ := testTLS()
+	clientTLS, _ := carriertest.TLS()
 	dialed := make(chan error, 1)
 	go func() {
 		p, err := DialYamux(ctx, ln.Addr().(*net.TCPAddr), clientTLS, 0)
@@ -295,7 +296,7 @@ func deafPeer(t *testing.T) carrier.Carrier {
 	})
 	t.Cleanup(peer.Wait)
 	t.Cleanup(func() { close(stop) })
-	c, err := serveShake(testContext(t), server)
+	c, err := carriertest.ServeHandshake(carriertest.Context(t), server)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -382,7 +383,7 @@ func TestAStreamWritesFramesOfWhatTheConnectionTakes(t *testing.T) {
 	frames.frames.arriving = frames.note
 	server, y, _ := bareYamux(t, func(tls net.Conn) net.Conn { frames.Conn = tls; return &frames })
 	c := server.(*yamuxCarrier)
-	out, err := c.OpenStream(testContext(t))
+	out, err := c.OpenStream(carriertest.Context(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -390,8 +391,10 @@ func TestAStreamWritesFramesOfWhatTheConnectionTakes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	plain := func(s carrier.Stream) (int, error) { return s.Write(make([]byte, MaxWrite)) }
-	framed := func(s carrier.Stream) (int, error) { return s.WriteFramed(make([]byte, Headroom+MaxWrite)) }
+	plain := func(s carrier.Stream) (int, error) { return s.Write(make([]byte, carrier.MaxWrite)) }
+	framed := func(s carrier.Stream) (int, error) {
+		return s.WriteFramed(make([]byte, carrier.Headroom+carrier.MaxWrite))
+	}
 	for _, step := range []struct {
 		bound int
 		write func(carrier.Stream) (int, error)
@@ -420,13 +423,13 @@ func TestAStreamWritesFramesOfWhatTheConnectionTakes(t *testing.T) {
 
 // With its chunk's header it looks like the head of a frame, whose content would come next.
 func TestElevenBytesThatBeginWithZeroArriveAtOnce(t *testing.T) {
-	client, server := pairOf(yamuxPendings)(t)
-	a, b := openPair(t, client, server)
+	client, server := overYamux.Start(t)
+	a, b := carriertest.OpenPair(t, client, server)
 	want := []byte("\x00abcdefghij")
 	if _, err := a.Write(want); err != nil {
 		t.Fatal(err)
 	}
-	b.SetDeadline(time.Now().Add(testPatience))
+	b.SetDeadline(time.Now().Add(carriertest.Patience))
 	got := make([]byte, len(want))
 	if _, err := io.ReadFull(b, got); err != nil || !bytes.Equal(got, want) {
 		t.Errorf("%q, %v", got, err)
@@ -435,13 +438,13 @@ func TestElevenBytesThatBeginWithZeroArriveAtOnce(t *testing.T) {
 
 // An end behind a hole would look clean to the peer.
 func TestNothingFollowsAWriteThatFailed(t *testing.T) {
-	client, server := pairOf(yamuxPendings)(t)
+	client, server := overYamux.Start(t)
 	c := client.(*yamuxCarrier)
-	a, _ := openPair(t, client, server)
+	a, _ := carriertest.OpenPair(t, client, server)
 	c.turn <- struct{}{}
 	result := make(chan error)
 	go func() {
-		_, err := a.WriteFramed(make([]byte, Headroom+1))
+		_, err := a.WriteFramed(make([]byte, carrier.Headroom+1))
 		result <- err
 	}()
 	c.end(net.ErrClosed, &signal{kind: signalClose}) // yamux lives until the peer hangs up
@@ -462,9 +465,9 @@ func TestNothingFollowsAWriteThatFailed(t *testing.T) {
 
 // Afterwards the buffer is the relay's, to give to another.
 func TestAWholeWriteKeepsNothingOfTheCallersBuffer(t *testing.T) {
-	client, server := pairOf(yamuxPendings)(t)
-	a, _ := openPair(t, client, server)
-	if _, err := a.WriteFramed(make([]byte, Headroom+SmallWrite)); err != nil {
+	client, server := overYamux.Start(t)
+	a, _ := carriertest.OpenPair(t, client, server)
+	if _, err := a.WriteFramed(make([]byte, carrier.Headroom+carrier.SmallWrite)); err != nil {
 		t.Fatal(err)
 	}
 	if s := a.(*chunkStream); s.unsent != nil || s.frame != nil {
@@ -480,17 +483,17 @@ func TestOneStreamAtATimeStandsInFrontOfABundle(t *testing.T) {
 	results := make(chan error, streams)
 	var all []carrier.Stream
 	for range streams {
-		s, err := c.OpenStream(testContext(t))
+		s, err := c.OpenStream(carriertest.Context(t))
 		if err != nil {
 			t.Fatal(err)
 		}
 		all = append(all, s)
 	}
 	for _, s := range all {
-		go func() { results <- writeUntilError(s) }()
+		go func() { results <- carriertest.WriteUntilError(s) }()
 	}
 	stacks := make([]byte, 1<<20)
-	await(t, "streams outside yamux", func() (int, bool) {
+	carriertest.Await(t, "streams outside yamux", func() (int, bool) {
 		n := bytes.Count(stacks[:runtime.Stack(stacks, true)], []byte(".takeTurn("))
 		return n, n == streams-1
 	})
@@ -532,12 +535,12 @@ func received(s carrier.Stream) int {
 }
 
 func TestAStreamThatIsReadEmptyKeepsNoBuffer(t *testing.T) {
-	client, server := pairOf(yamuxPendings)(t)
-	out, err := client.OpenStream(testContext(t))
+	client, server := overYamux.Start(t)
+	out, err := client.OpenStream(carriertest.Context(t))
 	if err != nil {
 		t.Fatal(err)
 	}
-	in, err := server.AcceptStream(testContext(t))
+	in, err := server.AcceptStream(carriertest.Context(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -672,9 +675,9 @@ func FuzzFrames(f *testing.F) {
 }
 
 func TestWhatArrivesForAStreamThatIsDoneWithIsNotKept(t *testing.T) {
-	client, server := pairOf(yamuxPendings)(t)
+	client, server := overYamux.Start(t)
 	for _, way := range [][2]carrier.Carrier{{client, server}, {server, client}} {
-		a, b := openPair(t, way[0], way[1])
+		a, b := carriertest.OpenPair(t, way[0], way[1])
 		id := a.(*chunkStream).y.StreamID()
 		for _, way := range way {
 			if c := way.(*yamuxCarrier); !c.arriving(id, 1) || !c.arriving(id+100, 1) || !c.arriving(yamuxLastOwn, 1) {
@@ -691,8 +694,8 @@ func TestWhatArrivesForAStreamThatIsDoneWithIsNotKept(t *testing.T) {
 }
 
 func TestWaitingReadersDoNotSpinWhileTheSessionCloses(t *testing.T) {
-	client, server := pairOf(yamuxPendings)(t)
-	_, b := openPair(t, client, server)
+	client, server := overYamux.Start(t)
+	_, b := carriertest.OpenPair(t, client, server)
 	c := server.(*yamuxCarrier)
 	hold, read := make(chan struct{}), make(chan error, 1)
 	closing := c.conn.closing
@@ -718,7 +721,7 @@ func TestWaitingReadersDoNotSpinWhileTheSessionCloses(t *testing.T) {
 // wantHeld waits until the carrier holds want bytes beside its streams' own.
 func wantHeld(t *testing.T, c carrier.Carrier, want int64) {
 	t.Helper()
-	await(t, "bytes that the carrier holds", func() (int, bool) {
+	carriertest.Await(t, "bytes that the carrier holds", func() (int, bool) {
 		heap, _ := c.(*yamuxCarrier).Held()
 		return int(heap), heap == want
 	})
@@ -739,7 +742,7 @@ func TestCarrierHoldsWhatItsStreamsDoNot(t *testing.T) {
 	}
 	reset := func() {
 		for range streams {
-			st, err := c.AcceptStream(testContext(t))
+			st, err := c.AcceptStream(carriertest.Context(t))
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"wmproxy/socks"
-	"wmproxy/tunnel"
 	"wmproxy/tunnel/carrier"
 )
 
@@ -27,7 +26,7 @@ type pipeStream struct {
 
 func (s pipeStream) Read(p []byte) (int, error)        { return s.PipeReader.Read(p) }
 func (s pipeStream) Write(p []byte) (int, error)       { return s.PipeWriter.Write(p) }
-func (s pipeStream) WriteFramed(b []byte) (int, error) { return s.Write(b[tunnel.Headroom:]) }
+func (s pipeStream) WriteFramed(b []byte) (int, error) { return s.Write(b[carrier.Headroom:]) }
 func (s pipeStream) CloseWrite() error                 { return s.PipeWriter.Close() }
 func (s pipeStream) SetDeadline(time.Time) error       { return nil }
 func (s pipeStream) Context() context.Context          { return context.Background() }

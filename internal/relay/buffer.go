@@ -5,14 +5,14 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"wmproxy/tunnel"
+	"wmproxy/tunnel/carrier"
 )
 
 // Sizes of the copy buffers in bytes, without the headroom in front: one frame on a slow carrier, and
 // one on a fast one.
 const (
-	smallBuffer = tunnel.SmallWrite
-	largeBuffer = tunnel.MaxWrite
+	smallBuffer = carrier.SmallWrite
+	largeBuffer = carrier.MaxWrite
 
 	// maxLarge bounds the large buffers of the process: 64 MiB. A stream whose last read
 	// was large keeps one while it waits for the next.
@@ -20,8 +20,8 @@ const (
 )
 
 type (
-	smallArray [tunnel.Headroom + smallBuffer]byte
-	largeArray [tunnel.Headroom + largeBuffer]byte
+	smallArray [carrier.Headroom + smallBuffer]byte
+	largeArray [carrier.Headroom + largeBuffer]byte
 )
 
 var largeHeld atomic.Int32
@@ -42,10 +42,10 @@ type buffer struct {
 // read reads from r once. The data is valid until the next call.
 func (b *buffer) read(r io.Reader) ([]byte, error) {
 	framed, err := b.readFramed(r)
-	return framed[tunnel.Headroom:], err
+	return framed[carrier.Headroom:], err
 }
 
-// readFramed is like read with tunnel.Headroom bytes in front of the data.
+// readFramed is like read with carrier.Headroom bytes in front of the data.
 func (b *buffer) readFramed(r io.Reader) ([]byte, error) {
 	large := len(b.b) == len(largeArray{})
 	switch {
@@ -56,9 +56,9 @@ func (b *buffer) readFramed(r io.Reader) ([]byte, error) {
 		b.free()
 		b.b = smallBuffers.Get().(*smallArray)[:]
 	}
-	n, err := r.Read(b.b[tunnel.Headroom:])
+	n, err := r.Read(b.b[carrier.Headroom:])
 	b.busy = n > smallBuffer*3/4
-	return b.b[:tunnel.Headroom+n], err
+	return b.b[:carrier.Headroom+n], err
 }
 
 // takeLarge reports whether one more buffer may be large, and counts it until free.

@@ -4,7 +4,7 @@ import (
 	"io"
 	"testing"
 
-	"wmproxy/tunnel"
+	"wmproxy/tunnel/carrier"
 )
 
 // sized is a reader that returns reads of these sizes, or of the buffer's size if that is smaller.
@@ -35,7 +35,7 @@ func TestLargeReadsGetLargeBuffer(t *testing.T) {
 		{0, largeBuffer},
 	} {
 		p, err := b.read(&r)
-		if len(p) != want.n || len(b.b) != tunnel.Headroom+want.room || (err == io.EOF) != (want.n == 0) {
+		if len(p) != want.n || len(b.b) != carrier.Headroom+want.room || (err == io.EOF) != (want.n == 0) {
 			t.Errorf("read %d: %d bytes with room for %d, %v; want %d with %d", i, len(p), len(b.b), err, want.n, want.room)
 		}
 	}
@@ -51,7 +51,7 @@ func TestLargeBuffersAreBounded(t *testing.T) {
 		if i == maxLarge {
 			want = smallBuffer
 		}
-		if len(all[i].b) != tunnel.Headroom+want {
+		if len(all[i].b) != carrier.Headroom+want {
 			t.Fatalf("buffer %d holds %d bytes, want %d", i, len(all[i].b), want)
 		}
 	}

@@ -6,7 +6,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"wmproxy/tunnel"
 	"wmproxy/tunnel/carrier"
 )
 
@@ -20,7 +19,7 @@ type loopStream struct {
 func (s *loopStream) Read(p []byte) (int, error)  { return s.buf.Read(p) }
 func (s *loopStream) Write(p []byte) (int, error) { return s.buf.Write(p) }
 
-func (s *loopStream) WriteFramed(b []byte) (int, error) { return s.Write(b[tunnel.Headroom:]) }
+func (s *loopStream) WriteFramed(b []byte) (int, error) { return s.Write(b[carrier.Headroom:]) }
 func (s *loopStream) CountBeside(bytes func() int64)    { s.beside = bytes }
 
 func TestNotedStreamNotesReadsAndWrites(t *testing.T) {
@@ -28,7 +27,7 @@ func TestNotedStreamNotesReadsAndWrites(t *testing.T) {
 	var got passed
 	inner := &loopStream{}
 	s := Noted(inner, func(n int) { got.Calls++; got.Read += n }, func(n int) { got.Calls++; got.Written += n })
-	b := make([]byte, tunnel.Headroom+1)
+	b := make([]byte, carrier.Headroom+1)
 	for _, step := range []struct {
 		name string
 		call func() (int, error)

@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"wmproxy/internal/udpio"
-	"wmproxy/tunnel"
 	"wmproxy/tunnel/carrier"
 )
 
@@ -89,7 +88,7 @@ func (p *pair) tcpToStream(ahead []byte) {
 	defer buf.free()
 	for {
 		framed, err := buf.readFramed(p.conn)
-		if len(framed) > tunnel.Headroom && !p.sent(p.stream.WriteFramed(framed)) {
+		if len(framed) > carrier.Headroom && !p.sent(p.stream.WriteFramed(framed)) {
 			return
 		}
 		switch {

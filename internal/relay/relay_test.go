@@ -16,7 +16,6 @@ import (
 
 	"go.uber.org/goleak"
 
-	"wmproxy/tunnel"
 	"wmproxy/tunnel/carrier"
 )
 
@@ -64,7 +63,7 @@ func (s *fakeStream) Write(p []byte) (int, error) {
 	return n, err
 }
 
-func (s *fakeStream) WriteFramed(b []byte) (int, error) { return s.Write(b[tunnel.Headroom:]) }
+func (s *fakeStream) WriteFramed(b []byte) (int, error) { return s.Write(b[carrier.Headroom:]) }
 
 func (s *fakeStream) CloseWrite() error {
 	s.closed.Store(true)

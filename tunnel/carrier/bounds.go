@@ -17,6 +17,18 @@ const (
 	// yamux a datagram waits behind at most one such write.
 	MaxBundleSize = 16 << 10
 
+	// Headroom is how many bytes the header of a chunk takes at most.
+	Headroom = 4
+
+	// MaxWrite is the number of bytes that are one yamux frame, as one chunk, where
+	// the connection is fast: eight TLS records with the heads. One byte more is a frame more.
+	// SmallWrite is the same for a slow connection: one record.
+	MaxWrite   = 8*tlsRecord - yamuxHead - Headroom
+	SmallWrite = tlsRecord - yamuxHead - Headroom
+
+	tlsRecord = 16 << 10
+	yamuxHead = 12
+
 	// MaxReason bounds the sentence of a close in bytes, so that it fits into one packet.
 	MaxReason = 512
 
