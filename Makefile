@@ -8,7 +8,7 @@ build:
 	CGO_ENABLED=0 go build -o wmproxy ./cmd/wmproxy
 
 test:
-	go test -v -shuffle=on ./...
+	go test -v -shuffle=on -timeout 20m ./...
 
 # The Go benchmarks beside the code; compare two runs with benchstat.
 bench:
