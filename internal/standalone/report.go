@@ -12,7 +12,7 @@ import (
 	"wmproxy/tunnel"
 )
 
-// serveStatus answers on the socket in the state directory, where there is one.
+// serveStatus serves the socket in the state directory, if there is one.
 func serveStatus(cfg *Config, listen string, totals *totals, route *ingress.Route, exits *egress.Exits, budget *tunnel.Budget) (stop func()) {
 	if cfg.State == nil {
 		return func() {}
@@ -33,14 +33,14 @@ func serveStatus(cfg *Config, listen string, totals *totals, route *ingress.Rout
 	}, cfg.Log)
 }
 
-// totals is what passed since the start.
+// totals returns the traffic since the start.
 type totals struct {
 	entrance, exit stats.Total
 	users          *user.Set // of the entrance
 }
 
-// joined is the entrance's view of each association with what the exit knows of it:
-// both are in this process and have the flow's number in common.
+// joined returns the entrance's associations with the figures of their exits, which are in the
+// same process and have the same flow number.
 func joined(entrance, exit []status.Association) []status.Association {
 	at := make(map[uint64]*status.Association, len(exit))
 	for i := range exit {

@@ -1,6 +1,5 @@
-// Package standalone is a SOCKS5 proxy in one process: the entrance and the exit
-// of the tunnel, joined by the in-memory carrier. Whatever it does differently
-// from client and server is a mistake.
+// Package standalone is a proxy in one process: the entrance and the exit of the tunnel, joined
+// by the in-memory carrier. It should behave like client and server.
 package standalone
 
 import (
@@ -22,17 +21,17 @@ import (
 	"wmproxy/tunnel/carrier"
 )
 
-// Config is a proxy's options, which are valid, and what its process gives it. Log is
+// Config is a proxy's options, which must be valid, and the resources of its process. Log is
 // required.
 type Config struct {
 	config.Proxy
 
-	// Descriptors is how many this process may have open; 0 is not known. All but a
-	// reserve are shared among the applications.
+	// Descriptors is the number of descriptors that this process may have open, 0 if unknown.
+	// Applications share all but a reserve.
 	Descriptors int
 
-	// State is the open and locked state directory, or nil if there is none. It is closed
-	// by the caller after Run has returned.
+	// State is the open and locked state directory, or nil if there is none. The caller must
+	// close it after Run has returned.
 	State *state.Dir
 
 	Log *slog.Logger
@@ -41,7 +40,7 @@ type Config struct {
 	Started func(net.Addr)
 }
 
-// Run serves until ctx ends, which is no error.
+// Run serves until ctx ends and then returns nil.
 func Run(ctx context.Context, cfg Config) error {
 	room := share.For(cfg.Descriptors)
 	var totals totals
@@ -88,11 +87,11 @@ func Run(ctx context.Context, cfg Config) error {
 	return entrance.Serve(ctx, ln, cfg.Started)
 }
 
-// join makes the two sides of a session over an in-memory carrier.
+// join returns the two sides of a session over an in-memory carrier.
 func join(ctx context.Context, u *user.User, exit tunnel.Exit, log *slog.Logger) (*tunnel.Registry, *tunnel.Session, error) {
 	near, far := tunnel.NewPipe(tunnel.PipeConfig{}, tunnel.PipeConfig{})
 	registry := tunnel.NewRegistry(tunnel.RegistryConfig{
-		Authenticate: func(tunnel.Credentials) *user.User { return u }, // it is ourselves
+		Authenticate: func(tunnel.Credentials) *user.User { return u }, // the client is this process
 		Exit:         func(*user.User) tunnel.Exit { return exit },
 		MaxStreams:   tunnel.MaxFlows, // the entrance has bounds
 		Log:          log,
