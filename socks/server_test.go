@@ -269,7 +269,7 @@ func TestARequestThatCannotBeServedIsToldWhy(t *testing.T) {
 	}
 }
 
-func TestConnectGetsTheRequestAndWhateverTheClientSentAhead(t *testing.T) {
+func TestConnectGetsDataSentAhead(t *testing.T) {
 	for what, dst := range map[string][]byte{
 		"IPv4": target4,
 		"IPv6": append(append([]byte{4}, make([]byte, 16)...), 0, 80),

@@ -55,7 +55,7 @@ func (p *twoPaths) streamsLeft() (n int64) {
 	return n
 }
 
-func TestAStreamWhoseCarrierFallsSilentIsAskedForOverAnother(t *testing.T) {
+func TestStreamOfSilentCarrierIsRequestedAgain(t *testing.T) {
 	for _, c := range []struct {
 		name  string
 		fails func(near, far *PipeEnd)
@@ -94,7 +94,7 @@ func TestAStreamWhoseCarrierFallsSilentIsAskedForOverAnother(t *testing.T) {
 }
 
 // The one that the client dials in its place is another too.
-func TestAStreamIsAskedForOverTheReplacementOfItsCarrier(t *testing.T) {
+func TestStreamIsRequestedOverReplacement(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newTwoPaths(t, time.Minute)
 		defer p.close()
@@ -197,7 +197,7 @@ func TestAnAnswerThatTakesLongIsWaitedFor(t *testing.T) {
 }
 
 // quic-go tells streams of a connection's end before it has ended.
-func TestAStreamWhoseQUICConnectionEndsIsAskedForOverAnother(t *testing.T) {
+func TestStreamOfEndedQUICIsRequestedAgain(t *testing.T) {
 	ctx := carriertest.Context(t)
 	clientTLS, serverTLS := carriertest.TLS()
 	socket, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})

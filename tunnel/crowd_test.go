@@ -275,7 +275,7 @@ func share(e *packetLineEnd) float64 {
 
 // On a line that is full, QUIC sends datagrams before all else, and yamux in the
 // order that it gets.
-func TestAFloodOfDatagramsStarvesNeitherStreamsNorControl(t *testing.T) {
+func TestFloodStarvesNeitherStreamsNorControl(t *testing.T) {
 	cfg := lineConfig{rate: 10_000_000 / 8, delay: 10 * time.Millisecond, buffer: 50 * time.Millisecond}
 	overLines(t, cfg, func(t *testing.T, c *crowd, d time.Duration, _ func() float64) {
 		ctx, cancel := context.WithCancel(context.Background())
@@ -311,7 +311,7 @@ func TestAFloodOfDatagramsStarvesNeitherStreamsNorControl(t *testing.T) {
 
 // A call has a place of its own in the queue, so it sees a neighbour only in what
 // has left the queue already: in the line's buffer and in TCP's.
-func TestACallBesideAFloodOrADownloadLosesNothingInOurQueues(t *testing.T) {
+func TestCallBesideOtherTrafficLosesNothing(t *testing.T) {
 	cfg := lineConfig{rate: 10_000_000 / 8, delay: 10 * time.Millisecond, buffer: 20 * time.Millisecond}
 	for _, neighbour := range []string{"flood", "download"} {
 		t.Run(neighbour, func(t *testing.T) {

@@ -258,7 +258,7 @@ func TestAReplacementOfASuspectHasToProveItselfFirst(t *testing.T) {
 	})
 }
 
-func TestAPathThatEatsLargeBundlesLosesThemForThreeSecondsOnly(t *testing.T) {
+func TestLargeBundlesAreLostFor3SecondsOnly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newTwoPaths(t, time.Minute)
 		defer p.close()
@@ -414,7 +414,7 @@ func TestADetachedSessionIsHeldAndThenEnds(t *testing.T) {
 	})
 }
 
-func TestADrainingServerTellsItsClientsAndTakesNoNewOnes(t *testing.T) {
+func TestDrainingServerRefusesNewClients(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newTwoPaths(t, time.Minute)
 		defer p.close()
@@ -453,7 +453,7 @@ func TestADrainingServerTellsItsClientsAndTakesNoNewOnes(t *testing.T) {
 	})
 }
 
-func TestAServerThatIsFullEndsTheSessionThatWasDetachedLongest(t *testing.T) {
+func TestFullServerEndsLongestHeldSession(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		w.host.cfg.Hold = time.Hour
@@ -611,7 +611,7 @@ func TestOneUserCannotPushOutTheSessionsOfOthers(t *testing.T) {
 	})
 }
 
-func TestACarrierThatFailsInOneDirectionAloneIsDeadAfterThirtySeconds(t *testing.T) {
+func TestOneWayCarrierIsDeadAfter30Seconds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newTwoPaths(t, time.Minute)
 		defer p.close()

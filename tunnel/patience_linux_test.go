@@ -30,7 +30,7 @@ func tcpOption(t *testing.T, c *net.TCPConn, option int) (value int) {
 	return value
 }
 
-func TestTheKernelHoldsMoreForAStreamThatFillsTheConnection(t *testing.T) {
+func TestKernelKeepsMoreForBusyStream(t *testing.T) {
 	client, server := yamuxPendings(t)
 	near, _ := carriertest.Shake(t, client, server)
 	c := near.(*yamuxCarrier)

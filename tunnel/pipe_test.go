@@ -93,7 +93,7 @@ func TestOnlyALossyPipeReorders(t *testing.T) {
 	}
 }
 
-func TestALossyPipeLosesItsShareAndWhatItsQueueCannotHold(t *testing.T) {
+func TestLossyPipeLosesItsShareAndOverflow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		count := func(config PipeConfig, sends int) int {
 			c, s, _ := pipePair(t, config, PipeConfig{})

@@ -104,7 +104,7 @@ func TestBundlesOfTheLargestSizeFillTheirPackets(t *testing.T) {
 	}
 }
 
-func TestASecondStreamBeforeTheAnswerClosesTheConnection(t *testing.T) {
+func TestStreamBeforeAnswerClosesConnection(t *testing.T) {
 	ctx := carriertest.Context(t)
 	client, server := quicPendings(t)
 	rw, err := client.Handshake(ctx)

@@ -328,7 +328,7 @@ func TestCloseDoesNotWaitForAPeerThatTakesNothing(t *testing.T) {
 	}
 }
 
-func TestAStreamsFrameIsAsLargeAsWhatTheConnectionTakesAtOnce(t *testing.T) {
+func TestFramesHaveTheSizeOfOneWrite(t *testing.T) {
 	c := deafPeer(t).(*yamuxCarrier)
 	for _, step := range []struct{ bound, n, want int }{
 		{coalesceLeast, maxFrame, slowFrame},

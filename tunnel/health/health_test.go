@@ -112,7 +112,7 @@ func (c *course) ping() {
 	}
 }
 
-func TestAPathThatFailsWhileInUseIsSuspectWithinThreeSeconds(t *testing.T) {
+func TestFailedBusyPathIsSuspectIn3Seconds(t *testing.T) {
 	for _, test := range []struct {
 		name, why string
 		up, down  func(int) bool
@@ -148,7 +148,7 @@ func TestAPathThatFailsWhileInUseIsSuspectWithinThreeSeconds(t *testing.T) {
 	}
 }
 
-func TestAnIdlePathThatFailsIsSuspectWithinTwentySeconds(t *testing.T) {
+func TestFailedIdlePathIsSuspectIn20Seconds(t *testing.T) {
 	c := newCourse()
 	c.inUse = false
 	if took, changed := c.run(10 * time.Minute); changed {
@@ -219,7 +219,7 @@ func TestEachRelapseDoublesTheWait(t *testing.T) {
 	}
 }
 
-func TestASuspectThatStillLosesMoreThanHalfDoesNotReturn(t *testing.T) {
+func TestSuspectWithMuchLossDoesNotReturn(t *testing.T) {
 	c := newCourse()
 	c.up = losing(0.65)
 	if _, changed := c.run(10 * time.Second); !changed {

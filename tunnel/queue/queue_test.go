@@ -159,7 +159,7 @@ func TestTheOldestIsDroppedFirst(t *testing.T) {
 	}
 }
 
-func TestADatagramInFragmentsStartsAgainOnAnotherCarrier(t *testing.T) {
+func TestFragmentsStartAgainOnAnotherCarrier(t *testing.T) {
 	q, _, s1 := newTestQueue()
 	f := &Flow{ID: 2}
 	body := bytes.Repeat([]byte("0123456789"), 500)
