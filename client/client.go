@@ -9,13 +9,13 @@ import (
 	"sync"
 	"time"
 
-	"wmproxy/internal/config"
 	"wmproxy/internal/ingress"
 	"wmproxy/internal/link"
 	"wmproxy/internal/notify"
 	"wmproxy/internal/share"
 	"wmproxy/internal/stats"
 	"wmproxy/internal/status"
+	"wmproxy/internal/transports"
 	"wmproxy/internal/user"
 	"wmproxy/tunnel"
 	"wmproxy/tunnel/carrier"
@@ -38,7 +38,7 @@ type Client struct {
 
 // New returns a client. Run starts it.
 func New(cfg Config) *Client {
-	c := &Client{cfg: cfg, kinds: transports(cfg.Transport), steering: notify.New()}
+	c := &Client{cfg: cfg, kinds: kindsOf(cfg.Transport), steering: notify.New()}
 	c.users, c.everyone = ingress.Users(&cfg.Entrance, &c.total), user.New("", "", &c.total)
 	numbers := new(tunnel.FlowNumbers)
 	for _, l := range cfg.Links {
@@ -56,13 +56,13 @@ func (c *Client) newUpstream(l link.Link, numbers *tunnel.FlowNumbers) *upstream
 	}
 	u := &upstream{
 		link: l, status: newStatus(log, l.Address(), c.kinds),
-		noOffload: c.cfg.NoOffload, dead: c.cfg.Timers.Dead,
-		back: make(chan struct{}),
+		options: transports.Options{Dead: c.cfg.Timers.Dead, NoOffload: c.cfg.NoOffload},
+		back:    make(chan struct{}),
 	}
 	u.connect = u.dial
 	u.session = tunnel.NewSession(tunnel.SessionConfig{
 		User:       c.everyone,
-		Transports: []carrier.Traits{tunnel.QUICTraits, tunnel.YamuxTraits},
+		Transports: transports.Traits(),
 		Streams:    streamKind(c.cfg.Streams),
 		Timers:     health.Timers(c.cfg.Timers),
 		Numbers:    numbers,
@@ -83,20 +83,19 @@ func (c *Client) newUpstream(l link.Link, numbers *tunnel.FlowNumbers) *upstream
 
 // streamKind returns the preferred kind for streams, 0 for auto.
 func streamKind(name string) carrier.Kind {
-	if name == config.Auto {
-		return 0
-	}
-	return transports(name)[0]
+	kind, _ := transports.Named(name)
+	return kind
 }
 
-func transports(name string) []carrier.Kind {
-	switch name {
-	case config.QUIC:
-		return []carrier.Kind{carrier.KindQUIC}
-	case config.Yamux:
-		return []carrier.Kind{carrier.KindYamux}
+// kindsOf returns the kinds of the transports that name stands for: one, or all for auto.
+func kindsOf(name string) (kinds []carrier.Kind) {
+	if kind, ok := transports.Named(name); ok {
+		return []carrier.Kind{kind}
 	}
-	return []carrier.Kind{carrier.KindQUIC, carrier.KindYamux}
+	for _, t := range transports.All {
+		kinds = append(kinds, t.Kind)
+	}
+	return kinds
 }
 
 // Run listens for applications and keeps the tunnel attached until ctx ends, and then returns

@@ -85,7 +85,7 @@ func TestWaitsDoubleWithJitterUpToABound(t *testing.T) {
 }
 
 func TestTheStateOfTheTunnelIsOneLine(t *testing.T) {
-	s := newStatus(slog.New(slog.DiscardHandler), "vpn:8090", transports(config.Auto))
+	s := newStatus(slog.New(slog.DiscardHandler), "vpn:8090", kindsOf(config.Auto))
 	nothing := tunnel.NewSession(tunnel.SessionConfig{})
 	defer nothing.Close(carrier.CodeNone, "")
 	if line, _ := s.line(nothing); line != "" {

@@ -2,7 +2,6 @@ package client
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -10,8 +9,7 @@ import (
 
 	"wmproxy/certs"
 	"wmproxy/internal/eyeballs"
-	"wmproxy/internal/udpio"
-	"wmproxy/tunnel"
+	"wmproxy/internal/transports"
 	"wmproxy/tunnel/carrier"
 )
 
@@ -27,28 +25,12 @@ func (u *upstream) dial(ctx context.Context, kind carrier.Kind) (carrier.Pending
 		ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 		defer cancel()
 		target := netip.AddrPortFrom(addr, u.link.Port)
-		if kind == carrier.KindQUIC {
-			return u.dialQUIC(ctx, target, tlsConf)
-		}
-		return tunnel.DialYamux(ctx, net.TCPAddrFromAddrPort(target), tlsConf, u.dead)
+		return transports.Dial(ctx, kind, target, tlsConf, u.options)
 	}, func(p carrier.Pending) { p.Close(carrier.CodeReplaced, "another address of the server answered first") })
 	if p == nil {
 		return nil, errors.Join(errs...)
 	}
 	return p, nil
-}
-
-// dialQUIC opens a socket of the target's family that reads and writes in batches.
-func (u *upstream) dialQUIC(ctx context.Context, target netip.AddrPort, tlsConf *tls.Config) (carrier.Pending, error) {
-	local := netip.IPv4Unspecified()
-	if target.Addr().Is6() {
-		local = netip.IPv6Unspecified()
-	}
-	socket, err := udpio.ListenPacket(netip.AddrPortFrom(local, 0), udpio.Config{NoOffload: u.noOffload})
-	if err != nil {
-		return nil, err
-	}
-	return tunnel.DialQUIC(ctx, socket, net.UDPAddrFromAddrPort(target), tlsConf, u.dead)
 }
 
 func (u *upstream) resolve(ctx context.Context) ([]netip.Addr, error) {

@@ -9,10 +9,7 @@ import (
 	"io"
 	"net"
 	"os"
-	"reflect"
 	"syscall"
-
-	"github.com/quic-go/quic-go"
 
 	"wmproxy/certs"
 	"wmproxy/internal/link"
@@ -27,36 +24,19 @@ type explanation struct {
 	final bool
 }
 
-// The alert of a TLS server without our protocol (RFC 7301 section 3.2), and its code in QUIC
-// (RFC 9001 section 4.8).
-const (
-	alertNoApplicationProtocol = 120
-	quicNoApplicationProtocol  = quic.TransportErrorCode(0x100 + alertNoApplicationProtocol)
-)
-
-// alertNumber returns the number of a TLS alert, or -1. Over TCP crypto/tls returns alerts as
-// an unexported type with the number as its value.
-func alertNumber(err error) int {
-	if v := reflect.ValueOf(err); v.Kind() == reflect.Uint8 {
-		return int(v.Uint())
-	}
-	return -1
-}
-
 // explain returns the explanation of an error.
 func explain(err error, l link.Link) explanation {
 	server := l.Address()
 	var (
-		refusal   *carrier.CloseError
-		pin       *certs.PinError
-		invalid   x509.CertificateInvalidError
-		hostname  x509.HostnameError
-		unknown   x509.UnknownAuthorityError
-		verify    *tls.CertificateVerificationError
-		header    tls.RecordHeaderError
-		transport *quic.TransportError
-		op        *net.OpError
-		dns       *net.DNSError
+		refusal  *carrier.CloseError
+		pin      *certs.PinError
+		invalid  x509.CertificateInvalidError
+		hostname x509.HostnameError
+		unknown  x509.UnknownAuthorityError
+		verify   *tls.CertificateVerificationError
+		header   tls.RecordHeaderError
+		op       *net.OpError
+		dns      *net.DNSError
 	)
 	final := func(format string, args ...any) explanation {
 		return explanation{fmt.Sprintf(format, args...), true}
@@ -81,11 +61,10 @@ func explain(err error, l link.Link) explanation {
 		return final("the certificate of %s is not from an authority that this machine trusts; use a link with a pin", server)
 	case errors.As(err, &verify):
 		return final("the certificate of %s is not valid: %v", server, verify.Err)
-	case errors.As(err, &op) && op.Op == "remote error" && alertNumber(op.Err) != alertNoApplicationProtocol:
-		return again("the server at %s refused TLS (%v); check that it is a wmproxy server", server, op.Err)
-	case errors.As(err, &op) && op.Op == "remote error",
-		errors.As(err, &transport) && transport.Remote && transport.ErrorCode == quicNoApplicationProtocol:
+	case errors.Is(err, carrier.ErrALPN):
 		return final("the server at %s does not speak %s; check the address, or update it", server, carrier.ALPN)
+	case errors.As(err, &op) && op.Op == "remote error":
+		return again("the server at %s refused TLS (%v); check that it is a wmproxy server", server, op.Err)
 	case errors.As(err, &header):
 		return final("what answers at %s is not a wmproxy server: it does not speak TLS", server)
 	case errors.As(err, &dns):

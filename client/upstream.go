@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"wmproxy/internal/link"
+	"wmproxy/internal/transports"
 	"wmproxy/tunnel"
 	"wmproxy/tunnel/carrier"
 )
@@ -31,11 +32,10 @@ const (
 
 // upstream is a server: its link, and the session with it.
 type upstream struct {
-	link      link.Link
-	session   *tunnel.Session
-	status    *statusLine
-	noOffload bool
-	dead      time.Duration // Timers.Dead
+	link    link.Link
+	session *tunnel.Session
+	status  *statusLine
+	options transports.Options
 
 	// connect dials the server: u.dial, except in tests.
 	connect func(context.Context, carrier.Kind) (carrier.Pending, error)

@@ -3,6 +3,7 @@ package tunnel
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"net"
 	"time"
@@ -32,6 +33,9 @@ func DialQUIC(ctx context.Context, socket net.PacketConn, addr *net.UDPAddr, tls
 	if err != nil {
 		tr.Close()
 		socket.Close()
+		if e, ok := errors.AsType[*quic.TransportError](err); ok && e.Remote && e.ErrorCode == 0x100+alertNoProtocol { // RFC 9001 section 4.8
+			err = fmt.Errorf("%w: %w", carrier.ErrALPN, err)
+		}
 		return nil, fmt.Errorf("connect to %v over QUIC: %w", addr, err)
 	}
 	return &quicPending{quicLink: newQUICLink(conn, tr, socket, carrier.Windows{}), client: true}, nil

@@ -526,3 +526,44 @@ func TestTheSocketsOfBothEndsAreToldOfBundles(t *testing.T) {
 		}
 	}
 }
+
+func TestServerOfAnotherProtocolIsNamed(t *testing.T) {
+	clientTLS, serverTLS := carriertest.TLS()
+	serverTLS = serverTLS.Clone()
+	serverTLS.NextProtos = []string{"another"}
+	t.Run("QUIC", func(t *testing.T) {
+		ln, err := ListenQUIC(loopbackUDP(t), serverTLS, QUICConfig{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer ln.Close()
+		_, err = DialQUIC(carriertest.Context(t), nil, ln.Addr().(*net.UDPAddr), clientTLS, 0)
+		if !errors.Is(err, carrier.ErrALPN) {
+			t.Errorf("got %v, want %v", err, carrier.ErrALPN)
+		}
+	})
+	t.Run("Yamux", func(t *testing.T) {
+		tcp, err := net.Listen("tcp4", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		ln := ListenYamux(tcp, serverTLS, 0, carrier.Windows{})
+		defer ln.Close()
+		served := make(chan struct{})
+		go func() {
+			defer close(served)
+			p, err := ln.Accept(carriertest.Context(t))
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			_, _ = p.Handshake(carriertest.Context(t))
+			p.Close(carrier.CodeNone, "")
+		}()
+		_, err = DialYamux(carriertest.Context(t), ln.Addr().(*net.TCPAddr), clientTLS, 0)
+		if !errors.Is(err, carrier.ErrALPN) {
+			t.Errorf("got %v, want %v", err, carrier.ErrALPN)
+		}
+		<-served
+	})
+}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"reflect"
 	"syscall"
 	"time"
 
@@ -110,9 +111,24 @@ func (p *yamuxPending) startTLS(ctx context.Context, conf *tls.Config) error {
 	p.tls = tls.Client(p.records, fullRecords(conf))
 	if err := p.tls.HandshakeContext(ctx); err != nil {
 		p.raw.Close()
+		if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "remote error" && alertNumber(op.Err) == alertNoProtocol {
+			err = fmt.Errorf("%w: %w", carrier.ErrALPN, err)
+		}
 		return fmt.Errorf("TLS handshake with %v: %w", p.raw.RemoteAddr(), err)
 	}
 	return nil
+}
+
+// alertNoProtocol is the alert of a TLS server without our protocol (RFC 7301 section 3.2).
+const alertNoProtocol = 120
+
+// alertNumber returns the number of a TLS alert, or -1. crypto/tls returns alerts as an
+// unexported type with the number as its value.
+func alertNumber(err error) int {
+	if v := reflect.ValueOf(err); v.Kind() == reflect.Uint8 {
+		return int(v.Uint())
+	}
+	return -1
 }
 
 // fullRecords returns conf without TLS's habit of beginning with small records,

@@ -51,6 +51,9 @@ var LongAgo = time.Unix(1, 0)
 // ErrStreamLimit means that a carrier, or the session, has as many streams as it may.
 var ErrStreamLimit = errors.New("no more TCP streams may be open")
 
+// ErrALPN means that the server does not speak ALPN.
+var ErrALPN = errors.New("the server does not speak " + ALPN)
+
 // CutReason cuts a reason to MaxReason bytes.
 func CutReason(reason string) string { return reason[:min(len(reason), MaxReason)] }
 
