@@ -3,6 +3,7 @@ package tunnel
 import (
 	"io"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -13,11 +14,14 @@ func TestLongestStalledStreamIsReset(t *testing.T) {
 		const streams, small = maxStalled + 3, 3
 		rs := newReaders()
 		var all []*reader
+		var mu sync.Mutex
 		var reset []int
 		for i := range streams + small {
 			r := &reader{}
 			r.reset = func() {
+				mu.Lock()
 				reset = append(reset, i)
+				mu.Unlock()
 				r.read(rs.now(), 0, io.ErrClosedPipe)
 			}
 			rs.add(r)
@@ -38,14 +42,18 @@ func TestLongestStalledStreamIsReset(t *testing.T) {
 
 		time.Sleep(stalledAfter - time.Second)
 		synctest.Wait()
+		mu.Lock()
 		if reset != nil {
 			t.Errorf("%v are reset too early", reset)
 		}
+		mu.Unlock()
 		time.Sleep(stalledAfter)
 		synctest.Wait()
+		mu.Lock()
 		if want := []int{small}; !slices.Equal(reset, want) {
 			t.Errorf("%v are reset, want %v", reset, want)
 		}
+		mu.Unlock()
 		for _, r := range all {
 			rs.remove(r)
 		}
