@@ -66,7 +66,7 @@ func explain(err error, l link.Link) explanation {
 	case errors.As(err, &op) && op.Op == "remote error":
 		return again("the server at %s refused TLS (%v); check that it is a wmproxy server", server, op.Err)
 	case errors.As(err, &header):
-		return final("what answers at %s is not a wmproxy server: it does not speak TLS", server)
+		return final("%s is not a wmproxy server: it does not speak TLS", server)
 	case errors.As(err, &dns):
 		return again("the name %s cannot be resolved (%s); check the network", l.Host, dns.Err)
 	case errors.Is(err, syscall.ECONNREFUSED):

@@ -56,7 +56,7 @@ var benchLoads = []string{"udp", "tcp", "churn", "hold", "echo"}
 func (p *program) bench() *cli.Command {
 	return &cli.Command{
 		Name:      "bench",
-		Usage:     "load any SOCKS5 server and measure what passes",
+		Usage:     "load any SOCKS5 server and measure the results",
 		UsageText: "wmproxy bench echo [--listen HOST:PORT]\nwmproxy bench udp|tcp|churn|hold --socks HOST:PORT --target HOST:PORT [flags]\nwmproxy bench udp|tcp|churn|hold --direct --target HOST:PORT [flags]",
 		ArgsUsage: "LOAD",
 		Description: "echo   the far end of the loads, for UDP and TCP; start it where --target points\n" +
@@ -83,7 +83,7 @@ func (p *program) bench() *cli.Command {
 			&cli.IntFlag{Name: "workers", Value: defaultChurners, Usage: "churn: `N` associations at a time"},
 			&cli.DurationFlag{Name: "settle", Value: defaultHoldSettle, Usage: "hold: look at the memory again `TIME` after all are closed"},
 			&cli.StringFlag{Name: "pids", Usage: "account for the processes `PID,PID...` (Linux)"},
-			&cli.BoolFlag{Name: "offload", Usage: "hand the kernel several datagrams as one, which is cheaper than what applications do", DisableDefaultText: true},
+			&cli.BoolFlag{Name: "offload", Usage: "pass several datagrams to the kernel as one, which is cheaper than applications do", DisableDefaultText: true},
 			&cli.BoolFlag{Name: "json", Usage: "print the result as JSON", DisableDefaultText: true},
 		},
 		Action: func(c *cli.Context) error {
@@ -117,7 +117,7 @@ type benchOptions struct {
 func (p *program) benchOptions(c *cli.Context) (o benchOptions, err error) {
 	o.load = c.Args().First()
 	if !slices.Contains(benchLoads, o.load) {
-		return o, usageErrorf("bench needs to know what to do; write wmproxy bench %s", strings.Join(benchLoads, "|"))
+		return o, usageErrorf("bench needs a load; write wmproxy bench %s", strings.Join(benchLoads, "|"))
 	}
 	for name, loads := range benchFlags {
 		// A flag of the environment may be meant for another load.

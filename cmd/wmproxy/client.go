@@ -23,8 +23,8 @@ func (p *program) client() *cli.Command {
 		Usage:     "the near end: a SOCKS5 server whose UDP and TCP leave from your server",
 		UsageText: "wmproxy client LINK... [flags]\nwmproxy client --link-file FILE [flags]\n" + linkVariable + "=LINK wmproxy client [flags]",
 		ArgsUsage: "[LINK...]",
-		Description: "LINK is what the server printed. It holds a secret, and on the command line other users of this\n" +
-			"machine can see it (ps): use --link-file or " + linkVariable + " where that matters. With links of several\n" +
+		Description: "LINK is the link that the server printed. It contains a secret, and on the command line other users of this\n" +
+			"machine can see it (ps): use --link-file or " + linkVariable + " if that matters. With links of several\n" +
 			"servers, the first that works is used, or the fastest; when it is gone, everything moves to another.",
 		Flags:  configFlags("client", &defaults),
 		Action: serve(p, p.clientConfig, p.runClient),

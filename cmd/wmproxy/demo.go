@@ -11,7 +11,7 @@ func (p *program) demo() *cli.Command {
 		Name:        "demo",
 		Usage:       "see it work on this machine alone, without a network",
 		UsageText:   "wmproxy demo [--once]",
-		Description: "A server, a client and targets on loopback ports; prints a table of what passed and stays up for\nyour own tries until Ctrl-C.",
+		Description: "A server, a client and targets on loopback ports; prints a table of results and stays up for\nyour own tries until Ctrl-C.",
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "once", Usage: "exit after the table, with 0 if all passed and 1 if not", DisableDefaultText: true},
 		},

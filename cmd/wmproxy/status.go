@@ -22,9 +22,9 @@ type statusOptions struct {
 func (p *program) status() *cli.Command {
 	return &cli.Command{
 		Name:      "status",
-		Usage:     "show what a running client, server or proxy does: sessions, connections, associations, events",
+		Usage:     "show the state of a running client, server or proxy: sessions, connections, associations, events",
 		UsageText: "wmproxy status [flags]",
-		Description: "Asks whoever has the default state directories open, or the one that is given. Only the user who\n" +
+		Description: "Asks the processes with the default state directories, or the one with the given directory. Only the user who\n" +
 			"runs a process can ask it, and a second client or proxy on a machine needs a --state-dir to be asked.\n" +
 			"UP is towards the server, on the server towards the client.",
 		Flags: []cli.Flag{

@@ -18,7 +18,7 @@ func (p *program) test() *cli.Command {
 		Name:        "test",
 		Usage:       "check TCP and UDP through any SOCKS5 server",
 		UsageText:   "wmproxy test --socks HOST:PORT [flags]",
-		Description: "Asks for a domain's A record over CONNECT and over UDP ASSOCIATE, prints each step with its time\nand, for what failed, the likely cause. Exit code 1 unless both pass.",
+		Description: "Asks for a domain's A record over CONNECT and over UDP ASSOCIATE, prints each step with its time\nand the likely cause of a failure. Exit code 1 unless both pass.",
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "socks", Usage: "the SOCKS5 server's `HOST:PORT`"},
 			&cli.StringFlag{Name: "user", Aliases: []string{"u"}, Usage: "user `NAME` for it"},
@@ -62,7 +62,7 @@ func (p *program) testConfig(c *cli.Context) (config probe.Config, err error) {
 	}
 	if text := c.String("address"); text != "" {
 		if config.Expect, err = netip.ParseAddr(text); err != nil || !config.Expect.Unmap().Is4() {
-			return config, p.wrong("address", "must be an IPv4 address, which is what an A record holds")
+			return config, p.wrong("address", "must be an IPv4 address, as in an A record")
 		}
 		config.Expect = config.Expect.Unmap()
 	}
