@@ -19,20 +19,29 @@ const (
 )
 
 // checkLines stops a process and checks that its log has at most this number of lines with the
-// message, which account for all that were caused.
+// message in ten seconds, and that they account for all that were caused.
 func checkLines(t *testing.T, p *process, msg string, caused, most int) {
 	t.Helper()
 	p.Stop()
 	lines, leftOut := 0, 0
+	var first, last time.Time
 	for _, l := range p.Logs() {
-		if l.Msg == msg {
-			lines, leftOut = lines+1, leftOut+l.Int("left_out")
+		if l.Msg != msg {
+			continue
+		}
+		lines, leftOut = lines+1, leftOut+l.Int("left_out")
+		at, err := time.Parse(time.RFC3339Nano, l.String("time"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if last = at; first.IsZero() {
+			first = at
 		}
 	}
-	t.Logf("%d lines say %q, and that %d more are left out", lines, msg, leftOut)
-	// On a slow machine there is more than one interval.
-	if lines > 3*most || leftOut == 0 {
-		t.Errorf("%d lines, want %d", lines, most)
+	t.Logf("%d lines in %v say %q, and that %d more are left out", lines, last.Sub(first), msg, leftOut)
+	// The intervals that they fall in, of which the first and the last are cut.
+	if most *= 2 + int(last.Sub(first)/(10*time.Second)); lines > most || leftOut == 0 {
+		t.Errorf("%d lines, want at most %d", lines, most)
 	}
 	if lines+leftOut < caused {
 		t.Errorf("%d lines are accounted for, want %d", lines+leftOut, caused)
