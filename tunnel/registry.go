@@ -176,7 +176,7 @@ func (r *Registry) rejoin(hh *clientHello, kind carrier.Kind) (*Session, bool, e
 	return s, resumed, err
 }
 
-// create makes a session; h.mu is held.
+// create makes a session; r.mu is held.
 func (r *Registry) create(key sessionKey, secret []byte) (*Session, error) {
 	if !r.draining.IsZero() {
 		return nil, &carrier.CloseError{Code: carrier.CodeDraining, Reason: "the server is about to stop and takes no new clients"}
@@ -280,7 +280,7 @@ func (r *Registry) MakeRoom(user string, may func(other string) bool) bool {
 }
 
 // longestHeldLocked returns the session that has had no carrier for longest, among
-// those that may go; nil is none. h.mu is held.
+// those that may go; nil is none. r.mu is held.
 func (r *Registry) longestHeldLocked(may func(sessionKey, *Session) bool) (key sessionKey, longest *Session) {
 	var since time.Time
 	for k, s := range r.sessions {
@@ -295,7 +295,7 @@ func (r *Registry) longestHeldLocked(may func(sessionKey, *Session) bool) (key s
 	return key, longest
 }
 
-// makeWayLocked ends that session, and says whether there was one. h.mu is held.
+// makeWayLocked ends that session, and says whether there was one. r.mu is held.
 func (r *Registry) makeWayLocked(may func(sessionKey, *Session) bool, reason string) bool {
 	key, s := r.longestHeldLocked(may)
 	if s != nil {
@@ -306,7 +306,7 @@ func (r *Registry) makeWayLocked(may func(sessionKey, *Session) bool, reason str
 
 // takePlaceLocked ends a session to make room for user: a held one, of user or of a user with more
 // sessions, else the least used one of the user with most, if that user then still has as many as
-// user. It reports whether it ended one. h.mu is held.
+// user. It reports whether it ended one. r.mu is held.
 func (r *Registry) takePlaceLocked(u *user.User) bool {
 	has := make(map[*user.User]int)
 	for k := range r.sessions {
@@ -337,7 +337,7 @@ func (r *Registry) takePlaceLocked(u *user.User) bool {
 	return true
 }
 
-// countLocked counts the sessions that are meant. h.mu is held.
+// countLocked counts the sessions that are meant. r.mu is held.
 func (r *Registry) countLocked(meant func(sessionKey, *Session) bool) (n int) {
 	for k, s := range r.sessions {
 		if meant(k, s) {
@@ -347,7 +347,7 @@ func (r *Registry) countLocked(meant func(sessionKey, *Session) bool) (n int) {
 	return n
 }
 
-// dropLocked ends a session before its time. h.mu is held.
+// dropLocked ends a session before its time. r.mu is held.
 func (r *Registry) dropLocked(key sessionKey, s *Session, reason string) {
 	what := "a session that was held is ended"
 	if _, held := s.heldSince(); !held {
@@ -420,7 +420,8 @@ func (r *Registry) EndSessions(of func(u *user.User) bool, code carrier.ErrorCod
 }
 
 // For returns the session for what this side opens towards the user's client: one with a
-// carrier if there is one, and of several the one used last; nil if there is none.
+// carrier if there is one, and of several the one that had been used last when a session of the
+// user was last attached, held or ended; nil if there is none.
 func (r *Registry) For(u *user.User) *Session {
 	r.servingMu.RLock()
 	defer r.servingMu.RUnlock()
@@ -481,6 +482,9 @@ func (r *Registry) Close(code carrier.ErrorCode, reason string) {
 	wg.Wait()
 	r.ending.Wait()
 	r.mu.Lock()
+	defer r.mu.Unlock()
 	clear(r.sessions)
-	r.mu.Unlock()
+	r.servingMu.Lock()
+	defer r.servingMu.Unlock()
+	clear(r.serving)
 }

@@ -226,10 +226,10 @@ func (s *Session) renew(old *incarnation) {
 	stale := slices.Clone(s.paths)
 	theirs := s.takePeerFlows(s.inc)
 	s.mu.Unlock()
+	endAll(theirs) // first: a carrier may take a while to close, and the new ones carry other flows of these numbers
 	for _, p := range stale {
 		p.closeFor(carrier.CodeReplaced, "the session was renewed")
 	}
-	endAll(theirs)
 }
 
 // Attach authenticates on p and attaches it. The session keeps p, which it closes

@@ -143,7 +143,6 @@ var mayImport = map[string][]string{
 	"internal/relay": {
 		"tunnel/carrier",
 		"internal/udpio",
-		"tunnel",
 	},
 	"internal/status": { // for the structs of a snapshot
 		"internal/stats",

@@ -1,6 +1,6 @@
 // Package tune holds the tricks that rely on how Go's runtime or the kernel happens to work. Each has a
-// [Switch] that turns it off without a change of behaviour; docs/TUNING.md has for each what it relies on, the Go
-// version and the benchmark that it was measured with, and the gain.
+// [Switch] that turns it off, which costs speed, memory or datagrams of a flood and nothing else. docs/TUNING.md
+// names for each the assumption, the Go version, the benchmark and the gain.
 package tune
 
 import (

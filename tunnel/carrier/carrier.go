@@ -175,7 +175,7 @@ type Stream interface {
 
 	// Context ends when the stream was reset, by either side, or its carrier has ended, also while
 	// nobody reads or writes, and its cause says which. After our Reset it has ended. Over yamux it
-	// outlives the carrier by yamuxLinger: what has arrived can still be read. Over QUIC, where only
+	// outlives the carrier by a few seconds, in which buffered data can still be read. Over QUIC, where only
 	// the peer still sends, the peer's reset shows in Read alone.
 	Context() context.Context
 

@@ -1,7 +1,7 @@
 package carrier
 
 const (
-	// maxStreamWindow bounds the bytes that the peer may send on a stream that is not
+	// MaxStreamWindow bounds the bytes that the peer may send on a stream that is not
 	// being read: one stream moves 4 MiB per round trip, 320 Mbit/s at 100 ms.
 	MaxStreamWindow = 4 << 20
 

@@ -55,7 +55,7 @@ const (
 	// eagerFor is how long a suspect is probed eagerly.
 	eagerFor = 30 * time.Second
 
-	// idleProbe is the longest time between two pings; NAT mappings live longer.
+	// IdleProbe is the longest time between two pings; NAT mappings live longer.
 	IdleProbe = 10 * time.Second
 
 	// How many bundles must have been sent for their loss to mean something, to

@@ -16,11 +16,11 @@ const (
 	// maxQueueBytes bounds what one session has waiting to be sent, in bytes.
 	maxQueueBytes = 2 << 20
 
-	// maxDetachedBytes is the same while no carrier is attached: hardly any of it will
+	// MaxDetachedBytes is the same while no carrier is attached: hardly any of it will
 	// be young enough when one comes, and a server may hold many such sessions.
 	MaxDetachedBytes = 64 << 10
 
-	// maxQueueAge is how long a datagram may wait; an older one is of no use to a
+	// MaxAge is how long a datagram may wait; an older one is of no use to a
 	// call or a game and is dropped when its turn comes.
 	MaxAge = 120 * time.Millisecond
 
@@ -53,7 +53,7 @@ type Queue struct {
 	closed bool
 }
 
-// Flow is one flow's part of the queue; it is guarded by queue.mu.
+// Flow is one flow's part of the queue; it is guarded by Queue.mu.
 type Flow struct {
 	ID          uint64
 	first, last *packet
@@ -81,7 +81,7 @@ type Sender struct {
 	Exact   bool // bundles of exactly the limit leave cheaper (QUIC's trains)
 	Pads    bool // up to that limit
 	Wake    notify.Signal
-	parked  bool   // waits on wake; guarded by queue.mu
+	parked  bool   // waits on wake; guarded by Queue.mu
 	message uint16 // number of the last datagram sent in fragments
 	Late    bool   // the path is the limit, by congestedAfter; belongs to fill's caller
 }
@@ -281,7 +281,7 @@ func (q *Queue) Close() {
 
 // Fill puts what is next into the bundle b, up to limit bytes; b is empty or holds
 // a probe. It returns b as it is when there is nothing to send or s does not serve
-// the queue. An empty one then means that s is parked: the caller waits on s.wake. now is the clock that
+// the queue. An empty one then means that s is parked: the caller waits on s.Wake. now is the clock that
 // Push was given.
 func (q *Queue) Fill(b []byte, limit int, s *Sender, now time.Duration) []byte {
 	q.mu.Lock()

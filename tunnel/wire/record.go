@@ -90,8 +90,8 @@ func RecordLen(flow uint64, body int) int {
 	return quicvarint.Len(flow) + quicvarint.Len(uint64(body)<<1) + body
 }
 
-// FragmentOverhead is the size in bytes of a fragment's header where the whole
-// Record takes at most room bytes.
+// FragmentOverhead is the size in bytes of a fragment's header if the whole
+// record takes at most room bytes.
 func FragmentOverhead(flow uint64, room int) int {
 	return quicvarint.Len(flow) + quicvarint.Len(uint64(max(room, 0))<<1|1) + fragmentHeaderLen
 }
