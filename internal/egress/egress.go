@@ -173,6 +173,10 @@ func (e *Exits) For(of *user.User) *UserExit {
 	defer e.mu.Unlock()
 	u := e.users[of]
 	if u == nil {
+		// A user who was removed and added again is another; tokens may be rotated for years.
+		maps.DeleteFunc(e.users, func(old *user.User, exit *UserExit) bool {
+			return old.Name == of.Name && exit.flows+exit.streams+exit.closing == 0
+		})
 		u = &UserExit{User: of, exits: e}
 		e.users[of] = u
 	}

@@ -8,6 +8,7 @@ import (
 
 	"wmproxy/internal/share"
 	"wmproxy/internal/stats"
+	"wmproxy/internal/user"
 	"wmproxy/socks"
 	"wmproxy/tunnel"
 	"wmproxy/tunnel/carrier"
@@ -207,5 +208,16 @@ func TestFloodBeyondLimitRarelyCallsMakeRoom(t *testing.T) {
 	}
 	if most := 1 + int(time.Since(began)/(100*time.Millisecond)); asked == 0 || asked > most {
 		t.Errorf("asked %d times, want at most %d", asked, most)
+	}
+}
+
+func TestIdleExitOfARemovedUserIsForgotten(t *testing.T) {
+	e := newExits(t, Config{})
+	for range 100 {
+		e.For(user.New("rotated", "", new(stats.Total)))
+	}
+	e.For(user.New("other", "", new(stats.Total)))
+	if n := len(e.users); n != 2 {
+		t.Errorf("%d exits for two users", n)
 	}
 }
