@@ -58,7 +58,8 @@ func (c *script) CloseWrite() error {
 	return nil
 }
 
-func (c *script) SetReadDeadline(time.Time) error { return nil }
+func (c *script) SetReadDeadline(time.Time) error  { return nil }
+func (c *script) SetWriteDeadline(time.Time) error { return nil }
 
 func (c *script) Close() error {
 	c.once.Do(func() { close(c.closed) })

@@ -37,7 +37,7 @@ func (h handler) Associate(a entrance.Association) (entrance.Uplink, entrance.Re
 	return h.associate(a.(*Association))
 }
 
-func (h handler) Dial(context.Context, entrance.Origin, entrance.Target) (net.Conn, error) {
+func (h handler) Dial(context.Context, entrance.Origin, entrance.Target, func()) (net.Conn, error) {
 	panic("SOCKS does not dial")
 }
 

@@ -42,7 +42,9 @@ func (p *letters) Connect(ctx context.Context, r *Request) { p.connect(ctx, r) }
 
 func (p *letters) Associate(Association) (Uplink, Result) { return nil, Failed }
 
-func (p *letters) Dial(context.Context, Origin, Target) (net.Conn, error) { return nil, errRefused }
+func (p *letters) Dial(context.Context, Origin, Target, func()) (net.Conn, error) {
+	return nil, errRefused
+}
 
 var errRefused = errors.New("refused")
 

@@ -54,7 +54,10 @@ func (r *Request) Reply(res Result, bound netip.AddrPort) error {
 		return errReplied
 	}
 	r.replied, r.refused = true, res != OK
+	// The application may not have read answers to earlier requests.
+	_ = r.Conn.SetWriteDeadline(time.Now().Add(HandshakeTimeout))
 	_, err := r.Conn.Write(r.Answer(nil, res, bound))
+	_ = r.Conn.SetWriteDeadline(time.Time{})
 	return err
 }
 
@@ -64,8 +67,9 @@ type Handler interface {
 	// ctx ends with the entrance.
 	Connect(ctx context.Context, r *Request)
 
-	// Dial connects to a target for o. Its error is an *Error.
-	Dial(ctx context.Context, o Origin, t Target) (net.Conn, error)
+	// Dial connects to a target for o. Its error is an *Error. gaveUp is called if the connection was reset
+	// because others need its room, which includes the application's own connection.
+	Dial(ctx context.Context, o Origin, t Target, gaveUp func()) (net.Conn, error)
 
 	// Associate is called for a new association before the application is answered, and returns where its
 	// datagrams go, or why it is refused. It must not wait.

@@ -50,6 +50,9 @@ func (s *Stream) Close() (err error) {
 	return err
 }
 
+// HangUp resets the connection; its reader and writer then get an error.
+func (s *Stream) HangUp() { resetter{s.Conn}.HangUp() }
+
 // HalfOpen makes the connection count as half open, until Admit or Close.
 func (s *Stream) HalfOpen() {
 	s.mu.Lock()

@@ -43,6 +43,14 @@ func rewrite(r *httputil.ProxyRequest) {
 	}
 }
 
+// asSent keeps net/http from adding to a response that the target sent without a type.
+func asSent(r *http.Response) error {
+	if _, ok := r.Header["Content-Type"]; !ok {
+		r.Header["Content-Type"] = nil
+	}
+	return nil
+}
+
 // failed answers a request whose target could not be asked.
 func failed(w http.ResponseWriter, r *http.Request, err error) {
 	status, text := http.StatusBadGateway, "the target's answer is not HTTP, or it closed the connection"
@@ -69,7 +77,7 @@ func (t transport) RoundTrip(r *http.Request) (*http.Response, error) {
 				if err != nil {
 					return nil, err
 				}
-				return t.s.Handler.Dial(ctx, o, target)
+				return t.s.Handler.Dial(ctx, o, target, c.HangUp)
 			},
 			DisableCompression:     true,
 			MaxIdleConns:           maxIdle,

@@ -1,4 +1,5 @@
 // Package httpproxy is an HTTP/1.1 proxy (RFC 9110, RFC 9112) at an entrance: CONNECT, and requests in absolute form.
+// Unlike RFC 9110 section 7.6.3 demands, it adds no Via field: the target sees the exit, not the way there.
 package httpproxy
 
 import (
@@ -33,7 +34,7 @@ const (
 	idleTimeout = time.Minute
 	headTimeout = entrance.HandshakeTimeout
 
-	// refusedTimeout bounds the time in which the body of a refused request is read.
+	// refusedTimeout bounds the time in which the body of a refused request is read and the answer written.
 	refusedTimeout = 5 * time.Second
 )
 
@@ -127,7 +128,7 @@ func (s *Server) start() {
 		BaseContext:                  func(ln net.Listener) context.Context { return ln.(*listener).conn.Context() },
 		ConnContext:                  func(ctx context.Context, c net.Conn) context.Context { return context.WithValue(ctx, connKey{}, c) },
 	}
-	s.forward = httputil.ReverseProxy{Rewrite: rewrite, Transport: transport{s}, ErrorHandler: failed, ErrorLog: errors}
+	s.forward = httputil.ReverseProxy{Rewrite: rewrite, ModifyResponse: asSent, Transport: transport{s}, ErrorHandler: failed, ErrorLog: errors}
 }
 
 // serve serves c, whose first head is complete, in a goroutine of its own.
@@ -226,7 +227,8 @@ func (s *Server) connect(w http.ResponseWriter, r *http.Request, c *conn, o entr
 
 // refuse answers a request that is not served.
 func refuse(w http.ResponseWriter, status int, text string) {
-	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(refusedTimeout))
+	conn, until := http.NewResponseController(w), time.Now().Add(refusedTimeout)
+	_, _ = conn.SetReadDeadline(until), conn.SetWriteDeadline(until)
 	http.Error(w, text, status)
 }
 

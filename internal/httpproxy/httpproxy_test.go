@@ -40,7 +40,7 @@ type exit struct {
 	origins []entrance.Origin
 }
 
-func (e *exit) Dial(ctx context.Context, o entrance.Origin, t entrance.Target) (net.Conn, error) {
+func (e *exit) Dial(ctx context.Context, o entrance.Origin, t entrance.Target, _ func()) (net.Conn, error) {
 	e.mu.Lock()
 	e.origins = append(e.origins, o)
 	e.mu.Unlock()
@@ -51,7 +51,7 @@ func (e *exit) Dial(ctx context.Context, o entrance.Origin, t entrance.Target) (
 }
 
 func (e *exit) Connect(ctx context.Context, r *entrance.Request) {
-	c, err := e.Dial(ctx, r.Origin, r.Target)
+	c, err := e.Dial(ctx, r.Origin, r.Target, nil)
 	if err != nil {
 		_ = r.Reply(e.result, netip.AddrPort{})
 		return

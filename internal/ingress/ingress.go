@@ -68,11 +68,11 @@ func (h *Handler) Connect(ctx context.Context, r *entrance.Request) {
 }
 
 // Dial opens a stream to t for o.
-func (h *Handler) Dial(ctx context.Context, o entrance.Origin, t entrance.Target) (net.Conn, error) {
+func (h *Handler) Dial(ctx context.Context, o entrance.Origin, t entrance.Target, gaveUp func()) (net.Conn, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	c := new(streamConn)
-	st, bound, err := h.open(ctx, &c.use, o, t, func() { cancel(); c.giveUp() })
+	st, bound, err := h.open(ctx, &c.use, o, t, func() { cancel(); c.giveUp(); gaveUp() })
 	if err != nil {
 		c.use.leave()
 		return nil, err

@@ -134,7 +134,7 @@ func TestServersStreamReachesTheClientsExit(t *testing.T) {
 		_, _ = io.Copy(c, c)
 	}()
 	ap := udpio.AddrPortOf(ln.Addr())
-	c, err := h.handler.Dial(t.Context(), entrance.Origin{User: h.u}, entrance.Target{Host: ap.Addr().String(), Port: ap.Port()})
+	c, err := h.handler.Dial(t.Context(), entrance.Origin{User: h.u}, entrance.Target{Host: ap.Addr().String(), Port: ap.Port()}, func() {})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -158,7 +158,7 @@ func TestWithoutAClientAServersRequestsAreRefused(t *testing.T) {
 	if _, result := h.handler.Associate(app); result != entrance.Unavailable {
 		t.Errorf("an association: %v, want %v", result, entrance.Unavailable)
 	}
-	if _, err := h.handler.Dial(t.Context(), entrance.Origin{User: h.u}, entrance.Target{Host: "127.0.0.1", Port: 1}); err == nil {
+	if _, err := h.handler.Dial(t.Context(), entrance.Origin{User: h.u}, entrance.Target{Host: "127.0.0.1", Port: 1}, func() {}); err == nil {
 		t.Error("a stream was opened")
 	}
 	h.attach()
