@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -219,4 +220,53 @@ func TestHTTPRequestPassesACrowdOfHalfHeads(t *testing.T) {
 			t.Errorf("%q: %q, %v", args, out, err)
 		}
 	}
+}
+
+// An aborted download ends while its data still comes, and a refused upload while data is still written.
+func TestAbortedHTTPRequestsHarmNoOther(t *testing.T) {
+	t.Parallel()
+	target := strings.TrimPrefix(serveHTTP(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodPost {
+			w.Header().Set("Content-Length", "0")
+			w.WriteHeader(http.StatusRequestEntityTooLarge)
+			return
+		}
+		for b := random(22, 64<<10); ; {
+			if _, err := w.Write(b); err != nil {
+				return
+			}
+		}
+	})), "http://")
+	overEach(t, []string{overYamux, overQUIC}, func(t *testing.T, kind string) {
+		tu := startOver(t, kind, nil, nil)
+		other := connect(t, tu.Entry.Socks(), startEcho(t))
+		request := func(head string, body int) {
+			c, err := net.Dial("tcp", tu.Entry.Addr.String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			_ = c.SetDeadline(time.Now().Add(waitTimeout))
+			if _, err := io.WriteString(c, head); err != nil {
+				t.Fatal(err)
+			}
+			go c.Write(make([]byte, body))
+			if _, err := io.ReadFull(c, make([]byte, 100)); errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Fatalf("%q: %v", head[:4], err)
+			}
+		}
+		for range 100 {
+			request("GET http://"+target+"/ HTTP/1.1\r\nHost: "+target+"\r\n\r\n", 0)
+		}
+		for range 10 {
+			request("POST http://"+target+"/ HTTP/1.1\r\nHost: "+target+"\r\nContent-Length: 9000000\r\n\r\n", 9000000)
+		}
+		_ = other.SetDeadline(time.Now().Add(waitTimeout))
+		if _, err := other.Write([]byte("alive")); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(other, make([]byte, 5)); err != nil {
+			t.Errorf("a stream that was open beside the aborted requests: %v", err)
+		}
+	})
 }
