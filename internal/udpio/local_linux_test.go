@@ -85,6 +85,7 @@ func FuzzControl(f *testing.F) {
 	f.Add(bytes.Repeat([]byte{0xff}, 64))
 	f.Add([]byte{16, 0, 0, 0, 0, 0, 0, 0})
 	f.Add([]byte{})
+	f.Add([]byte{0, 0, 0, 0, 0, 0, 0, 0x80, 0x30, 0x1f, 0x30, 0x30, 0x30, 0x30, 0x30, 0x30}) // a length that is negative as an int
 	f.Fuzz(func(t *testing.T, data []byte) {
 		var c control
 		n := 0

@@ -105,10 +105,10 @@ func (c *control) attach(h *unix.Msghdr, from, to int) {
 func (c *control) read(n int) (gro int, local netip.Addr) {
 	for at := 0; at+unix.CmsgLen(0) <= n; {
 		h := c.header(at)
-		size := int(h.Len) - unix.CmsgLen(0)
-		if size < 0 || int(h.Len) > n-at {
+		if uint64(h.Len) < uint64(unix.CmsgLen(0)) || uint64(h.Len) > uint64(n-at) {
 			break
 		}
+		size := int(h.Len) - unix.CmsgLen(0)
 		switch {
 		case h.Level == unix.IPPROTO_UDP && h.Type == unix.UDP_GRO && size >= 4:
 			gro = int(*(*int32)(c.value(at)))
