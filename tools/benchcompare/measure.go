@@ -7,7 +7,6 @@ import (
 	"io"
 	"math"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -46,8 +45,8 @@ func run(ctx context.Context, o options) error {
 	defer os.RemoveAll(dir)
 	if o.wmproxy == "" {
 		o.wmproxy = filepath.Join(dir, "wmproxy")
-		if b, err := exec.CommandContext(ctx, "go", "build", "-o", o.wmproxy, "./cmd/wmproxy").CombinedOutput(); err != nil {
-			return fmt.Errorf("building wmproxy: %w\n%s", err, b)
+		if err := stage.BuildWmproxy(ctx, o.wmproxy); err != nil {
+			return err
 		}
 	}
 	c := &comparison{options: o, log: os.Stderr, cells: make(map[key]*cell), absent: make(map[string]string), began: time.Now(), revision: stage.Revision(ctx)}

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 
@@ -105,14 +104,7 @@ func systemNames() (names []string) {
 }
 
 // missing returns the first program of the system that is not installed, or "".
-func (s system) missing() string {
-	for _, program := range s.programs {
-		if _, err := exec.LookPath(program); err != nil {
-			return program
-		}
-	}
-	return ""
-}
+func (s system) missing() string { return stage.Missing(s.programs) }
 
 // pair starts the far end, waits until it listens on TCP at wait, unless that is empty, and
 // starts the near end, which serves SOCKS5 at socks.

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -96,8 +95,8 @@ func run(ctx context.Context, o options) error {
 	defer os.RemoveAll(dir)
 	if o.wmproxy == "" {
 		o.wmproxy = filepath.Join(dir, "wmproxy")
-		if b, err := exec.CommandContext(ctx, "go", "build", "-o", o.wmproxy, "./cmd/wmproxy").CombinedOutput(); err != nil {
-			return fmt.Errorf("building wmproxy: %w\n%s", err, b)
+		if err := stage.BuildWmproxy(ctx, o.wmproxy); err != nil {
+			return err
 		}
 	} else if o.wmproxy, err = filepath.Abs(o.wmproxy); err != nil {
 		return err

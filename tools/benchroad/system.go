@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 
@@ -47,14 +46,7 @@ func systemNames() (names []string) {
 }
 
 // missing is the first program that the system needs and this machine lacks, "" if none.
-func (s system) missing() string {
-	for _, program := range s.programs {
-		if _, err := exec.LookPath(program); err != nil {
-			return program
-		}
-	}
-	return ""
-}
+func (s system) missing() string { return stage.Missing(s.programs) }
 
 // rig is a path's network and the files of the systems on it.
 type rig struct {
