@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"wmproxy/internal/stats"
+	"wmproxy/internal/udpio"
 )
 
 // Bounds of reassembly.
@@ -15,7 +16,7 @@ const (
 
 	// maxReassembled bounds a reassembled datagram in bytes, ATYP onward: the most
 	// that one UDP datagram over IPv6 could have carried after RSV and FRAG.
-	maxReassembled = 65535 - 8 - udpHeaderLen
+	maxReassembled = udpio.MaxDatagram6 - udpHeaderLen
 
 	// maxReassembling bounds what all associations of a server hold in
 	// unfinished sequences, in bytes.

@@ -23,13 +23,6 @@ var (
 	ErrDatagramSize = errors.New("socks: datagram too large for UDP")
 )
 
-// Largest UDP payloads in bytes: 65,535 less the UDP header, and on IPv4 less
-// its own header too.
-const (
-	maxRelayPayloadIPv4 = 65535 - 8 - 20
-	maxRelayPayloadIPv6 = 65535 - 8
-)
-
 // packetConnBuffer is asked of the system for each direction, in bytes: room
 // for a burst of large datagrams. Getting less is no error.
 const packetConnBuffer = 4 << 20
@@ -237,7 +230,7 @@ func (p *PacketConn) ReadFromAddr(b []byte) (n int, from Addr, err error) {
 // read is ReadFromAddr for a caller that holds readMu.
 func (p *PacketConn) read(b []byte) (int, Addr, error) {
 	if p.readBuf == nil {
-		p.readBuf = make([]byte, maxRelayPayloadIPv6)
+		p.readBuf = make([]byte, udpio.MaxDatagram6)
 	}
 	for {
 		n, source, err := p.udp.ReadFromUDPAddrPort(p.readBuf)
@@ -289,10 +282,7 @@ func (p *PacketConn) WriteToAddr(b []byte, dst Addr) (int, error) {
 	if err := dst.encodable(); err != nil {
 		return 0, err
 	}
-	limit := maxRelayPayloadIPv4
-	if p.relay.Addr().Is6() {
-		limit = maxRelayPayloadIPv6
-	}
+	limit := udpio.MaxPayload(p.relay.Addr())
 	if len(b) > limit {
 		return 0, fmt.Errorf("%w: %d bytes of payload", ErrDatagramSize, len(b))
 	}

@@ -9,16 +9,8 @@ import (
 	"wmproxy/internal/udpio"
 )
 
-const (
-	// maxUDPPayload4 and maxUDPPayload6 are the largest UDP payloads in bytes,
-	// SOCKS5 header included: 65,535 less the UDP header, and less the IPv4 header,
-	// which IPv6 does not count.
-	maxUDPPayload4 = 65535 - 8 - 20
-	maxUDPPayload6 = 65535 - 8
-
-	// writeBatch is how many datagrams Deliver hands to the system at once.
-	writeBatch = 64
-)
+// writeBatch bounds the datagrams that Deliver passes to the system at once.
+const writeBatch = 64
 
 // A datagram between client and server (RFC 1928 section 7):
 //
@@ -221,11 +213,7 @@ func (a *Association) Deliver(bodies [][]byte) {
 			a.counts.Drop(stats.NoPort, 1)
 			continue
 		}
-		limit := maxUDPPayload6
-		if to.to.Addr().Is4() {
-			limit = maxUDPPayload4
-		}
-		if udpHeaderLen+len(body) > limit {
+		if udpHeaderLen+len(body) > udpio.MaxPayload(to.to.Addr()) {
 			a.counts.Drop(stats.TooLarge, 1)
 			continue
 		}

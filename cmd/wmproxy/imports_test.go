@@ -24,7 +24,9 @@ var mayImport = map[string][]string{
 	"tunnel/carrier/carriertest": {
 		"tunnel/carrier",
 	},
-	"tunnel/wire": {},
+	"tunnel/wire": { // for the largest UDP payload
+		"internal/udpio",
+	},
 	"tunnel/queue": {
 		"tunnel/wire",
 		"internal/udpio",
@@ -187,6 +189,7 @@ var mayImport = map[string][]string{
 	"internal/admit": {},
 	"internal/share": {},
 	"internal/probe": {
+		"internal/udpio",
 		"socks",
 	},
 	"internal/bench": {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"wmproxy/internal/probe"
+	"wmproxy/internal/udpio"
 	"wmproxy/socks"
 )
 
@@ -46,8 +47,8 @@ func TestIPv6AssociationCarriesLargestToIPv4(t *testing.T) {
 			t.Fatalf("the association is on %v", conn.RelayAddr())
 		}
 		pinger := probe.NewPinger(conn, startEcho(t))
-		if _, err := pinger.Ping(probe.MaxDatagram, waitTimeout); err != nil {
-			t.Errorf("%d bytes to IPv4: %v", probe.MaxDatagram, err)
+		if _, err := pinger.Ping(udpio.MaxDatagram, waitTimeout); err != nil {
+			t.Errorf("%d bytes to IPv4: %v", udpio.MaxDatagram, err)
 		}
 		pinger = probe.NewPinger(conn, startEchoAt(t, "[::1]:0"))
 		if _, err := pinger.Ping(1200, waitTimeout); err != nil {
@@ -69,7 +70,7 @@ func TestReplyTooLargeForSOCKSIsCounted(t *testing.T) {
 		const tooLarge = 3
 		buf := make([]byte, 1<<16)
 		for range tooLarge {
-			writeUDP(t, target, make([]byte, probe.MaxDatagram), from)
+			writeUDP(t, target, make([]byte, udpio.MaxDatagram), from)
 			for began := time.Now(); ; {
 				writeUDP(t, target, []byte("small"), from)
 				_ = conn.SetReadDeadline(time.Now().Add(time.Second))

@@ -11,12 +11,9 @@ import (
 	"slices"
 	"time"
 
+	"wmproxy/internal/udpio"
 	"wmproxy/socks"
 )
-
-// MaxDatagram is the largest payload in bytes that UDP carries on IPv4. Through
-// an IPv4 association its SOCKS5 header counts too, 10 bytes for an IPv4 target.
-const MaxDatagram = 65507
 
 // ErrNoReply is returned if no reply arrives in time.
 var ErrNoReply = errors.New("no reply")
@@ -46,8 +43,8 @@ func NewPinger(conn *socks.PacketConn, echo socks.Addr) *Pinger {
 	p := &Pinger{
 		conn:    conn,
 		echo:    echo,
-		pattern: make([]byte, MaxDatagram+patternShift),
-		out:     make([]byte, MaxDatagram),
+		pattern: make([]byte, udpio.MaxDatagram+patternShift),
+		out:     make([]byte, udpio.MaxDatagram),
 		in:      make([]byte, 1<<16),
 	}
 	rand.NewChaCha8([32]byte{}).Read(p.pattern) // a fixed seed, so that failures can be repeated
@@ -69,10 +66,10 @@ func (p *Pinger) payload(size int) []byte {
 	return b
 }
 
-// Ping sends a datagram of size bytes, 0 to MaxDatagram, waits up to wait for its echo,
+// Ping sends a datagram of size bytes, 0 to udpio.MaxDatagram, waits up to wait for its echo,
 // and returns the round-trip time. It skips late echoes of earlier datagrams.
 func (p *Pinger) Ping(size int, wait time.Duration) (time.Duration, error) {
-	if size < 0 || size > MaxDatagram {
+	if size < 0 || size > udpio.MaxDatagram {
 		return 0, fmt.Errorf("%w: %d bytes", socks.ErrDatagramSize, size)
 	}
 	sent := p.payload(size)

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"wmproxy/internal/udpio"
 	"wmproxy/socks"
 )
 
@@ -17,7 +18,7 @@ import (
 var impatient = pace{rounds: 5, wait: time.Second, giveUp: 2, perSize: 10 * time.Second}
 
 // largest is the largest datagram that an IPv4 association carries to an IPv4 target.
-const largest = MaxDatagram - 10
+const largest = udpio.MaxDatagram - 10
 
 func TestEverySizePassesWithGoodServer(t *testing.T) {
 	echo := startEcho(t)
@@ -64,7 +65,7 @@ func TestFaultsAreReportedBySize(t *testing.T) {
 		{"a foreign datagram first", &fakeSocks{spoil: first}, 100, 5, 4, true, ErrNoReply},
 		{"the wrong source", &fakeSocks{source: func(netip.AddrPort) socks.Addr { return socks.Addr{Name: "x", Port: 1} }}, 100, 1, 0, false, errWrongSource},
 		{"more than UDP carries", &fakeSocks{}, largest + 1, 1, 0, false, socks.ErrDatagramSize},
-		{"no such size", &fakeSocks{}, MaxDatagram + 1, 1, 0, false, socks.ErrDatagramSize},
+		{"no such size", &fakeSocks{}, udpio.MaxDatagram + 1, 1, 0, false, socks.ErrDatagramSize},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()

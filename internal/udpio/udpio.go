@@ -15,9 +15,17 @@ import "net/netip"
 // The largest UDP payloads in bytes: 65,535 less the UDP header and, over IPv4,
 // the IPv4 header (RFC 768, RFC 791, RFC 8200).
 const (
-	MaxDatagram  = 65507 // over IPv4
-	MaxDatagram6 = 65527 // over IPv6
+	MaxDatagram  = MaxDatagram6 - 20 // over IPv4
+	MaxDatagram6 = 65535 - 8         // over IPv6
 )
+
+// MaxPayload returns the largest UDP payload in bytes for an address.
+func MaxPayload(to netip.Addr) int {
+	if to.Is6() {
+		return MaxDatagram6
+	}
+	return MaxDatagram
+}
 
 // Message is one datagram. On the way out Head and Body are sent one after the
 // other as one payload; on the way in Head is nil and Body is the payload.
@@ -36,7 +44,4 @@ type Message struct {
 func (m *Message) Len() int { return len(m.Head) + len(m.Body) }
 
 // tooLarge reports that no UDP datagram to m's destination holds the payload.
-func (m *Message) tooLarge() bool {
-	n := m.Len()
-	return n > MaxDatagram && (n > MaxDatagram6 || !m.Addr.Addr().Is6())
-}
+func (m *Message) tooLarge() bool { return m.Len() > MaxPayload(m.Addr.Addr()) }

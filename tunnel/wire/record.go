@@ -5,6 +5,8 @@ import (
 	"errors"
 
 	"github.com/quic-go/quic-go/quicvarint"
+
+	"wmproxy/internal/udpio"
 )
 
 // A bundle is records back to back. A record is one datagram or a fragment of one:
@@ -24,7 +26,7 @@ const (
 
 	// MaxBody is the largest datagram in bytes: the longest address as SOCKS5
 	// writes it, and the largest UDP payload.
-	MaxBody = 259 + 65507
+	MaxBody = 259 + udpio.MaxDatagram
 
 	// maxFragments bounds the fragments of one datagram.
 	maxFragments = 128
