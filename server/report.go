@@ -3,7 +3,6 @@ package server
 import (
 	"cmp"
 	"net"
-	"os"
 	"slices"
 	"strconv"
 	"time"
@@ -15,19 +14,12 @@ import (
 
 // serveStatus serves the socket in the state directory.
 func (s *Server) serveStatus(ls *listeners, registry *tunnel.Registry, exits *egress.Exits, budget *tunnel.Budget) (stop func()) {
-	started := time.Now()
 	name, _, _ := net.SplitHostPort(s.cfg.Listen)
-	listen := net.JoinHostPort(name, strconv.Itoa(int(ls.port)))
-	return status.Serve(s.cfg.State.Path(), func() status.Report {
-		r := status.Report{
-			Role: status.Server, PID: os.Getpid(), At: time.Now(), Started: started, Listen: listen,
-			Memory: status.FromBudget(budget.Status()), Events: s.events.List(),
-		}
-		r.SetTotals(&s.total, &s.users)
-		r.SetSessions(sessions(registry))
-		r.SetAssociations(exits.Report())
-		return r
-	}, s.cfg.Log)
+	p := status.Process{
+		Role: status.Server, Started: time.Now(), Listen: net.JoinHostPort(name, strconv.Itoa(int(ls.port))),
+		Budget: budget, Events: &s.events, Total: &s.total, Users: &s.users,
+	}
+	return status.Serve(s.cfg.State.Path(), func() status.Report { return p.Report(sessions(registry), exits.Report()) }, s.cfg.Log)
 }
 
 // sessions returns the sessions, oldest first.

@@ -1,7 +1,6 @@
 package standalone
 
 import (
-	"os"
 	"time"
 
 	"wmproxy/internal/egress"
@@ -14,21 +13,14 @@ import (
 
 // serveStatus serves the socket in the state directory, if there is one.
 func serveStatus(cfg *Config, listen string, totals *totals, route *ingress.Route, exits *egress.Exits, budget *tunnel.Budget) (stop func()) {
-	if cfg.State == nil {
-		return func() {}
+	p := status.Process{
+		Role: status.Proxy, Started: time.Now(), Listen: listen,
+		Budget: budget, Events: new(status.Events), Total: &totals.entrance, Users: totals.users,
 	}
-	started := time.Now()
 	return status.Serve(cfg.State.Path(), func() status.Report {
-		r := status.Report{
-			Role: status.Proxy, PID: os.Getpid(), At: time.Now(), Started: started, Listen: listen,
-			Memory: status.FromBudget(budget.Status()),
-			Events: []status.Event{}, // there is no tunnel to which anything could happen
-		}
-		r.SetTotals(&totals.entrance, totals.users)
+		r := p.Report(nil, joined(route.Report(), exits.Report()))
 		dropped := totals.exit.Dropped()
 		r.Total.Drops = status.Add(r.Total.Drops, dropped.ByReason())
-		r.SetSessions(nil)
-		r.SetAssociations(joined(route.Report(), exits.Report()))
 		return r
 	}, cfg.Log)
 }

@@ -168,8 +168,13 @@ func owner(path string) string {
 	return fmt.Sprintf(" (%d)", pid)
 }
 
-// Path returns the absolute path of the directory.
-func (d *Dir) Path() string { return d.path }
+// Path returns the absolute path of the directory, or "" if d is nil.
+func (d *Dir) Path() string {
+	if d == nil {
+		return ""
+	}
+	return d.path
+}
 
 // Join returns the absolute path of the file name.
 func (d *Dir) Join(name string) string { return filepath.Join(d.path, name) }

@@ -22,10 +22,10 @@ type Events struct {
 }
 
 // Note adds an event with the current time.
-func (e *Events) Note(what string) { e.Add(time.Now(), what) }
+func (e *Events) Note(what string) { e.add(time.Now(), what) }
 
-// Add adds an event.
-func (e *Events) Add(at time.Time, what string) {
+// add adds an event.
+func (e *Events) add(at time.Time, what string) {
 	if len(what) > maxEvent {
 		what = strings.ToValidUTF8(what[:maxEvent], "") + "…"
 	}

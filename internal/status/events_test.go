@@ -17,7 +17,7 @@ func TestLastTenEventsAreListedInOrder(t *testing.T) {
 		t.Errorf("before any: %v", list)
 	}
 	for i := range 23 {
-		e.Add(noon.Add(time.Duration(i)*time.Second), fmt.Sprint("event ", i))
+		e.add(noon.Add(time.Duration(i)*time.Second), fmt.Sprint("event ", i))
 	}
 	list := e.List()
 	if len(list) != 10 {
@@ -32,7 +32,7 @@ func TestLastTenEventsAreListedInOrder(t *testing.T) {
 
 func TestLongEventIsCutBetweenCharacters(t *testing.T) {
 	var e Events
-	e.Add(noon, "x"+strings.Repeat("é", 1000))
+	e.add(noon, "x"+strings.Repeat("é", 1000))
 	got := e.List()[0].What
 	if len(got) > maxEvent+len("…") || len(got) < maxEvent-1 || !utf8.ValidString(got) || !strings.HasSuffix(got, "é…") {
 		t.Errorf("%d bytes: %q", len(got), got)

@@ -5,11 +5,13 @@ package status
 
 import (
 	"cmp"
+	"os"
 	"slices"
 	"time"
 
 	"wmproxy/internal/stats"
 	"wmproxy/internal/user"
+	"wmproxy/tunnel"
 )
 
 // Values of Report.Role.
@@ -158,13 +160,31 @@ type User struct {
 	Total
 }
 
-// SetTotals sets the process's total and the users', as many as a report lists.
-func (r *Report) SetTotals(process *stats.Total, users *user.Set) {
-	r.Total = fromTotal(process)
-	all := users.All()
+// Process is a process of which reports are made.
+type Process struct {
+	Role    string
+	Started time.Time
+	Listen  string
+	Budget  *tunnel.Budget
+	Events  *Events
+	Total   *stats.Total
+	Users   *user.Set
+}
+
+// Report returns a report on p now. Its lists are bounded. It sorts associations, so
+// that the busiest are listed.
+func (p *Process) Report(sessions []Session, associations []Association) Report {
+	r := Report{
+		Role: p.Role, PID: os.Getpid(), At: time.Now(), Started: p.Started, Listen: p.Listen,
+		Memory: fromBudget(p.Budget.Status()), Total: fromTotal(p.Total), Events: p.Events.List(),
+	}
+	all := p.Users.All()
 	for _, u := range all[:min(len(all), maxListed)] {
 		r.Users = append(r.Users, User{u.Name, fromTotal(&u.Total)})
 	}
+	r.setSessions(sessions)
+	r.setAssociations(associations)
+	return r
 }
 
 func fromTotal(t *stats.Total) Total {
@@ -173,8 +193,7 @@ func fromTotal(t *stats.Total) Total {
 	return Total{Up: s.Up, Down: s.Down, StreamBytesUp: up, StreamBytesDown: down, Drops: s.Drops.ByReason()}
 }
 
-// SetSessions sets the sessions, at most as many as a report lists.
-func (r *Report) SetSessions(all []Session) {
+func (r *Report) setSessions(all []Session) {
 	r.SessionsTotal = len(all)
 	r.Sessions = all[:min(len(all), maxListed)]
 	if r.Sessions == nil {
@@ -182,9 +201,7 @@ func (r *Report) SetSessions(all []Session) {
 	}
 }
 
-// SetAssociations sets the busiest associations, at most as many as a report lists.
-// It sorts all.
-func (r *Report) SetAssociations(all []Association) {
+func (r *Report) setAssociations(all []Association) {
 	slices.SortFunc(all, func(a, b Association) int {
 		return cmp.Or(
 			cmp.Compare(b.Up.Datagrams+b.Down.Datagrams, a.Up.Datagrams+a.Down.Datagrams),

@@ -39,8 +39,8 @@ func fromCarrier(c tunnel.CarrierStatus) Carrier {
 	}
 }
 
-// FromBudget returns the form of b in a report, or nil if there is no limit.
-func FromBudget(b tunnel.BudgetStatus) *Memory {
+// fromBudget returns the form of b in a report, or nil if there is no limit.
+func fromBudget(b tunnel.BudgetStatus) *Memory {
 	if b.Limit == 0 {
 		return nil
 	}

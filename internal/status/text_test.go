@@ -17,7 +17,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"wmproxy/internal/stats"
-	"wmproxy/internal/user"
 	"wmproxy/tunnel"
 	"wmproxy/tunnel/carrier"
 )
@@ -40,8 +39,8 @@ func clientReport() Report {
 	total.Down(128, 130000)
 	total.StreamUp(2000)
 	total.StreamDown(3 << 20)
-	r.SetTotals(&total, new(user.Set))
-	r.SetSessions([]Session{
+	r.Total = fromTotal(&total)
+	r.setSessions([]Session{
 		{
 			ID: "1a2b3c4d", Server: "vpn.example.net:8090", User: "alice", Preferred: true,
 			AgeSeconds: 191.9, Attached: true, State: "tunnel up: quic to 203.0.113.5:8090, yamux to 203.0.113.5:8090",
@@ -63,7 +62,7 @@ func clientReport() Report {
 			State: "tunnel down, trying again: no answer", Datagrams: Choice{Why: "nothing is attached"}, Streams: Choice{Why: "nothing is attached"},
 		},
 	})
-	r.SetAssociations([]Association{
+	r.setAssociations([]Association{
 		{Client: "127.0.0.1:40002", Session: "1a2b3c4d", Flow: 4, AgeSeconds: 200000, Up: stats.Traffic{Datagrams: 3, Bytes: 90}, Down: stats.Traffic{Datagrams: 2, Bytes: 80}},
 		{Client: "127.0.0.1:40000", User: "app", Session: "1a2b3c4d", Flow: 2, AgeSeconds: 59.6, Up: stats.Traffic{Datagrams: 120, Bytes: 12595}, Down: stats.Traffic{Datagrams: 118, Bytes: 120000}, Drops: map[string]uint64{"source": 1}},
 	})
@@ -72,7 +71,7 @@ func clientReport() Report {
 
 func serverReport() Report {
 	r := Report{Role: Server, PID: 1, At: noon.Add(50 * time.Hour), Started: noon, Listen: "[::]:8090"}
-	r.SetSessions([]Session{{
+	r.setSessions([]Session{{
 		ID: "1a2b3c4d", User: "alice", AgeSeconds: 1, Attached: true, Datagrams: Choice{1, "quic", "the client asks for it"}, Streams: Choice{1, "quic", "the client asks for it"},
 		Carriers: []Carrier{{Number: 1, Transport: "quic", Remote: "198.51.100.7:50000", AgeSeconds: 1, Health: "good", ServesDatagrams: true, ServesNewStreams: true}},
 	}})
@@ -80,7 +79,7 @@ func serverReport() Report {
 	for i := range many {
 		many[i] = Association{User: "alice", Exit: fmt.Sprintf("[::]:%d", 40000+i), Flow: uint64(i), AgeSeconds: 90, IdleSeconds: pointer(30), Up: stats.Traffic{Datagrams: uint64(i), Bytes: uint64(i)}}
 	}
-	r.SetAssociations(many)
+	r.setAssociations(many)
 	return r
 }
 
@@ -149,8 +148,8 @@ func TestListsAreBoundedAndNeverNull(t *testing.T) {
 	}
 	var events Events
 	empty := Report{Events: events.List()}
-	empty.SetSessions(nil)
-	empty.SetAssociations(nil)
+	empty.setSessions(nil)
+	empty.setAssociations(nil)
 	b, err := json.Marshal(empty)
 	if err != nil || strings.Contains(string(b), "null") {
 		t.Errorf("%s, %v", b, err)
