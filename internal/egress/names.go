@@ -13,7 +13,7 @@ import (
 
 // Bounds on the names of flows.
 const (
-	maxFlowNames = 64        // per flow; beyond it the least recently used one is resolved again
+	maxFlowNames = 64        // per flow; beyond it one of the least recently used is resolved again
 	maxHeldCount = 64        // datagrams per flow that are waiting for names
 	maxHeldBytes = 128 << 10 // payload of these, per flow
 	maxHeldTotal = 16 << 20  // payload of all waiting ones, over all flows
@@ -105,16 +105,9 @@ func (t *nameTable) makeRoom(now uint32) bool {
 	if len(t.byName) < maxFlowNames {
 		return true
 	}
-	var out string
-	var age uint32
-	found := false
-	for name, n := range t.byName {
-		if n.ip.IsValid() && (!found || now-n.used > age) {
-			out, age, found = name, now-n.used, true
-		}
-	}
+	out, ok := oldest(t.byName, func(n *destName) (int64, bool) { return int64(now - n.used), n.ip.IsValid() })
 	delete(t.byName, out)
-	return found
+	return ok
 }
 
 // hold keeps a copy of a datagram until its name is resolved. The caller holds f.mu.

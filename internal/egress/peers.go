@@ -25,24 +25,8 @@ func (t peerTable) add(ap netip.AddrPort, tick uint32) {
 	if last, ok := t[ap]; ok && last == tick {
 		return
 	} else if !ok && len(t) >= maxPeers {
-		t.dropOldest(tick)
+		out, _ := oldest(t, func(last uint32) (int64, bool) { return int64(tick - last), true })
+		delete(t, out)
 	}
 	t[ap] = tick
-}
-
-// dropOldest drops the oldest of a few entries in the map's random order: a search of the whole
-// table for each datagram would be too slow for a flow that scans.
-func (t peerTable) dropOldest(now uint32) {
-	var out netip.AddrPort
-	var age uint32
-	looked := 0
-	for ap, tick := range t {
-		if looked == 0 || now-tick > age {
-			out, age = ap, now-tick
-		}
-		if looked++; looked == 16 {
-			break
-		}
-	}
-	delete(t, out)
 }

@@ -123,20 +123,21 @@ func (r *resolver) resolve(u *asker, name string, maxAge time.Duration, then fun
 // error unless keep is set.
 func (r *resolver) settle(a *answer, addrs []netip.Addr, err error, keep bool) (waiting []waiter) {
 	a.expiry.Stop()
-	a.pending = false
 	waiting = a.waiting
 	for _, w := range waiting {
 		w.asker.waiting--
 	}
 	if !keep {
+		a.pending = false
 		delete(r.answers, a.name)
 		return waiting
 	}
+	now := time.Now()
 	for r.kept >= maxAnswers {
-		r.forget(r.leastLasting())
+		out, _ := oldest(r.answers, func(a *answer) (int64, bool) { return int64(now.Sub(a.until)), !a.pending })
+		r.forget(r.answers[out])
 	}
 	r.kept++
-	now := time.Now()
 	*a = answer{name: a.name, addrs: addrs, err: err, found: now, until: now.Add(keepAnswer)}
 	if err != nil {
 		a.until = now.Add(keepFailure)
@@ -148,24 +149,6 @@ func (r *resolver) settle(a *answer, addrs []netip.Addr, err error, keep bool) (
 func (r *resolver) forget(a *answer) {
 	delete(r.answers, a.name)
 	r.kept--
-}
-
-// leastLasting returns the answer with the least time left of a few ones in the map's random
-// order.
-func (r *resolver) leastLasting() (out *answer) {
-	looked := 0
-	for _, a := range r.answers {
-		if a.pending {
-			continue
-		}
-		if out == nil || a.until.Before(out.until) {
-			out = a
-		}
-		if looked++; looked == 16 {
-			break
-		}
-	}
-	return out
 }
 
 // tell calls the waiters. The caller must not hold r.mu.
