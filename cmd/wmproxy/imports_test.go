@@ -38,6 +38,7 @@ var mayImport = map[string][]string{
 		"tunnel/carrier",
 	},
 	"tunnel/carrier": {},
+	"tunnel/direct":  {},
 	"cmd/wmproxy": {
 		"client",
 		"internal/bench",
