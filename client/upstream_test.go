@@ -12,10 +12,13 @@ import (
 
 	"wmproxy/internal/config"
 	"wmproxy/internal/link"
+	"wmproxy/internal/netsim"
 	"wmproxy/internal/stats"
 	"wmproxy/internal/user"
 	"wmproxy/tunnel"
 	"wmproxy/tunnel/carrier"
+	"wmproxy/tunnel/quic"
+	"wmproxy/tunnel/tcp"
 )
 
 // awayServer is a server in memory that can be away, or refuse everyone.
@@ -26,11 +29,11 @@ type awayServer struct {
 	host   *tunnel.Registry // nil while it is away
 	refuse bool
 	dials  int
-	ends   map[carrier.Kind]*tunnel.PipeEnd // the newest of each kind
+	ends   map[carrier.Kind]*netsim.End // the newest of each kind
 }
 
 func newAwayServer(t *testing.T) *awayServer {
-	return &awayServer{t: t, ends: make(map[carrier.Kind]*tunnel.PipeEnd)}
+	return &awayServer{t: t, ends: make(map[carrier.Kind]*netsim.End)}
 }
 
 func (s *awayServer) start() {
@@ -85,11 +88,11 @@ func (s *awayServer) connect(ctx context.Context, kind carrier.Kind) (carrier.Pe
 	if s.host == nil {
 		return nil, syscall.ECONNREFUSED
 	}
-	cfg := tunnel.PipeConfig{Traits: tunnel.YamuxTraits}
+	cfg := netsim.Config{Traits: tcp.Traits}
 	if kind == carrier.KindQUIC {
-		cfg.Traits = tunnel.QUICTraits
+		cfg.Traits = quic.Traits
 	}
-	near, far := tunnel.NewPipe(cfg, cfg)
+	near, far := netsim.New(cfg, cfg)
 	s.ends[kind] = far
 	registry := s.host
 	go func() { _, _ = registry.Attach(ctx, far) }()

@@ -16,10 +16,12 @@ import (
 
 	"wmproxy/internal/admit"
 	"wmproxy/internal/link"
+	"wmproxy/internal/netsim"
 	"wmproxy/internal/udpio"
 	"wmproxy/internal/user"
 	"wmproxy/tunnel"
 	"wmproxy/tunnel/carrier"
+	"wmproxy/tunnel/tcp"
 )
 
 // memoryListener accepts connections in memory.
@@ -49,8 +51,8 @@ func (l *memoryListener) Close() error { return nil }
 
 // dial returns the client's end of a new connection to l.
 func (l *memoryListener) dial() carrier.Pending {
-	cfg := tunnel.PipeConfig{Traits: tunnel.YamuxTraits}
-	near, far := tunnel.NewPipe(cfg, cfg)
+	cfg := netsim.Config{Traits: tcp.Traits}
+	near, far := netsim.New(cfg, cfg)
 	l.pending <- far
 	return near
 }

@@ -31,6 +31,8 @@ import (
 	"wmproxy/tunnel"
 	"wmproxy/tunnel/carrier"
 	"wmproxy/tunnel/health"
+	"wmproxy/tunnel/quic"
+	"wmproxy/tunnel/tcp"
 )
 
 // Server is a far end.
@@ -320,7 +322,7 @@ func (s *Server) listen(id *identity) (*listeners, error) {
 		}
 		own := udpio.AddrPortOf(ln.Addr())
 		port = strconv.Itoa(int(own.Port()))
-		ls.add(tunnel.ListenYamux(ln, tlsConf, s.cfg.Dead, carrier.WindowsFor(int64(s.cfg.Memory))), own)
+		ls.add(tcp.Listen(ln, tlsConf, s.cfg.Dead, carrier.WindowsFor(int64(s.cfg.Memory))), own)
 	}
 	if slices.Contains(s.cfg.Transports, config.QUIC) {
 		l, own, err := s.listenQUIC(host, port, id, tlsConf)
@@ -357,7 +359,7 @@ func (s *Server) listenQUIC(host, port string, id *identity, tlsConf *tls.Config
 	if err != nil {
 		return nil, netip.AddrPort{}, err
 	}
-	l, err := tunnel.ListenQUIC(conn, tlsConf, tunnel.QUICConfig{
+	l, err := quic.Listen(conn, tlsConf, quic.Config{
 		StatelessResetKey:   &id.resetKey,
 		VerifySourceAddress: s.mustVerify,
 		Hurry:               s.crowded,

@@ -9,9 +9,12 @@ import (
 	"testing/synctest"
 	"time"
 
+	"wmproxy/internal/netsim"
 	"wmproxy/internal/user"
 	"wmproxy/tunnel/carrier"
 	"wmproxy/tunnel/carrier/carriertest"
+	"wmproxy/tunnel/quic"
+	"wmproxy/tunnel/tcp"
 )
 
 // askingBound is what an entrance gives the far end for its answer.
@@ -58,14 +61,14 @@ func (p *twoPaths) streamsLeft() (n int64) {
 func TestStreamOfSilentCarrierIsRequestedAgain(t *testing.T) {
 	for _, c := range []struct {
 		name  string
-		fails func(near, far *PipeEnd)
+		fails func(near, far *netsim.End)
 		asked int // times that the far end hears of it
 		most  time.Duration
 	}{
-		{"both ways", func(near, far *PipeEnd) { near.Mute(true); far.Mute(true) }, 1, 3 * time.Second},
-		{"on the way there", func(near, _ *PipeEnd) { near.Mute(true) }, 1, 3 * time.Second},
-		{"on the way back", func(_, far *PipeEnd) { far.Mute(true) }, 2, 3 * time.Second},
-		{"cut while the answer is under way", func(near, _ *PipeEnd) {
+		{"both ways", func(near, far *netsim.End) { near.Mute(true); far.Mute(true) }, 1, 3 * time.Second},
+		{"on the way there", func(near, _ *netsim.End) { near.Mute(true) }, 1, 3 * time.Second},
+		{"on the way back", func(_, far *netsim.End) { far.Mute(true) }, 2, 3 * time.Second},
+		{"cut while the answer is under way", func(near, _ *netsim.End) {
 			time.AfterFunc(30*time.Millisecond, func() { near.Break(errors.New("cut")) })
 		}, 2, time.Second},
 	} {
@@ -158,7 +161,7 @@ func TestAStreamOverASlowCarrierIsWaitedFor(t *testing.T) {
 		defer p.close()
 		slow := &slowExit{echoExit: p.exit, takes: 9 * time.Second}
 		p.host.cfg.Exit = func(*user.User) Exit { return slow }
-		p.join(PipeConfig{Traits: YamuxTraits, Delay: 1500 * time.Millisecond, Queue: 512})
+		p.join(netsim.Config{Traits: tcp.Traits, Delay: 1500 * time.Millisecond, Queue: 512})
 		time.Sleep(time.Minute)
 		took, _, err := p.ask()
 		if err != nil || took < 12*time.Second || took > 13*time.Second || p.exit.streams != 1 {
@@ -204,7 +207,7 @@ func TestStreamOfEndedQUICIsRequestedAgain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ln, err := ListenQUIC(socket, serverTLS, QUICConfig{})
+	ln, err := quic.Listen(socket, serverTLS, quic.Config{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -230,7 +233,7 @@ func TestStreamOfEndedQUICIsRequestedAgain(t *testing.T) {
 			}
 			accepted <- a
 		}()
-		pending, err := DialQUIC(ctx, nil, ln.Addr().(*net.UDPAddr), clientTLS, 0)
+		pending, err := quic.Dial(ctx, nil, ln.Addr().(*net.UDPAddr), clientTLS, 0)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -10,6 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"wmproxy/internal/netsim"
 	"wmproxy/internal/user"
 	"wmproxy/tunnel/carrier"
 	"wmproxy/tunnel/wire"
@@ -66,12 +67,12 @@ func (p *twoPaths) gone(clients ...*Session) {
 
 // overheard is a client's end whose HELLOs are noted.
 type overheard struct {
-	*PipeEnd
+	*netsim.End
 	hellos *bytes.Buffer
 }
 
 func (o overheard) Handshake(ctx context.Context) (io.ReadWriter, error) {
-	rw, err := o.PipeEnd.Handshake(ctx)
+	rw, err := o.End.Handshake(ctx)
 	return struct {
 		io.Reader
 		io.Writer
@@ -79,9 +80,9 @@ func (o overheard) Handshake(ctx context.Context) (io.ReadWriter, error) {
 }
 
 // overhear attaches and returns the HELLO that this took.
-func (p *twoPaths) overhear(cfg PipeConfig) []byte {
+func (p *twoPaths) overhear(cfg netsim.Config) []byte {
 	p.t.Helper()
-	near, far := NewPipe(cfg, cfg)
+	near, far := netsim.New(cfg, cfg)
 	said := new(bytes.Buffer)
 	var wg sync.WaitGroup
 	var errNear, errFar error
@@ -95,9 +96,9 @@ func (p *twoPaths) overhear(cfg PipeConfig) []byte {
 }
 
 // say sends message on a connection of its own and returns the server's answer.
-func (p *twoPaths) say(cfg PipeConfig, message []byte) (wire.MessageType, error) {
+func (p *twoPaths) say(cfg netsim.Config, message []byte) (wire.MessageType, error) {
 	p.t.Helper()
-	near, far := NewPipe(cfg, cfg)
+	near, far := netsim.New(cfg, cfg)
 	defer near.Close(carrier.CodeNone, "")
 	ctx := context.Background()
 	refused := make(chan error, 1)
@@ -142,13 +143,13 @@ func TestAReplayedProofIsWorthNothing(t *testing.T) {
 		p.expect("attached", want)
 		for name, replay := range map[string]struct {
 			hello []byte
-			over  PipeConfig
+			over  netsim.Config
 		}{
 			"the first":                      {first, lossyPath},
 			"a later one":                    {second, orderedPath},
 			"the first, over another kind":   {first, orderedPath},
 			"a later one, over another kind": {second, lossyPath},
-			"a later one, in memory":         {second, PipeConfig{}},
+			"a later one, in memory":         {second, netsim.Config{}},
 		} {
 			if answer, err := p.say(replay.over, replay.hello); answer != wire.MsgRefuse || !isRefusal(err, carrier.CodeSession) {
 				t.Errorf("%s: answer %d, %v; want a refusal with code %d", name, answer, err, carrier.CodeSession)
@@ -163,7 +164,7 @@ func TestAReplayedProofIsWorthNothing(t *testing.T) {
 		// Once the session is forgotten the first makes no other, and the later one
 		// meets the demand for a new one.
 		for _, a := range p.session.Paths() {
-			a.c.(pipeCarrier).Break(errors.New("cut"))
+			a.c.(*netsim.End).Break(errors.New("cut"))
 		}
 		time.Sleep(2 * time.Minute)
 		p.expect("forgotten", tally{flows: 1})
@@ -292,22 +293,22 @@ func TestAtTheEndOfTheHoldAClientGetsInEitherWay(t *testing.T) {
 }
 
 // unheard is a client's end that dies without a word: its close reaches nobody.
-type unheard struct{ *PipeEnd }
+type unheard struct{ *netsim.End }
 
 func (unheard) Close(carrier.ErrorCode, string) {}
 
 // loseWelcome has the client dial in vain: the server attaches it, and the welcome
 // and all that follows is lost.
-func (p *twoPaths) loseWelcome(cfg PipeConfig) (far *Path) {
+func (p *twoPaths) loseWelcome(cfg netsim.Config) (far *Path) {
 	p.t.Helper()
-	c, s := NewPipe(cfg, cfg)
+	c, s := netsim.New(cfg, cfg)
 	s.Mute(true)
 	var wg sync.WaitGroup
 	var errNear, errFar error
 	wg.Go(func() { far, errFar = p.host.Attach(context.Background(), s) })
 	wg.Go(func() { _, errNear = p.session.Attach(context.Background(), unheard{c}, alice) })
 	wg.Wait()
-	if !isTimeout(errNear) || errFar != nil {
+	if !carrier.IsTimeout(errNear) || errFar != nil {
 		p.t.Fatalf("without a welcome: client %v, server %v", errNear, errFar)
 	}
 	return far
@@ -391,7 +392,7 @@ func TestRacingDialsMakeOneSession(t *testing.T) {
 			time.Sleep(time.Second)
 		},
 	} {
-		for _, second := range []PipeConfig{lossyPath, orderedPath} {
+		for _, second := range []netsim.Config{lossyPath, orderedPath} {
 			for _, later := range []time.Duration{0, time.Millisecond, 25 * time.Millisecond, 60 * time.Millisecond} {
 				t.Run(name+", "+second.Traits.Kind.String()+" "+later.String(), func(t *testing.T) {
 					synctest.Test(t, func(t *testing.T) {
@@ -427,7 +428,7 @@ func TestRacingDialsMakeOneSession(t *testing.T) {
 // The client may dial again though the carrier that it has is well, or that
 // the server has not missed yet.
 func TestResumingBesideALivingCarrierCostsNothing(t *testing.T) {
-	for _, cfg := range []PipeConfig{lossyPath, orderedPath} {
+	for _, cfg := range []netsim.Config{lossyPath, orderedPath} {
 		t.Run(cfg.Traits.Kind.String(), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				p := newTwoPaths(t, time.Minute)

@@ -47,9 +47,6 @@ const (
 	// quicFrameCost is the factor by which quic-go's memory may exceed the payload that it
 	// holds: it keeps a buffer of 1,452 bytes for each frame of at least 128 (v0.65.0).
 	quicFrameCost = 12
-
-	// kernelOverhead is the factor by which the kernel's buffers exceed their payload.
-	kernelOverhead = 2
 )
 
 // A Budget bounds the memory that peers can make a process hold: unread bytes,

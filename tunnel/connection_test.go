@@ -7,7 +7,9 @@ import (
 	"testing/synctest"
 	"time"
 
+	"wmproxy/internal/netsim"
 	"wmproxy/tunnel/carrier"
+	"wmproxy/tunnel/quic"
 )
 
 // enter attaches a new session of the user and returns it and its carrier.
@@ -52,7 +54,7 @@ func TestConnectionIsClosedWithASentence(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if conn.User().Name != "alice" || conn.Traits() != QUICTraits || left != 0 {
+		if conn.User().Name != "alice" || conn.Traits() != quic.Traits || left != 0 {
 			t.Errorf("user %q, %v, left %d times", conn.User().Name, conn.Traits().Name, left)
 		}
 		conn.Close(carrier.CodeLimit, "others need the room")
@@ -170,7 +172,7 @@ func TestRefusedConnectionLeavesTheSessionToOthers(t *testing.T) {
 		if <-first == nil {
 			t.Fatal("the first is not refused")
 		}
-		a.c.(pipeCarrier).Break(errors.New("cut"))
+		a.c.(*netsim.End).Break(errors.New("cut"))
 		<-a.Done()
 		synctest.Wait()
 		if !p.has(s) {

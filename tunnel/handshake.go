@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 
 	"wmproxy/tunnel/carrier"
 	"wmproxy/tunnel/wire"
@@ -214,16 +213,11 @@ func refuse(p carrier.Pending, rw io.ReadWriter, err error) {
 	e := &carrier.CloseError{Code: carrier.CodeProtocol, Reason: "the handshake failed"}
 	switch {
 	case errors.As(err, &e):
-	case isTimeout(err):
+	case carrier.IsTimeout(err):
 		e = &carrier.CloseError{Code: carrier.CodeTimeout, Reason: "the handshake took too long"}
 	}
 	if rw != nil {
 		_, _ = rw.Write(wire.AppendMessage(nil, wire.MsgRefuse, wire.AppendSentence(nil, uint64(e.Code), e.Reason)))
 	}
 	p.Close(e.Code, e.Reason)
-}
-
-func isTimeout(err error) bool {
-	var n net.Error
-	return errors.Is(err, context.DeadlineExceeded) || errors.As(err, &n) && n.Timeout()
 }

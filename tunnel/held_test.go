@@ -6,6 +6,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"wmproxy/internal/netsim"
 	"wmproxy/internal/stats"
 	"wmproxy/internal/user"
 )
@@ -23,7 +24,7 @@ func (p *twoPaths) leaveHeld(user string, flows int) *Session {
 		send(w.open(&sink{}), "hello")
 	}
 	time.Sleep(time.Second)
-	a.c.(pipeCarrier).Break(errors.New("cut"))
+	a.c.(*netsim.End).Break(errors.New("cut"))
 	<-a.Done()
 	synctest.Wait()
 	return s

@@ -43,7 +43,7 @@ func (p *Path) addStreams(h *holdings, u *holder) (windows int64) {
 	for s := range p.carried.all {
 		one := holding{user: p.s.cfg.User, bytes: streamCost, stalled: s.stoodStill(now), free: func() { s.Stream.Reset(carrier.CodeLimit) }}
 		if beside := s.beside.Load(); beside != nil {
-			kernel := kernelOverhead * (*beside)()
+			kernel := carrier.KernelOverhead * (*beside)()
 			one.bytes += kernel
 			h.kernel += kernel
 		}

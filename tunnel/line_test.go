@@ -2,7 +2,6 @@ package tunnel
 
 import (
 	"context"
-	"crypto/tls"
 	"io"
 	"net"
 	"sync"
@@ -13,6 +12,8 @@ import (
 
 	"wmproxy/tunnel/carrier"
 	"wmproxy/tunnel/carrier/carriertest"
+	"wmproxy/tunnel/quic"
+	"wmproxy/tunnel/tcp"
 )
 
 // lineConfig is a line in memory, the same in both directions.
@@ -118,11 +119,11 @@ func quicLine(t *testing.T, cfg lineConfig) (client, server carrier.Pending, up,
 	nearConn, farConn := simnet.NewSimConn(near, l), simnet.NewSimConn(far, l)
 	up, down = l.ends[far.String()], l.ends[near.String()]
 	clientTLS, serverTLS := carriertest.TLS()
-	ln, err := ListenQUIC(farConn, serverTLS, QUICConfig{StatelessResetKey: &[32]byte{1}})
+	ln, err := quic.Listen(farConn, serverTLS, quic.Config{StatelessResetKey: &[32]byte{1}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if client, err = DialQUIC(t.Context(), nearConn, far, clientTLS, 0); err != nil {
+	if client, err = quic.Dial(t.Context(), nearConn, far, clientTLS, 0); err != nil {
 		t.Fatal(err)
 	}
 	if server, err = ln.Accept(t.Context()); err != nil {
@@ -220,8 +221,8 @@ type lineConn struct{ in, out *byteLine }
 func (c lineConn) Read(p []byte) (int, error)       { return c.in.read(p) }
 func (c lineConn) Write(p []byte) (int, error)      { return c.out.write(p) }
 func (c lineConn) Close() error                     { c.in.close(); c.out.close(); return nil }
-func (c lineConn) LocalAddr() net.Addr              { return pipeAddr(0) }
-func (c lineConn) RemoteAddr() net.Addr             { return pipeAddr(1) }
+func (c lineConn) LocalAddr() net.Addr              { return &net.TCPAddr{Port: 1} }
+func (c lineConn) RemoteAddr() net.Addr             { return &net.TCPAddr{Port: 2} }
 func (c lineConn) SetDeadline(time.Time) error      { return nil }
 func (c lineConn) SetReadDeadline(time.Time) error  { return nil }
 func (c lineConn) SetWriteDeadline(time.Time) error { return nil }
@@ -232,13 +233,22 @@ func yamuxLine(t *testing.T, cfg lineConfig) (client, server carrier.Pending) {
 	up, down := newByteLine(cfg), newByteLine(cfg)
 	near, far := lineConn{in: down, out: up}, lineConn{in: up, out: down}
 	clientTLS, serverTLS := carriertest.TLS()
-	nearRecords, farRecords := &recordConn{Conn: near}, &recordConn{Conn: far}
-	c, s := tls.Client(nearRecords, fullRecords(clientTLS)), tls.Server(farRecords, fullRecords(serverTLS))
+	ln := tcp.Listen(&oneConn{far}, serverTLS, 0, carrier.Windows{})
+	server, err := ln.Accept(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
 	var wg sync.WaitGroup
-	wg.Go(func() { _ = s.HandshakeContext(context.Background()) })
-	if err := c.HandshakeContext(context.Background()); err != nil {
+	wg.Go(func() { _, _ = server.Handshake(context.Background()) }) // TLS; the session asks again
+	if client, err = tcp.Client(t.Context(), near, clientTLS, 0); err != nil {
 		t.Fatal(err)
 	}
 	wg.Wait()
-	return &yamuxPending{raw: near, records: nearRecords, tls: c, client: true}, &yamuxPending{raw: far, records: farRecords, tls: s}
+	return client, server
 }
+
+// oneConn is a listener that accepts one connection.
+type oneConn struct{ net.Conn }
+
+func (l *oneConn) Accept() (net.Conn, error) { return l.Conn, nil }
+func (l *oneConn) Addr() net.Addr            { return l.Conn.LocalAddr() }

@@ -14,10 +14,13 @@ import (
 	"testing/synctest"
 	"time"
 
+	"wmproxy/internal/netsim"
 	"wmproxy/internal/udpio"
 	"wmproxy/internal/user"
 	"wmproxy/tunnel/carrier"
 	"wmproxy/tunnel/queue"
+	"wmproxy/tunnel/quic"
+	"wmproxy/tunnel/tcp"
 )
 
 // twoPaths is a session with a lossy carrier and an ordered one, over networks
@@ -29,8 +32,8 @@ type twoPaths struct {
 }
 
 var (
-	lossyPath   = PipeConfig{Traits: QUICTraits, Lossy: true, MaxBundle: 1415, Delay: 25 * time.Millisecond, Queue: 512}
-	orderedPath = PipeConfig{Traits: YamuxTraits, Delay: 25 * time.Millisecond, Queue: 512}
+	lossyPath   = netsim.Config{Traits: quic.Traits, Lossy: true, MaxBundle: 1415, Delay: 25 * time.Millisecond, Queue: 512}
+	orderedPath = netsim.Config{Traits: tcp.Traits, Delay: 25 * time.Millisecond, Queue: 512}
 )
 
 func newTwoPaths(t *testing.T, hold time.Duration) *twoPaths {
@@ -49,9 +52,9 @@ func newTwoPaths(t *testing.T, hold time.Duration) *twoPaths {
 }
 
 // join attaches a carrier and returns the two ends of its path.
-func (p *twoPaths) join(cfg PipeConfig) (near, far *PipeEnd) {
+func (p *twoPaths) join(cfg netsim.Config) (near, far *netsim.End) {
 	p.t.Helper()
-	near, far = NewPipe(cfg, cfg)
+	near, far = netsim.New(cfg, cfg)
 	var wg sync.WaitGroup
 	var errNear, errFar error
 	wg.Go(func() { _, errFar = p.host.Attach(context.Background(), far) })
@@ -152,14 +155,14 @@ func (v *voice) check(t *testing.T) {
 func TestDatagramsMoveFromADeadPathAndBackAndStaySteady(t *testing.T) {
 	for _, test := range []struct {
 		name      string
-		fail      func(near, far *PipeEnd, fails bool)
+		fail      func(near, far *netsim.End, fails bool)
 		mostLost  int // datagrams of 160 B
 		movesWhen string
 	}{
-		{"both ways", func(near, far *PipeEnd, fails bool) { near.Mute(fails); far.Mute(fails) }, 125, "silent"},
-		{"on the way there", func(near, far *PipeEnd, fails bool) { near.Mute(fails) }, 125, "silent"},
-		{"on the way back", func(near, far *PipeEnd, fails bool) { far.Mute(fails) }, 125, "silent"},
-		{"four in five", func(near, far *PipeEnd, fails bool) {
+		{"both ways", func(near, far *netsim.End, fails bool) { near.Mute(fails); far.Mute(fails) }, 125, "silent"},
+		{"on the way there", func(near, far *netsim.End, fails bool) { near.Mute(fails) }, 125, "silent"},
+		{"on the way back", func(near, far *netsim.End, fails bool) { far.Mute(fails) }, 125, "silent"},
+		{"four in five", func(near, far *netsim.End, fails bool) {
 			share := 0.0
 			if fails {
 				share = 0.8
@@ -207,7 +210,7 @@ func TestDatagramsMoveFromADeadPathAndBackAndStaySteady(t *testing.T) {
 
 // It has answered at least, which the silent one has not.
 func TestAReplacementServesAtOnceWhereTheOtherIsSilent(t *testing.T) {
-	for _, cfg := range []PipeConfig{lossyPath, orderedPath} {
+	for _, cfg := range []netsim.Config{lossyPath, orderedPath} {
 		t.Run(cfg.Traits.Kind.String(), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				p := newTwoPaths(t, time.Minute)
@@ -428,7 +431,7 @@ func TestDrainingServerRefusesNewClients(t *testing.T) {
 		}
 		other := NewSession(SessionConfig{Transports: testTransports})
 		defer other.Close(carrier.CodeNone, "")
-		_, _, err, _ := p.attach(other, alice, PipeConfig{})
+		_, _, err, _ := p.attach(other, alice, netsim.Config{})
 		if refusal := (*carrier.CloseError)(nil); !errors.As(err, &refusal) || refusal.Code != carrier.CodeDraining {
 			t.Errorf("a new client got %v, want a refusal with code %d", err, carrier.CodeDraining)
 		}
@@ -462,11 +465,11 @@ func TestFullServerEndsLongestHeldSession(t *testing.T) {
 		for i := range maxSessions + 1 {
 			s := NewSession(SessionConfig{Transports: testTransports})
 			sessions = append(sessions, s)
-			p, _, errNear, errFar := w.attach(s, Credentials{User: fmt.Sprint("user", i), Token: "right"}, PipeConfig{})
+			p, _, errNear, errFar := w.attach(s, Credentials{User: fmt.Sprint("user", i), Token: "right"}, netsim.Config{})
 			if err := errors.Join(errNear, errFar); err != nil {
 				t.Fatal(err)
 			}
-			p.c.(pipeCarrier).Break(errors.New("cut"))
+			p.c.(*netsim.End).Break(errors.New("cut"))
 			<-p.Done()
 			time.Sleep(time.Millisecond)
 		}
@@ -511,8 +514,8 @@ func TestRandomEventsEndNothing(t *testing.T) {
 func randomEvents(t *testing.T, dice *rand.Rand) {
 	p := newTwoPaths(t, 2*time.Minute)
 	defer p.close()
-	var ends [2][2]*PipeEnd // by path, by side
-	configs := [2]PipeConfig{lossyPath, orderedPath}
+	var ends [2][2]*netsim.End // by path, by side
+	configs := [2]netsim.Config{lossyPath, orderedPath}
 	for i, cfg := range configs {
 		ends[i][0], ends[i][1] = p.join(cfg)
 	}
@@ -596,7 +599,7 @@ func TestOneUserCannotPushOutTheSessionsOfOthers(t *testing.T) {
 		for i := range maxUserSessions + 1 {
 			s := NewSession(SessionConfig{Transports: testTransports})
 			sessions = append(sessions, s)
-			_, _, errNear, _ := w.attach(s, Credentials{User: "mallory", Token: alice.Token}, PipeConfig{})
+			_, _, errNear, _ := w.attach(s, Credentials{User: "mallory", Token: alice.Token}, netsim.Config{})
 			var refused *carrier.CloseError
 			if last := i == maxUserSessions; last != errors.As(errNear, &refused) || last && refused.Code != carrier.CodeLimit {
 				t.Fatalf("session %d: %v", i, errNear)
@@ -640,7 +643,7 @@ func TestADownloadOutlivesSeveralPauses(t *testing.T) {
 		p := newTwoPaths(t, time.Minute)
 		defer p.close()
 		p.join(lossyPath)
-		var ends []*PipeEnd
+		var ends []*netsim.End
 		join := func() {
 			near, far := p.join(orderedPath)
 			ends = append(ends, near, far)

@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"wmproxy/internal/netsim"
 	"wmproxy/internal/udpio"
 	"wmproxy/internal/user"
 	"wmproxy/tunnel/carrier"
@@ -49,9 +50,9 @@ func (c *counter) Receive(bodies [][]byte) {
 func (c *counter) Ended(EndCode) {}
 
 // newPath joins a client's flow with a bouncing exit over a pipe.
-func newPath(tb testing.TB, cfg PipeConfig) (f *Flow, back *counter) {
+func newPath(tb testing.TB, cfg netsim.Config) (f *Flow, back *counter) {
 	tb.Helper()
-	near, far := NewPipe(cfg, cfg)
+	near, far := netsim.New(cfg, cfg)
 	registry := NewRegistry(RegistryConfig{
 		Authenticate: anyone,
 		Exit:         func(*user.User) Exit { return bounce{} },
@@ -91,7 +92,7 @@ func TestTheWayThereAndBackDoesNotAllocate(t *testing.T) {
 		t.Skip("sync.Pool drops at random under the race detector")
 	}
 	for _, size := range []int{64, 1200, 8000} {
-		f, back := newPath(t, PipeConfig{MaxBundle: 1404})
+		f, back := newPath(t, netsim.Config{MaxBundle: 1404})
 		ms := make([]udpio.Message, 8)
 		for i := range ms {
 			ms[i] = udpio.Message{Head: make([]byte, 7), Body: make([]byte, size)}
@@ -109,7 +110,7 @@ func BenchmarkRoundTrip(b *testing.B) {
 	for _, size := range []int{64, 1200, 8000} {
 		for _, batch := range []int{1, 16} {
 			b.Run(fmt.Sprintf("%dx%d", batch, size), func(b *testing.B) {
-				f, back := newPath(b, PipeConfig{MaxBundle: 1404})
+				f, back := newPath(b, netsim.Config{MaxBundle: 1404})
 				ms := make([]udpio.Message, batch)
 				for i := range ms {
 					ms[i] = udpio.Message{Head: make([]byte, 7), Body: make([]byte, size)}

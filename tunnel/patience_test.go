@@ -2,10 +2,8 @@ package tunnel
 
 import (
 	"context"
-	"errors"
 	"io"
 	"net"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -18,71 +16,8 @@ import (
 	"wmproxy/tunnel/carrier"
 	"wmproxy/tunnel/carrier/carriertest"
 	"wmproxy/tunnel/health"
+	"wmproxy/tunnel/quic"
 )
-
-func TestTransportsOutliveDead(t *testing.T) {
-	for _, c := range []struct{ dead, want time.Duration }{
-		{0, 37500 * time.Millisecond}, // as for the default of 30 s
-		{time.Second, 30 * time.Second},
-		{24 * time.Second, 30 * time.Second},
-		{2 * time.Minute, 150 * time.Second},
-		{carrier.MaxDead, 5 * time.Minute},
-		{time.Hour, 5 * time.Minute},
-	} {
-		if got := carrier.IdleTimeout(c.dead); got != c.want {
-			t.Errorf("where %v is dead, transports wait for %v, want %v", c.dead, got, c.want)
-		}
-		if got := quicConfig(c.dead, carrier.Windows{}).MaxIdleTimeout; got != c.want {
-			t.Errorf("where %v is dead, QUIC waits for %v, want %v", c.dead, got, c.want)
-		}
-		if got := yamuxConfig(c.dead, carrier.Windows{}).ConnectionWriteTimeout; got != c.want {
-			t.Errorf("where %v is dead, yamux waits for %v, want %v", c.dead, got, c.want)
-		}
-	}
-}
-
-// A server's side is as patient as its client's.
-func TestAYamuxConnectionIsAsPatientAsItWasTold(t *testing.T) {
-	ctx := carriertest.Context(t)
-	clientTLS, serverTLS := carriertest.TLS()
-	tcp, err := net.Listen("tcp4", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	ln := ListenYamux(tcp, serverTLS, 2*time.Minute, carrier.Windows{})
-	defer ln.Close()
-	var dial sync.WaitGroup
-	var client carrier.Pending
-	var errNear error
-	dial.Go(func() { client, errNear = DialYamux(ctx, ln.Addr().(*net.TCPAddr), clientTLS, time.Minute) })
-	server, errFar := ln.Accept(ctx)
-	if errFar == nil {
-		_, errFar = server.Handshake(ctx)
-	}
-	dial.Wait()
-	if err := errors.Join(errNear, errFar); err != nil {
-		t.Fatal(err)
-	}
-	defer client.Close(carrier.CodeNone, "")
-	defer server.Close(carrier.CodeNone, "")
-	for _, side := range []struct {
-		name string
-		p    carrier.Pending
-		dead time.Duration
-		want time.Duration
-	}{
-		{"client", client, time.Minute, 75 * time.Second},
-		{"server", server, 2 * time.Minute, 150 * time.Second},
-	} {
-		p := side.p.(*yamuxPending)
-		if p.dead != side.dead {
-			t.Errorf("the %s takes %v for dead, want %v", side.name, p.dead, side.dead)
-		}
-		if got := userTimeout(t, p.raw.(*net.TCPConn)); runtime.GOOS == "linux" && got != side.want {
-			t.Errorf("the %s's TCP waits for %v, want %v", side.name, got, side.want)
-		}
-	}
-}
 
 // cuttable is a network in memory that can be cut.
 type cuttable struct {
@@ -118,7 +53,7 @@ func TestOverQUICAStreamOutlivesWhatDeadAllowsAndNoMore(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var network cuttable
 				at := &net.UDPAddr{IP: net.IPv4(1, 0, 0, 1), Port: 8090}
-				ln, err := ListenQUIC(simnet.NewSimConn(at, &network), serverTLS, QUICConfig{Dead: c.dead})
+				ln, err := quic.Listen(simnet.NewSimConn(at, &network), serverTLS, quic.Config{Dead: c.dead})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -143,7 +78,7 @@ func TestOverQUICAStreamOutlivesWhatDeadAllowsAndNoMore(t *testing.T) {
 					}
 				})
 				near := simnet.NewSimConn(&net.UDPAddr{IP: net.IPv4(1, 0, 0, 2), Port: 4000}, &network)
-				pending, err := DialQUIC(ctx, near, at, clientTLS, c.dead)
+				pending, err := quic.Dial(ctx, near, at, clientTLS, c.dead)
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -8,6 +8,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"wmproxy/internal/netsim"
 	"wmproxy/internal/user"
 	"wmproxy/tunnel/carrier"
 )
@@ -16,10 +17,10 @@ func TestEndedUsersAreToldAndOthersStay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		defer w.close()
-		near, _ := w.mustAttach(PipeConfig{})
+		near, _ := w.mustAttach(netsim.Config{})
 		bob := NewSession(SessionConfig{})
 		defer bob.Close(carrier.CodeShutdown, "done")
-		stays, _, errNear, errFar := w.attach(bob, Credentials{User: "bob", Token: "right"}, PipeConfig{})
+		stays, _, errNear, errFar := w.attach(bob, Credentials{User: "bob", Token: "right"}, netsim.Config{})
 		if errNear != nil || errFar != nil {
 			t.Fatal(errNear, errFar)
 		}
@@ -48,7 +49,7 @@ func TestHandshakeWithRemovedTokenIsRefused(t *testing.T) {
 		defer registry.Close(carrier.CodeShutdown, "done")
 		session := NewSession(SessionConfig{})
 		defer session.Close(carrier.CodeShutdown, "done")
-		near, far := NewPipe(PipeConfig{}, PipeConfig{})
+		near, far := netsim.New(netsim.Config{}, netsim.Config{})
 		go func() { _, _ = registry.Attach(context.Background(), far) }()
 		_, err := session.Attach(context.Background(), near, alice)
 		var refusal *carrier.CloseError

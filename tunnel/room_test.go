@@ -9,17 +9,18 @@ import (
 	"testing/synctest"
 	"time"
 
+	"wmproxy/internal/netsim"
 	"wmproxy/tunnel/carrier"
 )
 
 // smallPending becomes a carrier that takes few streams.
 type smallPending struct {
-	*PipeEnd
+	*netsim.End
 	most int64
 }
 
 func (p smallPending) Start(ctx context.Context) (carrier.Carrier, error) {
-	c, err := p.PipeEnd.Start(ctx)
+	c, err := p.End.Start(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -39,9 +40,9 @@ func (c *smallCarrier) OpenStream(ctx context.Context) (carrier.Stream, error) {
 }
 
 // joinSmall attaches a carrier that takes so many streams.
-func (p *twoPaths) joinSmall(cfg PipeConfig, most int64) {
+func (p *twoPaths) joinSmall(cfg netsim.Config, most int64) {
 	p.t.Helper()
-	near, far := NewPipe(cfg, cfg)
+	near, far := netsim.New(cfg, cfg)
 	attached := make(chan error, 1)
 	go func() {
 		_, err := p.host.Attach(context.Background(), far)

@@ -14,12 +14,15 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"wmproxy/internal/netsim"
 	"wmproxy/internal/stats"
 	"wmproxy/internal/udpio"
 	"wmproxy/internal/user"
 	"wmproxy/tunnel/carrier"
 	"wmproxy/tunnel/health"
 	"wmproxy/tunnel/queue"
+	"wmproxy/tunnel/quic"
+	"wmproxy/tunnel/tcp"
 )
 
 // echoExit answers every datagram with itself and every stream with its bytes.
@@ -145,7 +148,7 @@ func withToken(c Credentials) *user.User {
 }
 
 // testTransports are those that sessions of tests know of.
-var testTransports = []carrier.Traits{QUICTraits, YamuxTraits}
+var testTransports = []carrier.Traits{quic.Traits, tcp.Traits}
 
 func newWorld(t *testing.T) *world {
 	w := &world{t: t, exit: &echoExit{}}
@@ -162,8 +165,8 @@ func (w *world) newHost() *Registry {
 }
 
 // attach joins session and host by a pipe and returns both ends' paths.
-func (w *world) attach(s *Session, cred Credentials, cfg PipeConfig) (near, far *Path, errNear, errFar error) {
-	c, srv := NewPipe(cfg, cfg)
+func (w *world) attach(s *Session, cred Credentials, cfg netsim.Config) (near, far *Path, errNear, errFar error) {
+	c, srv := netsim.New(cfg, cfg)
 	var wg sync.WaitGroup
 	wg.Go(func() { far, errFar = w.host.Attach(context.Background(), srv) })
 	wg.Go(func() { near, errNear = s.Attach(context.Background(), c, cred) })
@@ -171,7 +174,7 @@ func (w *world) attach(s *Session, cred Credentials, cfg PipeConfig) (near, far 
 	return near, far, errNear, errFar
 }
 
-func (w *world) mustAttach(cfg PipeConfig) (near, far *Path) {
+func (w *world) mustAttach(cfg netsim.Config) (near, far *Path) {
 	w.t.Helper()
 	near, far, errNear, errFar := w.attach(w.session, alice, cfg)
 	if errNear != nil || errFar != nil {
@@ -206,7 +209,7 @@ func TestDatagramsGoThereAndBackInOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		defer w.close()
-		w.mustAttach(PipeConfig{MaxBundle: 1404, Delay: 20 * time.Millisecond})
+		w.mustAttach(netsim.Config{MaxBundle: 1404, Delay: 20 * time.Millisecond})
 		var s sink
 		f := w.open(&s)
 		want := make([][]byte, 0, 60)
@@ -234,7 +237,7 @@ func TestAnEndedFlowIsFreedOnBothSidesAndRaisesNoGhost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		defer w.close()
-		w.mustAttach(PipeConfig{})
+		w.mustAttach(netsim.Config{})
 		var s sink
 		f := w.open(&s)
 		send(f, "hello")
@@ -264,7 +267,7 @@ func TestAForgottenFlowIsMadeAnewByItsNextDatagram(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		defer w.close()
-		w.mustAttach(PipeConfig{})
+		w.mustAttach(netsim.Config{})
 		var s sink
 		f := w.open(&s)
 		send(f, "one")
@@ -284,7 +287,7 @@ func TestARefusedFlowEndsWithTheReason(t *testing.T) {
 		w := newWorld(t)
 		defer w.close()
 		w.exit.refuse = true
-		w.mustAttach(PipeConfig{})
+		w.mustAttach(netsim.Config{})
 		var s sink
 		send(w.open(&s), "hello", "hello", "hello")
 		synctest.Wait()
@@ -298,7 +301,7 @@ func TestADatagramForAFlowThatIsGoneIsAnsweredByItsEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		defer w.close()
-		w.mustAttach(PipeConfig{})
+		w.mustAttach(netsim.Config{})
 		var s sink
 		f := w.open(&s)
 		send(f, "hello")
@@ -323,7 +326,7 @@ func TestACarrierThatHasEndedIsForgotten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		defer w.close()
-		near, _ := w.mustAttach(PipeConfig{})
+		near, _ := w.mustAttach(netsim.Config{})
 		f := w.open(&sink{})
 		send(f, "x")
 		f.End(0)
@@ -348,7 +351,7 @@ func TestEndsAreSentAgainOnTheNextCarrier(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		defer w.close()
-		near, _ := w.mustAttach(PipeConfig{Delay: 50 * time.Millisecond})
+		near, _ := w.mustAttach(netsim.Config{Delay: 50 * time.Millisecond})
 		var flows []*Flow
 		for range 500 {
 			f := w.open(&sink{})
@@ -363,7 +366,7 @@ func TestEndsAreSentAgainOnTheNextCarrier(t *testing.T) {
 		second := make(chan struct{})
 		go func() { // replaces the first carrier, in the same session
 			defer close(second)
-			w.mustAttach(PipeConfig{Delay: 50 * time.Millisecond})
+			w.mustAttach(netsim.Config{Delay: 50 * time.Millisecond})
 		}()
 		for _, f := range flows {
 			f.End(EndNormal)
@@ -386,7 +389,7 @@ func TestTheSessionOutlivesItsCarriers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		defer w.close()
-		near, _ := w.mustAttach(PipeConfig{})
+		near, _ := w.mustAttach(netsim.Config{})
 		var s sink
 		f := w.open(&s)
 		send(f, "one")
@@ -395,7 +398,7 @@ func TestTheSessionOutlivesItsCarriers(t *testing.T) {
 		<-near.Done()
 		send(f, "lost")
 		time.Sleep(queue.MaxAge + time.Second)
-		w.mustAttach(PipeConfig{})
+		w.mustAttach(netsim.Config{})
 		send(f, "two")
 		synctest.Wait()
 		got, codes := s.snapshot()
@@ -408,7 +411,7 @@ func TestTheSessionOutlivesItsCarriers(t *testing.T) {
 func TestARestartedServerGetsANewSessionAndTheSameFlows(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
-		near, _ := w.mustAttach(PipeConfig{})
+		near, _ := w.mustAttach(netsim.Config{})
 		first := w.session.current().id
 		var s sink
 		f := w.open(&s)
@@ -422,7 +425,7 @@ func TestARestartedServerGetsANewSessionAndTheSameFlows(t *testing.T) {
 		}
 		w.host = w.newHost()
 		defer w.close()
-		near, _ = w.mustAttach(PipeConfig{})
+		near, _ = w.mustAttach(netsim.Config{})
 		if near.Resumed() || w.session.current().id == first {
 			t.Error("the new server process resumed a session it cannot know")
 		}
@@ -442,7 +445,7 @@ func TestRestartedServersFlowsReachNewHandlers(t *testing.T) {
 				w := newWorld(t)
 				clientExit := &echoExit{}
 				w.session = NewSession(SessionConfig{Exit: clientExit})
-				w.mustAttach(PipeConfig{})
+				w.mustAttach(netsim.Config{})
 				var before, after sink
 				f, err := w.host.Sessions()[0].OpenFlow(&before)
 				if err != nil {
@@ -457,7 +460,7 @@ func TestRestartedServersFlowsReachNewHandlers(t *testing.T) {
 				w.host.Close(carrier.CodeShutdown, "restart")
 				w.host = w.newHost()
 				defer w.close()
-				w.mustAttach(PipeConfig{})
+				w.mustAttach(netsim.Config{})
 				g, err := w.host.Sessions()[0].OpenFlow(&after)
 				if err != nil {
 					t.Fatal(err)
@@ -511,7 +514,7 @@ func TestTwoRacingDialsMakeOneSession(t *testing.T) {
 		defer w.close()
 		var wg sync.WaitGroup
 		for range 2 {
-			wg.Go(func() { _, _, _, _ = w.attach(w.session, alice, PipeConfig{Delay: 10 * time.Millisecond}) })
+			wg.Go(func() { _, _, _, _ = w.attach(w.session, alice, netsim.Config{Delay: 10 * time.Millisecond}) })
 		}
 		wg.Wait()
 		time.Sleep(time.Second)
@@ -528,7 +531,7 @@ func TestWhoIsNotLetInIsToldWhy(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		defer w.close()
-		w.mustAttach(PipeConfig{})
+		w.mustAttach(netsim.Config{})
 
 		foreign := NewSession(SessionConfig{Transports: testTransports})
 		defer foreign.Close(carrier.CodeNone, "")
@@ -547,7 +550,7 @@ func TestWhoIsNotLetInIsToldWhy(t *testing.T) {
 			{"wrong token", NewSession(SessionConfig{Transports: testTransports}), Credentials{"alice", "wrong"}, carrier.CodeAuth},
 			{"wrong secret", foreign, alice, carrier.CodeSession},
 		} {
-			_, _, errNear, errFar := w.attach(c.session, c.cred, PipeConfig{})
+			_, _, errNear, errFar := w.attach(c.session, c.cred, netsim.Config{})
 			for side, err := range map[string]error{"client": errNear, "server": errFar} {
 				var closed *carrier.CloseError
 				if !errors.As(err, &closed) || closed.Code != c.code {
@@ -556,7 +559,7 @@ func TestWhoIsNotLetInIsToldWhy(t *testing.T) {
 			}
 		}
 		// Another user's session id is simply unknown: a session of his own.
-		if _, _, err, _ := w.attach(mallory, Credentials{"mallory", "right"}, PipeConfig{}); err != nil {
+		if _, _, err, _ := w.attach(mallory, Credentials{"mallory", "right"}, netsim.Config{}); err != nil {
 			t.Errorf("another user with the same id: %v", err)
 		}
 		if n := len(w.host.Sessions()); n != 2 {
@@ -572,7 +575,7 @@ func TestStreamsCarryBytesAndRefusals(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		defer w.close()
-		w.mustAttach(PipeConfig{Delay: 5 * time.Millisecond})
+		w.mustAttach(netsim.Config{Delay: 5 * time.Millisecond})
 		ctx := context.Background()
 		st, bound, err := w.session.OpenStream(ctx, []byte("target"))
 		if err != nil || string(bound) != "bound" {
@@ -620,7 +623,7 @@ func TestAStreamWaitsABoundedTimeForACarrier(t *testing.T) {
 			result <- err
 		}()
 		time.Sleep(attachWait / 2)
-		w.mustAttach(PipeConfig{})
+		w.mustAttach(netsim.Config{})
 		if err := <-result; err != nil {
 			t.Errorf("a carrier came in time, yet: %v", err)
 		}
@@ -631,7 +634,7 @@ func TestASilentCarrierIsGivenUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		defer w.close()
-		near, far := w.mustAttach(PipeConfig{Delay: 30 * time.Millisecond})
+		near, far := w.mustAttach(netsim.Config{Delay: 30 * time.Millisecond})
 		time.Sleep(10 * time.Minute)
 		if near.Err() != nil || far.Err() != nil {
 			t.Fatalf("an idle carrier ended: %v, %v", near.Err(), far.Err())
@@ -639,8 +642,8 @@ func TestASilentCarrierIsGivenUp(t *testing.T) {
 		if rtt := near.RTT(); rtt < 60*time.Millisecond || rtt > 65*time.Millisecond {
 			t.Errorf("RTT %v over a path of 60 ms", rtt)
 		}
-		near.c.(pipeCarrier).Mute(true)
-		far.c.(pipeCarrier).Mute(true) // and the path swallows everything
+		near.c.(*netsim.End).Mute(true)
+		far.c.(*netsim.End).Mute(true) // and the path swallows everything
 		began := time.Now()
 		<-near.Done()
 		if d := time.Since(began); d > 30*time.Second+health.IdleProbe+time.Second {
@@ -653,7 +656,7 @@ func TestClosingASessionEndsItsFlowsAndStreams(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		defer w.close()
-		w.mustAttach(PipeConfig{})
+		w.mustAttach(netsim.Config{})
 		var s sink
 		f := w.open(&s)
 		send(f, "hello")
@@ -685,7 +688,7 @@ func TestLossyPathsLoseOnlyWhatTheyLose(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		defer w.close()
-		near, far := NewPipe(PipeConfig{MaxBundle: 1404, Lossy: true, Loss: 0.1, Seed: 7, Delay: 25 * time.Millisecond}, PipeConfig{Delay: 25 * time.Millisecond})
+		near, far := netsim.New(netsim.Config{MaxBundle: 1404, Lossy: true, Loss: 0.1, Seed: 7, Delay: 25 * time.Millisecond}, netsim.Config{Delay: 25 * time.Millisecond})
 		go func() { _, _ = w.host.Attach(context.Background(), far) }()
 		if _, err := w.session.Attach(context.Background(), near, alice); err != nil {
 			t.Fatal(err)

@@ -3,15 +3,12 @@ package tunnel
 import (
 	"errors"
 	"fmt"
-	"io"
-	"runtime"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"wmproxy/tunnel/carrier"
-	"wmproxy/tunnel/carrier/carriertest"
 	"wmproxy/tunnel/health"
 )
 
@@ -163,55 +160,4 @@ func TestASnapshotSaysHowLongNothingHasBeenAttached(t *testing.T) {
 			}
 		}
 	})
-}
-
-func TestTheTransportsCountWhatTheyCarry(t *testing.T) {
-	for _, kind := range []struct {
-		name string
-		pair func(testing.TB) (near, far carrier.Carrier)
-	}{{"quic", overQUIC.Start}, {"yamux", overYamux.Start}} {
-		t.Run(kind.name, func(t *testing.T) {
-			if kind.name == "yamux" && runtime.GOOS != "linux" {
-				t.Skip("only Linux tells what TCP counts")
-			}
-			near, far := kind.pair(t)
-			before := near.Stats()
-			const size = 1 << 20
-			sendStream(t, near, far, size)
-			up, down := near.Stats(), far.Stats()
-			if got := up.BytesUp - before.BytesUp; got < size || got > size*5/4 {
-				t.Errorf("%d bytes up for %d", got, size)
-			}
-			if down.BytesDown < size {
-				t.Errorf("%d bytes down for %d", down.BytesDown, size)
-			}
-			// A loopback segment holds up to 64 KiB, a QUIC packet up to 1,452 bytes.
-			if got := up.PacketsUp - before.PacketsUp; got < size>>16 || got > size/100 {
-				t.Errorf("%d packets up for %d bytes", got, size)
-			}
-			if up.PacketsLost > up.PacketsUp/2 {
-				t.Errorf("%d of %d packets were lost", up.PacketsLost, up.PacketsUp)
-			}
-			if up.RTT <= 0 || up.RTT > time.Second {
-				t.Errorf("the RTT is %v", up.RTT)
-			}
-		})
-	}
-}
-
-// sendStream sends size bytes on a stream and waits until the other end has them.
-func sendStream(t *testing.T, near, far carrier.Carrier, size int) {
-	t.Helper()
-	a, b := carriertest.OpenPair(t, near, far)
-	got := make(chan error, 1)
-	go func() {
-		_, err := io.CopyN(io.Discard, b, int64(size))
-		got <- err
-	}()
-	if _, err := a.Write(make([]byte, size)); err != nil {
-		t.Fatal(err)
-	}
-	if err := <-got; err != nil {
-		t.Fatal(err)
-	}
 }

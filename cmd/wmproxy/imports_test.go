@@ -16,9 +16,14 @@ import (
 // import. What is not here, a new package or a new import, is a change of the house:
 // make it there first.
 var mayImport = map[string][]string{
+	"tunnel/tcp":      {"internal/notify", "internal/udpio", "tunnel/carrier"},
+	"tunnel/quic":     {"tunnel/carrier"},
+	"tunnel/pipe":     {"internal/notify", "tunnel/carrier"},
+	"internal/netsim": {"internal/notify", "tunnel/carrier", "tunnel/pipe"},
 	"internal/transports": {
+		"tunnel/tcp",
+		"tunnel/quic",
 		"tunnel/carrier",
-		"tunnel",
 		"internal/udpio",
 	},
 	"tunnel/carrier/carriertest": {
@@ -56,6 +61,7 @@ var mayImport = map[string][]string{
 		"socks",
 	},
 	"client": {
+		"tunnel/tcp",
 		"internal/transports",
 		"tunnel/health",
 		"tunnel/carrier",
@@ -75,6 +81,8 @@ var mayImport = map[string][]string{
 		"tunnel",
 	},
 	"server": {
+		"tunnel/tcp",
+		"tunnel/quic",
 		"tunnel/health",
 		"tunnel/carrier",
 		"certs",
@@ -91,6 +99,7 @@ var mayImport = map[string][]string{
 		"tunnel",
 	},
 	"internal/standalone": {
+		"tunnel/pipe",
 		"tunnel/carrier",
 		"internal/config",
 		"internal/egress",
@@ -232,8 +241,8 @@ var mayImport = map[string][]string{
 // foreign is who alone may import the packages that everything stands on. A
 // second package that does has begun to know what it should not.
 var foreign = map[string][]string{
-	"github.com/quic-go/quic-go":              {"tunnel", "tunnel/wire", "internal/udpio", "tools/floor", "tools/benchroad"}, // wire: quicvarint alone; udpio: its socket; floor: nothing else; benchroad: HTTP/3
-	"github.com/hashicorp/yamux":              {"tunnel", "tools/floor"},
+	"github.com/quic-go/quic-go":              {"tunnel", "tunnel/quic", "tunnel/tcp", "tunnel/wire", "internal/udpio", "tools/floor", "tools/benchroad"}, // tunnel, wire, tcp: quicvarint alone; udpio: its socket; floor: nothing else; benchroad: HTTP/3
+	"github.com/hashicorp/yamux":              {"tunnel/tcp", "tools/floor"},
 	"github.com/urfave/cli/v2":                {"cmd/wmproxy"},
 	"github.com/lmittmann/tint":               {"cmd/wmproxy"},
 	"github.com/miekg/dns":                    {"internal/probe"},

@@ -20,6 +20,7 @@ import (
 	"wmproxy/socks"
 	"wmproxy/tunnel"
 	"wmproxy/tunnel/carrier"
+	"wmproxy/tunnel/pipe"
 )
 
 // application is an application's association that keeps what it is sent.
@@ -66,7 +67,7 @@ func newHome(t *testing.T) *home {
 
 func (h *home) attach() {
 	h.t.Helper()
-	near, far := tunnel.NewPipe(tunnel.PipeConfig{}, tunnel.PipeConfig{})
+	near, far := pipe.New()
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		if _, err := h.registry.Attach(context.Background(), far); err != nil {

@@ -19,6 +19,7 @@ import (
 	"wmproxy/internal/user"
 	"wmproxy/tunnel"
 	"wmproxy/tunnel/carrier"
+	"wmproxy/tunnel/pipe"
 )
 
 // Config is a proxy's options, which must be valid, and the resources of its process. Log is
@@ -89,7 +90,7 @@ func Run(ctx context.Context, cfg Config) error {
 
 // join returns the two sides of a session over an in-memory carrier.
 func join(ctx context.Context, u *user.User, exit tunnel.Exit, log *slog.Logger) (*tunnel.Registry, *tunnel.Session, error) {
-	near, far := tunnel.NewPipe(tunnel.PipeConfig{}, tunnel.PipeConfig{})
+	near, far := pipe.New()
 	registry := tunnel.NewRegistry(tunnel.RegistryConfig{
 		Authenticate: func(tunnel.Credentials) *user.User { return u }, // the client is this process
 		Exit:         func(*user.User) tunnel.Exit { return exit },

@@ -9,8 +9,9 @@ import (
 	"time"
 
 	"wmproxy/internal/udpio"
-	"wmproxy/tunnel"
 	"wmproxy/tunnel/carrier"
+	"wmproxy/tunnel/quic"
+	"wmproxy/tunnel/tcp"
 )
 
 // A Transport is a way to carry a session.
@@ -29,8 +30,8 @@ type Options struct {
 
 // All are the transports, in the order in which a client tries them.
 var All = []Transport{
-	{tunnel.QUICTraits, dialQUIC},
-	{tunnel.YamuxTraits, dialYamux},
+	{quic.Traits, dialQUIC},
+	{tcp.Traits, dialYamux},
 }
 
 // Traits returns those of all transports.
@@ -71,9 +72,9 @@ func dialQUIC(ctx context.Context, server netip.AddrPort, conf *tls.Config, o Op
 	if err != nil {
 		return nil, err
 	}
-	return tunnel.DialQUIC(ctx, socket, net.UDPAddrFromAddrPort(server), conf, o.Dead)
+	return quic.Dial(ctx, socket, net.UDPAddrFromAddrPort(server), conf, o.Dead)
 }
 
 func dialYamux(ctx context.Context, server netip.AddrPort, conf *tls.Config, o Options) (carrier.Pending, error) {
-	return tunnel.DialYamux(ctx, net.TCPAddrFromAddrPort(server), conf, o.Dead)
+	return tcp.Dial(ctx, net.TCPAddrFromAddrPort(server), conf, o.Dead)
 }

@@ -41,6 +41,12 @@ const (
 	// MaxDead bounds that time if it is set.
 	MaxDead = 4 * time.Minute
 
+	// KernelOverhead is the factor by which the kernel's buffers exceed their payload.
+	KernelOverhead = 2
+
+	// AlertNoProtocol is the alert of a TLS server that does not speak ALPN (RFC 7301 section 3.2).
+	AlertNoProtocol = 120
+
 	// leastIdleTimeout is the least that IdleTimeout returns.
 	leastIdleTimeout = 30 * time.Second
 )

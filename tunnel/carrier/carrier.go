@@ -5,6 +5,7 @@ package carrier
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -269,4 +270,10 @@ type BundleTooLargeError struct {
 
 func (e *BundleTooLargeError) Error() string {
 	return fmt.Sprintf("bundle larger than the path's %d bytes", e.Max)
+}
+
+// IsTimeout reports whether err means that a deadline passed.
+func IsTimeout(err error) bool {
+	var n net.Error
+	return errors.Is(err, context.DeadlineExceeded) || errors.As(err, &n) && n.Timeout()
 }

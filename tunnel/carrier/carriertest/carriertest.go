@@ -139,6 +139,9 @@ func (tr Transport) Start(t testing.TB) (client, server carrier.Carrier) {
 
 // Run tests that the transport keeps the contract.
 func Run(t *testing.T, tr Transport) {
+	t.Run("HandshakeContext", tr.testHandshakeContext)
+	t.Run("ExportedKeys", tr.testExportedKeys)
+	t.Run("ClosedCarriersLeaveNoDescriptors", tr.testDescriptors)
 	for _, tt := range []struct {
 		name string
 		test func(t *testing.T, client, server carrier.Carrier)
@@ -165,6 +168,54 @@ func Run(t *testing.T, tr Transport) {
 			client, server := tr.Start(t)
 			tt.test(t, client, server)
 		})
+	}
+}
+
+func (tr Transport) testHandshakeContext(t *testing.T) {
+	client, server := tr.Pair(t)
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	rw, err := client.Handshake(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rw.Write([]byte("h"))
+	result := make(chan error, 1)
+	go func() {
+		_, err := rw.Read(make([]byte, 1))
+		result <- err
+	}()
+	cancel()
+	if err := <-result; !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("read: %v", err)
+	}
+	if _, err := client.Start(context.Background()); err == nil {
+		t.Error("Start after the handshake's end passed")
+	}
+	if _, err := server.Start(context.Background()); err == nil {
+		t.Error("Start without Handshake passed")
+	}
+}
+
+func (tr Transport) testExportedKeys(t *testing.T) {
+	client, server := tr.Pair(t)
+	a, err := client.ExportKey("EXPORTER-test", 32)
+	if err != nil || len(a) != 32 {
+		t.Fatalf("%d bytes, %v", len(a), err)
+	}
+	b, err := server.ExportKey("EXPORTER-test", 32)
+	if err != nil || string(a) != string(b) {
+		t.Errorf("the ends differ, %v", err)
+	}
+	if c, _ := client.ExportKey("EXPORTER-other", 32); string(a) == string(c) {
+		t.Error("the label makes no difference")
+	}
+	other, _ := tr.Pair(t)
+	if c, _ := other.ExportKey("EXPORTER-test", 32); string(a) == string(c) {
+		t.Error("another connection has the same key")
+	}
+	if client.Protocol() != carrier.ALPN || server.Protocol() != carrier.ALPN {
+		t.Errorf("ALPN %q and %q", client.Protocol(), server.Protocol())
 	}
 }
 
@@ -932,5 +983,75 @@ func (tr Transport) benchmarkStream(b *testing.B) {
 	x.CloseWrite()
 	if n := <-drunk; n < int64(b.N)*int64(len(buf)) {
 		b.Errorf("%d bytes arrived", n)
+	}
+}
+
+func (tr Transport) testDescriptors(t *testing.T) {
+	count := func() int {
+		entries, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Skip("no /proc/self/fd here")
+		}
+		return len(entries)
+	}
+	var before int
+	for i := range 6 {
+		t.Run("", func(t *testing.T) {
+			client, server := tr.Start(t)
+			switch i % 3 {
+			case 0:
+				client.Close(carrier.CodeNone, "")
+			case 1:
+				server.Close(carrier.CodeNone, "")
+			case 2:
+				tr.Cut(client, server)
+			}
+		})
+		if i == 2 {
+			before = count()
+		}
+	}
+	Await(t, "descriptors", func() (int, bool) { n := count(); return n, n <= before })
+}
+
+// Stats fails the test unless near and far count what a stream from near carries.
+func Stats(t *testing.T, near, far carrier.Carrier) {
+	t.Helper()
+	before := near.Stats()
+	const size = 1 << 20
+	sendStream(t, near, far, size)
+	up, down := near.Stats(), far.Stats()
+	if got := up.BytesUp - before.BytesUp; got < size || got > size*5/4 {
+		t.Errorf("%d bytes up for %d", got, size)
+	}
+	if down.BytesDown < size {
+		t.Errorf("%d bytes down for %d", down.BytesDown, size)
+	}
+	// A loopback segment holds up to 64 KiB, a QUIC packet up to 1,452 bytes.
+	if got := up.PacketsUp - before.PacketsUp; got < size>>16 || got > size/100 {
+		t.Errorf("%d packets up for %d bytes", got, size)
+	}
+	if up.PacketsLost > up.PacketsUp/2 {
+		t.Errorf("%d of %d packets were lost", up.PacketsLost, up.PacketsUp)
+	}
+	if up.RTT <= 0 || up.RTT > time.Second {
+		t.Errorf("the RTT is %v", up.RTT)
+	}
+}
+
+// sendStream sends size bytes on a stream and waits until the other end has them.
+func sendStream(t *testing.T, near, far carrier.Carrier, size int) {
+	t.Helper()
+	a, b := OpenPair(t, near, far)
+	got := make(chan error, 1)
+	go func() {
+		_, err := io.CopyN(io.Discard, b, int64(size))
+		got <- err
+	}()
+	if _, err := a.Write(make([]byte, size)); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-got; err != nil {
+		t.Fatal(err)
 	}
 }

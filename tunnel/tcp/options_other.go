@@ -1,0 +1,19 @@
+//go:build !linux
+
+package tcp
+
+import (
+	"net"
+	"time"
+)
+
+// tuneTCP sets what helps.
+func tuneTCP(conn net.Conn, _ time.Duration) {
+	if c, ok := conn.(*net.TCPConn); ok {
+		c.SetNoDelay(true)
+		c.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true})
+	}
+}
+
+// notSentSetter returns what does nothing here.
+func notSentSetter(net.Conn) func(busy bool) { return func(bool) {} }
