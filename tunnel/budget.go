@@ -14,41 +14,6 @@ import (
 	"wmproxy/internal/user"
 )
 
-const (
-	// budgetInterval is the time between two looks at the memory in use while there
-	// are streams, and budgetIdle without. A 1 Gbit/s peer brings 12 MiB in between.
-	budgetInterval = 100 * time.Millisecond
-	budgetIdle     = 250 * time.Millisecond
-
-	// scanEvery is after how many looks the peers' holdings are summed up although
-	// the heap is small: the kernel may hold more than the heap does.
-	scanEvery = 5
-
-	// collectInterval is the least time between two collections that a Budget forces.
-	collectInterval = 500 * time.Millisecond
-
-	// settling is the time between a reset and the next, in which its memory is freed.
-	settling = 250 * time.Millisecond
-
-	// A user who lost something gets no new streams for minPenalty, and twice as long
-	// each further time, up to maxPenalty. It is forgotten after as long again.
-	minPenalty = 2 * time.Second
-	maxPenalty = time.Minute
-
-	// budgetStalled is how long the application has not read or written a stream when a
-	// Budget counts the stream as stalled.
-	budgetStalled = time.Second
-
-	// streamCost and carrierCost are the least that a stream and a carrier hold, in
-	// bytes: buffers, stacks, TLS.
-	streamCost  = 32 << 10
-	carrierCost = 128 << 10
-
-	// quicFrameCost is the factor by which quic-go's memory may exceed the payload that it
-	// holds: it keeps a buffer of 1,452 bytes for each frame of at least 128 (v0.65.0).
-	quicFrameCost = 12
-)
-
 // A Budget bounds the memory that peers can make a process hold: unread bytes,
 // queued datagrams, the kernel's buffers for streams. One Budget serves all
 // sessions of a process.

@@ -9,17 +9,6 @@ import (
 	"wmproxy/tunnel/carrier"
 )
 
-const (
-	// maxPerKind bounds the carriers of one kind in a session, but for those that
-	// have streams, which maxWithStreams bounds with them.
-	maxPerKind     = 2
-	maxWithStreams = 4
-)
-
-// retireGrace is how long a carrier that is of no more use is kept for what is
-// under way on it.
-const retireGrace = 500 * time.Millisecond
-
 // A rank returns the order in which transports are preferred for one class of traffic.
 type rank func(carrier.Traits) int
 
@@ -263,8 +252,8 @@ func (s *Session) surplusLocked(kind carrier.Kind) (surplus []*Path) {
 	return surplus
 }
 
-// Serving returns the carriers that serve datagrams and new streams; nil is none.
-func (s *Session) Serving() (datagrams, streams *Path) {
+// serving returns the carriers that serve datagrams and new streams; nil is none.
+func (s *Session) serving() (datagrams, streams *Path) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.datagramPath, s.streamPath

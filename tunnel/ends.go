@@ -8,18 +8,6 @@ import (
 	"wmproxy/tunnel/wire"
 )
 
-const (
-	// maxPendingEnds bounds the ends that wait for an acknowledgement. Past it the
-	// oldest is forgotten; the peer's idle timeout frees that flow.
-	maxPendingEnds = 1 << 16
-
-	// maxEndsPerMessage keeps an End message below maxMessage.
-	maxEndsPerMessage = 200
-
-	// maxEndNumber is the largest number of an end that can be acknowledged.
-	maxEndNumber = 1<<62 - 1
-)
-
 var errEndNumber = errors.New("an end's number is out of bounds")
 
 // endList is the flows whose end the peer has not acknowledged. They are numbered

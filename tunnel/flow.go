@@ -41,9 +41,6 @@ func (c EndCode) String() string {
 	return fmt.Sprintf("end code %d", uint64(c))
 }
 
-// MaxFlows bounds the flows of one session.
-const MaxFlows = 1 << 16
-
 // FlowHandler takes what the peer sends on one flow.
 type FlowHandler interface {
 	// Receive takes datagrams in the order they arrived. The slices may be used,

@@ -12,17 +12,6 @@ import (
 	"wmproxy/tunnel/wire"
 )
 
-const (
-	// maxPongs bounds the pings that wait for their answer; an honest client has
-	// no more open than it sends in a round trip, and the newest matter.
-	maxPongs = 8
-
-	// asleepAfter is how much further than the steady clock, which stops in suspend, the wall
-	// clock must have moved between two heartbeats for the machine to have slept, and how
-	// late one must come for the process to have stood still.
-	asleepAfter = 3 * time.Second
-)
-
 // heartbeats is what a path sends and knows of probes.
 type heartbeats struct {
 	due      atomic.Bool // something is in the mailbox: ping or pongs

@@ -18,7 +18,6 @@ import (
 	"wmproxy/internal/udpio"
 	"wmproxy/internal/user"
 	"wmproxy/tunnel/carrier"
-	"wmproxy/tunnel/queue"
 	"wmproxy/tunnel/quic"
 	"wmproxy/tunnel/tcp"
 )
@@ -199,7 +198,7 @@ func TestDatagramsMoveFromADeadPathAndBackAndStaySteady(t *testing.T) {
 				if there, back := p.said("datagrams moved to yamux"), p.said("datagrams moved to QUIC"); there != 1 || back != 1 {
 					t.Errorf("moved away %d times and back %d times: %q", there, back, p.events)
 				}
-				if d, _ := p.session.Serving(); d.Kind() != carrier.KindQUIC {
+				if d, _ := p.session.serving(); d.Kind() != carrier.KindQUIC {
 					t.Errorf("datagrams are on %v", d.Kind())
 				}
 				v.check(t)
@@ -254,7 +253,7 @@ func TestAReplacementOfASuspectHasToProveItselfFirst(t *testing.T) {
 		again.Lose(0)
 		far.Lose(0)
 		v.run(20 * time.Second)
-		if d, _ := p.session.Serving(); d.Kind() != carrier.KindQUIC {
+		if d, _ := p.session.serving(); d.Kind() != carrier.KindQUIC {
 			t.Errorf("datagrams are on %v though the replacement works: %q", d.Kind(), p.events)
 		}
 		v.check(t)
@@ -331,7 +330,7 @@ func TestStreamsLeaveASuspectAndOldOnesOutliveAPause(t *testing.T) {
 		near.Mute(true)
 		far.Mute(true)
 		time.Sleep(3 * time.Second) // in use: it was just opened
-		_, st := p.session.Serving()
+		_, st := p.session.serving()
 		if st.Kind() != carrier.KindQUIC {
 			t.Errorf("new streams are on %v: %q", st.Kind(), p.events)
 		}
@@ -685,7 +684,7 @@ func TestWhatWaitsWhileNothingIsAttachedIsLittle(t *testing.T) {
 		near.Break(errors.New("cut"))
 		time.Sleep(time.Second)
 		v.flow.Send(slices.Repeat([]udpio.Message{{Body: make([]byte, 1000)}}, 5000))
-		if n := p.session.q.Waiting(); n > queue.MaxDetachedBytes {
+		if n := p.session.q.Waiting(); n > detachedBytes {
 			t.Errorf("%d bytes wait for nobody", n)
 		}
 	})

@@ -16,17 +16,6 @@ import (
 	"wmproxy/tunnel/wire"
 )
 
-const (
-	// receiveBatch is how many bundles are taken from a carrier at once.
-	receiveBatch = 32
-
-	// streamShare is the part of a packet, as a divisor, that bundles leave to streams
-	// and control where the path is the limit, on QUIC, which sends datagrams before
-	// all else: of each packet while there is a stream, of one in controlEvery else.
-	streamShare  = 8
-	controlEvery = 8
-)
-
 // Path is a carrier attached to a session. Its
 // goroutines belong to the session, which waits for them.
 type Path struct {

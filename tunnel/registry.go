@@ -15,18 +15,6 @@ import (
 	"wmproxy/tunnel/wire"
 )
 
-const (
-	// maxSessions bounds the sessions of one server.
-	maxSessions = 4096
-
-	// maxHeld bounds those of one user that nothing is attached to: a client that
-	// starts again and again makes a new one each time. Several clients may share a user.
-	maxHeld = 16
-
-	// maxUserSessions bounds those of one user, who else could push out all others'.
-	maxUserSessions = maxSessions / 4
-)
-
 // RegistryConfig is how a server treats those who come in.
 type RegistryConfig struct {
 	// Authenticate returns the user of these credentials, nil if they are wrong. It takes

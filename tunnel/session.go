@@ -30,18 +30,6 @@ var (
 	errRenewed       = fmt.Errorf("%w: the session was renewed meanwhile; try again", ErrHandshake)
 )
 
-const (
-	// attachWait is how long a new stream waits while nothing is attached.
-	attachWait = 5 * time.Second
-
-	// goAwayWait bounds the wait for the last control message when a session ends.
-	goAwayWait = 250 * time.Millisecond
-
-	// unknownFlowInterval is the least time between two answers to datagrams of a
-	// flow that we do not have.
-	unknownFlowInterval = 10 * time.Millisecond
-)
-
 // SessionConfig is how a session behaves. The zero value works: it opens flows
 // and streams, and refuses those of the peer.
 type SessionConfig struct {

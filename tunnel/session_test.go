@@ -19,7 +19,6 @@ import (
 	"wmproxy/internal/udpio"
 	"wmproxy/internal/user"
 	"wmproxy/tunnel/carrier"
-	"wmproxy/tunnel/health"
 	"wmproxy/tunnel/queue"
 	"wmproxy/tunnel/quic"
 	"wmproxy/tunnel/tcp"
@@ -397,7 +396,7 @@ func TestTheSessionOutlivesItsCarriers(t *testing.T) {
 		near.Close(carrier.CodeNone, "cut")
 		<-near.Done()
 		send(f, "lost")
-		time.Sleep(queue.MaxAge + time.Second)
+		time.Sleep(queueAge + time.Second)
 		w.mustAttach(netsim.Config{})
 		send(f, "two")
 		synctest.Wait()
@@ -646,7 +645,7 @@ func TestASilentCarrierIsGivenUp(t *testing.T) {
 		far.c.(*netsim.End).Mute(true) // and the path swallows everything
 		began := time.Now()
 		<-near.Done()
-		if d := time.Since(began); d > 30*time.Second+health.IdleProbe+time.Second {
+		if d := time.Since(began); d > 30*time.Second+idleProbe+time.Second {
 			t.Errorf("it took %v to notice", d)
 		}
 	})
@@ -716,3 +715,10 @@ func TestLossyPathsLoseOnlyWhatTheyLose(t *testing.T) {
 
 // message returns a batch of one datagram.
 func message(body []byte) []udpio.Message { return []udpio.Message{{Body: body}} }
+
+// Bounds of the rooms below, as a session shows them.
+const (
+	queueAge      = 120 * time.Millisecond
+	detachedBytes = 64 << 10
+	idleProbe     = 10 * time.Second
+)

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"wmproxy/tunnel/carrier"
-	"wmproxy/tunnel/health"
 )
 
 func TestASnapshotSaysWhatServesAndWhatPassed(t *testing.T) {
@@ -123,7 +122,7 @@ func TestSnapshotTellsSilenceAsItGrows(t *testing.T) {
 			st := p.session.Snapshot()
 			c := st.Carriers[0]
 			// Before, it was pinged every ten seconds.
-			if silent := time.Since(muted); c.Heard < silent || c.Heard > silent+health.IdleProbe {
+			if silent := time.Since(muted); c.Heard < silent || c.Heard > silent+idleProbe {
 				t.Errorf("after %v of silence: heard %v ago", silent, c.Heard)
 			}
 			want := fmt.Sprintf("silent for %.1f s", c.Heard.Seconds())

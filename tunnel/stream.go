@@ -12,14 +12,6 @@ import (
 	"wmproxy/tunnel/wire"
 )
 
-const (
-	// MaxStreams bounds the streams that one session's peer may have open.
-	MaxStreams = 2048
-
-	// streamHeaderTimeout bounds the wait for a stream's header.
-	streamHeaderTimeout = 10 * time.Second
-)
-
 // RefusedError is the far end's answer to a stream it did not connect.
 type RefusedError struct {
 	Code byte // a SOCKS5 reply code (RFC 1928 section 6)
@@ -89,9 +81,6 @@ func limitReached(err error) bool {
 	reset, ok := errors.AsType[*carrier.ResetError](err)
 	return errors.Is(err, carrier.ErrStreamLimit) || ok && reset.Code == carrier.CodeLimit
 }
-
-// maxAsked is how often the peer is asked for one stream.
-const maxAsked = 2
 
 // ErrUnanswered means that a stream's carrier fell silent before the peer had answered.
 var ErrUnanswered = errors.New("the far end did not answer")

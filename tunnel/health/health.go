@@ -48,34 +48,6 @@ func (t Timers) WithDefaults() Timers {
 	return t
 }
 
-const (
-	// maxSteady bounds what relapses make of Timers.Steady.
-	maxSteady = time.Minute
-
-	// eagerFor is how long a suspect is probed eagerly.
-	eagerFor = 30 * time.Second
-
-	// IdleProbe is the longest time between two pings; NAT mappings live longer.
-	IdleProbe = 10 * time.Second
-
-	// How many bundles must have been sent for their loss to mean something, to
-	// leave a carrier and to come back to it.
-	judgedBundles = 10
-	steadyBundles = 40
-
-	// A carrier that loses more than half is left; it is taken back when it loses
-	// less than three in ten.
-	badShare, goodShare = 0.5, 0.7
-
-	// Large bundles are eaten when it is less likely than this that ordinary loss,
-	// taken to be leastLoss at least, met all of them: four where nothing else is lost.
-	eatenChance = 1e-5
-	leastLoss   = 0.05
-
-	openPings   = 64  // that may still be answered
-	keptSamples = 128 // answered pings that loss is judged by
-)
-
 // Health judges one carrier from what its pings and pongs say, both directions
 // apart. It has no clock and no lock; the client keeps one for each carrier.
 //
@@ -188,7 +160,7 @@ func (h *Health) Answer(now time.Duration, p *wire.Probe, received wire.Counts) 
 // LastAsked is when the last ping was due.
 func (h *Health) LastAsked() time.Duration {
 	if h.next == 1 {
-		return -IdleProbe * openPings // never: one is due
+		return -idleProbe * openPings // never: one is due
 	}
 	return h.pings[(h.next-1)%openPings].at
 }
@@ -391,7 +363,7 @@ func (h *Health) Interval(now time.Duration, inUse bool) time.Duration {
 	case inUse:
 		return often
 	}
-	return min(h.t.SuspectIdle/2, IdleProbe)
+	return min(h.t.SuspectIdle/2, idleProbe)
 }
 
 // Full says whether the ping of this id goes in a bundle of the largest size.

@@ -154,7 +154,7 @@ func TestFailedIdlePathIsSuspectIn20Seconds(t *testing.T) {
 	if took, changed := c.run(10 * time.Minute); changed {
 		t.Fatalf("a sound path was suspect after %v: %s", took, c.h.why)
 	}
-	if most := int(10*time.Minute/IdleProbe) + 1; c.pings > most {
+	if most := int(10*time.Minute/idleProbe) + 1; c.pings > most {
 		t.Errorf("%d pings in ten idle minutes, want at most %d", c.pings, most)
 	}
 	c.up = none

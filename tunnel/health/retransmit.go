@@ -2,20 +2,6 @@ package health
 
 import "time"
 
-const (
-	// lossWindow is over how long the retransmissions of a TCP connection are
-	// judged, and lossSegments how many segments must have been sent in it.
-	lossWindow   = 5 * time.Second
-	lossSegments = 50
-
-	// A connection that resends more than one in lossBad segments loses new streams
-	// to QUIC; it gets them back after lossRest, doubled by each relapse up to
-	// maxLossRest: without streams there is little to judge it by.
-	lossBad     = 50
-	lossRest    = 30 * time.Second
-	maxLossRest = 10 * time.Minute
-)
-
 // Segments is what a TCP connection has sent in segments with data, and how many of
 // them again.
 type Segments struct{ Segments, Resent uint64 }

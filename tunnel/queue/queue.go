@@ -12,34 +12,6 @@ import (
 	"wmproxy/tunnel/wire"
 )
 
-const (
-	// maxQueueBytes bounds what one session has waiting to be sent, in bytes.
-	maxQueueBytes = 2 << 20
-
-	// MaxDetachedBytes is the same while no carrier is attached: hardly any of it will
-	// be young enough when one comes, and a server may hold many such sessions.
-	MaxDetachedBytes = 64 << 10
-
-	// MaxAge is how long a datagram may wait; an older one is of no use to a
-	// call or a game and is dropped when its turn comes.
-	MaxAge = 120 * time.Millisecond
-
-	// quantum is how many bytes a flow sends before it is the next one's turn.
-	quantum = 1500
-
-	// smallRoom is the share of a bundle, as a divisor, that is left empty or padded
-	// when the next datagram does not fit: a seventh. A larger room gets the
-	// datagram's first fragment.
-	smallRoom = 7
-
-	// congestedAfter is how long the next datagram must have waited for the path to
-	// count as the limit. Then bytes are dearer than system calls: no padding.
-	congestedAfter = 5 * time.Millisecond
-
-	// packetOverhead is what a waiting datagram counts beside its own bytes.
-	packetOverhead = 64
-)
-
 // Queue is a session's datagrams that wait for a carrier: a list for each flow,
 // served in turn (deficit round robin). Producers never wait: when it is full,
 // the oldest datagram of a flow that has more than its share makes room.
@@ -154,7 +126,7 @@ func (q *Queue) Push(f *Flow, ms []udpio.Message, now time.Duration) {
 func (q *Queue) shrink(f *Flow) {
 	most := maxQueueBytes
 	if q.sender == nil {
-		most = MaxDetachedBytes
+		most = maxDetachedBytes
 	}
 	for q.bytes > most {
 		if f == nil || f.first == nil {
@@ -295,7 +267,7 @@ func (q *Queue) Fill(b []byte, limit int, s *Sender, now time.Duration) []byte {
 			continue
 		}
 		p := f.first
-		if now-p.since > MaxAge && (p.off == 0 || p.by != s) {
+		if now-p.since > maxAge && (p.off == 0 || p.by != s) {
 			q.dropOldest(f, stats.Stale)
 			continue
 		}

@@ -135,7 +135,7 @@ func TestWhatWaitedTooLongIsDroppedWhenItsTurnComes(t *testing.T) {
 	countIn(drops, f)
 	q.Push(f, oneMessage([]byte("old")), 0)
 	q.Push(f, oneMessage([]byte("new")), 100*time.Millisecond)
-	got, _ := drain(t, q, s, 1404, MaxAge+time.Millisecond)
+	got, _ := drain(t, q, s, 1404, maxAge+time.Millisecond)
 	if len(got[2]) != 1 || string(got[2][0]) != "new" || drops.Dropped()[stats.Stale] != 1 {
 		t.Errorf("got %q, drops %v", got[2], drops.Dropped())
 	}

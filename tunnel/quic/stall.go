@@ -8,19 +8,6 @@ import (
 	"time"
 )
 
-// What unread streams hold of the connection's window, others lack. Of streams that nobody reads,
-// those that have stalled longest are reset.
-const (
-	maxStalled = 24 // stalled streams that a connection keeps
-
-	// stalledAfter is how long a user has not come back for more. A relay comes back for each
-	// 128 KiB, so that this is a target or application that takes less than 5 KB/s.
-	stalledAfter = 30 * time.Second
-
-	// stalledBytes is how much a stream must have brought before: one that has brought less has a small window.
-	stalledBytes = 64 << 10
-)
-
 // reader is what a stream's reads show of its user.
 type reader struct {
 	bytes atomic.Int64 // read

@@ -9,17 +9,6 @@ import (
 	"wmproxy/tunnel/carrier"
 )
 
-// Bundles travel on the second yamux stream, back to back:
-//
-//	length varint (1..MaxBundleSize) · bundle (length bytes)
-const (
-	// bundleBuffer is the largest read buffer in bytes: several of the largest
-	// bundles in one call. It starts at bundleBufferMin, which carriers that
-	// bring no datagrams keep.
-	bundleBuffer    = 64 << 10
-	bundleBufferMin = 4 << 10
-)
-
 var errBundleLength = errors.New("a bundle's length is out of bounds")
 
 // parseBundle returns the first bundle of b and its size with the header, which

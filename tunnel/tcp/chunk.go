@@ -9,24 +9,6 @@ import (
 	"wmproxy/tunnel/carrier"
 )
 
-// On yamux the bytes of a stream travel in chunks, because yamux cannot tell a
-// clean end from an abort or a dead connection:
-//
-//	chunk:  length varint (1, 2 or 4 bytes) · length bytes
-//	end:    length 0: the sender wrote all it had
-//
-// An abort travels beside the stream, on the carrier's signal stream: behind
-// unread bytes it would not reach a peer that has stopped reading.
-// A yamux stream that ends without the chunk of length 0 was cut off.
-const (
-	maxChunk = 128 << 10 // the largest length in bytes
-
-	// The content in bytes of the largest frame, and of that on a slow connection, which
-	// a bundle may have to wait behind there. With yamux's head they are eight TLS records, and one.
-	maxFrame  = carrier.Headroom + carrier.MaxWrite
-	slowFrame = carrier.Headroom + carrier.SmallWrite
-)
-
 var (
 	errChunkTooLong = errors.New("a chunk's length is out of bounds")
 	errCutOff       = errors.New("the stream was cut off without an end")

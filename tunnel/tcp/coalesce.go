@@ -8,30 +8,6 @@ import (
 	"time"
 )
 
-const (
-	// coalesceBuffer bounds in bytes a write to TLS, of full records that leave in one system call,
-	// and what waits for the next: a bundle goes behind both. It is this for streams that write so
-	// much, and otherwise coalesceQuiet, so that little is on its way when the connection stalls.
-	coalesceBuffer = 128 << 10
-	coalesceQuiet  = 32 << 10
-
-	// coalesceLarge is from how many bytes on the content of a frame does not wait but is written at once.
-	coalesceLarge = coalesceQuiet - yamuxHead
-
-	coalesceCalm = 16 // writes in a row without such a stream that say that there is none
-
-	// On a slow connection it bounds what it takes this long to send, but not below
-	// coalesceLeast bytes, so that a bundle waits for a time and not for a size.
-	coalesceDelay = 5 * time.Millisecond
-	coalesceLeast = 4 << 10
-
-	tlsRecord = 16 << 10 // RFC 8446 section 5.1: the most bytes of one
-
-	// closeBound is how long closing a carrier may take to send what is queued
-	// and tell the peer, together.
-	closeBound = 500 * time.Millisecond
-)
-
 // coalescer gathers the many small writes of yamux, which writes header and body
 // apart, into few large ones: what is written while a write is under way goes
 // out together with the next. No timer: an idle connection sends at once. A large

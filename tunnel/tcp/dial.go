@@ -14,17 +14,6 @@ import (
 	"wmproxy/tunnel/carrier"
 )
 
-const (
-	// tlsSilence is how long TLS may take before a second connection is tried in small segments.
-	// Hellos are larger than a segment, so that a path that silently loses large packets lets
-	// TCP connect and then delivers nothing more.
-	tlsSilence = 1500 * time.Millisecond
-
-	// smallSegment is the largest TCP segment in bytes on paths that lose large packets: the size that
-	// Linux's own search for the path's limit begins with (net.ipv4.tcp_base_mss).
-	smallSegment = 1024
-)
-
 // ErrMute means that a TCP connection to the server opened and that TLS got no answer on it.
 var ErrMute = errors.New("the connection opened and nothing came on it")
 

@@ -22,35 +22,6 @@ import (
 	"wmproxy/tunnel/carrier"
 )
 
-const (
-	// backlog bounds the streams that wait for AcceptStream, on both ends:
-	// yamux grants each 256 KiB unasked. Further opens wait, so it also bounds
-	// the streams opened per round trip.
-	backlog = 256
-
-	// maxStreams bounds the streams that each end has open at once.
-	maxStreams = 1024
-
-	// maxHeld bounds the streams that yamux holds in all, those included
-	// that one end is done with and the other is not. No honest peer comes near.
-	maxHeld = 4 * maxStreams
-
-	// receivedTime is how long at most a stream keeps the buffer that received bytes have
-	// waited in: yamux grows it to all that waited at a time, and frees it with the stream.
-	receivedTime = 10 * time.Second
-
-	// drainTime is how long what has arrived can still be read without a stream's context
-	// ending, when the carrier has.
-	drainTime = 3 * time.Second
-
-	// lastOwn is the number of the last of the client's streams that is not a Stream: signals.
-	lastOwn = 5
-
-	// signalGrace is how long a bare end of a stream waits for the reset that
-	// explains it.
-	signalGrace = time.Second
-)
-
 var (
 	errStalled = errors.New("the connection took no data for too long")
 	errEnded   = errors.New("the connection ended without a close")

@@ -5,19 +5,6 @@ import (
 	"time"
 )
 
-const (
-	// maxPartials bounds the datagrams that one carrier has in parts; with
-	// MaxBody it bounds their memory to about 4 MiB.
-	maxPartials = 64
-
-	// reassemblyTimeout is how long a datagram may stay in parts.
-	reassemblyTimeout = time.Second
-
-	// smallPartial is the buffer a datagram in parts starts with, in bytes. Most
-	// are only a little larger than the path's limit.
-	smallPartial = 4 << 10
-)
-
 // Reassembler puts fragments together again. It has no clock and no lock: it
 // belongs to the one goroutine that receives from a carrier. The zero value works.
 type Reassembler struct {

@@ -13,13 +13,6 @@ const (
 	MaxVersion = 2
 )
 
-// MaxUser and MaxToken bound the credentials in bytes; SecretLen is the length of a session's secret.
-const (
-	MaxUser   = 64
-	MaxToken  = 256
-	SecretLen = 32
-)
-
 // Hello is the client's first message:
 //
 //	min version varint · max version varint
@@ -67,7 +60,7 @@ func ParseHello(payload []byte) (*Hello, error) {
 	if f.Err == nil && !h.Known() {
 		return h, nil // the rest may be laid out otherwise
 	}
-	h.User, h.Token = f.text(MaxUser), f.text(MaxToken)
+	h.User, h.Token = f.text(maxUser), f.text(maxToken)
 	copy(h.Session[:], f.bytes(len(h.Session)))
 	h.Attach = f.Varint()
 	copy(h.Proof[:], f.bytes(len(h.Proof)))

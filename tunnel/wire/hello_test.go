@@ -14,7 +14,7 @@ import (
 func TestHelloSurvivesTheWire(t *testing.T) {
 	for _, secret := range [][]byte{nil, bytes.Repeat([]byte{7}, SecretLen)} {
 		want := Hello{
-			MinVersion: 1, MaxVersion: 3, User: "alice", Token: strings.Repeat("s", MaxToken),
+			MinVersion: 1, MaxVersion: 3, User: "alice", Token: strings.Repeat("s", maxToken),
 			Session: [16]byte{1, 2, 3}, Attach: 1 << 30, Proof: [32]byte{9}, Secret: secret, Features: 5,
 		}
 		got, err := ParseHello(append(want.Append(nil), "more fields of a later version"...))
@@ -43,7 +43,7 @@ func TestMalformedHellosAreRefused(t *testing.T) {
 			t.Fatalf("%d of %d bytes: %v", n, len(good), err)
 		}
 	}
-	long := (&Hello{MinVersion: MinVersion, MaxVersion: MaxVersion, User: strings.Repeat("u", MaxUser+1), Token: "b"}).Append(nil)
+	long := (&Hello{MinVersion: MinVersion, MaxVersion: MaxVersion, User: strings.Repeat("u", maxUser+1), Token: "b"}).Append(nil)
 	if _, err := ParseHello(long); err == nil {
 		t.Error("a user of 65 bytes was taken")
 	}
@@ -87,7 +87,7 @@ func FuzzHello(f *testing.F) {
 		if err != nil || !h.Known() {
 			return
 		}
-		if len(h.User) > MaxUser || len(h.Token) > MaxToken || h.Secret != nil && len(h.Secret) != SecretLen {
+		if len(h.User) > maxUser || len(h.Token) > maxToken || h.Secret != nil && len(h.Secret) != SecretLen {
 			t.Fatalf("out of bounds: %+v", h)
 		}
 		again, err := ParseHello(h.Append(nil))

@@ -35,14 +35,6 @@ const (
 	MsgRenew   MessageType = 71 // no such session: send Hello again with a new one
 )
 
-const (
-	// maxMessage bounds a message's payload in bytes.
-	maxMessage = 4 << 10
-
-	// maxSentence bounds the sentence in a refusal or a go-away in bytes.
-	maxSentence = 256
-)
-
 var (
 	ErrMessageTooLong  = errors.New("tunnel: control message too long")
 	errMessageTooShort = errors.New("tunnel: control message cut short")

@@ -5,35 +5,6 @@ import (
 	"errors"
 
 	"github.com/quic-go/quic-go/quicvarint"
-
-	"wmproxy/internal/udpio"
-)
-
-// A bundle is records back to back. A record is one datagram or a fragment of one:
-//
-//	+-------------+----------------------+-----------------------------+------+
-//	| flow varint | length<<1|F varint   | message u16, index u8,      | body |
-//	|             | (length of the body) | count u8: only where F is 1 |      |
-//	+-------------+----------------------+-----------------------------+------+
-//
-// Flow 0 with length 0, or with nothing after it, is padding up to the end of the
-// bundle; flow 0 with a length is control in band, and what is unknown there is skipped. Fragments of
-// one datagram share flow and message; index rises from 0, and count is 0 in all
-// but the last, where it is index+1: a sender need not know beforehand how the
-// datagram will fall into bundles.
-const (
-	fragmentHeaderLen = 4
-
-	// MaxBody is the largest datagram in bytes: the longest address as SOCKS5
-	// writes it, and the largest UDP payload.
-	MaxBody = 259 + udpio.MaxDatagram
-
-	// maxFragments bounds the fragments of one datagram.
-	maxFragments = 128
-
-	// MinFragment is the smallest body in bytes of a fragment that is neither the
-	// first nor the last, so that the largest datagram stays below maxFragments.
-	MinFragment = 600
 )
 
 var errMalformedBundle = errors.New("tunnel: malformed bundle")

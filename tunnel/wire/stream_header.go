@@ -8,9 +8,6 @@ import (
 	"github.com/quic-go/quic-go/quicvarint"
 )
 
-// MaxStreamAddr bounds the address in a stream's header in bytes.
-const MaxStreamAddr = 1 + 1 + 255 + 2
-
 // A stream begins with the opener's header and the other side's answer:
 //
 //	opener:  | kind u8 | length varint | address: ATYP, address, port |
