@@ -22,7 +22,6 @@ import (
 	"wmproxy/internal/link"
 	"wmproxy/tunnel"
 	"wmproxy/tunnel/carrier"
-	"wmproxy/tunnel/tcp"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -50,7 +49,7 @@ func TestEveryFailureBecomesASentenceThatSaysWhatToDo(t *testing.T) {
 		{"no route", fmt.Errorf("connect: %w", syscall.ENETUNREACH), "no route to", false},
 		{"no IPv6", fmt.Errorf("connect: %w", syscall.EAFNOSUPPORT), "no route to", false},
 		{"timeout", fmt.Errorf("connect: %w", context.DeadlineExceeded), "no answer from", false},
-		{"mute", fmt.Errorf("%w: %w", tcp.ErrMute, context.DeadlineExceeded), "then nothing comes, in small packets neither", false},
+		{"mute", fmt.Errorf("%w: %w", carrier.ErrMute, context.DeadlineExceeded), "then nothing comes, in small packets neither", false},
 		{"deadline", os.ErrDeadlineExceeded, "no answer from", false},
 		{"closed", fmt.Errorf("%w: %w", tunnel.ErrHandshake, io.EOF), "closed the connection", false},
 		{"shutdown", &carrier.CloseError{Code: carrier.CodeShutdown}, "is shutting down", false},

@@ -14,7 +14,6 @@ import (
 	"wmproxy/certs"
 	"wmproxy/internal/link"
 	"wmproxy/tunnel/carrier"
-	"wmproxy/tunnel/tcp"
 )
 
 // explanation is the reason of a failed attempt, as one sentence with advice.
@@ -73,7 +72,7 @@ func explain(err error, l link.Link) explanation {
 		return again("nothing listens at %s; check that the server runs and that its port is open", server)
 	case errors.Is(err, syscall.ENETUNREACH), errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.EAFNOSUPPORT):
 		return again("no route to %s; check the network", server)
-	case errors.Is(err, tcp.ErrMute):
+	case errors.Is(err, carrier.ErrMute):
 		return again("TCP connects to %s and then nothing comes, in small packets neither; check that it is a wmproxy server that listens there", server)
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded), isTimeout(err):
 		return again("no answer from %s; check that the server runs and that a firewall lets its port through", server)

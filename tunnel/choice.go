@@ -252,13 +252,6 @@ func (s *Session) surplusLocked(kind carrier.Kind) (surplus []*Path) {
 	return surplus
 }
 
-// serving returns the carriers that serve datagrams and new streams; nil is none.
-func (s *Session) serving() (datagrams, streams *Path) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.datagramPath, s.streamPath
-}
-
 // Healthy says whether a carrier of the kind is attached that is good or on
 // probation; 0 is any kind.
 func (s *Session) Healthy(kind carrier.Kind) bool {

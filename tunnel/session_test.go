@@ -722,3 +722,10 @@ const (
 	detachedBytes = 64 << 10
 	idleProbe     = 10 * time.Second
 )
+
+// serving returns the carriers that serve datagrams and new streams; nil is none.
+func (s *Session) serving() (datagrams, streams *Path) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.datagramPath, s.streamPath
+}

@@ -61,7 +61,6 @@ var mayImport = map[string][]string{
 		"socks",
 	},
 	"client": {
-		"tunnel/tcp",
 		"internal/transports",
 		"tunnel/health",
 		"tunnel/carrier",

@@ -60,6 +60,9 @@ var ErrStreamLimit = errors.New("no more TCP streams may be open")
 // ErrALPN means that the server does not speak ALPN.
 var ErrALPN = errors.New("the server does not speak " + ALPN)
 
+// ErrMute means that a TCP connection to the server opened and that TLS got no answer on it.
+var ErrMute = errors.New("the connection opened and nothing came on it")
+
 // CutReason cuts a reason to MaxReason bytes.
 func CutReason(reason string) string { return reason[:min(len(reason), MaxReason)] }
 

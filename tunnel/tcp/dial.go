@@ -14,9 +14,6 @@ import (
 	"wmproxy/tunnel/carrier"
 )
 
-// ErrMute means that a TCP connection to the server opened and that TLS got no answer on it.
-var ErrMute = errors.New("the connection opened and nothing came on it")
-
 // tlsEnd is the end of an attempt at TLS.
 type tlsEnd struct {
 	p   *pending
@@ -76,7 +73,7 @@ func Dial(ctx context.Context, addr *net.TCPAddr, tlsConf *tls.Config, dead time
 	case passed != nil:
 		return passed, nil
 	case carrier.IsTimeout(failure):
-		return nil, fmt.Errorf("%w: %w", ErrMute, failure)
+		return nil, fmt.Errorf("%w: %w", carrier.ErrMute, failure)
 	}
 	return nil, failure
 }
