@@ -91,7 +91,7 @@ func (s *Session) streamTransport() (t carrier.Traits, why string) {
 		if p.Kind() == t.Kind && p.resends() {
 			other := s.highest(byStreams, func(o carrier.Traits) bool { return o.Kind != t.Kind })
 			if other.Kind != 0 {
-				return other, t.Name + " has to send too much again"
+				return other, t.Kind.String() + " has to send too much again"
 			}
 		}
 	}
@@ -147,10 +147,10 @@ func (s *Session) reason(p *Path, preferred carrier.Traits) string {
 	for _, b := range slices.Backward(s.paths) {
 		if b.Kind() == preferred.Kind && b.c.Err() == nil {
 			_, why := b.good()
-			return fmt.Sprintf("%s %s", b.Transport(), why)
+			return fmt.Sprintf("%s %s", b.Kind(), why)
 		}
 	}
-	return fmt.Sprintf("%s is not attached", preferred.Name)
+	return fmt.Sprintf("%s is not attached", preferred.Kind)
 }
 
 // tellMove makes an event of a class that moves from one kind of carrier to another.
@@ -159,9 +159,9 @@ func (s *Session) tellMove(class string, from, to *Path, why string) {
 		return
 	}
 	if why == "preferred" {
-		why = to.Transport() + " works"
+		why = to.Kind().String() + " works"
 	}
-	s.event(slog.LevelInfo, "%s, %s moved to %s", why, class, to.Transport())
+	s.event(slog.LevelInfo, "%s, %s moved to %s", why, class, to.Kind())
 }
 
 // pendingEvent is an event that has yet to be told, and the level that it is logged at.

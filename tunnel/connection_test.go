@@ -55,7 +55,7 @@ func TestConnectionIsClosedWithASentence(t *testing.T) {
 			t.Fatal(err)
 		}
 		if conn.User().Name != "alice" || conn.Traits() != quic.Traits || left != 0 {
-			t.Errorf("user %q, %v, left %d times", conn.User().Name, conn.Traits().Name, left)
+			t.Errorf("user %q, %v, left %d times", conn.User().Name, conn.Traits().Kind, left)
 		}
 		conn.Close(carrier.CodeLimit, "others need the room")
 		conn.Close(carrier.CodeLimit, "again")

@@ -195,7 +195,7 @@ func TestDatagramsMoveFromADeadPathAndBackAndStaySteady(t *testing.T) {
 				if sent, back := v.run(10 * time.Minute); back != sent {
 					t.Errorf("%d of %d came back once the path did", back, sent)
 				}
-				if there, back := p.said("datagrams moved to yamux"), p.said("datagrams moved to QUIC"); there != 1 || back != 1 {
+				if there, back := p.said("datagrams moved to yamux"), p.said("datagrams moved to quic"); there != 1 || back != 1 {
 					t.Errorf("moved away %d times and back %d times: %q", there, back, p.events)
 				}
 				if d, _ := p.session.serving(); d.Kind() != carrier.KindQUIC {

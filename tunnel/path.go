@@ -48,9 +48,6 @@ type Path struct {
 // Kind is the carrier's transport.
 func (p *Path) Kind() carrier.Kind { return p.traits.Kind }
 
-// Transport returns the name of the carrier's transport.
-func (p *Path) Transport() string { return p.traits.Name }
-
 // RemoteAddr is the carrier's peer.
 func (p *Path) RemoteAddr() net.Addr { return p.c.RemoteAddr() }
 

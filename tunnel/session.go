@@ -302,9 +302,9 @@ func (s *Session) attach(c carrier.Carrier, in *incarnation, info handshakeResul
 		p.out.sendDrain(s.draining)
 	}
 	if p.traits.SmallSegments {
-		s.event(slog.LevelInfo, "%s attached to %v in small segments: nothing came back with larger ones", p.Transport(), c.RemoteAddr())
+		s.event(slog.LevelInfo, "%s attached to %v in small segments: nothing came back with larger ones", p.Kind(), c.RemoteAddr())
 	} else {
-		s.event(slog.LevelDebug, "%s attached to %v", p.Transport(), c.RemoteAddr())
+		s.event(slog.LevelDebug, "%s attached to %v", p.Kind(), c.RemoteAddr())
 	}
 	s.chooseLocked()
 	s.wg.Go(p.execute)
@@ -323,7 +323,7 @@ func (s *Session) detach(p *Path) {
 	if s.ends.on == p {
 		s.ends.on = nil // with all that its streams hold
 	}
-	s.event(slog.LevelDebug, "%s ended: %v", p.Transport(), p.Err())
+	s.event(slog.LevelDebug, "%s ended: %v", p.Kind(), p.Err())
 	s.chooseLocked()
 	s.detached = time.Now()
 	if e, ok := errors.AsType[*carrier.CloseError](p.Err()); ok && s.server && e.Code == carrier.CodeShutdown {

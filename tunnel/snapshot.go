@@ -91,7 +91,7 @@ func (s *Session) Problem() string {
 	for _, p := range s.paths {
 		heard = max(heard, time.Duration(p.heard.Load()))
 		_, why := p.good()
-		reasons = append(reasons, fmt.Sprintf("%s %s", p.Transport(), why))
+		reasons = append(reasons, fmt.Sprintf("%s %s", p.Kind(), why))
 	}
 	if s.now()-heard >= s.cfg.Timers.Suspect {
 		return "nothing has come since " + s.start.Add(heard).Format(time.TimeOnly)

@@ -20,7 +20,7 @@ func TestASnapshotSaysWhatServesAndWhatPassed(t *testing.T) {
 		}
 		p.join(orderedPath)
 		time.Sleep(time.Second)
-		if st := p.session.Snapshot(); st.Datagrams != (Choice{Carrier: 1, Why: "QUIC is not attached"}) || st.Streams != (Choice{Carrier: 1, Why: "preferred"}) {
+		if st := p.session.Snapshot(); st.Datagrams != (Choice{Carrier: 1, Why: "quic is not attached"}) || st.Streams != (Choice{Carrier: 1, Why: "preferred"}) {
 			t.Errorf("with yamux alone: datagrams %+v, streams %+v", st.Datagrams, st.Streams)
 		}
 		p.join(lossyPath)
@@ -101,7 +101,7 @@ func TestASnapshotSaysWhyACarrierIsSuspect(t *testing.T) {
 		if c.Health != HealthSuspect || len(c.Reason) < 10 || c.Datagrams {
 			t.Errorf("the dead path: %+v", c)
 		}
-		if st.Datagrams.Carrier != 1 || st.Datagrams.Why != "QUIC "+c.Reason {
+		if st.Datagrams.Carrier != 1 || st.Datagrams.Why != "quic "+c.Reason {
 			t.Errorf("datagrams: %+v, the carrier says %q", st.Datagrams, c.Reason)
 		}
 	})
@@ -126,7 +126,7 @@ func TestSnapshotTellsSilenceAsItGrows(t *testing.T) {
 				t.Errorf("after %v of silence: heard %v ago", silent, c.Heard)
 			}
 			want := fmt.Sprintf("silent for %.1f s", c.Heard.Seconds())
-			if c.Health != HealthSuspect || c.Reason != want || st.Streams.Why != "QUIC "+want && st.Datagrams.Why != want+", but nothing is better" {
+			if c.Health != HealthSuspect || c.Reason != want || st.Streams.Why != "quic "+want && st.Datagrams.Why != want+", but nothing is better" {
 				t.Errorf("%q, %q: %+v, %+v; want %q", c.Health, c.Reason, st.Datagrams, st.Streams, want)
 			}
 			if doubt := p.session.Problem(); doubt != "nothing has come since "+time.Now().Add(-c.Heard).Format(time.TimeOnly) {
@@ -139,7 +139,7 @@ func TestSnapshotTellsSilenceAsItGrows(t *testing.T) {
 		if c := p.session.Snapshot().Carriers[0]; c.Health != HealthSuspect || !strings.HasPrefix(c.Reason, "was silent for ") {
 			t.Errorf("it answers again: %q, %q", c.Health, c.Reason)
 		}
-		if doubt := p.session.Problem(); !strings.HasPrefix(doubt, "QUIC was silent for ") {
+		if doubt := p.session.Problem(); !strings.HasPrefix(doubt, "quic was silent for ") {
 			t.Errorf("the doubt is %q", doubt)
 		}
 	})

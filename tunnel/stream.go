@@ -58,7 +58,7 @@ func (s *Session) OpenStream(ctx context.Context, addr []byte) (st carrier.Strea
 		case !errors.As(err, &failed) && p.c.Err() != nil:
 			continue // the peer was not asked
 		case !errors.As(err, &failed):
-			return nil, nil, fmt.Errorf("opening a stream over %s: %w", p.Transport(), err)
+			return nil, nil, fmt.Errorf("opening a stream over %s: %w", p.Kind(), err)
 		case asked == maxAsked || p.c.Err() == nil && !failed.left:
 			return nil, nil, failed.err
 		}
@@ -88,10 +88,10 @@ var ErrUnanswered = errors.New("the far end did not answer")
 // unanswered is the error of a stream that waited on a for as long as ctx lived.
 func (p *Path) unanswered(ctx context.Context, err error) error {
 	if _, why := p.good(); why != "" {
-		return fmt.Errorf("%w: %s %s", ErrUnanswered, p.Transport(), why)
+		return fmt.Errorf("%w: %s %s", ErrUnanswered, p.Kind(), why)
 	}
 	if ended := p.Err(); ended != nil {
-		return fmt.Errorf("%w: %s ended: %w", ErrUnanswered, p.Transport(), ended)
+		return fmt.Errorf("%w: %s ended: %w", ErrUnanswered, p.Kind(), ended)
 	}
 	return fmt.Errorf("%w: %w", context.Cause(ctx), err)
 }
@@ -128,7 +128,7 @@ func (s *Session) openOver(ctx context.Context, p *Path, r *streamRequest, mayLe
 	case errors.As(err, &refused):
 	case why == isMute:
 		_, silent := p.good()
-		return nil, nil, fmt.Errorf("%w: %s %s", ErrUnanswered, p.Transport(), silent)
+		return nil, nil, fmt.Errorf("%w: %s %s", ErrUnanswered, p.Kind(), silent)
 	case why == isLeft && errors.As(err, &failed):
 		failed.left = true
 	case why == isLeft:

@@ -262,7 +262,7 @@ func TestDatagramsMoveToTCPWhenUDPIsDropped(t *testing.T) {
 
 	began = time.Now()
 	f.cutUDP(false)
-	c.WaitLogWithin(2*waitTimeout, next, "the move back", moved("QUIC"))
+	c.WaitLogWithin(2*waitTimeout, next, "the move back", moved("quic"))
 	t.Logf("UDP is back in use %v after it works again", time.Since(began).Round(time.Millisecond))
 	ping(t, conn, echo)
 }

@@ -207,7 +207,7 @@ func TestStatusShowsCarrierOfDatagrams(t *testing.T) {
 		return r.Sessions[0].Datagrams.Transport == "yamux"
 	})
 	session := r.Sessions[0]
-	if !strings.HasPrefix(session.Datagrams.Why, "QUIC ") {
+	if !strings.HasPrefix(session.Datagrams.Why, "quic ") {
 		t.Errorf("the reason is %q", session.Datagrams.Why)
 	}
 	for _, carrier := range session.Carriers {

@@ -29,8 +29,8 @@ func clientReport() Report {
 	r := Report{
 		Role: Client, PID: 4711, At: noon.Add(3*time.Minute + 12*time.Second), Started: noon, Listen: "127.0.0.1:1080",
 		Events: []Event{
-			{noon, "QUIC attached to 203.0.113.5:8090"},
-			{noon.Add(time.Minute), "QUIC silent for 2.1 s, datagrams moved to yamux"},
+			{noon, "quic attached to 203.0.113.5:8090"},
+			{noon.Add(time.Minute), "quic silent for 2.1 s, datagrams moved to yamux"},
 			{noon.Add(2 * time.Minute), "a peer's words \x1b[31m\u202e"},
 		},
 	}
@@ -44,7 +44,7 @@ func clientReport() Report {
 		{
 			ID: "1a2b3c4d", Server: "vpn.example.net:8090", User: "alice", Preferred: true,
 			AgeSeconds: 191.9, Attached: true, State: "tunnel up: quic to 203.0.113.5:8090, yamux to 203.0.113.5:8090",
-			Datagrams: Choice{2, "yamux", "QUIC silent for 2.1 s"}, Streams: Choice{2, "yamux", "preferred"},
+			Datagrams: Choice{2, "yamux", "quic silent for 2.1 s"}, Streams: Choice{2, "yamux", "preferred"},
 			Carriers: []Carrier{
 				{
 					Number: 1, Transport: "quic", Remote: "203.0.113.5:8090", AgeSeconds: 191.8, HeardSeconds: 2.1, RTTMillis: 21.437,

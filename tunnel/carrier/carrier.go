@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// Kind names a transport.
+// Kind is a transport. Its name is that of the option, and of logs, events and errors.
 type Kind uint8
 
 // The kinds of carrier; the numbers stand on the wire.
@@ -37,7 +37,6 @@ func (k Kind) String() string {
 // Traits are the properties of a transport by which sessions choose and treat its carriers.
 type Traits struct {
 	Kind Kind
-	Name string // in logs, events and errors
 
 	// Datagrams, and new streams, travel over the carrier of the highest rank that works.
 	DatagramRank, StreamRank int

@@ -18,7 +18,7 @@ import (
 )
 
 // Traits are those of a pipe.
-var Traits = carrier.Traits{Kind: carrier.KindPipe, Name: "pipe"}
+var Traits = carrier.Traits{Kind: carrier.KindPipe}
 
 // New returns the two ends of a connection in memory. Everything arrives at once and in order, and
 // SendBundle waits for the receiver.

@@ -27,7 +27,7 @@ var (
 )
 
 // Traits are those of QUIC: datagrams do not wait for lost ones.
-var Traits = carrier.Traits{Kind: carrier.KindQUIC, Name: "QUIC", DatagramRank: 2, StreamRank: 1, Exact: true}
+var Traits = carrier.Traits{Kind: carrier.KindQUIC, DatagramRank: 2, StreamRank: 1, Exact: true}
 
 // newConfig is for connections whose Timers.Dead is dead. The shorter idle timeout
 // of the two sides counts.

@@ -31,7 +31,7 @@ var (
 )
 
 // Traits are those of yamux over TLS over TCP: it passes where only TCP does.
-var Traits = carrier.Traits{Kind: carrier.KindYamux, Name: "yamux", DatagramRank: 1, StreamRank: 2, InOrder: true, OwnDescriptor: true}
+var Traits = carrier.Traits{Kind: carrier.KindYamux, DatagramRank: 1, StreamRank: 2, InOrder: true, OwnDescriptor: true}
 
 func traits(small bool) carrier.Traits {
 	t := Traits
