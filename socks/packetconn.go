@@ -237,8 +237,7 @@ func (p *PacketConn) read(b []byte) (int, Addr, error) {
 		if err != nil {
 			return 0, Addr{}, p.reason(err)
 		}
-		source = netip.AddrPortFrom(source.Addr().Unmap(), source.Port())
-		if source != p.relay {
+		if source = udpio.Unmap(source); source != p.relay {
 			p.mu.Lock()
 			p.wrongSource.Add(1)
 			p.strangeFrom = source

@@ -27,27 +27,12 @@ type policy struct {
 	host   atomic.Pointer[hostAddrs] // replaced only by a different one
 }
 
-// newPolicy makes a policy. It refuses nothing of the host's own until refresh.
+// newPolicy makes a policy. The prefixes are masked and not IPv4-mapped, as config reads
+// them. It refuses nothing of the host's own until refresh.
 func newPolicy(allow, deny []netip.Prefix, closed func(netip.AddrPort) bool) *policy {
-	p := &policy{allow: unmapPrefixes(allow), deny: unmapPrefixes(deny), closed: closed}
+	p := &policy{allow: allow, deny: deny, closed: closed}
 	p.host.Store(&hostAddrs{})
 	return p
-}
-
-func unmapPrefixes(ps []netip.Prefix) []netip.Prefix {
-	unmapped := make([]netip.Prefix, len(ps))
-	for i, p := range ps {
-		unmapped[i] = unmapPrefix(p)
-	}
-	return unmapped
-}
-
-// unmapPrefix turns ::ffff:a.b.c.d/96+n into a.b.c.d/n, as addresses are compared.
-func unmapPrefix(p netip.Prefix) netip.Prefix {
-	if p.Addr().Is4In6() && p.Bits() >= 96 {
-		p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
-	}
-	return p.Masked()
 }
 
 // permits reports whether datagrams and connections may go to ap, or come from it.

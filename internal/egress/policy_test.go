@@ -3,6 +3,8 @@ package egress
 import (
 	"net/netip"
 	"testing"
+
+	"wmproxy/internal/config"
 )
 
 // testHost is a host at 203.0.114.7/24, 2a00:1:2:3::7/64 and the loopbacks.
@@ -15,11 +17,13 @@ func testHost() *hostAddrs {
 	return h
 }
 
-func prefixes(texts ...string) (ps []netip.Prefix) {
-	for _, s := range texts {
-		ps = append(ps, netip.MustParsePrefix(s))
+// prefixes reads networks as the option does.
+func prefixes(texts ...string) []netip.Prefix {
+	options := config.DefaultProxy()
+	if err := config.Fields(&options)["exit.allow"].Set(texts...); err != nil {
+		panic(err)
 	}
-	return ps
+	return options.Exit.Allow
 }
 
 func testPolicy(closed uint16, allow ...string) *policy {

@@ -157,5 +157,8 @@ func AddrPortOf(a net.Addr) netip.AddrPort {
 	case *net.UDPAddr:
 		ap = a.AddrPort()
 	}
-	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+	return Unmap(ap)
 }
+
+// Unmap returns ap with an IPv4-mapped IPv6 address as IPv4.
+func Unmap(ap netip.AddrPort) netip.AddrPort { return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port()) }

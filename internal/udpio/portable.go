@@ -44,7 +44,7 @@ func (s *portable) open(local netip.AddrPort, cfg Config) error {
 	}
 	got := conn.LocalAddr().(*net.UDPAddr).AddrPort()
 	s.conn, s.closing = conn, make(chan struct{})
-	s.local = netip.AddrPortFrom(got.Addr().Unmap(), got.Port())
+	s.local = Unmap(got)
 	return s.out.open(conn, got.Addr())
 }
 
@@ -99,7 +99,7 @@ func (s *portable) readUntilDeadline(buf []byte, ms []Message) (used, open bool)
 			return used, false
 		case err == nil:
 			failed, used = 0, true
-			ms[0] = Message{Body: buf[:n:n], Addr: netip.AddrPortFrom(from.Addr().Unmap(), from.Port())}
+			ms[0] = Message{Body: buf[:n:n], Addr: Unmap(from)}
 			s.receive(ms)
 		case errors.Is(err, os.ErrDeadlineExceeded):
 			return used, true
