@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/fsnotify/fsnotify"
+
+	"wmproxy/internal/notify"
 )
 
 const (
@@ -37,7 +39,7 @@ type Files struct {
 
 	watcher *fsnotify.Watcher // nil if the system refused one
 	watched map[string]bool   // directories
-	asked   chan struct{}     // one slot: Reload was called
+	asked   notify.Signal     // Reload was called
 	done    chan struct{}
 	close   sync.Once
 	running sync.WaitGroup
@@ -49,7 +51,7 @@ func ServerFromFiles(certFile, keyFile string, log *slog.Logger) (*Files, error)
 		certFile: certFile, keyFile: keyFile,
 		log:     log,
 		watched: make(map[string]bool),
-		asked:   make(chan struct{}, 1),
+		asked:   notify.New(),
 		done:    make(chan struct{}),
 	}
 	// Watch before reading, so that a change in between is seen.
@@ -73,12 +75,7 @@ func (f *Files) Certificate() *tls.Certificate { return f.current.Load() }
 
 // Reload makes Files read the files again, changed or not, and log the outcome.
 // It does not wait for it.
-func (f *Files) Reload() {
-	select {
-	case f.asked <- struct{}{}:
-	default: // the call before it has not been served yet
-	}
-}
+func (f *Files) Reload() { f.asked.Wake() }
 
 // Close stops the watching and waits for its end. It may be called more than once.
 // Certificate stays valid.

@@ -18,12 +18,7 @@ const maxNamed = 20
 // Reload reads the tokens and the certificate files again. If a user's token was
 // removed or replaced, the user's sessions end; other users lose nothing. A broken
 // file changes nothing. Reload does not wait for the outcome, which is logged.
-func (s *Server) Reload() {
-	select {
-	case s.reload <- struct{}{}:
-	default: // the call before it has not been served yet
-	}
-}
+func (s *Server) Reload() { s.reload.Wake() }
 
 // serveReload serves the calls of Reload until ctx ends. relink writes the client's link again.
 func (s *Server) serveReload(ctx context.Context, id *identity, registry *tunnel.Registry, relink func() error) {

@@ -23,6 +23,7 @@ import (
 	"wmproxy/internal/config"
 	"wmproxy/internal/egress"
 	"wmproxy/internal/link"
+	"wmproxy/internal/notify"
 	"wmproxy/internal/share"
 	"wmproxy/internal/stats"
 	"wmproxy/internal/status"
@@ -47,7 +48,7 @@ type Server struct {
 	tcp, quic, opening admit.Gate
 	drain              chan struct{} // one slot: Drain was called
 	drained            chan struct{} // closed at the end of the drain
-	reload             chan struct{} // one slot: Reload was called
+	reload             notify.Signal // Reload was called
 
 	events status.Events
 }
@@ -92,7 +93,7 @@ func New(cfg Config) (*Server, error) {
 	s := &Server{
 		cfg: cfg,
 		tcp: admit.Gate{Total: maxTCP}, quic: admit.Gate{Total: halfOpenQUIC(int64(cfg.Memory))}, opening: admit.Gate{Total: maxOpening, Refuse: true},
-		drain: make(chan struct{}, 1), drained: make(chan struct{}), reload: make(chan struct{}, 1),
+		drain: make(chan struct{}, 1), drained: make(chan struct{}), reload: notify.New(),
 	}
 	s.setTokens(tokens)
 	return s, nil

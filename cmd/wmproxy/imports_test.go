@@ -89,6 +89,7 @@ var mayImport = map[string][]string{
 		"internal/config",
 		"internal/egress",
 		"internal/link",
+		"internal/notify",
 		"internal/share",
 		"internal/state",
 		"internal/stats",
@@ -181,7 +182,9 @@ var mayImport = map[string][]string{
 		"internal/udpio",
 		"internal/user",
 	},
-	"certs": {},
+	"certs": {
+		"internal/notify",
+	},
 	"internal/udpio": {
 		"internal/tune",
 	},
