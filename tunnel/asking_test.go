@@ -244,7 +244,7 @@ func TestStreamOfEndedQUICIsRequestedAgain(t *testing.T) {
 		far[a] = <-accepted
 	}
 	_, on := p.session.serving()
-	timer := time.AfterFunc(exit.takes/4, func() { far[on].Close(carrier.CodeReplaced, "a test") })
+	timer := time.AfterFunc(exit.takes/4, func() { far[on].c.Close(carrier.CodeReplaced, "a test") })
 	defer timer.Stop()
 	st, _, err := p.session.OpenStream(ctx, []byte("target"))
 	if err != nil {

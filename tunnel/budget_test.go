@@ -227,7 +227,7 @@ func TestBudgetCountsStreamsThatOutliveTheirCarrier(t *testing.T) {
 			}
 		}
 		count(1, streamCost)
-		far.Close(carrier.CodeNone, "")
+		far.c.Close(carrier.CodeNone, "")
 		<-far.Done()
 		synctest.Wait()
 		count(1, streamCost)

@@ -72,9 +72,6 @@ func (p *Path) Err() error {
 	return p.c.Err()
 }
 
-// Close ends the carrier.
-func (p *Path) Close(code carrier.ErrorCode, reason string) { p.c.Close(code, reason) }
-
 func (p *Path) execute() {
 	defer close(p.done)
 	defer p.s.detach(p)

@@ -338,7 +338,7 @@ func TestACarrierThatHasEndedIsForgotten(t *testing.T) {
 		if !known() {
 			t.Fatal("it has not sent the end")
 		}
-		near.Close(carrier.CodeShutdown, "")
+		near.c.Close(carrier.CodeShutdown, "")
 		<-near.Done()
 		if known() {
 			t.Error("the list of ends holds it")
@@ -393,7 +393,7 @@ func TestTheSessionOutlivesItsCarriers(t *testing.T) {
 		f := w.open(&s)
 		send(f, "one")
 		synctest.Wait()
-		near.Close(carrier.CodeNone, "cut")
+		near.c.Close(carrier.CodeNone, "cut")
 		<-near.Done()
 		send(f, "lost")
 		time.Sleep(queueAge + time.Second)
