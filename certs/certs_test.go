@@ -21,12 +21,13 @@ import (
 	"time"
 
 	"github.com/quic-go/quic-go"
-	"go.uber.org/goleak"
+
+	"wmproxy/internal/testmain"
 )
 
 const alpn = "wmproxy/1"
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { testmain.Run(m) }
 
 func identity(t *testing.T) *Identity {
 	t.Helper()

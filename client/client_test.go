@@ -15,16 +15,15 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"wmproxy/certs"
 	"wmproxy/internal/config"
 	"wmproxy/internal/link"
+	"wmproxy/internal/testmain"
 	"wmproxy/tunnel"
 	"wmproxy/tunnel/carrier"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { testmain.Run(m) }
 
 var testLink = link.Link{Name: "alice", Secret: "s3cret", Host: "vpn.example.net", Port: 8090}
 

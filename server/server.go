@@ -300,13 +300,42 @@ func reason(err error) string {
 	return err.Error()
 }
 
-// listen opens every socket. If the port is 0 the system chooses it for TCP, and UDP uses the
-// same.
+// portTries is the number of free TCP ports that listen tries for one whose UDP port is free too.
+const portTries = 10
+
+// listen opens every socket. If the port is 0 the system chooses one for TCP, and UDP uses the
+// same; if another program has that UDP port, it tries again.
 func (s *Server) listen(id *identity) (*listeners, error) {
 	host, port, err := net.SplitHostPort(s.cfg.Listen)
 	if err != nil {
 		return nil, err
 	}
+	var ls *listeners
+	err = onFreePort(port, func() (err error) {
+		ls, err = s.listenOn(id, host, port)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.cfg.Log.Info("listening", slog.String("address", net.JoinHostPort(host, strconv.Itoa(int(ls.port)))),
+		slog.Any("transports", s.cfg.Transports))
+	if udpio.IPv4Alone(s.cfg.Listen, ls.all[0].Addr()) {
+		s.cfg.Log.Warn("this machine has no IPv6: clients reach the server over IPv4 alone")
+	}
+	return ls, nil
+}
+
+// onFreePort calls open until it succeeds, at most portTries times; once if port is not 0.
+func onFreePort(port string, open func() error) error {
+	err := open()
+	for try := 1; err != nil && port == "0" && try < portTries; try++ {
+		err = open()
+	}
+	return err
+}
+
+func (s *Server) listenOn(id *identity, host, port string) (*listeners, error) {
 	ls := &listeners{}
 	ls.close = sync.OnceFunc(func() {
 		for _, l := range ls.all {
@@ -332,11 +361,6 @@ func (s *Server) listen(id *identity) (*listeners, error) {
 			return nil, err
 		}
 		ls.add(l, own)
-	}
-	s.cfg.Log.Info("listening", slog.String("address", net.JoinHostPort(host, strconv.Itoa(int(ls.port)))),
-		slog.Any("transports", s.cfg.Transports))
-	if udpio.IPv4Alone(s.cfg.Listen, ls.all[0].Addr()) {
-		s.cfg.Log.Warn("this machine has no IPv6: clients reach the server over IPv4 alone")
 	}
 	return ls, nil
 }

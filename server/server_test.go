@@ -5,17 +5,18 @@ import (
 	"io/fs"
 	"os"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-	"go.uber.org/goleak"
 
 	"wmproxy/internal/config"
 	"wmproxy/internal/link"
 	"wmproxy/internal/state"
+	"wmproxy/internal/testmain"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { testmain.Run(m) }
 
 func openState(t *testing.T) *state.Dir {
 	t.Helper()
@@ -95,6 +96,29 @@ func TestWhatTheLinkAdvertises(t *testing.T) {
 		host, port := s.advertised(id, 8090)
 		if host != c.host || port != c.port {
 			t.Errorf("%q on %q: %s, %d; want %s, %d", c.advertise, c.listen, host, port, c.host, c.port)
+		}
+	}
+}
+
+func TestFreePortIsChosenAgainIfTakenForUDP(t *testing.T) {
+	for _, c := range []struct {
+		port            string
+		failures, opens int
+	}{
+		{"0", 0, 1},
+		{"0", 3, 4},
+		{"0", 99, portTries},
+		{"4433", 99, 1},
+	} {
+		opens := 0
+		err := onFreePort(c.port, func() error {
+			if opens++; opens <= c.failures {
+				return syscall.EADDRINUSE
+			}
+			return nil
+		})
+		if failed := c.opens <= c.failures; opens != c.opens || (err != nil) != failed {
+			t.Errorf("port %s with %d failures: opened %d times, %v; want %d times", c.port, c.failures, opens, err, c.opens)
 		}
 	}
 }

@@ -16,6 +16,7 @@ import (
 
 	"wmproxy/internal/entrance"
 	"wmproxy/internal/stats"
+	"wmproxy/internal/testmain"
 	"wmproxy/internal/udpio"
 )
 
@@ -543,7 +544,7 @@ func TestTheFastPathAllocatesNothing(t *testing.T) {
 	if n := testing.AllocsPerRun(100, func() { fill(); a.relayUp(ms) }); n != 0 {
 		t.Errorf("up: %v allocations for 64 datagrams", n)
 	}
-	if raceEnabled {
+	if testmain.Race {
 		return // sync.Pool drops at random under the race detector
 	}
 	sock, err := udpio.Listen(netip.MustParseAddrPort("127.0.0.1:0"), udpio.Config{})

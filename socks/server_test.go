@@ -13,14 +13,13 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"wmproxy/internal/entrance"
 	"wmproxy/internal/stats"
+	"wmproxy/internal/testmain"
 	"wmproxy/internal/user"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { testmain.Run(m) }
 
 // patience bounds what a test waits for; nothing takes as long.
 const patience = 10 * time.Second

@@ -2,24 +2,15 @@ package tunnel
 
 import (
 	"net"
-	"runtime"
 	"testing"
 
-	"go.uber.org/goleak"
-
+	"wmproxy/internal/testmain"
 	"wmproxy/tunnel/carrier"
 	"wmproxy/tunnel/carrier/carriertest"
 	"wmproxy/tunnel/quic"
 )
 
-// The race detector of Go 1.26 crashes when two processors receive from timers of one
-// synctest bubble at once (golang.org/issue/78156), as QUIC's connections do.
-func TestMain(m *testing.M) {
-	if raceEnabled {
-		runtime.GOMAXPROCS(1)
-	}
-	goleak.VerifyTestMain(m)
-}
+func TestMain(m *testing.M) { testmain.Run(m) }
 
 func quicPendings(t testing.TB) (client, server carrier.Pending) {
 	t.Helper()

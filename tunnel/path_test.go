@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"wmproxy/internal/netsim"
+	"wmproxy/internal/testmain"
 	"wmproxy/internal/udpio"
 	"wmproxy/internal/user"
 	"wmproxy/tunnel/carrier"
@@ -88,7 +89,7 @@ func (c *counter) roundTrip(f *Flow, ms []udpio.Message) {
 }
 
 func TestTheWayThereAndBackDoesNotAllocate(t *testing.T) {
-	if raceEnabled {
+	if testmain.Race {
 		t.Skip("sync.Pool drops at random under the race detector")
 	}
 	for _, size := range []int{64, 1200, 8000} {

@@ -42,8 +42,9 @@ var mayImport = map[string][]string{
 		"tunnel/wire",
 		"tunnel/carrier",
 	},
-	"tunnel/carrier": {},
-	"tunnel/direct":  {},
+	"tunnel/carrier":    {},
+	"internal/testmain": {},
+	"tunnel/direct":     {},
 	"cmd/wmproxy": {
 		"client",
 		"internal/bench",
@@ -253,7 +254,7 @@ var foreign = map[string][]string{
 	"github.com/guptarohit/asciigraph":        {"internal/bench"},
 	"github.com/pion/stun/v3":                 {},
 	"github.com/google/go-cmp/cmp":            {},
-	"go.uber.org/goleak":                      {},
+	"go.uber.org/goleak":                      {"internal/testmain"},
 	"github.com/rogpeppe/go-internal":         {},
 	"github.com/vishvananda/netlink":          {"internal/netlab"},
 	"github.com/vishvananda/netns":            {"internal/netlab"},
@@ -334,12 +335,23 @@ const module = "wmproxy/"
 type listed struct {
 	ImportPath string
 	Imports    []string // of the package, not of its tests
+
+	TestImports, XTestImports []string // of its tests, in the package and beside it
+}
+
+func TestBubblesHaveOneProcessorUnderRace(t *testing.T) {
+	for _, p := range listPackages(t, "linux") {
+		tests := slices.Concat(p.TestImports, p.XTestImports)
+		if slices.Contains(tests, "testing/synctest") && !slices.Contains(tests, module+"internal/testmain") {
+			t.Errorf("the tests of %s use testing/synctest without testmain.Run", p.ImportPath)
+		}
+	}
 }
 
 // listPackages asks the Go tool for our packages as one system builds them.
 func listPackages(t *testing.T, system string) (packages []listed) {
 	t.Helper()
-	cmd := exec.Command("go", "list", "-json=ImportPath,Imports", module+"...")
+	cmd := exec.Command("go", "list", "-json=ImportPath,Imports,TestImports,XTestImports", module+"...")
 	cmd.Env = append(os.Environ(), "GOOS="+system, "CGO_ENABLED=0")
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr

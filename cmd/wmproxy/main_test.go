@@ -14,6 +14,8 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"go.uber.org/goleak"
+
+	"wmproxy/internal/testmain"
 )
 
 // leakChecked runs the tests and then looks for goroutines that they left.
@@ -29,6 +31,7 @@ func (m leakChecked) Run() int {
 }
 
 func TestMain(m *testing.M) {
+	testmain.Prepare()
 	testscript.Main(leakChecked{m}, map[string]func(){"wmproxy": main})
 }
 

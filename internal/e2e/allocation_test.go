@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"wmproxy/internal/testmain"
 	"wmproxy/socks"
 )
 
@@ -151,7 +152,7 @@ func exchange(t *testing.T, conn *socks.PacketConn, echo socks.Addr, n, window i
 
 // Garbage of datagrams would cost CPU at every rate.
 func TestDatagramsDoNotAllocate(t *testing.T) {
-	if raceEnabled {
+	if testmain.Race {
 		t.Skip("sync.Pool drops at random under the race detector")
 	}
 	t.Parallel()

@@ -14,6 +14,7 @@ import (
 	"wmproxy/internal/link"
 	"wmproxy/internal/probe"
 	"wmproxy/internal/status"
+	"wmproxy/internal/testmain"
 	"wmproxy/socks"
 )
 
@@ -83,7 +84,7 @@ func stall(t testing.TB, c *socksProcess, target socks.Addr, streams int, limit 
 }
 
 func TestMemoryForStalledStreamsIsBounded(t *testing.T) {
-	if raceEnabled {
+	if testmain.Race {
 		t.Skip("the race detector keeps memory of its own")
 	}
 	const (

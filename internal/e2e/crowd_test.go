@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"wmproxy/internal/testmain"
 	"wmproxy/socks"
 )
 
@@ -87,7 +88,7 @@ func crowd(t testing.TB, c *socks.Client, to socks.Addr, n int) (conns []net.Con
 // notUnderRace skips a test of thousands of streams, which takes minutes under the race detector.
 func notUnderRace(t *testing.T) {
 	t.Helper()
-	if raceEnabled {
+	if testmain.Race {
 		t.Skip("thousands of streams take too long under the race detector")
 	}
 }

@@ -21,6 +21,7 @@ import (
 
 	"github.com/quic-go/quic-go"
 
+	"wmproxy/internal/testmain"
 	"wmproxy/socks"
 )
 
@@ -44,7 +45,7 @@ func perHalfOpen() uint64   { return 48 << 10 * raceFactor() }
 func halfOpenBound() uint64 { return 1024 * perHalfOpen() }
 
 func raceFactor() uint64 {
-	if raceEnabled {
+	if testmain.Race {
 		return 4
 	}
 	return 1

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"wmproxy/internal/probe"
+	"wmproxy/internal/testmain"
 	"wmproxy/socks"
 )
 
@@ -291,7 +292,7 @@ func TestTenThousandAssociationsLeaveNothing(t *testing.T) {
 	t.Parallel()
 	overEach(t, []string{overQUIC, overYamux}, func(t *testing.T, kind string) {
 		n := 10_000
-		if raceEnabled && kind == overYamux {
+		if testmain.Race && kind == overYamux {
 			n = 2000
 		}
 		leavesNothing(t, kind, n, atOnce, useOnce)
@@ -302,7 +303,7 @@ func TestTwoThousandConnectsLeaveNothing(t *testing.T) {
 	t.Parallel()
 	overEach(t, []string{overQUIC, overYamux}, func(t *testing.T, kind string) {
 		n := 2000
-		if raceEnabled && kind == overQUIC {
+		if testmain.Race && kind == overQUIC {
 			n = 500
 		}
 		leavesNothing(t, kind, n, 100, connectOnce)

@@ -8,6 +8,7 @@ import (
 
 	"github.com/quic-go/quic-go"
 
+	"wmproxy/internal/testmain"
 	"wmproxy/socks"
 )
 
@@ -51,7 +52,7 @@ func checkLines(t *testing.T, p *process, msg string, caused, most int) {
 func TestLogLinesOfAPeerAreBounded(t *testing.T) {
 	t.Parallel()
 	t.Run("streams beyond the limit", func(t *testing.T) {
-		if raceEnabled {
+		if testmain.Race {
 			t.Skip("the race detector takes many times as long for so many streams")
 		}
 		// Three connections, since each may have 1,023 streams beside the first.

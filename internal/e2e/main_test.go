@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"go.uber.org/goleak"
+
+	"wmproxy/internal/testmain"
 )
 
 // program is the path of the program under test, built once, with the race detector if the
@@ -42,7 +44,7 @@ func run(m *testing.M) int {
 	defer os.RemoveAll(dir)
 	program = filepath.Join(dir, "wmproxy")
 	args := []string{"build", "-o", program}
-	if raceEnabled {
+	if testmain.Race {
 		args = append(args, "-race")
 	}
 	if out, err := exec.Command("go", append(args, "wmproxy/cmd/wmproxy")...).CombinedOutput(); err != nil {

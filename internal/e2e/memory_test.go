@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"wmproxy/internal/probe"
+	"wmproxy/internal/testmain"
 )
 
 // residentKiB returns the resident memory of a process, as the system counts it.
@@ -30,7 +31,7 @@ func residentKiB(t *testing.T, p *process) int {
 
 // The memory of many associations is returned to the system, and not only to the program.
 func TestMemoryIsReturnedAfterAssociationsEnd(t *testing.T) {
-	if raceEnabled {
+	if testmain.Race {
 		t.Skip("the race detector keeps memory of its own")
 	}
 	t.Parallel()

@@ -2,7 +2,4 @@
 
 package e2e
 
-const (
-	raceEnabled = false
-	slowdown    = 1
-)
+const slowdown = 1

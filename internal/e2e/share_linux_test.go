@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"wmproxy/internal/testmain"
 	"wmproxy/socks"
 )
 
@@ -31,7 +32,7 @@ const (
 // fewDescriptors returns the usual limit of a process, or less with the race detector, because to
 // fill 1,024 would take longer than an unused descriptor counts as in use.
 func fewDescriptors() int {
-	if raceEnabled {
+	if testmain.Race {
 		return 256
 	}
 	return 1024

@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"wmproxy/internal/testmain"
 	"wmproxy/socks"
 )
 
@@ -156,7 +157,7 @@ func TestSlowReaderBlocksSenderWithoutMemory(t *testing.T) {
 	// several times the memory.
 	const mostTaken = 64 << 20
 	mostGrown := 24 << 20
-	if raceEnabled {
+	if testmain.Race {
 		mostGrown = 160 << 20
 	}
 	overEach(t, []string{overQUIC, overYamux, overProxy}, func(t *testing.T, kind string) {

@@ -16,17 +16,17 @@ import (
 	"unsafe"
 
 	"github.com/google/go-cmp/cmp"
-	"go.uber.org/goleak"
 
 	"wmproxy/internal/config"
 	"wmproxy/internal/stats"
+	"wmproxy/internal/testmain"
 	"wmproxy/internal/udpio"
 	"wmproxy/internal/user"
 	"wmproxy/socks"
 	"wmproxy/tunnel"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { testmain.Run(m) }
 
 // wait bounds what should happen at once.
 const wait = 10 * time.Second

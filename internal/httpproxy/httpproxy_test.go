@@ -20,14 +20,14 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"go.uber.org/goleak"
 
 	"wmproxy/internal/entrance"
 	"wmproxy/internal/stats"
+	"wmproxy/internal/testmain"
 	"wmproxy/internal/user"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { testmain.Run(m) }
 
 // patience bounds the waits of tests; nothing takes as long.
 const patience = 10 * time.Second

@@ -4,6 +4,7 @@ import (
 	"testing"
 
 	"wmproxy/internal/stats"
+	"wmproxy/internal/testmain"
 	"wmproxy/internal/udpio"
 	"wmproxy/tunnel"
 	"wmproxy/tunnel/carrier"
@@ -12,7 +13,7 @@ import (
 // While nothing is attached the queue fills, and then each datagram pushes out the
 // oldest: that must cost no memory either.
 func TestAnAssociationSendsWithoutAllocating(t *testing.T) {
-	if raceEnabled {
+	if testmain.Race {
 		t.Skip("sync.Pool drops at random under the race detector")
 	}
 	var numbers tunnel.FlowNumbers

@@ -7,13 +7,12 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"wmproxy/internal/bench"
+	"wmproxy/internal/testmain"
 	"wmproxy/socks"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { testmain.Run(m) }
 
 // lossInterval is long enough for a reply on a busy machine; each datagram that is lost takes it.
 const lossInterval = 2 * time.Second

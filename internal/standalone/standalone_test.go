@@ -8,15 +8,14 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"wmproxy/internal/bench"
 	"wmproxy/internal/config"
 	"wmproxy/internal/probe"
+	"wmproxy/internal/testmain"
 	"wmproxy/socks"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { testmain.Run(m) }
 
 func TestTheProxyCarriesDatagramsOfEverySizeAndAStream(t *testing.T) {
 	echo, err := bench.ListenEcho(netip.MustParseAddrPort("127.0.0.1:0"), false)

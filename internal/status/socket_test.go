@@ -21,10 +21,10 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
+	"wmproxy/internal/testmain"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { testmain.Run(m) }
 
 // stateDir returns a temporary directory with a path that is short enough for a socket.
 func stateDir(t *testing.T) string {

@@ -25,6 +25,7 @@ import (
 	"golang.org/x/net/ipv4"
 	"golang.org/x/sys/unix"
 
+	"wmproxy/internal/testmain"
 	"wmproxy/internal/tune"
 )
 
@@ -181,7 +182,7 @@ func TestReadBatchDoesNotAllocate(t *testing.T) {
 			got += n
 		}
 	})
-	if n != 0 && !raceEnabled {
+	if n != 0 && !testmain.Race {
 		t.Errorf("%v allocations for 64 datagrams", n)
 	}
 }

@@ -16,6 +16,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"wmproxy/internal/testmain"
 )
 
 func open(t testing.TB, cfg Config) *Socket {
@@ -304,7 +306,7 @@ func TestWithoutDescriptorsListenSaysEMFILE(t *testing.T) {
 }
 
 func TestReadingAndWritingDoNotAllocate(t *testing.T) {
-	if raceEnabled {
+	if testmain.Race {
 		t.Skip("the race detector makes sync.Pool forget")
 	}
 	from, to := open(t, Config{WriteBuffer: 4 << 20}), open(t, Config{})

@@ -14,12 +14,11 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
+	"wmproxy/internal/testmain"
 	"wmproxy/tools/stage"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { testmain.Run(m) }
 
 func TestMedianIsTheMiddleValue(t *testing.T) {
 	for _, test := range []struct {

@@ -9,13 +9,12 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"wmproxy/certs"
+	"wmproxy/internal/testmain"
 	"wmproxy/internal/udpio"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { testmain.Run(m) }
 
 var loopback = netip.MustParseAddrPort("127.0.0.1:0")
 

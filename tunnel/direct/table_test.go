@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"wmproxy/internal/testmain"
 )
 
 func addID(t testing.TB, r *Ring) ConnectionID {
@@ -205,7 +207,7 @@ func TestTakenPacketsAreNotOverwritten(t *testing.T) {
 }
 
 func TestDeliverAndTakeDoNotAllocate(t *testing.T) {
-	if raceEnabled {
+	if testmain.Race {
 		t.Skip("sync.Pool drops values under the race detector")
 	}
 	var table Table

@@ -10,13 +10,12 @@ import (
 	"testing/synctest"
 	"time"
 
-	"go.uber.org/goleak"
-
+	"wmproxy/internal/testmain"
 	"wmproxy/tunnel/carrier"
 	"wmproxy/tunnel/carrier/carriertest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { testmain.Run(m) }
 
 var transport = carriertest.Transport{
 	Pair: func(t testing.TB) (client, server carrier.Pending) {
@@ -65,7 +64,7 @@ func TestFullPipeMakesTheSenderWait(t *testing.T) {
 }
 
 func TestBundlesAllocateNothing(t *testing.T) {
-	if raceEnabled {
+	if testmain.Race {
 		t.Skip("the race detector allocates")
 	}
 	c, s := pair(t)

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"wmproxy/internal/stats"
+	"wmproxy/internal/testmain"
 	"wmproxy/internal/udpio"
 	"wmproxy/tunnel/carrier"
 	"wmproxy/tunnel/wire"
@@ -274,7 +275,7 @@ func TestNothingIsPaddedOnACongestedPath(t *testing.T) {
 }
 
 func TestTheQueueDoesNotAllocate(t *testing.T) {
-	if raceEnabled {
+	if testmain.Race {
 		t.Skip("sync.Pool drops at random under the race detector")
 	}
 	q, _, s := newTestQueue()

@@ -8,13 +8,12 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
+	"wmproxy/internal/testmain"
 	"wmproxy/tunnel/carrier"
 	"wmproxy/tunnel/carrier/carriertest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { testmain.Run(m) }
 
 func listen(t testing.TB) *Listener {
 	t.Helper()

@@ -6,6 +6,8 @@ import (
 	"math/rand/v2"
 	"testing"
 	"time"
+
+	"wmproxy/internal/testmain"
 )
 
 func TestALoneIPv4DatagramCostsAtMostThirteenBytes(t *testing.T) {
@@ -231,7 +233,7 @@ func TestReassemblyDoesNotAllocate(t *testing.T) {
 			r.Add(&fs[i], 0)
 		}
 	})
-	if n != 0 && !raceEnabled {
+	if n != 0 && !testmain.Race {
 		t.Errorf("%v allocations for a datagram in fragments", n)
 	}
 }

@@ -1,0 +1,9 @@
+package ingress
+
+import (
+	"testing"
+
+	"wmproxy/internal/testmain"
+)
+
+func TestMain(m *testing.M) { testmain.Run(m) }

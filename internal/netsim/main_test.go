@@ -1,0 +1,9 @@
+package netsim
+
+import (
+	"testing"
+
+	"wmproxy/internal/testmain"
+)
+
+func TestMain(m *testing.M) { testmain.Run(m) }

@@ -1,5 +1,0 @@
-//go:build !race
-
-package udpio
-
-const raceEnabled = false

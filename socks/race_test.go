@@ -1,5 +1,0 @@
-//go:build race
-
-package socks
-
-const raceEnabled = true

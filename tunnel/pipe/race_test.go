@@ -1,6 +1,0 @@
-//go:build race
-
-package pipe
-
-// raceEnabled reports that the race detector allocates.
-const raceEnabled = true
