@@ -69,7 +69,7 @@ func ClientConfig(pin *Pin, host, alpn string) *tls.Config {
 		if len(state.PeerCertificates) == 0 {
 			return errors.New("the server presented no certificate")
 		}
-		if got := PinOf(state.PeerCertificates[0]); !got.Equal(want) {
+		if got := PinOf(state.PeerCertificates[0]); got != want {
 			return &PinError{Want: want, Got: got}
 		}
 		return nil

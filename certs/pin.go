@@ -2,7 +2,6 @@ package certs
 
 import (
 	"crypto/sha256"
-	"crypto/subtle"
 	"crypto/x509"
 	"encoding/base64"
 	"errors"
@@ -40,9 +39,6 @@ func ParsePin(text string) (Pin, error) {
 
 // String returns the pin in base64url.
 func (p Pin) String() string { return pinText.EncodeToString(p[:]) }
-
-// Equal compares the pins in constant time.
-func (p Pin) Equal(q Pin) bool { return subtle.ConstantTimeCompare(p[:], q[:]) == 1 }
 
 // PinError is the error of a TLS handshake with a server that has another key than
 // the pinned one.

@@ -4,7 +4,6 @@ package server
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -20,20 +19,18 @@ import (
 
 	"wmproxy/certs"
 	"wmproxy/internal/admit"
-	"wmproxy/internal/config"
 	"wmproxy/internal/egress"
 	"wmproxy/internal/link"
 	"wmproxy/internal/notify"
 	"wmproxy/internal/share"
 	"wmproxy/internal/stats"
 	"wmproxy/internal/status"
+	"wmproxy/internal/transports"
 	"wmproxy/internal/udpio"
 	"wmproxy/internal/user"
 	"wmproxy/tunnel"
 	"wmproxy/tunnel/carrier"
 	"wmproxy/tunnel/health"
-	"wmproxy/tunnel/quic"
-	"wmproxy/tunnel/tcp"
 )
 
 // Server is a far end.
@@ -218,16 +215,9 @@ func (s *Server) awaitDrain(ctx context.Context, registry *tunnel.Registry) {
 	}
 }
 
-// listener is a QUIC or a yamux listener.
-type listener interface {
-	Accept(ctx context.Context) (carrier.Pending, error)
-	Addr() net.Addr
-	Close() error
-}
-
 // listeners is all sockets on which the server listens, with one port number.
 type listeners struct {
-	all   []listener
+	all   []transports.Listener
 	port  uint16
 	close func()
 }
@@ -237,7 +227,7 @@ type listeners struct {
 func (ls *listeners) isOwn(ap netip.AddrPort) bool { return ap.Port() == ls.port }
 
 // accept serves the connections of one listener until ctx ends.
-func (s *Server) accept(ctx context.Context, l listener, registry *tunnel.Registry, room *share.Pool, wg *sync.WaitGroup) error {
+func (s *Server) accept(ctx context.Context, l transports.Listener, registry *tunnel.Registry, room *share.Pool, wg *sync.WaitGroup) error {
 	for {
 		p, err := admit.Accept(ctx, func() (carrier.Pending, error) { return l.Accept(ctx) }, func(err error) {
 			if admit.NoDescriptors(err) {
@@ -300,11 +290,11 @@ func reason(err error) string {
 	return err.Error()
 }
 
-// portTries is the number of free TCP ports that listen tries for one whose UDP port is free too.
+// portTries is the number of free ports that listen tries for one that all transports can have.
 const portTries = 10
 
-// listen opens every socket. If the port is 0 the system chooses one for TCP, and UDP uses the
-// same; if another program has that UDP port, it tries again.
+// listen opens every socket. If the port is 0 the system chooses one for the first transport, and
+// the others use the same; if another program has it there, all begin again.
 func (s *Server) listen(id *identity) (*listeners, error) {
 	host, port, err := net.SplitHostPort(s.cfg.Listen)
 	if err != nil {
@@ -342,62 +332,31 @@ func (s *Server) listenOn(id *identity, host, port string) (*listeners, error) {
 			_ = l.Close()
 		}
 	})
-	tlsConf := certs.ServerConfig(id.certificate, carrier.ALPN)
-	if slices.Contains(s.cfg.Transports, config.Yamux) {
-		// Keep-alive begins after the handshake. Until then there is a deadline.
-		lc := net.ListenConfig{KeepAlive: -1}
-		ln, err := lc.Listen(context.Background(), "tcp", net.JoinHostPort(host, port))
-		if err != nil {
-			return nil, fmt.Errorf("listening on TCP %s: %w", s.cfg.Listen, err)
-		}
-		own := udpio.AddrPortOf(ln.Addr())
-		port = strconv.Itoa(int(own.Port()))
-		ls.add(tcp.Listen(ln, tlsConf, s.cfg.Dead, carrier.WindowsFor(int64(s.cfg.Memory))), own)
-	}
-	if slices.Contains(s.cfg.Transports, config.QUIC) {
-		l, own, err := s.listenQUIC(host, port, id, tlsConf)
-		if err != nil {
-			ls.close()
-			return nil, err
-		}
-		ls.add(l, own)
-	}
-	return ls, nil
-}
-
-func (ls *listeners) add(l listener, own netip.AddrPort) {
-	ls.all = append(ls.all, l)
-	ls.port = own.Port()
-}
-
-func (s *Server) listenQUIC(host, port string, id *identity, tlsConf *tls.Config) (listener, netip.AddrPort, error) {
-	addr := net.JoinHostPort(host, port)
-	local, err := net.ResolveUDPAddr("udp", addr)
-	if err != nil {
-		return nil, netip.AddrPort{}, &net.OpError{Op: "listen", Net: "udp", Err: err}
-	}
-	bind := udpio.AddrPortOf(local)
-	if local.IP == nil {
-		bind = netip.AddrPortFrom(netip.IPv6Unspecified(), bind.Port())
-	}
-	conn, err := udpio.ListenPacket(bind, udpio.Config{NoOffload: s.cfg.NoOffload})
-	if err != nil {
-		return nil, netip.AddrPort{}, err
-	}
-	l, err := quic.Listen(conn, tlsConf, quic.Config{
+	conf := certs.ServerConfig(id.certificate, carrier.ALPN)
+	options := transports.ListenOptions{
+		Options:             transports.Options{Dead: s.cfg.Dead, NoOffload: s.cfg.NoOffload},
+		Windows:             carrier.WindowsFor(int64(s.cfg.Memory)),
 		StatelessResetKey:   &id.resetKey,
 		VerifySourceAddress: s.mustVerify,
 		Hurry:               s.crowded,
-		Dead:                s.cfg.Dead,
-		Windows:             carrier.WindowsFor(int64(s.cfg.Memory)),
 		Admit: func(remote net.Addr) (leave func(), ok bool) {
 			return s.opening.Enter(udpio.AddrPortOf(remote).Addr(), func() {})
 		},
-	})
-	if err != nil {
-		return nil, netip.AddrPort{}, err
 	}
-	return l, udpio.AddrPortOf(conn.LocalAddr()), nil
+	for _, t := range transports.All {
+		if !slices.Contains(s.cfg.Transports, t.Kind.String()) {
+			continue
+		}
+		l, err := t.Listen(host, port, conf, options)
+		if err != nil {
+			ls.close()
+			return nil, fmt.Errorf("listening for %s on %s: %w", t.Kind, s.cfg.Listen, err)
+		}
+		ls.all = append(ls.all, l)
+		ls.port = udpio.AddrPortOf(l.Addr()).Port()
+		port = strconv.Itoa(int(ls.port))
+	}
+	return ls, nil
 }
 
 // mustVerify reports whether a QUIC client has to prove its address.

@@ -83,11 +83,11 @@ func TestABrokenAddressIsAnError(t *testing.T) {
 
 func TestWhatIsNoAddressIsWrittenAsTenBytesOfAReply(t *testing.T) {
 	want := []byte{5, 0, 0, 1, 0, 0, 0, 0, 0, 0}
-	if got := AppendReply(nil, ReplySucceeded, netip.AddrPort{}); !bytes.Equal(got, want) {
+	if got := appendReply(nil, ReplySucceeded, netip.AddrPort{}); !bytes.Equal(got, want) {
 		t.Errorf("reply is % x, want % x", got, want)
 	}
 	mapped := netip.MustParseAddrPort("[::ffff:192.0.2.7]:80")
-	if got, want := AppendReply(nil, 5, mapped), []byte{5, 5, 0, 1, 192, 0, 2, 7, 0, 80}; !bytes.Equal(got, want) {
+	if got, want := appendReply(nil, 5, mapped), []byte{5, 5, 0, 1, 192, 0, 2, 7, 0, 80}; !bytes.Equal(got, want) {
 		t.Errorf("mapped: reply is % x, want % x", got, want)
 	}
 }

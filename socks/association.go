@@ -96,7 +96,7 @@ func (n *negotiation) associate(dst []byte, junk int) error {
 		a.sock.Start(a.relayUp)
 	}
 	n.conn.Admit(a)
-	return n.say(AppendReply(make([]byte, 0, maxReplyLen), ReplySucceeded, a.bound)...)
+	return n.say(appendReply(make([]byte, 0, maxReplyLen), ReplySucceeded, a.bound)...)
 }
 
 // open binds the socket: to the address the client came to, so that answers leave from

@@ -144,8 +144,8 @@ func parseRequest(b []byte) (r request, n int, err error) {
 	return r, n, nil
 }
 
-// AppendReply appends a reply (RFC 1928 section 6). bound is never written as a
+// appendReply appends a reply (RFC 1928 section 6). bound is never written as a
 // name; the zero AddrPort becomes 0.0.0.0:0.
-func AppendReply(b []byte, code byte, bound netip.AddrPort) []byte {
+func appendReply(b []byte, code byte, bound netip.AddrPort) []byte {
 	return AppendAddrPort(append(b, version, code, 0), bound)
 }

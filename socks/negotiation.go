@@ -61,7 +61,7 @@ func (n *negotiation) say(b ...byte) error {
 
 // refuse replies to the request and returns why, for Receive to return.
 func (n *negotiation) refuse(r entrance.Result, why error) error {
-	return n.conn.Told(why, AppendReply(nil, r.SOCKS5(), netip.AddrPort{}))
+	return n.conn.Told(why, appendReply(nil, r.SOCKS5(), netip.AddrPort{}))
 }
 
 // greeting chooses a method.
@@ -141,7 +141,7 @@ func (n *negotiation) connect(req request, ahead []byte) error {
 		Target: dst.target(),
 		Ahead:  bytes.Clone(ahead),
 		Answer: func(b []byte, r entrance.Result, bound netip.AddrPort) []byte {
-			return AppendReply(b, r.SOCKS5(), bound)
+			return appendReply(b, r.SOCKS5(), bound)
 		},
 	})
 	return nil

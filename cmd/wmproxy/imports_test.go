@@ -81,8 +81,7 @@ var mayImport = map[string][]string{
 		"tunnel",
 	},
 	"server": {
-		"tunnel/tcp",
-		"tunnel/quic",
+		"internal/transports",
 		"tunnel/health",
 		"tunnel/carrier",
 		"certs",

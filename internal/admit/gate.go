@@ -30,12 +30,11 @@ type Gate struct {
 	// Close only.
 	Refuse bool
 
-	mu      sync.Mutex
-	closed  bool
-	evicted uint64
-	all     network // the Internet
-	known   map[netip.Prefix]*network
-	made    uint64 // networks so far
+	mu     sync.Mutex
+	closed bool
+	all    network // the Internet
+	known  map[netip.Prefix]*network
+	made   uint64 // networks so far
 }
 
 type entry struct {
@@ -99,13 +98,6 @@ func (g *Gate) Evict() {
 	}
 }
 
-// Evicted returns the number of connections that Enter and Evict have ended.
-func (g *Gate) Evicted() uint64 {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return g.evicted
-}
-
 // Close ends every half-open connection. Enter refuses all later ones.
 func (g *Gate) Close() {
 	g.mu.Lock()
@@ -145,7 +137,6 @@ func (g *Gate) evictLocked() *entry {
 	}
 	e := g.all.oldestOfFullest()
 	g.removeLocked(e)
-	g.evicted++
 	return e
 }
 

@@ -20,6 +20,16 @@ type Transport struct {
 
 	// Dial connects to a server and returns once TLS has passed.
 	Dial func(ctx context.Context, server netip.AddrPort, conf *tls.Config, o Options) (carrier.Pending, error)
+
+	// Listen opens the socket of a server. An empty host is all addresses; the system chooses for port 0.
+	Listen func(host, port string, conf *tls.Config, o ListenOptions) (Listener, error)
+}
+
+// A Listener accepts the connections of one transport. Accept returns once ctx ends.
+type Listener interface {
+	Accept(ctx context.Context) (carrier.Pending, error)
+	Addr() net.Addr
+	Close() error
 }
 
 // Options are what a connection needs beside its addresses and keys.
@@ -28,10 +38,22 @@ type Options struct {
 	NoOffload bool          // see udpio.Config
 }
 
+// ListenOptions are what a listener needs beside its address and keys.
+type ListenOptions struct {
+	Options
+	Windows carrier.Windows // bound the data that a client may send ahead
+
+	// See quic.Config. They are for transports over UDP.
+	StatelessResetKey   *[32]byte
+	VerifySourceAddress func(remote net.Addr) bool
+	Hurry               func() bool
+	Admit               func(remote net.Addr) (leave func(), ok bool)
+}
+
 // All are the transports, in the order in which a client tries them.
 var All = []Transport{
-	{quic.Traits, dialQUIC},
-	{tcp.Traits, dialYamux},
+	{quic.Traits, dialQUIC, listenQUIC},
+	{tcp.Traits, dialYamux, listenYamux},
 }
 
 // Traits returns those of all transports.
@@ -77,4 +99,37 @@ func dialQUIC(ctx context.Context, server netip.AddrPort, conf *tls.Config, o Op
 
 func dialYamux(ctx context.Context, server netip.AddrPort, conf *tls.Config, o Options) (carrier.Pending, error) {
 	return tcp.Dial(ctx, net.TCPAddrFromAddrPort(server), conf, o.Dead)
+}
+
+func listenQUIC(host, port string, conf *tls.Config, o ListenOptions) (Listener, error) {
+	local, err := net.ResolveUDPAddr("udp", net.JoinHostPort(host, port))
+	if err != nil {
+		return nil, &net.OpError{Op: "listen", Net: "udp", Err: err}
+	}
+	bind := udpio.AddrPortOf(local)
+	if local.IP == nil {
+		bind = netip.AddrPortFrom(netip.IPv6Unspecified(), bind.Port())
+	}
+	socket, err := udpio.ListenPacket(bind, udpio.Config{NoOffload: o.NoOffload})
+	if err != nil {
+		return nil, err
+	}
+	l, err := quic.Listen(socket, conf, quic.Config{
+		StatelessResetKey: o.StatelessResetKey, VerifySourceAddress: o.VerifySourceAddress, Hurry: o.Hurry, Admit: o.Admit,
+		Dead: o.Dead, Windows: o.Windows,
+	})
+	if err != nil {
+		return nil, err // not a nil *quic.Listener
+	}
+	return l, nil
+}
+
+func listenYamux(host, port string, conf *tls.Config, o ListenOptions) (Listener, error) {
+	// Keep-alive begins after the handshake. Until then there is a deadline.
+	lc := net.ListenConfig{KeepAlive: -1}
+	ln, err := lc.Listen(context.Background(), "tcp", net.JoinHostPort(host, port))
+	if err != nil {
+		return nil, err
+	}
+	return tcp.Listen(ln, conf, o.Dead, o.Windows), nil
 }
