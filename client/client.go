@@ -108,6 +108,9 @@ func (c *Client) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	for _, advice := range transports.Advice() {
+		c.cfg.Log.Info(advice)
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	budget := tunnel.NewBudget(int64(c.cfg.Memory), c.sessions, c.cfg.Log)

@@ -313,6 +313,9 @@ func (s *Server) listen(id *identity) (*listeners, error) {
 	if udpio.IPv4Alone(s.cfg.Listen, ls.all[0].Addr()) {
 		s.cfg.Log.Warn("this machine has no IPv6: clients reach the server over IPv4 alone")
 	}
+	for _, advice := range transports.Advice() {
+		s.cfg.Log.Info(advice)
+	}
 	return ls, nil
 }
 

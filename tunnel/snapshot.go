@@ -70,6 +70,8 @@ type CarrierStatus struct {
 
 	// SmallSegments is set on the client if TCP passed in small segments alone.
 	SmallSegments bool
+
+	Congestion string // see carrier.Traits
 }
 
 // byteCount counts the bytes of bundles both ways.
@@ -150,7 +152,7 @@ func (p *Path) snapshot() CarrierStatus {
 		Age: p.s.now() - p.began, Heard: p.s.now() - time.Duration(p.heard.Load()), RTT: p.RTT(), Health: HealthGood,
 		BundlesUp: p.beat.sent[0].Load(), BundlesDown: p.beat.received[0].Load(),
 		BundleBytesUp: p.bytes.up.Load(), BundleBytesDown: p.bytes.down.Load(),
-		OpenStreams: int(p.streams.Load()), Path: p.c.Stats(), SmallSegments: p.traits.SmallSegments,
+		OpenStreams: int(p.streams.Load()), Path: p.c.Stats(), SmallSegments: p.traits.SmallSegments, Congestion: p.traits.Congestion,
 	}
 	if c.RTT == 0 {
 		c.RTT = c.Path.RTT

@@ -106,6 +106,9 @@ type Carrier struct {
 	// SmallSegments is set, on the client, if TCP needed small segments to connect.
 	SmallSegments bool `json:"small_segments,omitempty"`
 
+	// Congestion is the kernel's congestion control for the connection, if it is TCP.
+	Congestion string `json:"congestion,omitempty"`
+
 	// Loss is the share, 0 to 1, of bundles lost recently in the worse direction, as
 	// measured by the client.
 	Loss *float64 `json:"loss,omitempty"`

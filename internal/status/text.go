@@ -117,6 +117,9 @@ func (t *text) carriers(carriers []Carrier) {
 		if c.Reason != "" {
 			health += ": " + c.Reason
 		}
+		if c.Congestion != "" {
+			health += ", congestion control " + c.Congestion
+		}
 		if c.SmallSegments {
 			health += ", in small segments: nothing came back with larger ones"
 		}

@@ -165,7 +165,7 @@ func TestWholeSessionIsReported(t *testing.T) {
 		Carriers: []tunnel.CarrierStatus{{
 			Number: 7, Kind: carrier.KindQUIC, Local: address, Remote: address, Age: time.Second, Heard: 250 * time.Millisecond, Datagrams: true, Streams: true,
 			RTT: 1234567 * time.Nanosecond, Loss: &loss, Health: tunnel.HealthSuspect, Reason: "silent",
-			BundlesUp: 1, BundlesDown: 2, BundleBytesUp: 3, BundleBytesDown: 4, OpenStreams: 5, SmallSegments: true,
+			BundlesUp: 1, BundlesDown: 2, BundleBytesUp: 3, BundleBytesDown: 4, OpenStreams: 5, SmallSegments: true, Congestion: "bbr",
 			Path: carrier.Stats{RTT: time.Hour, BytesUp: 6, BytesDown: 7, PacketsUp: 8, PacketsLost: 9},
 		}},
 		Flows: 11, OpenStreams: 12, Drops: stats.Dropped{stats.Stale: 13},
@@ -175,7 +175,7 @@ func TestWholeSessionIsReported(t *testing.T) {
 		Datagrams: Choice{7, "quic", "preferred"}, Streams: Choice{9, "", "it must be"},
 		Carriers: []Carrier{{
 			Number: 7, Transport: "quic", Local: "192.0.2.1:9", Remote: "192.0.2.1:9", AgeSeconds: 1, HeardSeconds: 0.25, ServesDatagrams: true, ServesNewStreams: true,
-			RTTMillis: 1.234, Loss: &loss, Health: "suspect", Reason: "silent", OpenStreams: 5, SmallSegments: true,
+			RTTMillis: 1.234, Loss: &loss, Health: "suspect", Reason: "silent", OpenStreams: 5, SmallSegments: true, Congestion: "bbr",
 			BundlesUp: 1, BundlesDown: 2, BundleBytesUp: 3, BundleBytesDown: 4, BytesUp: 6, BytesDown: 7, PacketsUp: 8, PacketsLost: 9,
 		}},
 		Associations: 11, OpenStreams: 12, Drops: map[string]uint64{"stale": 13},

@@ -23,6 +23,9 @@ type Transport struct {
 
 	// Listen opens the socket of a server. An empty host is all addresses; the system chooses for port 0.
 	Listen func(host, port string, conf *tls.Config, o ListenOptions) (Listener, error)
+
+	// Advice is what an operator can do for the transport on this machine, or "". nil has none.
+	Advice func() string
 }
 
 // A Listener accepts the connections of one transport. Accept returns once ctx ends.
@@ -52,14 +55,26 @@ type ListenOptions struct {
 
 // All are the transports, in the order in which a client tries them.
 var All = []Transport{
-	{quic.Traits, dialQUIC, listenQUIC},
-	{tcp.Traits, dialYamux, listenYamux},
+	{quic.Traits, dialQUIC, listenQUIC, nil},
+	{tcp.Traits, dialYamux, listenYamux, tcp.CongestionAdvice},
 }
 
 // Traits returns those of all transports.
 func Traits() (all []carrier.Traits) {
 	for _, t := range All {
 		all = append(all, t.Traits)
+	}
+	return all
+}
+
+// Advice returns that of all transports.
+func Advice() (all []string) {
+	for _, t := range All {
+		if t.Advice != nil {
+			if advice := t.Advice(); advice != "" {
+				all = append(all, advice)
+			}
+		}
 	}
 	return all
 }

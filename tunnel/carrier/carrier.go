@@ -53,6 +53,10 @@ type Traits struct {
 
 	// SmallSegments is set on the client if the path takes small packets alone.
 	SmallSegments bool
+
+	// Congestion names the congestion control that the kernel uses for this connection; "" is
+	// unknown, or the transport's own.
+	Congestion string
 }
 
 // Stats are the counts of a transport.

@@ -92,7 +92,7 @@ func (p *pending) dial(ctx context.Context, addr *net.TCPAddr) (err error) {
 
 // startTLS returns once TLS has passed; with an error it has closed the connection.
 func (p *pending) startTLS(ctx context.Context, conf *tls.Config) error {
-	tuneTCP(p.raw, p.dead)
+	p.congestion = tuneTCP(p.raw, p.dead)
 	p.records = &recordConn{Conn: udpio.RawConn(p.raw)}
 	p.tls = tls.Client(p.records, fullRecords(conf))
 	if err := p.tls.HandshakeContext(ctx); err != nil {

@@ -18,22 +18,25 @@ const (
 )
 
 // tuneTCP sets what helps and does without what the system refuses. A connection
-// whose bytes nobody acknowledges for longer than dead ends.
-func tuneTCP(conn net.Conn, dead time.Duration) {
+// whose bytes nobody acknowledges for longer than dead ends. It returns the congestion
+// control that the connection has then.
+func tuneTCP(conn net.Conn, dead time.Duration) (congestion string) {
 	c, ok := conn.(*net.TCPConn)
 	if !ok {
-		return
+		return ""
 	}
 	c.SetNoDelay(true)
 	c.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true})
 	raw, err := c.SyscallConn()
 	if err != nil {
-		return
+		return ""
 	}
 	raw.Control(func(fd uintptr) {
 		setNotSent(fd, notSentQuiet)
+		congestion = setCongestion(int(fd))
 		unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(carrier.IdleTimeout(dead).Milliseconds()))
 	})
+	return congestion
 }
 
 // notSentSetter returns what chooses between the two bounds for conn.

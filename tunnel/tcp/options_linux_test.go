@@ -30,6 +30,35 @@ func tcpOption(t *testing.T, c *net.TCPConn, option int) (value int) {
 	return value
 }
 
+func congestionOf(t *testing.T, conn *net.TCPConn) (name string) {
+	t.Helper()
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if cerr := raw.Control(func(fd uintptr) {
+		name, err = unix.GetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION)
+	}); cerr != nil || err != nil {
+		t.Fatal(cerr, err)
+	}
+	return name
+}
+
+// The advice and the sockets ask the same kernel.
+func TestBothEndsHaveBBRIfTheKernelDoes(t *testing.T) {
+	client, server := pendings(t)
+	near, far := carriertest.Shake(t, client, server)
+	for _, c := range []*connection{near.(*connection), far.(*connection)} {
+		got := congestionOf(t, c.conn.raw.(*net.TCPConn))
+		if advice := CongestionAdvice(); (got == bbr) != (advice == "") {
+			t.Errorf("congestion control %q with the advice %q", got, advice)
+		}
+		if told := c.Traits().Congestion; told != got {
+			t.Errorf("the traits say %q, the kernel %q", told, got)
+		}
+	}
+}
+
 func TestKernelKeepsMoreForBusyStream(t *testing.T) {
 	client, server := pendings(t)
 	near, _ := carriertest.Shake(t, client, server)

@@ -33,9 +33,9 @@ var (
 // Traits are those of yamux over TLS over TCP: it passes where only TCP does.
 var Traits = carrier.Traits{Kind: carrier.KindYamux, DatagramRank: 1, StreamRank: 2, InOrder: true, OwnDescriptor: true}
 
-func traits(small bool) carrier.Traits {
+func traits(small bool, congestion string) carrier.Traits {
 	t := Traits
-	t.SmallSegments = small
+	t.SmallSegments, t.Congestion = small, congestion
 	return t
 }
 
@@ -59,17 +59,18 @@ func newConfig(dead time.Duration, w carrier.Windows) *yamux.Config {
 // pending is a TCP connection with TLS on it: passed on the client, on
 // the server still to come, in Handshake.
 type pending struct {
-	raw     net.Conn
-	records *recordConn // raw, below TLS
-	tls     *tls.Conn
-	client  bool
-	dead    time.Duration
-	windows carrier.Windows
-	small   bool        // in segments of smallSegment
-	unbind  func() bool // undoes the handshake's bound
+	raw        net.Conn
+	records    *recordConn // raw, below TLS
+	tls        *tls.Conn
+	client     bool
+	dead       time.Duration
+	windows    carrier.Windows
+	small      bool        // in segments of smallSegment
+	congestion string      // of the kernel, once it is set
+	unbind     func() bool // undoes the handshake's bound
 }
 
-func (p *pending) Traits() carrier.Traits { return traits(p.small) }
+func (p *pending) Traits() carrier.Traits { return traits(p.small, p.congestion) }
 func (p *pending) LocalAddr() net.Addr    { return p.raw.LocalAddr() }
 func (p *pending) RemoteAddr() net.Addr   { return p.raw.RemoteAddr() }
 
@@ -93,7 +94,7 @@ func (p *pending) Handshake(ctx context.Context) (io.ReadWriter, error) {
 	}
 	if !p.client {
 		// Not before: a flood would be dear by the system calls alone.
-		tuneTCP(p.raw, p.dead)
+		p.congestion = tuneTCP(p.raw, p.dead)
 	}
 	p.unbind = context.AfterFunc(ctx, func() { p.raw.SetDeadline(carrier.LongAgo) })
 	return p.tls, nil
@@ -112,17 +113,18 @@ func (p *pending) Start(ctx context.Context) (carrier.Carrier, error) {
 	release := context.AfterFunc(ctx, func() { p.raw.SetDeadline(carrier.LongAgo) })
 
 	c := &connection{
-		conn:     newCoalescer(p.tls, p.records, p.raw),
-		slots:    make(chan struct{}, maxStreams),
-		openings: make(chan *opening),
-		finished: notify.New(),
-		read:     notify.New(),
-		turn:     make(chan struct{}, 1),
-		client:   p.client,
-		small:    p.small,
-		ended:    make(chan struct{}),
-		streams:  make(map[uint32]*chunkStream),
-		early:    make(map[uint32]carrier.ErrorCode),
+		conn:       newCoalescer(p.tls, p.records, p.raw),
+		slots:      make(chan struct{}, maxStreams),
+		openings:   make(chan *opening),
+		finished:   notify.New(),
+		read:       notify.New(),
+		turn:       make(chan struct{}, 1),
+		client:     p.client,
+		small:      p.small,
+		congestion: p.congestion,
+		ended:      make(chan struct{}),
+		streams:    make(map[uint32]*chunkStream),
+		early:      make(map[uint32]carrier.ErrorCode),
 	}
 	c.life, c.kill = context.WithCancelCause(context.Background())
 	c.conn.frames.arriving = c.arriving
@@ -169,13 +171,14 @@ func (p *pending) Close(carrier.ErrorCode, string) {
 
 // connection is a Carrier over yamux over TLS over TCP.
 type connection struct {
-	client  bool
-	small   bool // in small segments, because larger ones were lost
-	conn    *coalescer
-	y       *yamux.Session
-	control control
-	bundles *yamux.Stream
-	signals *yamux.Stream
+	client     bool
+	small      bool   // in small segments, because larger ones were lost
+	congestion string // of the kernel
+	conn       *coalescer
+	y          *yamux.Session
+	control    control
+	bundles    *yamux.Stream
+	signals    *yamux.Stream
 
 	sending   []byte // belongs to SendBundle
 	receiving bundleReader
@@ -232,7 +235,7 @@ func (c *connection) start() {
 	c.all.Go(c.run)
 }
 
-func (c *connection) Traits() carrier.Traits { return traits(c.small) }
+func (c *connection) Traits() carrier.Traits { return traits(c.small, c.congestion) }
 func (c *connection) Stats() carrier.Stats   { return tcpStats(c.conn.raw) }
 func (c *connection) LocalAddr() net.Addr    { return c.conn.LocalAddr() }
 func (c *connection) RemoteAddr() net.Addr   { return c.conn.RemoteAddr() }

@@ -1,0 +1,36 @@
+package e2e
+
+import (
+	"net/netip"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"wmproxy/internal/netlab"
+)
+
+// With cubic, which each host of this lab gives its connections, one stream has 0.3 Mbit/s here.
+func TestInTheLabStreamIsFastOnLossyPath(t *testing.T) {
+	t.Parallel()
+	path := netlab.Path{Delay: 100 * time.Millisecond, Rate: 50_000_000, Loss: 0.03}
+	l := &lab{Net: newNet(t, netlab.Config{Path: netlab.Symmetric(path)}), t: t}
+	for _, host := range append([]*netlab.Host{l.Home}, l.Servers...) {
+		host.SetCongestion("cubic")
+	}
+	l.in(l.Targets, func() { l.echo = startEchoAt(t, netip.AddrPortFrom(netlab.TargetAddr(), 7).String()) })
+	l.servers = []*serverProcess{{StateDir: filepath.Join(t.TempDir(), "server")}}
+	l.startServer(0)
+	l.startClient("--transport", overYamux)
+	l.client.waitUp()
+
+	const measured = 6 * time.Second
+	d := l.startTCPDownload()
+	during(2 * time.Second)
+	from := d.got.Load()
+	during(measured)
+	rate := float64(d.got.Load()-from) / measured.Seconds()
+	t.Logf("%.1f of %.1f Mbit/s; %s", rate*8/1e6, float64(bulk)*8/1e6, d.Finish())
+	if rate < 0.7*bulk {
+		t.Errorf("a stream of %d bytes/s has %.0f", bulk, rate)
+	}
+}
