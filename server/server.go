@@ -346,7 +346,8 @@ func (s *Server) listenOn(id *identity, host, port string) (*listeners, error) {
 			return s.opening.Enter(udpio.AddrPortOf(remote).Addr(), func() {})
 		},
 	}
-	for _, t := range transports.All {
+	// TCP first: its ports are taken more often.
+	for _, t := range slices.Backward(transports.All) {
 		if !slices.Contains(s.cfg.Transports, t.Kind.String()) {
 			continue
 		}

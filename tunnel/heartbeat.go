@@ -359,9 +359,10 @@ func (p *Path) resends() bool {
 	return p.beat.tcp.Lossy
 }
 
-// tcpStats returns the counts of a carrier that sends again what was lost; zero on others.
+// tcpStats returns the counts of a carrier that sends again what was lost, and is slow then; zero on
+// others.
 func (p *Path) tcpStats() health.Segments {
-	if !p.traits.InOrder {
+	if !p.traits.InOrder || p.traits.LossTolerant {
 		return health.Segments{}
 	}
 	s := p.c.Stats()

@@ -47,7 +47,7 @@ var options = map[string][]option{
 		{path: "entrance.listen", flag: "listen", usage: "listen for SOCKS5 on `HOST:PORT`"},
 	}, entranceOptions, []option{
 		{path: "transport", flag: "transport", usage: "`KIND` is quic, yamux or auto: both, each falling over to the other"},
-		{path: "streams", flag: "streams", usage: "carry TCP over `KIND` first: quic, yamux or auto, which is yamux while it seldom has to send again"},
+		{path: "streams", flag: "streams", usage: "carry TCP over `KIND` first: quic, yamux or auto, which is yamux unless losses make that slow"},
 		{path: "pick", flag: "pick", usage: "among several servers use the first that works, order, or the one with the lowest round-trip time, fastest (`HOW`)"},
 		{path: "timers.suspect", flag: "suspect", usage: "leave a connection of the tunnel that gives no sign of life, or loses half, for `TIME` while in use"},
 		{path: "timers.suspect_idle", flag: "suspect-idle", usage: "the same while nothing uses it (`TIME`)"},

@@ -31,8 +31,8 @@ type Client struct {
 	// other.
 	Transport string `yaml:"transport" default:"auto"`
 
-	// The transport that TCP prefers: quic, yamux, or auto, which is yamux while it seldom
-	// has to send again.
+	// The transport that TCP prefers: quic, yamux, or auto, which is yamux unless
+	// losses make that slow.
 	Streams string `yaml:"streams" default:"auto"`
 
 	// When a connection of the tunnel is doubted.

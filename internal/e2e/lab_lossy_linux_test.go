@@ -3,6 +3,7 @@ package e2e
 import (
 	"net/netip"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -12,6 +13,13 @@ import (
 // With cubic, which each host of this lab gives its connections, one stream has 0.3 Mbit/s here.
 func TestInTheLabStreamIsFastOnLossyPath(t *testing.T) {
 	t.Parallel()
+	overEach(t, []string{overYamux, overBoth}, func(t *testing.T, transport string) {
+		t.Parallel()
+		streamIsFastOnLossyPath(t, transport)
+	})
+}
+
+func streamIsFastOnLossyPath(t *testing.T, transport string) {
 	path := netlab.Path{Delay: 100 * time.Millisecond, Rate: 50_000_000, Loss: 0.03}
 	l := &lab{Net: newNet(t, netlab.Config{Path: netlab.Symmetric(path)}), t: t}
 	for _, host := range append([]*netlab.Host{l.Home}, l.Servers...) {
@@ -20,10 +28,18 @@ func TestInTheLabStreamIsFastOnLossyPath(t *testing.T) {
 	l.in(l.Targets, func() { l.echo = startEchoAt(t, netip.AddrPortFrom(netlab.TargetAddr(), 7).String()) })
 	l.servers = []*serverProcess{{StateDir: filepath.Join(t.TempDir(), "server")}}
 	l.startServer(0)
-	l.startClient("--transport", overYamux)
+	l.startClient("--transport", transport)
 	l.client.waitUp()
+	if transport == overBoth { // the stream must not begin over QUIC
+		l.client.WaitLog("both carriers", func(line logLine) bool {
+			return strings.Contains(line.Msg, "quic to ") && strings.Contains(line.Msg, "yamux to ")
+		})
+	}
 
 	const measured = 6 * time.Second
+	before := l.startTCPDownload() // the carriers are judged by it, over five seconds each time
+	during(12 * time.Second)
+	t.Log(before.Finish())
 	d := l.startTCPDownload()
 	during(2 * time.Second)
 	from := d.got.Load()

@@ -54,6 +54,10 @@ type Traits struct {
 	// SmallSegments is set on the client if the path takes small packets alone.
 	SmallSegments bool
 
+	// LossTolerant reports whether the connection, which sends lost packets again, stays fast then:
+	// its congestion control does not take each loss for congestion.
+	LossTolerant bool
+
 	// Congestion names the congestion control that the kernel uses for this connection; "" is
 	// unknown, or the transport's own.
 	Congestion string

@@ -6,6 +6,10 @@ import (
 	"wmproxy/tunnel/carrier"
 )
 
+// bbr is the congestion control that the tunnel's connections ask for. Unlike the kernel's usual
+// one it does not take each loss for congestion, and keeps queues short.
+const bbr = "bbr"
+
 const (
 	// backlog bounds the streams that wait for AcceptStream, on both ends:
 	// yamux grants each 256 KiB unasked. Further opens wait, so it also bounds

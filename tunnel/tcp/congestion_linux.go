@@ -8,10 +8,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// bbr is the congestion control that the tunnel's connections ask for. Unlike the kernel's usual
-// one it does not take each loss for congestion, and keeps queues short.
-const bbr = "bbr"
-
 const allowedCongestion = "/proc/sys/net/ipv4/tcp_allowed_congestion_control" // for users who are not root
 
 // setCongestion gives the socket bbr if the kernel has it and allows it, and returns what the

@@ -36,6 +36,7 @@ var Traits = carrier.Traits{Kind: carrier.KindYamux, DatagramRank: 1, StreamRank
 func traits(small bool, congestion string) carrier.Traits {
 	t := Traits
 	t.SmallSegments, t.Congestion = small, congestion
+	t.LossTolerant = congestion == bbr
 	return t
 }
 
