@@ -363,7 +363,7 @@ func (h *Health) Interval(now time.Duration, inUse bool) time.Duration {
 	case inUse:
 		return often
 	}
-	return min(h.t.SuspectIdle/2, idleProbe)
+	return min(h.t.SuspectIdle/2, idleProbe, h.t.Dead/3) // the server ends what is silent for Dead
 }
 
 // Full says whether the ping of this id goes in a bundle of the largest size.

@@ -458,3 +458,15 @@ func count(c *wire.Counts, n int) {
 		c[i+1]++
 	}
 }
+
+func TestIdleCarrierIsAskedThriceWithinDead(t *testing.T) {
+	for _, dead := range []time.Duration{3 * time.Second, 10 * time.Second, 30 * time.Second} {
+		h := New(Timers{Dead: dead}.WithDefaults(), 0)
+		h.Ask(0)
+		h.Sent(1, wire.Counts{})
+		h.Answer(time.Millisecond, &wire.Probe{Pong: true, ID: 1}, wire.Counts{})
+		if every := h.Interval(time.Second, false); 3*every > dead {
+			t.Errorf("it is asked every %v, and ends after %v", every, dead)
+		}
+	}
+}
