@@ -8,10 +8,9 @@ import (
 	"wmproxy/internal/notify"
 )
 
-// bundles is the bundles under way in one direction: a ring of slots whose
-// buffers are used again.
+// bundles are those under way in one direction: a ring of slots with buffers that are used again.
 type bundles struct {
-	link   *link
+	done   <-chan struct{} // of the connection
 	config Config
 
 	mu    sync.Mutex
@@ -33,13 +32,13 @@ type slot struct {
 	due time.Time // zero is at once
 }
 
-func newBundles(link *link, config Config) *bundles {
+func newBundles(done <-chan struct{}, config Config) *bundles {
 	queue := config.Queue
 	if queue <= 0 {
 		queue = maxBundles
 	}
 	return &bundles{
-		link: link, config: config,
+		done: done, config: config,
 		slots:   make([]slot, queue),
 		arrived: notify.New(), room: notify.New(),
 		dice: rand.New(rand.NewPCG(config.Seed, 1)),
@@ -62,7 +61,7 @@ func (q *bundles) send(b []byte) bool {
 	lost := q.config.Loss > 0 && q.dice.Float64() < q.config.Loss
 	for {
 		select {
-		case <-q.link.done:
+		case <-q.done:
 			return false
 		default:
 		}
@@ -78,7 +77,7 @@ func (q *bundles) send(b []byte) bool {
 		q.mu.Unlock()
 		select {
 		case <-q.room:
-		case <-q.link.done:
+		case <-q.done:
 		}
 		q.mu.Lock()
 	}
@@ -139,7 +138,7 @@ func (q *bundles) receive(dst [][]byte) (int, bool) {
 	q.lent = 0
 	for len(dst) > 0 {
 		select {
-		case <-q.link.done:
+		case <-q.done:
 			return 0, false
 		default:
 		}
@@ -177,7 +176,7 @@ func (q *bundles) await(wait time.Duration) {
 	select {
 	case <-q.arrived:
 	case <-due:
-	case <-q.link.done:
+	case <-q.done:
 	}
 	q.mu.Lock()
 	if q.due != nil {

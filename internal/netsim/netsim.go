@@ -4,14 +4,8 @@ package netsim
 
 import (
 	"context"
-	"crypto/hkdf"
-	"crypto/rand"
-	"crypto/sha256"
-	"errors"
 	"io"
-	"net"
 	"os"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -24,7 +18,6 @@ const (
 	maxStreams = 64 // streams that wait for AcceptStream
 
 	maxUnread = 128 << 10 // bytes written and not read, in one direction of a stream
-	minBuffer = 4 << 10   // bytes that a stream's buffer begins with
 )
 
 // Config is the path of what one end of a pipe sends. The zero value is
@@ -48,15 +41,13 @@ type Config struct {
 
 // New returns the two ends of a connection in memory; the first is the client.
 func New(client, server Config) (*End, *End) {
-	link := &link{opened: make(chan struct{})}
-	link.life, link.kill = context.WithCancel(context.Background())
-	link.done = link.life.Done()
-	rand.Read(link.secret[:])
-	c := &End{link: link, side: 0, config: client}
-	s := &End{link: link, side: 1, config: server}
+	near, far := pipe.New()
+	life, kill := context.WithCancel(context.Background())
+	c := &End{End: near, config: client, life: life, kill: kill}
+	s := &End{End: far, config: server, life: life, kill: kill}
 	for _, e := range []*End{c, s} {
 		e.SetMaxBundle(e.config.MaxBundle)
-		e.bundles = newBundles(link, e.config)
+		e.bundles = newBundles(life.Done(), e.config)
 		e.streams = make(chan *stream, maxStreams)
 	}
 	c.peer, s.peer = s, c
@@ -64,35 +55,15 @@ func New(client, server Config) (*End, *End) {
 	return c, s
 }
 
-// link is what the two ends share.
-type link struct {
-	secret [32]byte
-	open   sync.Once
-	opened chan struct{} // the client has begun the handshake
-
-	end  sync.Once
-	life context.Context
-	kill context.CancelFunc
-	done <-chan struct{} // life's
-	errs [2]error        // by side; set before life ends
-}
-
-// ended returns why the pipe ended as side sees it, nil while it lives.
-func (l *link) ended(side int) error {
-	select {
-	case <-l.done:
-		return l.errs[side]
-	default:
-		return nil
-	}
-}
-
-// End is one end of a pipe: a Pending, and after Start the Carrier too.
+// End is one end of a pipe: a Pending, and after Start the Carrier too. Its bundles and streams take the
+// configured path instead of the pipe.
 type End struct {
-	link   *link
-	side   int // 0 is the client
+	*pipe.End
 	peer   *End
 	config Config
+
+	life context.Context // of the connection, which both ends share
+	kill context.CancelFunc
 
 	max     atomic.Int64
 	muted   atomic.Bool
@@ -108,8 +79,14 @@ var (
 	_ carrier.Carrier = (*End)(nil)
 )
 
-// Break cuts the pipe as a dying network would: both ends' Err is err.
-func (e *End) Break(err error) { e.finish(err, err) }
+// Break cuts the connection as a dying network would: both ends' Err is err.
+func (e *End) Break(err error) { e.End.Break(err); e.kill() }
+
+// Close implements Pending and Carrier.
+func (e *End) Close(code carrier.ErrorCode, reason string) { e.End.Close(code, reason); e.kill() }
+
+// Done implements Carrier.
+func (e *End) Done() <-chan struct{} { return e.life.Done() }
 
 // SetMaxBundle changes MaxBundle, as a change of path would; 0 is MaxBundleSize.
 func (e *End) SetMaxBundle(n int) {
@@ -117,13 +94,6 @@ func (e *End) SetMaxBundle(n int) {
 		n = carrier.MaxBundleSize
 	}
 	e.max.Store(int64(min(max(n, carrier.MinBundle), carrier.MaxBundleSize)))
-}
-
-func (e *End) finish(ours, theirs error) {
-	e.link.end.Do(func() {
-		e.link.errs[e.side], e.link.errs[1-e.side] = ours, theirs
-		e.link.kill()
-	})
 }
 
 // Traits returns the configuration's.
@@ -134,34 +104,10 @@ func (e *End) Traits() carrier.Traits {
 	return pipe.Traits
 }
 
-// Stats returns nothing.
-func (e *End) Stats() carrier.Stats { return carrier.Stats{} }
-
-// LocalAddr returns a name for this end.
-func (e *End) LocalAddr() net.Addr { return addr(e.side) }
-
-// RemoteAddr returns a name for the other end.
-func (e *End) RemoteAddr() net.Addr { return addr(1 - e.side) }
-
-// Protocol returns ALPN.
-func (e *End) Protocol() string { return carrier.ALPN }
-
-// ExportKey derives n bytes from a secret of this pipe alone.
-func (e *End) ExportKey(label string, n int) ([]byte, error) {
-	return hkdf.Expand(sha256.New, e.link.secret[:], label, n)
-}
-
 // Handshake implements Pending.
 func (e *End) Handshake(ctx context.Context) (io.ReadWriter, error) {
-	if e.side == 0 {
-		e.link.open.Do(func() { close(e.link.opened) })
-	}
-	select {
-	case <-e.link.opened:
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	case <-e.link.done:
-		return nil, e.link.errs[e.side]
+	if _, err := e.End.Handshake(ctx); err != nil {
+		return nil, err
 	}
 	e.unbind = context.AfterFunc(ctx, func() { e.control.SetDeadline(carrier.LongAgo) })
 	return handshake{e}, nil
@@ -181,7 +127,7 @@ func (h handshake) Write(p []byte) (int, error) {
 }
 
 func (h handshake) reason(err error) error {
-	if ended := h.e.link.ended(h.e.side); err != nil && ended != nil {
+	if ended := h.e.Err(); err != nil && ended != nil {
 		return ended
 	}
 	return err
@@ -189,43 +135,15 @@ func (h handshake) reason(err error) error {
 
 // Start implements Pending. The carrier is e itself.
 func (e *End) Start(ctx context.Context) (carrier.Carrier, error) {
-	if e.unbind == nil {
-		return nil, errors.New("Start before Handshake")
+	if _, err := e.End.Start(ctx); err != nil {
+		return nil, err
 	}
 	if !e.unbind() {
 		return nil, os.ErrDeadlineExceeded
 	}
-	if err := ctx.Err(); err != nil {
-		return nil, err
-	}
-	if err := e.link.ended(e.side); err != nil {
-		return nil, err
-	}
 	e.control.SetDeadline(time.Time{})
 	return e, nil
 }
-
-// Close implements Pending and Carrier.
-func (e *End) Close(code carrier.ErrorCode, reason string) {
-	e.finish(net.ErrClosed, &carrier.CloseError{Code: code, Reason: carrier.CutReason(reason)})
-}
-
-type addr int
-
-func (addr) Network() string { return "pipe" }
-
-func (a addr) String() string {
-	if a == 0 {
-		return "pipe-client"
-	}
-	return "pipe-server"
-}
-
-// Done implements Carrier.
-func (e *End) Done() <-chan struct{} { return e.link.done }
-
-// Err implements Carrier.
-func (e *End) Err() error { return e.link.ended(e.side) }
 
 // MaxBundle implements Carrier.
 func (e *End) MaxBundle() int { return int(e.max.Load()) }
@@ -273,7 +191,7 @@ func (e *End) OpenStream(ctx context.Context) (carrier.Stream, error) {
 		return ours, nil
 	case <-ctx.Done():
 		return nil, ctx.Err()
-	case <-e.link.done:
+	case <-e.Done():
 		return nil, e.Err()
 	}
 }
@@ -285,7 +203,7 @@ func (e *End) AcceptStream(ctx context.Context) (carrier.Stream, error) {
 		return s, nil
 	case <-ctx.Done():
 		return nil, ctx.Err()
-	case <-e.link.done:
+	case <-e.Done():
 		return nil, e.Err()
 	}
 }

@@ -178,3 +178,14 @@ func TestLimitMayShrink(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+func TestPerfectNetworkIsACarrier(t *testing.T) {
+	carriertest.Run(t, carriertest.Transport{
+		Pair: func(t testing.TB) (client, server carrier.Pending) {
+			c, s := New(Config{}, Config{})
+			t.Cleanup(func() { c.Close(carrier.CodeNone, "") })
+			return c, s
+		},
+		Cut: func(client, _ carrier.Carrier) { client.(*End).Break(io.ErrUnexpectedEOF) },
+	})
+}

@@ -1,6 +1,7 @@
 package netsim
 
 import (
+	"bytes"
 	"context"
 	"io"
 	"os"
@@ -22,19 +23,19 @@ type stream struct {
 var _ carrier.Stream = (*stream)(nil)
 
 func newStreams(a, b *End) (ofA, ofB *stream) {
-	ab := newHalf(a.link, a.config.Delay)
-	ba := newHalf(b.link, b.config.Delay)
+	ab := newHalf(a)
+	ba := newHalf(b)
 	ofA, ofB = &stream{end: a, in: ba, out: ab}, &stream{end: b, in: ab, out: ba}
 	ofA.peer, ofB.peer = ofB, ofA
 	return ofA, ofB
 }
 
-func (s *stream) Read(p []byte) (int, error) { return s.in.read(p, s.end.side) }
+func (s *stream) Read(p []byte) (int, error) { return s.in.read(p, s.end) }
 func (s *stream) Write(p []byte) (int, error) {
 	if s.end.muted.Load() {
 		return len(p), nil
 	}
-	return s.out.write(p, s.end.side)
+	return s.out.write(p, s.end)
 }
 
 func (s *stream) WriteFramed(b []byte) (int, error) { return s.Write(b[carrier.Headroom:]) }
@@ -45,9 +46,10 @@ func (s *stream) CloseWrite() error {
 	if s.out.reset != nil && !s.out.ended {
 		return s.out.reset
 	}
-	s.out.ended = true
-	s.out.mark()
-	s.out.readable.Wake()
+	if !s.out.ended {
+		s.out.ended = true
+		s.out.send(nil)
+	}
 	s.out.writable.Wake()
 	return nil
 }
@@ -63,7 +65,7 @@ func (s *stream) Reset(code carrier.ErrorCode) {
 	s.peer.life.End(&carrier.ResetError{Code: code})
 }
 
-func (s *stream) Context() context.Context { return s.life.Of(s.end.link.life) }
+func (s *stream) Context() context.Context { return s.life.Of(s.end.life) }
 
 func (s *stream) SetDeadline(t time.Time) error {
 	s.in.mu.Lock()
@@ -80,32 +82,29 @@ func (s *stream) SetDeadline(t time.Time) error {
 
 // half is one direction of a stream.
 type half struct {
-	link  *link
+	done  <-chan struct{} // of the connection
 	delay time.Duration
 
-	mu       sync.Mutex
-	buf      []byte // a ring, grown as needed to maxUnread
-	start, n int
-	ended    bool // the writer wrote all it had
-	endRead  bool // and the reader knows
-	reset    *carrier.ResetError
-
-	// marks say when bytes that were written arrive, where delay is not 0.
-	marks   []mark
-	arrived int // bytes of n that have
+	mu      sync.Mutex
+	chunks  []chunk // sent and not read
+	unread  int     // bytes of them
+	ended   bool    // the writer wrote all it had
+	endRead bool    // and the reader knows
+	reset   *carrier.ResetError
 
 	readBy, writeBy    time.Time
 	readable, writable notify.Signal // something changed
 }
 
-// mark is bytes that arrive together; the end is a mark of 0 bytes.
-type mark struct {
-	n   int
-	due time.Time
+// chunk is bytes that arrive together; one of 0 bytes is the end.
+type chunk struct {
+	data []byte
+	due  time.Time
 }
 
-func newHalf(link *link, delay time.Duration) *half {
-	return &half{link: link, delay: delay, readable: notify.New(), writable: notify.New()}
+// newHalf returns the direction in which from writes.
+func newHalf(from *End) *half {
+	return &half{done: from.Done(), delay: from.config.Delay, readable: notify.New(), writable: notify.New()}
 }
 
 func (h *half) endedCleanly() bool {
@@ -125,15 +124,15 @@ func (h *half) abandon(code carrier.ErrorCode) {
 	defer h.mu.Unlock()
 	if h.reset == nil {
 		h.reset = &carrier.ResetError{Code: code}
-		h.buf = nil
+		h.chunks = nil
 	}
 	h.readable.Wake()
 	h.writable.Wake()
 }
 
-// state returns what ends a call regardless of data.
-func (h *half) state(side int, by time.Time) error {
-	if err := h.link.ended(side); err != nil {
+// state returns what ends a call of e regardless of data.
+func (h *half) state(e *End, by time.Time) error {
+	if err := e.Err(); err != nil {
 		return &carrier.ResetError{Cause: err}
 	}
 	if h.reset != nil {
@@ -145,68 +144,56 @@ func (h *half) state(side int, by time.Time) error {
 	return nil
 }
 
-// mark notes that what was written since arrives after the delay.
-func (h *half) mark() {
-	if h.delay == 0 {
-		return
-	}
-	n := h.n - h.arrived
-	for _, m := range h.marks {
-		n -= m.n
-	}
-	h.marks = append(h.marks, mark{n: n, due: time.Now().Add(h.delay)})
+// send puts data, which is h's from now on, on its way.
+func (h *half) send(data []byte) {
+	h.chunks = append(h.chunks, chunk{data, time.Now().Add(h.delay)})
+	h.unread += len(data)
+	h.readable.Wake()
 }
 
-// arrivals counts what has arrived and returns how long the next takes, 0 for none.
-func (h *half) arrivals() time.Duration {
-	if h.delay == 0 {
-		h.arrived = h.n
-		return 0
-	}
-	for len(h.marks) > 0 {
-		if wait := time.Until(h.marks[0].due); wait > 0 {
-			return wait
-		}
-		h.arrived += h.marks[0].n
-		h.marks = h.marks[1:]
-	}
-	return 0
-}
-
-func (h *half) read(p []byte, side int) (int, error) {
+func (h *half) read(p []byte, e *End) (int, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for {
 		if h.endRead {
 			return 0, io.EOF
 		}
-		if err := h.state(side, h.readBy); err != nil || len(p) == 0 {
+		if err := h.state(e, h.readBy); err != nil || len(p) == 0 {
 			return 0, err
 		}
-		wait := h.arrivals()
-		if h.arrived > 0 {
-			n := copy(p, h.buf[h.start:min(h.start+h.arrived, len(h.buf))])
-			h.start = (h.start + n) % len(h.buf)
-			h.n -= n
-			h.arrived -= n
-			h.writable.Wake()
-			return n, nil
-		}
-		if h.ended && h.n == 0 && len(h.marks) == 0 {
-			h.endRead = true
-			h.buf = nil
-			return 0, io.EOF
+		var wait time.Duration
+		if len(h.chunks) > 0 {
+			first := &h.chunks[0]
+			if wait = time.Until(first.due); wait <= 0 {
+				return h.take(first, p)
+			}
 		}
 		h.await(h.readable, earlier(wait, h.readBy))
 	}
 }
 
-func (h *half) write(p []byte, side int) (int, error) {
+// take reads from the first chunk, which has arrived.
+func (h *half) take(first *chunk, p []byte) (int, error) {
+	n := copy(p, first.data)
+	first.data = first.data[n:]
+	h.unread -= n
+	if len(first.data) == 0 {
+		h.chunks = h.chunks[1:]
+	}
+	if n == 0 {
+		h.endRead = true
+		return 0, io.EOF
+	}
+	h.writable.Wake()
+	return n, nil
+}
+
+func (h *half) write(p []byte, e *End) (int, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	written := 0
 	for {
-		if err := h.state(side, h.writeBy); err != nil {
+		if err := h.state(e, h.writeBy); err != nil {
 			return written, err
 		}
 		if h.ended {
@@ -215,35 +202,15 @@ func (h *half) write(p []byte, side int) (int, error) {
 		if len(p) == 0 {
 			return written, nil
 		}
-		if free := maxUnread - h.n; free > 0 {
+		if free := maxUnread - h.unread; free > 0 {
 			n := min(len(p), free)
-			h.put(p[:n])
-			h.mark()
-			h.readable.Wake()
+			h.send(bytes.Clone(p[:n]))
 			p = p[n:]
 			written += n
 			continue
 		}
 		h.await(h.writable, earlier(0, h.writeBy))
 	}
-}
-
-// put appends p to the ring, which has room for it within maxUnread.
-func (h *half) put(p []byte) {
-	if need := h.n + len(p); need > len(h.buf) {
-		size := max(minBuffer, len(h.buf))
-		for size < need {
-			size *= 2
-		}
-		grown := make([]byte, size)
-		k := copy(grown, h.buf[h.start:min(h.start+h.n, len(h.buf))])
-		copy(grown[k:], h.buf[:h.n-k])
-		h.buf, h.start = grown, 0
-	}
-	at := (h.start + h.n) % len(h.buf)
-	k := copy(h.buf[at:], p)
-	copy(h.buf, p[k:])
-	h.n += len(p)
 }
 
 // earlier is the shorter of wait and the time until by; 0 and the zero time are never.
@@ -271,6 +238,6 @@ func (h *half) await(change notify.Signal, wait time.Duration) {
 	select {
 	case <-change:
 	case <-due:
-	case <-h.link.done:
+	case <-h.done:
 	}
 }
