@@ -1,6 +1,7 @@
 package quic
 
 import (
+	"context"
 	"errors"
 	"net"
 	"testing"
@@ -15,40 +16,21 @@ func TestMain(m *testing.M) { testmain.Run(m) }
 
 func pendings(t testing.TB) (client, server carrier.Pending) {
 	t.Helper()
-	return pendingsOver(t, nil, loopbackUDP(t))
-}
-
-func loopbackUDP(t testing.TB) *net.UDPConn {
-	t.Helper()
-	socket, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return socket
+	return pendingsOver(t, nil, carriertest.LoopbackUDP(t))
 }
 
 // pendingsOver makes the connection over the sockets of its ends; of the near one
-// over its own where that is nil.
+// over its own if that is nil.
 func pendingsOver(t testing.TB, near, far net.PacketConn) (client, server carrier.Pending) {
 	t.Helper()
-	ctx := carriertest.Context(t)
 	clientTLS, serverTLS := carriertest.TLS()
 	ln, err := Listen(far, serverTLS, Config{StatelessResetKey: &[32]byte{1}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { ln.Close() })
-	client, err = Dial(ctx, near, ln.Addr().(*net.UDPAddr), clientTLS, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { client.Close(carrier.CodeShutdown, "") })
-	server, err = ln.Accept(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { server.Close(carrier.CodeShutdown, "") })
-	return client, server
+	return carriertest.Connect(t, ln, func(ctx context.Context) (carrier.Pending, error) {
+		return Dial(ctx, near, ln.Addr().(*net.UDPAddr), clientTLS, 0)
+	})
 }
 
 // The server's idle timeout is too long to wait for.
@@ -67,18 +49,14 @@ func TestStatsCountTheStream(t *testing.T) {
 }
 
 func TestIdleTimeoutOutlivesDead(t *testing.T) {
-	for _, dead := range []time.Duration{0, time.Second, 2 * time.Minute, time.Hour} {
-		if got, want := newConfig(dead, carrier.Windows{}).MaxIdleTimeout, carrier.IdleTimeout(dead); got != want {
-			t.Errorf("%v: got %v, want %v", dead, got, want)
-		}
-	}
+	carriertest.OutlivesDead(t, func(dead time.Duration) time.Duration { return newConfig(dead, carrier.Windows{}).MaxIdleTimeout })
 }
 
 func TestServerOfAnotherProtocolIsNamed(t *testing.T) {
 	clientTLS, serverTLS := carriertest.TLS()
 	serverTLS = serverTLS.Clone()
 	serverTLS.NextProtos = []string{"another"}
-	ln, err := Listen(loopbackUDP(t), serverTLS, Config{})
+	ln, err := Listen(carriertest.LoopbackUDP(t), serverTLS, Config{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -35,8 +35,8 @@ func TestBundlesOfTheLargestSizeFillTheirPackets(t *testing.T) {
 	}
 	const enough = 1394 // discovery stops within 21 bytes of a packet of 1452, of which 37 are no payload
 	ctx := carriertest.Context(t)
-	counting := &countingSocket{UDPConn: loopbackUDP(t)}
-	cp, sp := pendingsOver(t, counting, loopbackUDP(t))
+	counting := &countingSocket{UDPConn: carriertest.LoopbackUDP(t)}
+	cp, sp := pendingsOver(t, counting, carriertest.LoopbackUDP(t))
 	client, server := carriertest.Shake(t, cp, sp)
 	if n := client.MaxBundle(); n < carrier.MinBundle || n > packetSize {
 		t.Fatalf("MaxBundle starts at %d", n)
@@ -103,17 +103,25 @@ func TestBundlesOfTheLargestSizeFillTheirPackets(t *testing.T) {
 	}
 }
 
-func TestStreamBeforeAnswerClosesConnection(t *testing.T) {
+// greeted returns the ends of a connection whose client has sent its first bytes.
+func greeted(t *testing.T) (client, server carrier.Pending, near, far io.ReadWriter) {
+	t.Helper()
 	ctx := carriertest.Context(t)
-	client, server := pendings(t)
-	rw, err := client.Handshake(ctx)
+	client, server = pendings(t)
+	near, err := client.Handshake(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
-	rw.Write([]byte("hello"))
-	if _, err := server.Handshake(ctx); err != nil {
+	near.Write([]byte("hello"))
+	far, err = server.Handshake(ctx)
+	if err != nil {
 		t.Fatal(err)
 	}
+	return client, server, near, far
+}
+
+func TestStreamBeforeAnswerClosesConnection(t *testing.T) {
+	client, _, rw, _ := greeted(t)
 	second, err := client.(*pending).conn.OpenStream()
 	if err != nil {
 		t.Fatal(err)
@@ -300,16 +308,7 @@ func unreadableInitial() []byte {
 
 func TestAStreamOpenedRightAfterTheAnswerIsNotLost(t *testing.T) {
 	ctx := carriertest.Context(t)
-	client, server := pendings(t)
-	rw, err := client.Handshake(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	rw.Write([]byte("hello"))
-	srw, err := server.Handshake(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
+	client, server, rw, srw := greeted(t)
 	if _, err := srw.Write([]byte("welcome")); err != nil {
 		t.Fatal(err)
 	}
@@ -347,18 +346,9 @@ func TestAStreamOpenedRightAfterTheAnswerIsNotLost(t *testing.T) {
 }
 
 func TestARefusalReachesTheClientAsCodeAndSentence(t *testing.T) {
-	ctx := carriertest.Context(t)
-	client, server := pendings(t)
-	rw, err := client.Handshake(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	rw.Write([]byte("hello"))
-	if _, err := server.Handshake(ctx); err != nil {
-		t.Fatal(err)
-	}
+	_, server, rw, _ := greeted(t)
 	server.Close(carrier.CodeAuth, "wrong token")
-	_, err = rw.Read(make([]byte, 1))
+	_, err := rw.Read(make([]byte, 1))
 	closed, ok := errors.AsType[*carrier.CloseError](err)
 	if !ok || closed.Code != carrier.CodeAuth || closed.Reason != "wrong token" {
 		t.Fatalf("got %v", err)
@@ -418,7 +408,7 @@ func (s *deliveredSocket) Delivered() { s.told.Add(1) }
 func TestTheSocketsOfBothEndsAreToldOfBundles(t *testing.T) {
 	var sockets [2]*deliveredSocket
 	for i := range sockets {
-		sockets[i] = &deliveredSocket{UDPConn: loopbackUDP(t)}
+		sockets[i] = &deliveredSocket{UDPConn: carriertest.LoopbackUDP(t)}
 	}
 	cp, sp := pendingsOver(t, sockets[0], sockets[1])
 	client, server := carriertest.Shake(t, cp, sp)

@@ -84,11 +84,9 @@ func TestStatsCountTheStream(t *testing.T) {
 }
 
 func TestIdleTimeoutOutlivesDead(t *testing.T) {
-	for _, dead := range []time.Duration{0, time.Second, 2 * time.Minute, time.Hour} {
-		if got, want := newConfig(dead, carrier.Windows{}).ConnectionWriteTimeout, carrier.IdleTimeout(dead); got != want {
-			t.Errorf("%v: got %v, want %v", dead, got, want)
-		}
-	}
+	carriertest.OutlivesDead(t, func(dead time.Duration) time.Duration {
+		return newConfig(dead, carrier.Windows{}).ConnectionWriteTimeout
+	})
 }
 
 func TestServerOfAnotherProtocolIsNamed(t *testing.T) {
