@@ -13,35 +13,22 @@ import (
 // userTimeout is how long the connection bears that nobody acknowledges its bytes.
 func userTimeout(t *testing.T, c *net.TCPConn) time.Duration {
 	t.Helper()
-	return time.Duration(tcpOption(t, c, unix.TCP_USER_TIMEOUT)) * time.Millisecond
+	return time.Duration(tcpOption(t, c, unix.GetsockoptInt, unix.TCP_USER_TIMEOUT)) * time.Millisecond
 }
 
-func tcpOption(t *testing.T, c *net.TCPConn, option int) (value int) {
+// tcpOption returns an option of the connection's socket. get is one of unix.Getsockopt….
+func tcpOption[V any](t *testing.T, c *net.TCPConn, get func(fd, level, option int) (V, error), option int) (value V) {
 	t.Helper()
 	raw, err := c.SyscallConn()
 	if err != nil {
 		t.Fatal(err)
 	}
 	if cerr := raw.Control(func(fd uintptr) {
-		value, err = unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, option)
+		value, err = get(int(fd), unix.IPPROTO_TCP, option)
 	}); cerr != nil || err != nil {
 		t.Fatal(cerr, err)
 	}
 	return value
-}
-
-func congestionOf(t *testing.T, conn *net.TCPConn) (name string) {
-	t.Helper()
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if cerr := raw.Control(func(fd uintptr) {
-		name, err = unix.GetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION)
-	}); cerr != nil || err != nil {
-		t.Fatal(cerr, err)
-	}
-	return name
 }
 
 // The advice and the sockets ask the same kernel.
@@ -49,7 +36,7 @@ func TestBothEndsHaveBBRIfTheKernelDoes(t *testing.T) {
 	client, server := pendings(t)
 	near, far := carriertest.Shake(t, client, server)
 	for _, c := range []*connection{near.(*connection), far.(*connection)} {
-		got := congestionOf(t, c.conn.raw.(*net.TCPConn))
+		got := tcpOption(t, c.conn.raw.(*net.TCPConn), unix.GetsockoptString, unix.TCP_CONGESTION)
 		if advice := CongestionAdvice(); (got == bbr) != (advice == "") {
 			t.Errorf("congestion control %q with the advice %q", got, advice)
 		}
@@ -63,7 +50,7 @@ func TestKernelKeepsMoreForBusyStream(t *testing.T) {
 	client, server := pendings(t)
 	near, _ := carriertest.Shake(t, client, server)
 	c := near.(*connection)
-	held := func() int { return tcpOption(t, c.conn.raw.(*net.TCPConn), unix.TCP_NOTSENT_LOWAT) }
+	held := func() int { return tcpOption(t, c.conn.raw.(*net.TCPConn), unix.GetsockoptInt, unix.TCP_NOTSENT_LOWAT) }
 	write := func(wanted int) {
 		c.conn.mu.Lock()
 		c.conn.wanted = wanted

@@ -33,13 +33,6 @@ var (
 // Traits are those of yamux over TLS over TCP: it passes where only TCP does.
 var Traits = carrier.Traits{Kind: carrier.KindYamux, DatagramRank: 1, StreamRank: 2, InOrder: true, OwnDescriptor: true}
 
-func traits(small bool, congestion string) carrier.Traits {
-	t := Traits
-	t.SmallSegments, t.Congestion = small, congestion
-	t.LossTolerant = congestion == bbr
-	return t
-}
-
 // newConfig is for connections whose Timers.Dead is dead. When one has taken no byte
 // at all for longer, yamux is in no defined state (GHSA-29qp-crvh-w22m) and the carrier ends.
 func newConfig(dead time.Duration, w carrier.Windows) *yamux.Config {
@@ -71,9 +64,15 @@ type pending struct {
 	unbind     func() bool // undoes the handshake's bound
 }
 
-func (p *pending) Traits() carrier.Traits { return traits(p.small, p.congestion) }
-func (p *pending) LocalAddr() net.Addr    { return p.raw.LocalAddr() }
-func (p *pending) RemoteAddr() net.Addr   { return p.raw.RemoteAddr() }
+// Traits says nothing of congestion control on the server before Handshake has returned.
+func (p *pending) Traits() carrier.Traits {
+	t := Traits
+	t.SmallSegments, t.Congestion, t.LossTolerant = p.small, p.congestion, p.congestion == bbr
+	return t
+}
+
+func (p *pending) LocalAddr() net.Addr  { return p.raw.LocalAddr() }
+func (p *pending) RemoteAddr() net.Addr { return p.raw.RemoteAddr() }
 
 // Protocol is "" on the server before Handshake has returned.
 func (p *pending) Protocol() string {
@@ -114,18 +113,17 @@ func (p *pending) Start(ctx context.Context) (carrier.Carrier, error) {
 	release := context.AfterFunc(ctx, func() { p.raw.SetDeadline(carrier.LongAgo) })
 
 	c := &connection{
-		conn:       newCoalescer(p.tls, p.records, p.raw),
-		slots:      make(chan struct{}, maxStreams),
-		openings:   make(chan *opening),
-		finished:   notify.New(),
-		read:       notify.New(),
-		turn:       make(chan struct{}, 1),
-		client:     p.client,
-		small:      p.small,
-		congestion: p.congestion,
-		ended:      make(chan struct{}),
-		streams:    make(map[uint32]*chunkStream),
-		early:      make(map[uint32]carrier.ErrorCode),
+		conn:     newCoalescer(p.tls, p.records, p.raw),
+		slots:    make(chan struct{}, maxStreams),
+		openings: make(chan *opening),
+		finished: notify.New(),
+		read:     notify.New(),
+		turn:     make(chan struct{}, 1),
+		client:   p.client,
+		traits:   p.Traits(),
+		ended:    make(chan struct{}),
+		streams:  make(map[uint32]*chunkStream),
+		early:    make(map[uint32]carrier.ErrorCode),
 	}
 	c.life, c.kill = context.WithCancelCause(context.Background())
 	c.conn.frames.arriving = c.arriving
@@ -172,14 +170,13 @@ func (p *pending) Close(carrier.ErrorCode, string) {
 
 // connection is a Carrier over yamux over TLS over TCP.
 type connection struct {
-	client     bool
-	small      bool   // in small segments, because larger ones were lost
-	congestion string // of the kernel
-	conn       *coalescer
-	y          *yamux.Session
-	control    control
-	bundles    *yamux.Stream
-	signals    *yamux.Stream
+	client  bool
+	traits  carrier.Traits
+	conn    *coalescer
+	y       *yamux.Session
+	control control
+	bundles *yamux.Stream
+	signals *yamux.Stream
 
 	sending   []byte // belongs to SendBundle
 	receiving bundleReader
@@ -236,7 +233,7 @@ func (c *connection) start() {
 	c.all.Go(c.run)
 }
 
-func (c *connection) Traits() carrier.Traits { return traits(c.small, c.congestion) }
+func (c *connection) Traits() carrier.Traits { return c.traits }
 func (c *connection) Stats() carrier.Stats   { return tcpStats(c.conn.raw) }
 func (c *connection) LocalAddr() net.Addr    { return c.conn.LocalAddr() }
 func (c *connection) RemoteAddr() net.Addr   { return c.conn.RemoteAddr() }
