@@ -58,13 +58,26 @@ func startLab(t *testing.T, cfg netlab.Config, clientArgs ...string) *lab {
 // startLabServer is like startLab without a client.
 func startLabServer(t *testing.T, cfg netlab.Config) *lab {
 	t.Helper()
+	l := newLab(t, cfg)
+	l.startServers()
+	return l
+}
+
+// newLab makes a lab without a server.
+func newLab(t *testing.T, cfg netlab.Config) *lab {
+	t.Helper()
 	l := &lab{Net: newNet(t, cfg), t: t}
 	l.in(l.Targets, func() { l.echo = startEchoAt(t, netip.AddrPortFrom(netlab.TargetAddr(), 7).String()) })
+	return l
+}
+
+// startServers starts all of the lab's servers.
+func (l *lab) startServers() {
+	l.t.Helper()
 	for i, host := range l.Servers {
-		l.servers = append(l.servers, &serverProcess{StateDir: filepath.Join(t.TempDir(), host.Name)})
+		l.servers = append(l.servers, &serverProcess{StateDir: filepath.Join(l.t.TempDir(), host.Name)})
 		l.startServer(i)
 	}
-	return l
 }
 
 // in runs f on a host.

@@ -1,8 +1,6 @@
 package e2e
 
 import (
-	"net/netip"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -21,13 +19,11 @@ func TestInTheLabStreamIsFastOnLossyPath(t *testing.T) {
 
 func streamIsFastOnLossyPath(t *testing.T, transport string) {
 	path := netlab.Path{Delay: 100 * time.Millisecond, Rate: 50_000_000, Loss: 0.03}
-	l := &lab{Net: newNet(t, netlab.Config{Path: netlab.Symmetric(path)}), t: t}
+	l := newLab(t, netlab.Config{Path: netlab.Symmetric(path)})
 	for _, host := range append([]*netlab.Host{l.Home}, l.Servers...) {
 		host.SetCongestion("cubic")
 	}
-	l.in(l.Targets, func() { l.echo = startEchoAt(t, netip.AddrPortFrom(netlab.TargetAddr(), 7).String()) })
-	l.servers = []*serverProcess{{StateDir: filepath.Join(t.TempDir(), "server")}}
-	l.startServer(0)
+	l.startServers()
 	l.startClient("--transport", transport)
 	l.client.waitUp()
 	if transport == overBoth { // the stream must not begin over QUIC

@@ -22,10 +22,9 @@ const narrowMTU = 1280
 // addr. It starts no client.
 func startNarrowLab(t *testing.T, addr netip.Addr, icmp bool) *lab {
 	t.Helper()
-	l := &lab{Net: newNet(t, netlab.Config{}), t: t}
+	l := newLab(t, netlab.Config{})
 	l.IPv6()
 	l.Narrow(narrowMTU, icmp)
-	l.in(l.Targets, func() { l.echo = startEchoAt(t, netip.AddrPortFrom(netlab.TargetAddr(), 7).String()) })
 	l.startServerOn(addr)
 	return l
 }
@@ -136,9 +135,8 @@ func TestInTheLabTrafficSurvivesNarrowedPath(t *testing.T) {
 func TestInTheLabPathTooNarrowForQUICIsNamed(t *testing.T) {
 	t.Parallel()
 	const mtu = 1150
-	l := &lab{Net: newNet(t, netlab.Config{}), t: t}
+	l := newLab(t, netlab.Config{})
 	l.Narrow(mtu, false)
-	l.in(l.Targets, func() { l.echo = startEchoAt(t, netip.AddrPortFrom(netlab.TargetAddr(), 7).String()) })
 	l.startServerOn(netlab.ServerAddr(0))
 	l.startClient()
 	line, _ := l.client.WaitLogAfter(0, "the reason", containing("QUIC needs 1228 bytes"))
