@@ -46,8 +46,8 @@ const (
 	maxWithStreams = 4
 )
 
-// retireGrace is how long a carrier that is of no more use is kept for what is
-// under way on it.
+// retireGrace is the time for which a carrier that is not needed any more is kept, so that data
+// under way on it arrives.
 const retireGrace = 500 * time.Millisecond
 
 const (

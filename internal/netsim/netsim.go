@@ -32,8 +32,8 @@ type Config struct {
 	Jitter    time.Duration // at most this much more for a bundle, evenly spread
 	Rate      int           // of bundles, in bytes per second; 0 is no limit
 
-	// Lossy makes bundles what they are over UDP: a full queue drops the newest
-	// instead of waiting, and jitter reorders.
+	// Lossy treats bundles as UDP does: a full queue drops the newest instead of making the
+	// sender wait, and jitter reorders.
 	Lossy bool
 	Loss  float64 // the share of bundles that vanish, 0..1
 	Seed  uint64  // of the dice for Loss and Jitter

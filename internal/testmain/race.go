@@ -3,5 +3,5 @@
 package testmain
 
 // Race reports that the race detector is on. Counts of allocations mean nothing then:
-// sync.Pool drops at random what it is given.
+// sync.Pool drops items at random.
 const Race = true

@@ -71,9 +71,10 @@ func (s *suite) expandLabel(secret []byte, label string, length int) ([]byte, er
 	return hkdf.Expand(s.hash, secret, string(append(info, 0)), length)
 }
 
-// New returns the two halves of one end: what seals its packets, to a peer with the connection
-// ID, and what opens the peer's. cipherSuite is that of the TLS connection, and secret what its exporter
-// returned.
+// New returns the two halves of one end: one seals its packets, to a peer with the connection ID, and
+// one opens the peer's. cipherSuite is that of the TLS connection, and secret comes from its exporter. It must be
+// called once for each end of a TLS connection: packet numbers begin at 0, so a second pair
+// would use nonces again. SetPeer serves another path.
 func New(cipherSuite uint16, secret []byte, client bool, peer ConnectionID) (*Sealer, *Opener, error) {
 	s, ok := suites[cipherSuite]
 	if !ok {

@@ -26,7 +26,7 @@ type Packet struct {
 	Frames   []byte // aliases the packet
 }
 
-// Counts returns what was counted so far.
+// Counts returns the counts so far.
 func (o *Opener) Counts() Counts { return o.counts }
 
 // Generation returns the newest generation that has opened a packet, for the feedback.

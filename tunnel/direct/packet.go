@@ -52,8 +52,8 @@
 // first that the current has opened, and the next for others. It changes nothing before a packet has opened. It stops
 // after 2^35 packets that did not open, half the limit of ChaCha20-Poly1305.
 //
-// A receiver drops, and counts, a packet whose number it has opened before or can no longer tell
-// (RFC 6479): it remembers at least 4,096 numbers.
+// A receiver drops and counts a packet if it has opened the number before, or if the number is older
+// than those that it remembers, at least 4,096 (RFC 6479).
 //
 // # Frames
 //
